@@ -1,0 +1,116 @@
+"""The errors that quantlib raises on purpose.
+
+Every one of them is printed by the command line without a traceback. ``exit_code`` is what the
+process exits with: 2 for input that a person must change, 1 for work that failed, 3 for a
+checkpoint that was judged and refused.
+
+Example:
+    >>> raise InvalidInputError([Problem("recipe.yaml: calibration.num_samples", "is 0",
+    ...                                  "give at least 1")])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with an input.
+
+    Attributes:
+        where: The file, field, tensor or layer that the problem is in.
+        what: What is wrong there.
+        remedy: What to do about it; empty where ``what`` says it already.
+    """
+
+    where: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}"
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+
+class QuantlibError(Exception):
+    """Base class of every error raised on purpose."""
+
+    exit_code = 1
+
+
+class InvalidInputError(QuantlibError):
+    """Input was refused before any work was done on it.
+
+    Attributes:
+        problems: Everything that is wrong, not only the first thing found.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    @classmethod
+    def one(cls, where: str, what: str, remedy: str = "") -> InvalidInputError:
+        """The error of a single problem."""
+        return cls([Problem(where, what, remedy)])
+
+
+class UnknownNameError(InvalidInputError):
+    """A registry holds nothing under the requested name.
+
+    Attributes:
+        name: The name that was asked for.
+        known: The names that the registry holds.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
+        self.name = name
+        self.known = tuple(sorted(known))
+        what = f"unknown {kind} {name!r}; known: {', '.join(self.known) or 'none'}"
+        super().__init__([Problem(kind, what, remedy)])
+
+
+class StoreError(QuantlibError):
+    """A file of the store is missing, damaged or cannot be written.
+
+    Attributes:
+        address: The address of the file, including the store's own.
+    """
+
+    def __init__(self, address: str, what: str) -> None:
+        self.address = address
+        super().__init__(f"{address}: {what}")
+
+
+class QuantizationError(QuantlibError):
+    """A linear could not be quantized.
+
+    Attributes:
+        linear: The full name of the linear.
+    """
+
+    def __init__(self, linear: str, what: str) -> None:
+        self.linear = linear
+        super().__init__(f"{linear}: {what}")
+
+
+class StepError(QuantlibError):
+    """A step of the pipeline failed.
+
+    Attributes:
+        step: The name of the step.
+    """
+
+    def __init__(self, step: str, what: str) -> None:
+        self.step = step
+        super().__init__(f"step {step}: {what}")
+
+
+class GateFailedError(QuantlibError):
+    """The quantized checkpoint was judged worse than the recipe's thresholds allow."""
+
+    exit_code = 3

@@ -1,0 +1,322 @@
+"""The recipe: everything that decides what a quantized checkpoint will be.
+
+A recipe is a YAML or JSON file. Unknown keys are refused, every field has a documented default, and
+all faults of a file are reported together, each with its path (``quantization.weights.bits``).
+This module imports neither torch nor any part that does, so that a recipe is checked in an instant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from quantlib.errors import InvalidInputError, Problem
+
+SHIPPED_RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    """A closed, immutable part of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class WeightScheme(Section):
+    """How a weight's numbers are represented."""
+
+    bits: Annotated[int, Field(ge=2, le=8, description="Bits of an integer code.")] = 4
+    group_size: Annotated[
+        int,
+        Field(description="Input columns that share a scale; -1 for one scale per output channel."),
+    ] = 128
+    symmetric: Annotated[
+        bool, Field(description="Codes centred on zero (true), or a zero point per group (false).")
+    ] = True
+
+    @field_validator("group_size")
+    @classmethod
+    def _positive_or_channel(cls, value: int) -> int:
+        if value != -1 and value < 1:
+            raise ValueError("must be -1 (per channel) or a positive number of columns")
+        return value
+
+
+class QuantizationSection(Section):
+    """The algorithm, the representation and what it applies to."""
+
+    method: Annotated[str, Field(description="A registered quantizer: gptq, minmax, ...")] = "gptq"
+    weights: WeightScheme = WeightScheme()
+    activations: Annotated[
+        Literal["none", "int8"],
+        Field(description="none, or int8 with one dynamic scale per token."),
+    ] = "none"
+    format: Annotated[
+        str | None,
+        Field(
+            description="How the checkpoint is written: gptq or compressed-tensors. Default: gptq "
+            "for the gptq method where that format can hold the scheme, else compressed-tensors."
+        ),
+    ] = None
+    layers: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...] | None,
+        Field(description="Blocks to quantize, by index; the others stay exact. Default: all."),
+    ] = None
+    ignore: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Linears that stay exact: the last part of a name (down_proj), a full name, "
+            "or re: and a regular expression on the full name. The head is never quantized."
+        ),
+    ] = ()
+    options: Annotated[
+        dict[str, Any],
+        Field(description="Settings of the method; its class documents and checks them."),
+    ] = {}
+
+    @field_validator("layers")
+    @classmethod
+    def _sorted_layers(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and not value:
+            raise ValueError("names no block; leave it out to quantize all of them")
+        return None if value is None else tuple(sorted(set(value)))
+
+
+class CalibrationSection(Section):
+    """The text that the model is calibrated on."""
+
+    dataset: Annotated[
+        str | None,
+        Field(
+            description="A .jsonl, .txt or .parquet file, a folder of them, or the name of a "
+            "`datasets` dataset (name, or name:config). Default: the text that ships with quantlib."
+        ),
+    ] = None
+    split: Annotated[str, Field(description="Split of a `datasets` dataset.")] = "train"
+    text_field: Annotated[
+        str, Field(description="Field or column that holds the text of a record.")
+    ] = "text"
+    num_samples: Annotated[int, Field(ge=1, description="Token windows to calibrate on.")] = 128
+    sequence_length: Annotated[int, Field(ge=8, description="Tokens in a window.")] = 512
+    seed: Annotated[int, Field(ge=0, description="Decides which windows are taken.")] = 0
+
+
+class OutlierSuppressionSection(Section):
+    """A transformation that makes the model easier to quantize without changing its function."""
+
+    method: Annotated[str, Field(description="A registered suppressor: smooth_quant.")] = (
+        "smooth_quant"
+    )
+    options: Annotated[
+        dict[str, Any],
+        Field(description="Settings of the suppressor; its class documents and checks them."),
+    ] = {}
+
+
+class Thresholds(Section):
+    """What a quantized checkpoint may lose before the gate refuses it."""
+
+    max_perplexity_increase: Annotated[
+        float,
+        Field(gt=0, le=10, description="Relative: 0.15 allows 15 % more than the original's."),
+    ] = 0.15
+    max_kl_mean: Annotated[
+        float, Field(gt=0, le=20, description="Mean KL divergence from the original, in nats.")
+    ] = 0.2
+    min_top1_agreement: Annotated[
+        float,
+        Field(gt=0, lt=1, description="Share of positions whose most likely token is the same."),
+    ] = 0.75
+
+
+class ValidationSection(Section):
+    """How the merged checkpoint is judged."""
+
+    engine: Annotated[
+        Literal["vllm", "transformers"], Field(description="What loads and runs both models.")
+    ] = "vllm"
+    dataset: Annotated[
+        str | None,
+        Field(
+            description="Held-out text, named as calibration.dataset is. Default: the held-out text "
+            "that ships with quantlib, which shares no source with the calibration text."
+        ),
+    ] = None
+    split: Annotated[str, Field(description="Split of a `datasets` dataset.")] = "test"
+    text_field: Annotated[
+        str, Field(description="Field or column that holds the text of a record.")
+    ] = "text"
+    num_samples: Annotated[int, Field(ge=1, description="Token windows to judge on.")] = 40
+    sequence_length: Annotated[int, Field(ge=8, description="Tokens in a window.")] = 512
+    prompts: Annotated[
+        tuple[str, ...], Field(description="Completed greedily by both models, side by side.")
+    ] = (
+        "The capital of France is",
+        "Water boils at a temperature of",
+        "The three primary colours are",
+    )
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 32
+    thresholds: Thresholds = Thresholds()
+
+
+class PublishSection(Section):
+    """Where a checkpoint that passed goes."""
+
+    destination: Annotated[
+        str | None,
+        Field(description="A folder. Default: the folder `published` beside the store."),
+    ] = None
+
+
+class Recipe(Section):
+    """Everything that decides what a quantized checkpoint will be."""
+
+    model: Annotated[
+        str | None,
+        Field(
+            description="A folder, a .gguf file, or hf://org/name@revision. "
+            "May be left out and given on the command line."
+        ),
+    ] = None
+    quantization: QuantizationSection = QuantizationSection()
+    calibration: CalibrationSection = CalibrationSection()
+    outlier_suppression: Annotated[
+        OutlierSuppressionSection | None, Field(description="Default: none.")
+    ] = None
+    num_ranges: Annotated[
+        int,
+        Field(ge=1, le=64, description="Ranges of blocks that are quantized independently."),
+    ] = 1
+    validation: ValidationSection = ValidationSection()
+    publish: PublishSection = PublishSection()
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Recipe:
+        from quantlib.compatibility import scheme_problems
+
+        problems = scheme_problems(self)
+        if problems:
+            raise _Incompatible(problems)
+        return self
+
+    def canonical_json(self) -> str:
+        """The recipe with every default filled in; equal recipes give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """``sha256:`` and the hexadecimal digest of :meth:`canonical_json`."""
+        return "sha256:" + hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+class _Incompatible(ValueError):
+    """Carries problems with their own paths through pydantic."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(map(str, problems)))
+
+
+def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+    """Validates parsed data.
+
+    Args:
+        data: The mapping that a recipe file holds.
+        origin: What to call the recipe in error messages.
+
+    Raises:
+        InvalidInputError: With one problem per fault.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InvalidInputError(_problems_of(error, origin)) from None
+
+
+def _problems_of(error: ValidationError, origin: str) -> list[Problem]:
+    problems = []
+    for fault in error.errors():
+        cause = fault.get("ctx", {}).get("error")
+        if isinstance(cause, _Incompatible):
+            problems += [
+                Problem(f"{origin}: {problem.where}", problem.what, problem.remedy)
+                for problem in cause.problems
+            ]
+            continue
+        path = ".".join(str(part) for part in fault["loc"]) or "(top level)"
+        if fault["type"] == "extra_forbidden":
+            problems.append(Problem(f"{origin}: {path}", "unknown key"))
+            continue
+        message = fault["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(fault["input"], (dict, list)) else f" (given: {fault['input']!r})"
+        problems.append(Problem(f"{origin}: {path}", message[0].lower() + message[1:] + given))
+    return problems
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.safe_load(text)
+
+
+CONFIG_PARSERS: dict[str, Callable[[str], Any]] = {
+    ".yaml": _parse_yaml,
+    ".yml": _parse_yaml,
+    ".json": json.loads,
+}
+"""Parsers of :func:`load_config` by file suffix; add one to read another config format."""
+
+
+def load_config(path: Path | str) -> dict[str, Any]:
+    """Reads a mapping from a YAML or JSON file.
+
+    Raises:
+        InvalidInputError: The file is missing, has an unknown suffix, cannot be parsed, or holds
+            something other than a mapping.
+    """
+    path = Path(path)
+    parser = CONFIG_PARSERS.get(path.suffix.lower())
+    if parser is None:
+        known = ", ".join(sorted(CONFIG_PARSERS))
+        raise InvalidInputError.one(str(path), f"unknown config format {path.suffix!r}", known)
+    try:
+        data = parser(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError.one(str(path), f"cannot be read: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise InvalidInputError.one(str(path), f"cannot be parsed: {error}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise InvalidInputError.one(str(path), "does not hold a mapping")
+    return data
+
+
+def load_recipe(path: Path | str) -> Recipe:
+    """Reads and validates a recipe file, or a shipped recipe by its name (``gptq``).
+
+    Raises:
+        InvalidInputError: With one problem per fault of the file.
+    """
+    if "/" not in str(path) and not Path(path).suffix:
+        shipped = SHIPPED_RECIPES / f"{path}.yaml"
+        if shipped.is_file():
+            path = shipped
+    return parse_recipe(load_config(path), origin=str(path))
+
+
+def recipe_from_json(text: str) -> Recipe:
+    """The recipe that :meth:`Recipe.canonical_json` wrote.
+
+    Raises:
+        InvalidInputError: ``text`` is no valid recipe.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError.one("recipe", f"is no JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InvalidInputError.one("recipe", "does not hold a mapping")
+    return parse_recipe(data)

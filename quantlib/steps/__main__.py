@@ -1,0 +1,44 @@
+"""Runs one step as a container of the pipeline.
+
+    python -m quantlib.steps quantize --executor-input '{"inputs": ..., "outputs": ...}'
+
+Exit codes: 0 done, 1 failed, 2 invalid input, 3 the gate refused the checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+
+from quantlib.errors import QuantlibError
+from quantlib.steps import STEP_NAMES
+from quantlib.steps.contract import StepCall
+
+
+def main() -> int:
+    """Parses the arguments, runs the step and writes the executor output."""
+    parser = argparse.ArgumentParser(prog="python -m quantlib.steps", description=__doc__)
+    parser.add_argument("step", choices=STEP_NAMES)
+    parser.add_argument(
+        "--executor-input", required=True, help="the JSON that Kubeflow substitutes for {{$}}"
+    )
+    arguments = parser.parse_args()
+    # SIGTERM ends a pod: unwind, so that scratch folders and child processes go too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        call = StepCall.parse(arguments.executor_input)
+        importlib.import_module(f"quantlib.steps.{arguments.step}").main(call)
+        call.finish()
+    except QuantlibError as error:
+        print(f"{arguments.step}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{arguments.step}: interrupted", file=sys.stderr, flush=True)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

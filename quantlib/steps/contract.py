@@ -1,0 +1,189 @@
+"""What passes between Kubeflow and a step: the executor input and the executor output.
+
+The executor input is the JSON that the launcher substitutes for ``{{$}}``: parameter values, input
+artifacts by URI, and where the outputs go. The step writes each output parameter and artifact to
+its path, and the executor output, which gives artifacts their metadata, to ``outputs.outputFile``
+(kubeflow/pipelines, api/v2alpha1/pipeline_spec.proto: ExecutorInput, ExecutorOutput).
+
+Artifacts are receipts, reports and metrics: a few KB each. Bulk never travels this way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantlib.errors import InvalidInputError
+from quantlib.store import Receipt, Store, open_store
+
+_MOUNTS = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/"}
+"""Where the launcher puts the files of an artifact store, by the scheme of their URIs."""
+
+
+def local_path(uri: str) -> Path:
+    """Where a container finds the artifact at ``uri``."""
+    for scheme, mount in _MOUNTS.items():
+        if uri.startswith(scheme):
+            return Path(mount + uri.removeprefix(scheme))
+    return Path(uri.removeprefix("file://"))
+
+
+@dataclass
+class StepCall:
+    """One call of a step, and what it has written so far."""
+
+    parameters: Mapping[str, Any]
+    inputs: Mapping[str, list[dict[str, Any]]]
+    output_parameters: Mapping[str, Path]
+    outputs: Mapping[str, dict[str, Any]]
+    output_file: Path
+    _metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _values: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> StepCall:
+        """Reads an executor input.
+
+        Raises:
+            InvalidInputError: ``text`` is no executor input.
+        """
+        try:
+            data = json.loads(text)
+            inputs, outputs = data.get("inputs", {}), data["outputs"]
+            return cls(
+                parameters=inputs.get("parameterValues", {}),
+                inputs={
+                    name: entry["artifacts"]
+                    for name, entry in inputs.get("artifacts", {}).items()
+                },
+                output_parameters={
+                    name: Path(entry["outputFile"])
+                    for name, entry in outputs.get("parameters", {}).items()
+                },
+                outputs={
+                    name: entry["artifacts"][0]
+                    for name, entry in outputs.get("artifacts", {}).items()
+                },
+                output_file=Path(outputs["outputFile"]),
+            )
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise InvalidInputError.one("--executor-input", f"is no executor input: {error!r}") from None
+
+    def text(self, name: str) -> str:
+        """A string parameter.
+
+        Raises:
+            InvalidInputError: It is missing.
+        """
+        return str(self._parameter(name))
+
+    def integer(self, name: str) -> int:
+        """An integer parameter. Kubeflow passes integers as floats.
+
+        Raises:
+            InvalidInputError: It is missing or not a whole number.
+        """
+        value = self._parameter(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+            raise InvalidInputError.one(f"parameter {name}", f"is no whole number: {value!r}")
+        return int(value)
+
+    def store(self) -> Store:
+        """The store that the parameter ``store`` names."""
+        return open_store(self.text("store"))
+
+    def receipt(self, name: str) -> Receipt:
+        """The receipt that the input artifact ``name`` holds.
+
+        Raises:
+            InvalidInputError: It is missing or no receipt.
+        """
+        receipts = self.receipts(name)
+        if len(receipts) != 1:
+            raise InvalidInputError.one(f"input {name}", f"holds {len(receipts)} artifacts, not 1")
+        return receipts[0]
+
+    def receipts(self, name: str) -> list[Receipt]:
+        """The receipts of an input that is a list of artifacts.
+
+        Raises:
+            InvalidInputError: One is missing or no receipt.
+        """
+        if name not in self.inputs:
+            raise InvalidInputError.one(f"input {name}", "is missing")
+        receipts = []
+        for artifact in self.inputs[name]:
+            path = local_path(artifact["uri"])
+            try:
+                receipts.append(Receipt.from_json(path.read_bytes(), origin=str(path)))
+            except OSError as error:
+                raise InvalidInputError.one(
+                    f"input {name}", f"{path} cannot be read: {error.strerror}"
+                ) from None
+        return receipts
+
+    def write_parameter(self, name: str, value: Any) -> None:
+        """Writes an output parameter: a string as it is, anything else as JSON."""
+        path = self.output_parameters[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+        self._values[name] = value
+
+    def write_receipt(self, name: str, store: Store, receipt: Receipt) -> None:
+        """Writes a receipt as the output artifact ``name``."""
+        self.write_artifact(
+            name,
+            receipt.to_json(),
+            {
+                "step": receipt.step,
+                "key": receipt.key,
+                "digest": receipt.digest(),
+                "address": store.full_address(receipt.folder),
+            },
+        )
+
+    def write_artifact(
+        self, name: str, data: bytes | None, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes an output artifact.
+
+        Args:
+            name: Name of the output.
+            data: Its content; None for an artifact that is metadata only, as metrics are.
+            metadata: Shown in the UI.
+        """
+        if data is not None:
+            path = local_path(self.outputs[name]["uri"])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        self._metadata[name] = dict(metadata or {})
+
+    def finish(self) -> None:
+        """Writes the executor output."""
+        output: dict[str, Any] = {
+            "artifacts": {
+                name: {
+                    "artifacts": [
+                        {
+                            "name": artifact.get("name", ""),
+                            "type": artifact.get("type", {}),
+                            "uri": artifact["uri"],
+                            "metadata": artifact.get("metadata", {}) | self._metadata.get(name, {}),
+                        }
+                    ]
+                }
+                for name, artifact in self.outputs.items()
+            }
+        }
+        if self._values:
+            output["parameterValues"] = self._values
+        self.output_file.parent.mkdir(parents=True, exist_ok=True)
+        self.output_file.write_text(json.dumps(output), encoding="utf-8")
+
+    def _parameter(self, name: str) -> Any:
+        if name not in self.parameters:
+            raise InvalidInputError.one(f"parameter {name}", "is missing")
+        return self.parameters[name]
