@@ -90,11 +90,13 @@ class QuantizationError(QuantlibError):
     """A linear could not be quantized.
 
     Attributes:
-        linear: The full name of the linear.
+        linear: The name of the linear.
+        what: What went wrong.
     """
 
     def __init__(self, linear: str, what: str) -> None:
         self.linear = linear
+        self.what = what
         super().__init__(f"{linear}: {what}")
 
 

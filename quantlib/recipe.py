@@ -7,6 +7,7 @@ This module imports neither torch nor any part that does, so that a recipe is ch
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from quantlib.errors import InvalidInputError, Problem
 
@@ -70,8 +71,8 @@ class QuantizationSection(Section):
     ignore: Annotated[
         tuple[str, ...],
         Field(
-            description="Linears that stay exact: the last part of a name (down_proj), a full name, "
-            "or re: and a regular expression on the full name. The head is never quantized."
+            description="Linears that stay exact: the last part of a name (down_proj), a full "
+            "name, or re: and a regular expression on the full name. The head is never quantized."
         ),
     ] = ()
     options: Annotated[
@@ -143,8 +144,8 @@ class ValidationSection(Section):
     dataset: Annotated[
         str | None,
         Field(
-            description="Held-out text, named as calibration.dataset is. Default: the held-out text "
-            "that ships with quantlib, which shares no source with the calibration text."
+            description="Held-out text, named as calibration.dataset is. Default: the held-out "
+            "text that ships with quantlib, which shares no source with the calibration text."
         ),
     ] = None
     split: Annotated[str, Field(description="Split of a `datasets` dataset.")] = "test"
@@ -195,15 +196,6 @@ class Recipe(Section):
     validation: ValidationSection = ValidationSection()
     publish: PublishSection = PublishSection()
 
-    @model_validator(mode="after")
-    def _parts_go_together(self) -> Recipe:
-        from quantlib.compatibility import scheme_problems
-
-        problems = scheme_problems(self)
-        if problems:
-            raise _Incompatible(problems)
-        return self
-
     def canonical_json(self) -> str:
         """The recipe with every default filled in; equal recipes give equal text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -211,14 +203,6 @@ class Recipe(Section):
     def digest(self) -> str:
         """``sha256:`` and the hexadecimal digest of :meth:`canonical_json`."""
         return "sha256:" + hashlib.sha256(self.canonical_json().encode()).hexdigest()
-
-
-class _Incompatible(ValueError):
-    """Carries problems with their own paths through pydantic."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(map(str, problems)))
 
 
 def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
@@ -231,30 +215,53 @@ def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     Raises:
         InvalidInputError: With one problem per fault.
     """
+    # The parts of a recipe import its types.
+    from quantlib.compatibility import scheme_problems
+
+    problems: list[Problem] = []
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise InvalidInputError(_problems_of(error, origin)) from None
+        problems = _field_problems(error)
+        recipe = _without_faults(data, error)
+    problems += scheme_problems(recipe)
+    if problems:
+        raise InvalidInputError(
+            Problem(f"{origin}: {problem.where}", problem.what, problem.remedy)
+            for problem in problems
+        )
+    return recipe
 
 
-def _problems_of(error: ValidationError, origin: str) -> list[Problem]:
+def _field_problems(error: ValidationError) -> list[Problem]:
     problems = []
     for fault in error.errors():
-        cause = fault.get("ctx", {}).get("error")
-        if isinstance(cause, _Incompatible):
-            problems += [
-                Problem(f"{origin}: {problem.where}", problem.what, problem.remedy)
-                for problem in cause.problems
-            ]
-            continue
         path = ".".join(str(part) for part in fault["loc"]) or "(top level)"
         if fault["type"] == "extra_forbidden":
-            problems.append(Problem(f"{origin}: {path}", "unknown key"))
+            problems.append(Problem(path, "unknown key"))
             continue
         message = fault["msg"].removeprefix("Value error, ")
         given = "" if isinstance(fault["input"], (dict, list)) else f" (given: {fault['input']!r})"
-        problems.append(Problem(f"{origin}: {path}", message[0].lower() + message[1:] + given))
+        problems.append(Problem(path, message[0].lower() + message[1:] + given))
     return problems
+
+
+def _without_faults(data: Mapping[str, Any], error: ValidationError) -> Recipe:
+    """The recipe with defaults in place of its faulty fields, so that the rest is checked too."""
+    remaining = copy.deepcopy(dict(data))
+    for fault in error.errors():
+        parent: Any = remaining
+        *path, last = fault["loc"] or ("",)
+        for part in path:
+            parent = parent.get(part) if isinstance(parent, dict) else None
+        if isinstance(parent, dict):
+            parent.pop(last, None)
+        elif path:
+            remaining.pop(str(path[0]), None)
+    try:
+        return Recipe.model_validate(remaining)
+    except ValidationError:
+        return Recipe()
 
 
 def _parse_yaml(text: str) -> Any:
@@ -294,29 +301,32 @@ def load_config(path: Path | str) -> dict[str, Any]:
     return data
 
 
+def recipe_path(name: Path | str) -> Path:
+    """The file of a recipe given by path, or by the name of a shipped recipe (``gptq``)."""
+    shipped = SHIPPED_RECIPES / f"{name}.yaml"
+    is_name = "/" not in str(name) and not Path(name).suffix
+    return shipped if is_name and shipped.is_file() else Path(name)
+
+
 def load_recipe(path: Path | str) -> Recipe:
     """Reads and validates a recipe file, or a shipped recipe by its name (``gptq``).
 
     Raises:
         InvalidInputError: With one problem per fault of the file.
     """
-    if "/" not in str(path) and not Path(path).suffix:
-        shipped = SHIPPED_RECIPES / f"{path}.yaml"
-        if shipped.is_file():
-            path = shipped
-    return parse_recipe(load_config(path), origin=str(path))
+    return parse_recipe(load_config(recipe_path(path)), origin=str(path))
 
 
-def recipe_from_json(text: str) -> Recipe:
-    """The recipe that :meth:`Recipe.canonical_json` wrote.
+def recipe_from_text(text: str) -> Recipe:
+    """A recipe given as YAML or JSON text, as pipeline parameters carry it.
 
     Raises:
         InvalidInputError: ``text`` is no valid recipe.
     """
     try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise InvalidInputError.one("recipe", f"is no JSON: {error}") from None
+        data = _parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise InvalidInputError.one("recipe", f"cannot be parsed: {error}") from None
     if not isinstance(data, dict):
         raise InvalidInputError.one("recipe", "does not hold a mapping")
     return parse_recipe(data)

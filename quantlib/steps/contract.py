@@ -56,8 +56,7 @@ class StepCall:
             return cls(
                 parameters=inputs.get("parameterValues", {}),
                 inputs={
-                    name: entry["artifacts"]
-                    for name, entry in inputs.get("artifacts", {}).items()
+                    name: entry["artifacts"] for name, entry in inputs.get("artifacts", {}).items()
                 },
                 output_parameters={
                     name: Path(entry["outputFile"])
@@ -70,7 +69,9 @@ class StepCall:
                 output_file=Path(outputs["outputFile"]),
             )
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise InvalidInputError.one("--executor-input", f"is no executor input: {error!r}") from None
+            raise InvalidInputError.one(
+                "--executor-input", f"is no executor input: {error!r}"
+            ) from None
 
     def text(self, name: str) -> str:
         """A string parameter.

@@ -155,7 +155,7 @@ def _take_over(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
     try:
-        if source.suffix != ".safetensors" or not _link(source, partial):
+        if target.suffix != ".safetensors" or not _link(source, partial):
             shutil.copyfile(source, partial)
         partial.replace(target)
     finally:

@@ -1,0 +1,45 @@
+# Everything happens in .venv; `make help` lists the targets.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+SOURCES := quantlib components pipelines tests benchmarks
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test quality style compile benchmark clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Install everything into .venv
+
+$(STAMP): pyproject.toml constraints.txt scripts/install.sh
+	bash scripts/install.sh $(VENV)
+	@touch $@
+
+demo: $(STAMP) ## Quantize SmolLM2-135M through the compiled pipeline, validate it with vLLM, publish it
+	$(PYTHON) scripts/demo.py
+
+test: $(STAMP) ## Run all tests
+	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+quality: $(STAMP) ## Check style, types and generated files
+	$(VENV)/bin/ruff check $(SOURCES) scripts
+	$(VENV)/bin/ruff format --check $(SOURCES) scripts
+	$(VENV)/bin/mypy
+	$(PYTHON) -m components --check
+
+style: $(STAMP) ## Fix what can be fixed by itself
+	$(VENV)/bin/ruff check --fix $(SOURCES) scripts
+	$(VENV)/bin/ruff format $(SOURCES) scripts
+	$(PYTHON) -m components
+
+compile: $(STAMP) ## Compile the Kubeflow pipeline to build/pipeline.yaml
+	$(PYTHON) -m pipelines compile --output build/pipeline.yaml
+
+benchmark: $(STAMP) ## Compare with llm-compressor, side by side (about 20 minutes)
+	$(PYTHON) benchmarks/peers.py
+
+clean: ## Remove what the other targets made
+	rm -rf build $(VENV) .quantlib *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

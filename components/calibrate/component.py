@@ -1,0 +1,30 @@
+"""The component of the calibrate step."""
+
+from kfp import dsl
+
+from components._container import step_container
+
+
+@dsl.container_component
+def calibrate(
+    recipe: str,
+    store: str,
+    device: str,
+    model: dsl.Input[dsl.Artifact],
+    plan: dsl.Input[dsl.Artifact],
+    calibration: dsl.Output[dsl.Artifact],
+) -> dsl.ContainerSpec:
+    """Runs the calibration text through the model, one block in memory at a time.
+
+    Keeps the hidden states at the first block of each range, and the channel statistics of every
+    block.
+
+    Args:
+        recipe: Recipe, as YAML or JSON text.
+        store: Address of the store that holds the bulk of every step: a folder.
+        device: auto, cpu or cuda.
+        model: Receipt of the model.
+        plan: Receipt of the plan, which says where the ranges begin.
+        calibration: Receipt of the hidden states and statistics.
+    """
+    return step_container("calibrate")

@@ -1,0 +1,26 @@
+"""The component of the fetch step."""
+
+from kfp import dsl
+
+from components._container import step_container
+
+
+@dsl.container_component
+def fetch(
+    recipe: str,
+    source: str,
+    store: str,
+    model: dsl.Output[dsl.Artifact],
+) -> dsl.ContainerSpec:
+    """Fetches a model into the store as safetensors.
+
+    The source is resolved to a commit or a content digest, a GGUF file is dequantized, and only
+    weights, tokenizer and config files are taken. This is the only step that reads from the hub.
+
+    Args:
+        recipe: Recipe, as YAML or JSON text.
+        source: A folder, a .gguf file, or hf://org/name@revision. Empty: the recipe's model.
+        store: Address of the store that holds the bulk of every step: a folder.
+        model: Receipt of the model in the store.
+    """
+    return step_container("fetch")

@@ -1,0 +1,1 @@
+"""The gate step as a component."""

@@ -1,0 +1,28 @@
+"""The component of the merge step."""
+
+from kfp import dsl
+
+from components._container import step_container
+
+
+@dsl.container_component
+def merge(
+    recipe: str,
+    store: str,
+    model: dsl.Input[dsl.Artifact],
+    quantized: dsl.Input[list[dsl.Artifact]],
+    checkpoint: dsl.Output[dsl.Artifact],
+) -> dsl.ContainerSpec:
+    """Joins the ranges into one checkpoint that vLLM loads.
+
+    The files of the ranges are taken as they are; the embedding and all else that is not quantized
+    goes into one more file, beside index, config and tokenizer.
+
+    Args:
+        recipe: Recipe, as YAML or JSON text.
+        store: Address of the store that holds the bulk of every step: a folder.
+        model: Receipt of the model.
+        quantized: Receipts of all ranges.
+        checkpoint: Receipt of the checkpoint.
+    """
+    return step_container("merge")

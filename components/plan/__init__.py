@@ -1,0 +1,1 @@
+"""The plan step as a component."""

@@ -1,0 +1,31 @@
+"""The component of the publish step."""
+
+from kfp import dsl
+
+from components._container import step_container
+
+
+@dsl.container_component
+def publish(
+    recipe: str,
+    destination: str,
+    store: str,
+    checkpoint: dsl.Input[dsl.Artifact],
+    validation: dsl.Input[dsl.Artifact],
+    published: dsl.Output[dsl.Artifact],
+    address: dsl.OutputPath(str),  # type: ignore[valid-type]
+) -> dsl.ContainerSpec:
+    """Publishes a checkpoint that passed, under its digest and with the manifest last.
+
+    Adds the model card with what was measured, and the provenance.
+
+    Args:
+        recipe: Recipe, as YAML or JSON text.
+        destination: Folder to publish in. Empty: the recipe's.
+        store: Address of the store that holds the bulk of every step: a folder.
+        checkpoint: Receipt of the checkpoint.
+        validation: Receipt of the measurements; a failed verdict is refused.
+        published: Receipt of what was published.
+        address: Where the checkpoint was published.
+    """
+    return step_container("publish")

@@ -1,0 +1,1 @@
+"""The quantize step as a component."""

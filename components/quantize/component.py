@@ -1,0 +1,33 @@
+"""The component of the quantize step."""
+
+from kfp import dsl
+
+from components._container import step_container
+
+
+@dsl.container_component
+def quantize(
+    recipe: str,
+    block_range: str,
+    store: str,
+    device: str,
+    model: dsl.Input[dsl.Artifact],
+    calibration: dsl.Input[dsl.Artifact],
+    smoothing: dsl.Input[dsl.Artifact],
+    quantized: dsl.Output[dsl.Artifact],
+) -> dsl.ContainerSpec:
+    """Quantizes one range of blocks, reading the weights of these blocks only.
+
+    Each block is calibrated on the output of the quantized block before it.
+
+    Args:
+        recipe: Recipe, as YAML or JSON text.
+        block_range: First block and end of the range, such as "8:16".
+        store: Address of the store that holds the bulk of every step: a folder.
+        device: auto, cpu or cuda.
+        model: Receipt of the model.
+        calibration: Receipt of the hidden states that enter the range.
+        smoothing: Receipt of the scales to fold in.
+        quantized: Receipt of the range's tensors, in the checkpoint's final format.
+    """
+    return step_container("quantize")

@@ -1,0 +1,1 @@
+"""The smooth step as a component."""

@@ -1,0 +1,39 @@
+"""The component of the validate step."""
+
+from kfp import dsl
+
+from components._container import step_container
+from components._images import VALIDATE_IMAGE
+
+
+@dsl.container_component
+def validate(
+    recipe: str,
+    store: str,
+    device: str,
+    model: dsl.Input[dsl.Artifact],
+    checkpoint: dsl.Input[dsl.Artifact],
+    validation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+    verdict: dsl.OutputPath(str),  # type: ignore[valid-type]
+    reason: dsl.OutputPath(str),  # type: ignore[valid-type]
+) -> dsl.ContainerSpec:
+    """Judges the checkpoint against the original model on held-out text.
+
+    Loads both and compares perplexity, KL divergence and generations with the recipe's thresholds.
+    The step succeeds whatever the verdict is: a step that fails loses its outputs in Kubeflow.
+
+    Args:
+        recipe: Recipe, as YAML or JSON text.
+        store: Address of the store that holds the bulk of every step: a folder.
+        device: auto, cpu or cuda.
+        model: Receipt of the original model.
+        checkpoint: Receipt of the checkpoint.
+        validation: Receipt of the measurements.
+        metrics: The measurements, for the run's metrics view.
+        report: The report, as one self-contained page.
+        verdict: passed or failed.
+        reason: Which thresholds were missed, and by how much.
+    """
+    return step_container("validate", VALIDATE_IMAGE)

@@ -1,0 +1,1 @@
+"""Calibration: text to token windows, hidden states at range boundaries, channel statistics."""

@@ -1,0 +1,68 @@
+"""What quantizers learn of an input: its Hessian, and its extremes per channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantlib.models.base import LinearGroup
+from quantlib.models.decoder import DecoderBlock
+
+_PANEL_COLUMNS = 384
+"""Columns of the Hessian computed at once; smaller panels skip more of the lower triangle."""
+
+
+class HessianAccumulator:
+    """``X.T @ X`` over the calibration tokens, for one input.
+
+    Only the upper triangle is computed: the Hessian is symmetric, and this is where most of the
+    time of calibration goes.
+    """
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self._sum = torch.zeros(in_features, in_features, device=device)
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """Adds tokens.
+
+        Args:
+            x: ``[..., in_features]``, computed with in float32.
+        """
+        tokens = x.reshape(-1, x.shape[-1]).float()
+        self.tokens += len(tokens)
+        for start in range(0, tokens.shape[1], _PANEL_COLUMNS):
+            panel = tokens[:, start : start + _PANEL_COLUMNS]
+            self._sum[start : start + _PANEL_COLUMNS, start:].addmm_(panel.t(), tokens[:, start:])
+
+    def hessian(self) -> Tensor:
+        """The Hessian divided by the number of tokens, float32 ``[in_features, in_features]``."""
+        upper = self._sum.triu() / max(self.tokens, 1)
+        return upper + upper.triu(1).t()
+
+
+class ChannelObserver:
+    """The largest magnitude per input channel, of each group's input and weights, in one block.
+
+    Called with each group and its input, as :meth:`DecoderBlock.forward` does.
+    """
+
+    def __init__(self, block: DecoderBlock) -> None:
+        self._block = block
+        self._inputs: dict[str, Tensor] = {}
+
+    def __call__(self, group: LinearGroup, x: Tensor) -> None:
+        """Observes tokens, ``[batch, sequence, in_features]``."""
+        largest = x.flatten(0, -2).abs().amax(0).float()
+        before = self._inputs.get(group.name)
+        self._inputs[group.name] = largest if before is None else torch.maximum(before, largest)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """``<block>.<group>.input_absmax`` and ``.weight_absmax``, float32 ``[in_features]``."""
+        tensors = {}
+        for group in self._block.groups:
+            name = f"{self._block.index}.{group.name}"
+            weights = [self._block.tensors[f"{linear}.weight"] for linear in group.linears]
+            tensors[f"{name}.input_absmax"] = self._inputs[group.name]
+            tensors[f"{name}.weight_absmax"] = torch.cat(weights).abs().amax(0).float()
+        return tensors

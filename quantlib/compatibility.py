@@ -1,0 +1,299 @@
+"""What goes together: method, bits, groups, format and model. Imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ValidationError
+
+from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
+from quantlib.errors import Problem, UnknownNameError
+from quantlib.formats import CheckpointScheme, format_registry
+from quantlib.models import BaseModelAdapter
+from quantlib.outlier_suppression import outlier_suppression_registry
+from quantlib.quantizers import quantizer_registry
+from quantlib.recipe import QuantizationSection, Recipe
+
+_KERNEL_MULTIPLE = 32
+"""vLLM's kernels for packed weights take linears whose sides are multiples of this."""
+
+
+def scheme_problems(recipe: Recipe) -> list[Problem]:
+    """What does not go together within a recipe, whatever the model."""
+    section = recipe.quantization
+    problems: list[Problem] = []
+    try:
+        quantizer = quantizer_registry.get_quantizer(section.method)
+    except UnknownNameError as error:
+        problems.append(Problem("quantization.method", error.problems[0].what))
+    else:
+        for field, supported in (
+            ("bits", quantizer.get_supported_bits()),
+            ("group_size", quantizer.get_supported_group_sizes()),
+        ):
+            value = getattr(section.weights, field)
+            if value not in supported:
+                known = ", ".join(map(str, supported))
+                problems.append(
+                    Problem(
+                        f"quantization.weights.{field}",
+                        f"{section.method} does not support {value}; supported: {known}",
+                    )
+                )
+        problems += _option_problems(
+            "quantization.options", quantizer.options_type, section.options
+        )
+    name = resolve_format(section)
+    try:
+        reason = format_registry.get_format(name).scheme_problem(
+            section.weights, section.activations
+        )
+    except UnknownNameError as error:
+        problems.append(Problem("quantization.format", error.problems[0].what))
+    else:
+        if reason:
+            problems.append(Problem("quantization.format", f"{name} cannot hold this: {reason}"))
+    if recipe.outlier_suppression is not None:
+        try:
+            suppressor = outlier_suppression_registry.get_suppressor(
+                recipe.outlier_suppression.method
+            )
+        except UnknownNameError as error:
+            problems.append(Problem("outlier_suppression.method", error.problems[0].what))
+        else:
+            problems += _option_problems(
+                "outlier_suppression.options",
+                suppressor.options_type,
+                recipe.outlier_suppression.options,
+            )
+    return problems
+
+
+def _option_problems(
+    where: str, options: type[BaseModel], given: Mapping[str, object]
+) -> list[Problem]:
+    try:
+        options.model_validate(given)
+    except ValidationError as error:
+        known = ", ".join(options.model_fields) or "none"
+        return [
+            Problem(
+                ".".join([where, *map(str, fault["loc"])]),
+                f"unknown option; known: {known}"
+                if fault["type"] == "extra_forbidden"
+                else f"{fault['msg']} (given: {fault['input']!r})",
+            )
+            for fault in error.errors()
+        ]
+    return []
+
+
+def resolve_format(section: QuantizationSection) -> str:
+    """The format of a recipe that names none: gptq for GPTQ where it can hold the scheme."""
+    if section.format is not None:
+        return section.format
+    gptq = format_registry.get_format("gptq")
+    if section.method == "gptq" and not gptq.scheme_problem(section.weights, section.activations):
+        return gptq.name
+    return "compressed-tensors"
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Whether any text has to be run through the model before its weights can be quantized."""
+    quantizer = quantizer_registry.get_quantizer(recipe.quantization.method)
+    return quantizer.needs_hessian or recipe.outlier_suppression is not None
+
+
+def exact_linears(section: QuantizationSection, adapter: BaseModelAdapter) -> list[set[str]]:
+    """For each block, the names within it of the linears that stay exact."""
+    exact = []
+    for block in range(adapter.blocks):
+        linears = adapter.linears()
+        if section.layers is not None and block not in section.layers:
+            exact.append(set(linears))
+            continue
+        exact.append(
+            {
+                linear
+                for linear in linears
+                if any(
+                    _matches(pattern, adapter.linear_name(block, linear))
+                    for pattern in section.ignore
+                )
+            }
+        )
+    return exact
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.search(pattern.removeprefix("re:"), name) is not None
+    return name == pattern or name.endswith(f".{pattern}")
+
+
+def checkpoint_scheme(section: QuantizationSection, adapter: BaseModelAdapter) -> CheckpointScheme:
+    """What the quantized checkpoint holds, for its ``quantization_config``."""
+    exact = [adapter.head]
+    fused: list[str] = []
+    for block, linears in enumerate(exact_linears(section, adapter)):
+        exact += [adapter.linear_name(block, name) for name in adapter.linears() if name in linears]
+        fused += [
+            adapter.linear_name(block, name)
+            for name, parts in adapter.fused().items()
+            if linears.issuperset(parts)
+        ]
+    return CheckpointScheme(
+        format=resolve_format(section),
+        method=section.method,
+        weights=section.weights,
+        activations=section.activations,
+        exact=tuple(exact),
+        exact_fused=tuple(fused),
+    )
+
+
+def model_problems(
+    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter
+) -> list[Problem]:
+    """What of a recipe does not go with a model.
+
+    Args:
+        recipe: A valid recipe.
+        checkpoint: The model's headers.
+        adapter: The model's family.
+    """
+    if "quantization_config" in checkpoint.config:
+        return [
+            Problem(
+                "config.json: quantization_config",
+                "the checkpoint is quantized already",
+                "give the original",
+            )
+        ]
+    problems = adapter.problems(checkpoint)
+    problems += [
+        Problem(name, f"has dtype {info.dtype}", f"supported: {', '.join(FLOAT_DTYPES)}")
+        for name, info in checkpoint.tensors.items()
+        if info.dtype not in FLOAT_DTYPES
+    ]
+    if problems:
+        return problems
+    problems = _pattern_problems(recipe.quantization, adapter)
+    problems += _layer_problems(recipe.quantization, adapter)
+    if not problems:
+        problems = _fusion_problems(recipe.quantization, adapter)
+    problems += _shape_problems(recipe.quantization, checkpoint, adapter)
+    for field, section in (
+        ("calibration", recipe.calibration if needs_calibration(recipe) else None),
+        ("validation", recipe.validation),
+    ):
+        if section is not None and section.sequence_length > adapter.max_sequence_length:
+            problems.append(
+                Problem(
+                    f"{field}.sequence_length",
+                    f"{section.sequence_length} is above the model's {adapter.max_sequence_length}",
+                )
+            )
+    return problems
+
+
+def _pattern_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
+    names = [
+        adapter.linear_name(block, linear)
+        for block in range(adapter.blocks)
+        for linear in adapter.linears()
+    ]
+    problems = []
+    for pattern in section.ignore:
+        try:
+            found = pattern == adapter.head or any(_matches(pattern, name) for name in names)
+        except re.error as error:
+            problems.append(
+                Problem("quantization.ignore", f"{pattern!r} is no regular expression: {error}")
+            )
+            continue
+        if not found:
+            known = ", ".join(name.rpartition(".")[2] for name in adapter.linears())
+            problems.append(
+                Problem("quantization.ignore", f"{pattern!r} matches no linear", f"known: {known}")
+            )
+    return problems
+
+
+def _layer_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
+    outside = [layer for layer in section.layers or () if layer >= adapter.blocks]
+    if not outside:
+        return []
+    return [
+        Problem(
+            "quantization.layers",
+            f"{', '.join(map(str, outside))} out of range",
+            f"the model has blocks 0 to {adapter.blocks - 1}",
+        )
+    ]
+
+
+def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
+    problems = []
+    exact = exact_linears(section, adapter)
+    if all(len(linears) == len(adapter.linears()) for linears in exact):
+        problems.append(Problem("quantization", "layers and ignore leave no linear to quantize"))
+    for fused, parts in adapter.fused().items():
+        split = [
+            block
+            for block, linears in enumerate(exact)
+            if 0 < len(linears & set(parts)) < len(parts)
+        ]
+        if split:
+            problems.append(
+                Problem(
+                    "quantization.ignore",
+                    f"splits {', '.join(parts)} in block {split[0]}, which vLLM fuses into {fused}",
+                    "quantize all of them or none",
+                )
+            )
+    return problems
+
+
+def _shape_problems(
+    section: QuantizationSection, checkpoint: Checkpoint, adapter: BaseModelAdapter
+) -> list[Problem]:
+    shapes: dict[str, tuple[int, int]] = {}
+    for block, exact in enumerate(exact_linears(section, adapter)):
+        for linear in adapter.linears():
+            if linear not in exact:
+                shapes.setdefault(linear, adapter.linear_shape(checkpoint, block, linear))
+    problems = []
+    size = section.weights.group_size
+    ragged = {name: columns for name, (_, columns) in shapes.items() if size > 0 and columns % size}
+    if ragged:
+        supported = quantizer_registry.get_quantizer(section.method).get_supported_group_sizes()
+        fitting = [
+            str(other)
+            for other in supported
+            if other == -1 or all(columns % other == 0 for _, columns in shapes.values())
+        ]
+        named = ", ".join(f"{name} ({columns} columns)" for name, columns in ragged.items())
+        problems.append(
+            Problem(
+                "quantization.weights.group_size",
+                f"{size} does not divide {named}",
+                f"sizes that fit: {', '.join(fitting)}",
+            )
+        )
+    if section.activations == "none":
+        odd = [
+            f"{name} ({rows} x {columns})"
+            for name, (rows, columns) in shapes.items()
+            if rows % _KERNEL_MULTIPLE or columns % _KERNEL_MULTIPLE
+        ]
+        if odd:
+            problems.append(
+                Problem(
+                    "quantization",
+                    f"{', '.join(odd)}: vLLM's kernels need multiples of {_KERNEL_MULTIPLE}",
+                    "name them under quantization.ignore",
+                )
+            )
+    return problems

@@ -1,0 +1,110 @@
+"""transformers, with quantized checkpoints through quantlib's own dequantization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlib.errors import QuantlibError
+from quantlib.evaluation.engine import Scored
+from quantlib.evaluation.metrics import next_token_logprobs
+
+if TYPE_CHECKING:
+    from quantlib.evaluation.job import Job
+
+
+class TransformersEngine:
+    """A model that transformers has loaded."""
+
+    throughput_method = "greedy decoding, one prompt after the other"
+
+    def __init__(self, job: Job) -> None:
+        if job.device == "cuda" and not torch.cuda.is_available():
+            raise QuantlibError("there is no CUDA device; set the device to auto or cpu")
+        on_gpu = job.device != "cpu" and torch.cuda.is_available()
+        self.device = "cuda" if on_gpu else "cpu"
+        dtype = job.dtype if on_gpu else "float32"
+        self.numerics = f"everything in {dtype}"
+        self._model = load_model(Path(job.model), getattr(torch, dtype)).to(self.device).eval()
+
+    def score(self, window: Tensor, own_logprobs: bool) -> Scored:
+        """Reads a window, int64 ``[sequence]``."""
+        tokens = window.to(self.device)[None]
+        hidden = self._model.base_model(tokens, use_cache=False).last_hidden_state[0]
+        if not own_logprobs:
+            return Scored(hidden, None)
+        logits = self._model(tokens, use_cache=False).logits[0, :-1]
+        return Scored(hidden, next_token_logprobs(logits, tokens[0, 1:]))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``[rows, vocabulary]`` of hidden states ``[rows, hidden_size]``."""
+        return self._model.get_output_embeddings()(hidden.to(self.device))
+
+    def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
+        """Continues token sequences greedily; gives the new tokens of each."""
+        from transformers import GenerationConfig
+
+        end = self._model.generation_config.eos_token_id
+        first_end = end[0] if isinstance(end, list) else end
+        # The model's own settings may ask for sampling or penalties.
+        self._model.generation_config = GenerationConfig(
+            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=first_end
+        )
+        found = []
+        for prompt in prompts:
+            tokens = torch.tensor([prompt], device=self.device)
+            output = self._model.generate(tokens, attention_mask=torch.ones_like(tokens))
+            found.append(output[0, len(prompt) :].tolist())
+        return found
+
+
+def load_model(folder: Path, dtype: torch.dtype) -> Any:
+    """The causal language model of a folder.
+
+    A quantized checkpoint's linears get the weights that their codes stand for, and where it
+    quantizes activations, their inputs are rounded as vLLM rounds them.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    if getattr(config, "quantization_config", None) is None:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+    from quantlib.checkpoint.checkpoint import Checkpoint
+    from quantlib.checkpoint.source import FolderSource
+    from quantlib.formats import format_registry
+    from quantlib.formats.dequantize import dequantized_state
+
+    checkpoint = Checkpoint.open(FolderSource(folder))
+    quantization = checkpoint.config["quantization_config"]
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_pretrained(
+        None, config=config, state_dict=dict(dequantized_state(checkpoint)), dtype=dtype
+    )
+    if _quantizes_activations(quantization):
+        format = format_registry.get(quantization["quant_method"])()
+        _, is_quantized = format.read_scheme(quantization)
+        _round_inputs(model, is_quantized)
+    return model
+
+
+def _quantizes_activations(quantization: dict[str, Any]) -> bool:
+    groups = quantization.get("config_groups", {}).values()
+    return any(group.get("input_activations") for group in groups)
+
+
+def _round_inputs(model: nn.Module, is_quantized: Callable[[str], bool]) -> None:
+    """Rounds the inputs of quantized linears to int8 with one symmetric scale per token."""
+
+    def rounded(_module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (values,) = inputs
+        scales = values.float().abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
+        return (((values.float() / scales).round() * scales).to(values.dtype),)
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and is_quantized(name):
+            module.register_forward_pre_hook(rounded)

@@ -1,0 +1,185 @@
+"""Runs one model in a process of its own: ``python -m quantlib.evaluation.worker JOB.json FD``.
+
+The second argument is an open file descriptor that gets a line for every window that is done.
+Whatever the process prints is its log.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quantlib.errors import QuantlibError
+from quantlib.evaluation.engine import Engine
+from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
+from quantlib.evaluation.metrics import Comparison, compare, next_token_logprobs
+
+_LOGITS_BYTES_AT_ONCE = 1 << 28
+_LOGPROB_TOLERANCE = 1e-2
+"""Nats by which two ways to the same logits may differ; a wrong row or head is off by far more."""
+
+_CHECKED_POSITIONS = 64
+_NOT_OWN = (
+    "this version of the engine cannot be used: the captured hidden states do not give the "
+    "engine's own predictions"
+)
+_OTHER_HEAD = (
+    "the quantized checkpoint's head is not the original's: on the original's hidden states they "
+    "give other predictions"
+)
+
+
+def run(job: Job, engine: Engine, window_done: Callable[[], None]) -> None:
+    """Does the job with a loaded engine and writes its files.
+
+    Raises:
+        QuantlibError: The hidden states are not those that the engine's own predictions are made
+            of, or the two models do not have the same head.
+    """
+    windows = torch.from_numpy(np.load(job.tokens))
+    output = Path(job.output)
+    vocabulary = None
+    if job.reference is None:
+        save_file(read_windows(engine, windows, window_done), output / REFERENCE_NAME)
+    else:
+        comparison, vocabulary = compare_windows(
+            engine, windows, load_file(job.reference), window_done
+        )
+        np.savez(output / COMPARISON_NAME, **vars(comparison))
+    started = time.monotonic()
+    completions = engine.complete(job.prompts, job.max_new_tokens) if job.prompts else []
+    Outcome(
+        device=engine.device,
+        numerics=engine.numerics,
+        vocabulary=vocabulary,
+        completions=completions,
+        seconds=time.monotonic() - started,
+        throughput_method=engine.throughput_method,
+    ).write(output / OUTCOME_NAME)
+
+
+@torch.inference_mode()
+def read_windows(
+    engine: Engine, windows: Tensor, window_done: Callable[[], None]
+) -> dict[str, Tensor]:
+    """The tensors that :data:`REFERENCE_NAME` holds.
+
+    Args:
+        engine: With the original model.
+        windows: int64 ``[windows, sequence]``.
+        window_done: Called after each window.
+    """
+    hidden = []
+    logprobs = torch.empty(0)
+    for index, window in enumerate(windows):
+        scored = engine.score(window, own_logprobs=index == 0)
+        states = scored.hidden[:-1]
+        if scored.logprobs is not None:
+            logprobs = scored.logprobs.cpu()
+            _require_agreement(engine, states, window, logprobs, _NOT_OWN)
+        hidden.append(states.cpu())
+        window_done()
+    return {"hidden": torch.stack(hidden), "logprobs": logprobs}
+
+
+@torch.inference_mode()
+def compare_windows(
+    engine: Engine,
+    windows: Tensor,
+    reference: dict[str, Tensor],
+    window_done: Callable[[], None],
+) -> tuple[Comparison, int]:
+    """Compares a model with the original's hidden states.
+
+    Args:
+        engine: With the quantized model.
+        windows: int64 ``[windows, sequence]``.
+        reference: The tensors that :data:`REFERENCE_NAME` holds.
+        window_done: Called after each window.
+
+    Returns:
+        The comparison, each tensor ``[windows, sequence - 1]``, and the size of the vocabulary.
+    """
+    hidden = reference["hidden"]
+    vocabulary = engine.logits(hidden[0, :1]).shape[1]
+    rows = max(1, _LOGITS_BYTES_AT_ONCE // (2 * 4 * vocabulary))
+    _require_agreement(engine, hidden[0], windows[0], reference["logprobs"], _OTHER_HEAD)
+    found: list[Comparison] = []
+    for index, window in enumerate(windows):
+        scored = engine.score(window, own_logprobs=index == 0)
+        states = scored.hidden[:-1]
+        if scored.logprobs is not None:
+            _require_agreement(engine, states, window, scored.logprobs, _NOT_OWN)
+        parts = [
+            _compare_rows(engine, *part)
+            for part in zip(
+                hidden[index].to(states.device).split(rows),
+                states.split(rows),
+                window[1:].to(states.device).split(rows),
+                strict=True,
+            )
+        ]
+        found.append(_joined(torch.cat, parts))
+        window_done()
+    return _joined(torch.stack, found), vocabulary
+
+
+def _compare_rows(
+    engine: Engine, reference: Tensor, candidate: Tensor, targets: Tensor
+) -> Comparison:
+    logits = engine.logits(torch.cat([reference, candidate]))
+    return compare(logits[: len(reference)], logits[len(reference) :], targets.to(logits.device))
+
+
+def _joined(join: Callable[[list[Tensor]], Tensor], parts: list[Comparison]) -> Comparison:
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return Comparison(*(join([tensor.cpu() for tensor in column]) for column in columns))
+
+
+def _require_agreement(
+    engine: Engine, hidden: Tensor, window: Tensor, logprobs: Tensor, complaint: str
+) -> None:
+    """Requires that the head gives given log likelihoods on a window's last positions."""
+    given = logprobs[-_CHECKED_POSITIONS:].cpu()
+    logits = engine.logits(hidden[-_CHECKED_POSITIONS:])
+    targets = window[1:][-_CHECKED_POSITIONS:].to(logits.device)
+    error = float((next_token_logprobs(logits, targets).cpu() - given).abs().max())
+    if not error <= _LOGPROB_TOLERANCE and given.isfinite().all():
+        raise QuantlibError(f"{complaint}: they differ by up to {error:.3g} nats")
+
+
+def load_engine(job: Job) -> Engine:
+    """Loads the job's model with the job's engine."""
+    if job.engine == "vllm":
+        from quantlib.evaluation.vllm_engine import VllmEngine
+
+        return VllmEngine(job)
+    from quantlib.evaluation.transformers_engine import TransformersEngine
+
+    return TransformersEngine(job)
+
+
+def main() -> int:
+    """Does the job of the command line."""
+    job = Job.read(Path(sys.argv[1]))
+    descriptor = int(sys.argv[2])
+    os.set_inheritable(descriptor, False)
+    try:
+        with os.fdopen(descriptor, "w", buffering=1) as progress:
+            run(job, load_engine(job), lambda: print(1, file=progress))
+    except QuantlibError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The GPTQ checkpoint format, version 1: AutoGPTQ introduced it, vLLM's auto_gptq.py reads it.
+
+| tensor | dtype | shape | content |
+|---|---|---|---|
+| `qweight` | int32 | `[in_features * bits / 32, out_features]` | codes packed along the input |
+| `qzeros` | int32 | `[groups, out_features * bits / 32]` | zero points minus one |
+| `scales` | as the model | `[groups, out_features]` | |
+| `g_idx` | int32 | `[in_features]` | group of each input channel: consecutive |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from quantlib.formats.base import Activations, BaseFormat, CheckpointScheme
+from quantlib.formats.registry import format_registry
+from quantlib.recipe import WeightScheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantlib.quantized import QuantizedLinear
+
+_GROUP_SIZES = (-1, 32, 64, 128)
+
+
+@format_registry.register("gptq")
+class GPTQFormat(BaseFormat):
+    """Weights only, symmetric."""
+
+    name = "gptq"
+    vllm_name = "gptq"
+
+    def scheme_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
+        """Why the format, or vLLM reading it, cannot hold a scheme; None where they can."""
+        if activations != "none":
+            return "it holds weights only; use compressed-tensors for quantized activations"
+        if not weights.symmetric:
+            return "vLLM serves it for symmetric weights only; use compressed-tensors"
+        if weights.bits not in (4, 8):
+            return f"vLLM serves it for 4 and 8 bits, not {weights.bits}"
+        if weights.group_size not in _GROUP_SIZES:
+            return f"vLLM serves it for group sizes {_GROUP_SIZES}, not {weights.group_size}"
+        return None
+
+    def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
+        """Why vLLM cannot serve the scheme on a CPU, though on a GPU; None where it can."""
+        return "vLLM has no CPU kernel for 8-bit weights alone" if weights.bits == 8 else None
+
+    def tensors(self, linear: QuantizedLinear, activations: Activations) -> dict[str, Tensor]:
+        """The tensors of a linear, by the last part of their names."""
+        import torch
+
+        from quantlib.formats.packing import pack_int32
+
+        bits, groups = linear.scheme.bits, linear.scales.shape[1]
+        rows, columns = linear.codes.shape
+        zero = linear.middle - 1  # version 1 stores zero points minus one
+        zeros = torch.full((groups, rows), zero, dtype=torch.uint8, device=linear.codes.device)
+        channels = torch.arange(columns, dtype=torch.int32)
+        return {
+            "qweight": pack_int32(linear.codes, bits).t().contiguous(),
+            "qzeros": pack_int32(zeros, bits),
+            "scales": linear.scales.t().contiguous(),
+            "g_idx": channels // (columns // groups),
+        }
+
+    def parse(self, tensors: Mapping[str, Tensor], weights: WeightScheme) -> QuantizedLinear:
+        """The inverse of :meth:`tensors`."""
+        from quantlib.formats.packing import unpack_int32
+        from quantlib.quantized import QuantizedLinear
+
+        words = tensors["qweight"].t()
+        codes = unpack_int32(words, weights.bits, words.shape[1] * 32 // weights.bits)
+        return QuantizedLinear(codes, tensors["scales"].t().contiguous(), None, weights)
+
+    def quantization_config(self, scheme: CheckpointScheme) -> dict[str, Any]:
+        """The ``quantization_config`` of config.json.
+
+        Linears that stay exact are named by GPTQModel's negative rules (``dynamic``), which vLLM
+        matches against its own, fused names.
+        """
+        rules = [rf"-:{re.escape(name)}$" for name in (*scheme.exact, *scheme.exact_fused)]
+        return {
+            "quant_method": "gptq",
+            "checkpoint_format": "gptq",
+            "bits": scheme.weights.bits,
+            "group_size": scheme.weights.group_size,
+            "sym": True,
+            "desc_act": False,
+            "lm_head": False,
+            "dynamic": {rule: {} for rule in rules},
+        }
+
+    def read_scheme(self, config: Mapping[str, Any]) -> tuple[WeightScheme, Callable[[str], bool]]:
+        """The inverse of :meth:`quantization_config`."""
+        weights = WeightScheme(bits=config["bits"], group_size=config["group_size"], symmetric=True)
+        rules = [re.compile(rule.removeprefix("-:")) for rule in config.get("dynamic", {})]
+        return weights, lambda name: not any(rule.match(name) for rule in rules)

@@ -1,0 +1,116 @@
+"""What the rest of quantlib needs to know of a model family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.header import TensorInfo
+from quantlib.errors import Problem
+
+if TYPE_CHECKING:
+    import torch
+
+    from quantlib.models.decoder import DecoderBlock
+    from quantlib.models.streamed import StreamedModel
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """Linears of a block that share an input.
+
+    Attributes:
+        name: What the input is: ``attention_input``.
+        linears: Their names within the block, in the order in which vLLM fuses them.
+        norm: The norm that gives the input and nothing else, so that a scale per channel can be
+            folded into it; None where the input comes from other linears.
+    """
+
+    name: str
+    linears: tuple[str, ...]
+    norm: str | None = None
+
+
+class BaseModelAdapter(ABC):
+    """A model family.
+
+    An adapter holds names and arithmetic, never weights.
+
+    Attributes:
+        config: The parsed ``config.json``.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+
+    @property
+    @abstractmethod
+    def blocks(self) -> int:
+        """Number of blocks."""
+
+    @property
+    @abstractmethod
+    def max_sequence_length(self) -> int:
+        """Tokens that the model was made for."""
+
+    @abstractmethod
+    def block_prefix(self, block: int) -> str:
+        """What the names of a block's tensors start with: ``model.layers.3.``."""
+
+    @abstractmethod
+    def groups(self) -> tuple[LinearGroup, ...]:
+        """The linears of a block, in the order in which their inputs arise."""
+
+    @abstractmethod
+    def fused(self) -> Mapping[str, tuple[str, ...]]:
+        """The linears that vLLM fuses, by the name that it gives the fused one."""
+
+    @property
+    @abstractmethod
+    def head(self) -> str:
+        """Name of the linear that gives the logits; it is never quantized."""
+
+    @abstractmethod
+    def problems(self, checkpoint: Checkpoint) -> list[Problem]:
+        """What is missing or misshapen in a checkpoint of this family."""
+
+    @abstractmethod
+    def load_model(self, checkpoint: Checkpoint, device: torch.device) -> StreamedModel:
+        """Opens a model whose weights are read block by block."""
+
+    @abstractmethod
+    def save_model(
+        self,
+        checkpoint: Checkpoint,
+        output: Path,
+        parts: Mapping[str, Mapping[str, TensorInfo]],
+        rest_name: str,
+        quantization_config: Mapping[str, Any],
+    ) -> str:
+        """Writes what makes quantized parts a checkpoint: the rest, the index and the config."""
+
+    @abstractmethod
+    def build_block(self, model: StreamedModel, block: int) -> DecoderBlock:
+        """Reads one block and makes it computable."""
+
+    def linears(self) -> tuple[str, ...]:
+        """Names of all linears of a block."""
+        return tuple(linear for group in self.groups() for linear in group.linears)
+
+    def linear_name(self, block: int, linear: str) -> str:
+        """The full name of a linear: ``model.layers.3.mlp.up_proj``."""
+        return self.block_prefix(block) + linear
+
+    def linear_shape(self, checkpoint: Checkpoint, block: int, linear: str) -> tuple[int, int]:
+        """``(out_features, in_features)`` of a linear."""
+        rows, columns = checkpoint.info(self.linear_name(block, linear) + ".weight").shape
+        return rows, columns
+
+    def block_tensors(self, checkpoint: Checkpoint, block: int) -> tuple[str, ...]:
+        """Full names of a block's tensors, in the order of the file."""
+        prefix = self.block_prefix(block)
+        return tuple(name for name in checkpoint.tensors if name.startswith(prefix))

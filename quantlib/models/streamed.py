@@ -1,0 +1,70 @@
+"""A model whose weights are read when they are needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
+from quantlib.models.decoder import DecoderBlock, Rotary
+from quantlib.models.huggingface import rope_parameters
+
+if TYPE_CHECKING:
+    from quantlib.models.huggingface import BaseHuggingFaceAdapter
+
+
+class StreamedModel:
+    """A model on disk, of which at most one block is in memory at a time.
+
+    Attributes:
+        adapter: The model's family.
+        checkpoint: Its weights.
+        device: Where it is computed.
+        dtype: The dtype of computation: float32 on a CPU, whose kernels for shorter floats are
+            slower on most machines; on an accelerator the checkpoint's own, bfloat16 for float32.
+        stored_dtype: The dtype that the checkpoint's linears are stored in.
+        rotary: The rotary embedding.
+    """
+
+    def __init__(
+        self, adapter: BaseHuggingFaceAdapter, checkpoint: Checkpoint, device: torch.device
+    ) -> None:
+        self.adapter = adapter
+        self.checkpoint = checkpoint
+        self.device = device
+        first_linear = adapter.linear_name(0, adapter.linears()[0])
+        self.stored_dtype = TORCH_DTYPES[checkpoint.info(f"{first_linear}.weight").dtype]
+        if device.type == "cpu":
+            self.dtype = torch.float32
+        else:
+            self.dtype = torch.bfloat16 if self.stored_dtype is torch.float32 else self.stored_dtype
+        self.rotary = Rotary.from_parameters(
+            rope_parameters(adapter.config),
+            adapter.head_dim,
+            adapter.max_sequence_length,
+            device,
+        )
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor on the device, in the dtype of computation."""
+        return read_tensor(self.checkpoint, name).to(self.device, self.dtype)
+
+    def block(self, index: int) -> DecoderBlock:
+        """One block with its weights."""
+        return self.adapter.build_block(self, index)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The first block's input.
+
+        Args:
+            tokens: int64 ``[samples, sequence]``.
+
+        Returns:
+            ``[samples, sequence, hidden_size]`` in the checkpoint's dtype, on the CPU.
+        """
+        table = read_tensor(self.checkpoint, f"{self.adapter.embedding}.weight")
+        return functional.embedding(tokens, table)

@@ -1,0 +1,53 @@
+"""The value in which quantizers, formats and adapters meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantlib.recipe import WeightScheme
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """A linear's weight as integer codes.
+
+    A weight is ``(code - zero_point) * scale``. Groups are consecutive columns: no format that vLLM
+    serves carries another assignment.
+
+    Attributes:
+        codes: uint8 ``[out_features, in_features]``, each below ``2 ** bits``.
+        scales: ``[out_features, groups]``, in the dtype in which they are stored.
+        zero_points: uint8 ``[out_features, groups]``; None for a symmetric scheme, whose zero point
+            is ``2 ** (bits - 1)`` everywhere.
+        scheme: Bits, group size and symmetry.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+    scheme: WeightScheme
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric scheme."""
+        return 1 << (self.scheme.bits - 1)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight that the codes stand for, ``[out_features, in_features]``.
+
+        Args:
+            dtype: Of the result; the arithmetic is in float32.
+        """
+        rows, columns = self.codes.shape
+        groups = self.scales.shape[1]
+        codes = self.codes.reshape(rows, groups, columns // groups).float()
+        zeros = self.middle if self.zero_points is None else self.zero_points.float()[..., None]
+        return ((codes - zeros) * self.scales.float()[..., None]).reshape(rows, columns).to(dtype)
+
+
+def group_count(in_features: int, group_size: int) -> int:
+    """Groups in a row of a weight."""
+    return 1 if group_size == -1 else in_features // group_size

@@ -1,0 +1,18 @@
+"""Quantizers: from a weight and what is known of its input to integer codes.
+
+Importing this package registers the quantizers that ship; it does not import torch.
+"""
+
+from quantlib.quantizers.base import BaseQuantizer, QuantizedGroup
+from quantlib.quantizers.gptq import GPTQQuantizer
+from quantlib.quantizers.minmax import MinMaxQuantizer
+from quantlib.quantizers.registry import QuantizerRegistry, quantizer_registry
+
+__all__ = [
+    "BaseQuantizer",
+    "GPTQQuantizer",
+    "MinMaxQuantizer",
+    "QuantizedGroup",
+    "QuantizerRegistry",
+    "quantizer_registry",
+]

@@ -1,0 +1,94 @@
+"""What a quantization method has to offer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from quantlib.formats import CheckpointScheme, format_registry
+from quantlib.recipe import QuantizationSection
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from quantlib.quantized import QuantizedLinear
+
+
+class Options(BaseModel):
+    """A method's settings, ``quantization.options`` of a recipe; closed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class QuantizedGroup:
+    """The quantized linears of a group.
+
+    Attributes:
+        linears: By the names that they were given under.
+        damping: Share of the Hessian's mean diagonal that was added to it; None where no Hessian
+            was factorized.
+        damping_attempts: Factorizations tried.
+    """
+
+    linears: Mapping[str, QuantizedLinear]
+    damping: float | None = None
+    damping_attempts: int = 0
+
+
+class BaseQuantizer(ABC):
+    """A quantization method, set up for one recipe.
+
+    Attributes:
+        options_type: The type of the method's settings.
+        needs_hessian: Whether :meth:`quantize` uses the Hessian of the linears' input. Without it
+            no calibration text is read.
+        section: The recipe's ``quantization``.
+        options: The method's settings.
+    """
+
+    options_type: ClassVar[type[Options]] = Options
+    needs_hessian: ClassVar[bool] = False
+
+    def __init__(self, section: QuantizationSection) -> None:
+        self.section = section
+        self.options = self.options_type.model_validate(section.options)
+
+    @abstractmethod
+    def quantize(
+        self, weights: Mapping[str, Tensor], hessian: Tensor | None, stored: torch.dtype
+    ) -> QuantizedGroup:
+        """Quantizes linears that share an input.
+
+        Args:
+            weights: float32 ``[out_features, in_features]`` by name.
+            hessian: float32 ``[in_features, in_features]``, the mean of ``x.T @ x`` over the
+                calibration tokens; None unless ``needs_hessian``.
+            stored: The dtype in which scales are stored.
+
+        Raises:
+            QuantizationError: A linear could not be quantized; nothing else is used in its place.
+        """
+
+    @classmethod
+    @abstractmethod
+    def get_supported_bits(cls) -> tuple[int, ...]:
+        """Bits of a weight that the method can produce."""
+
+    @classmethod
+    @abstractmethod
+    def get_supported_group_sizes(cls) -> tuple[int, ...]:
+        """Group sizes that the method can produce; -1 is one group per output channel."""
+
+    def _add_vllm_compatibility(self, scheme: CheckpointScheme) -> dict[str, Any]:
+        """The ``quantization_config`` of the checkpoint's config.json, as vLLM reads it.
+
+        Args:
+            scheme: What the checkpoint holds, and which linears it leaves exact.
+        """
+        return format_registry.get_format(scheme.format).quantization_config(scheme)

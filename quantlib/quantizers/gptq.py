@@ -1,0 +1,110 @@
+"""GPTQ: columns are rounded one by one, and later columns make up for the error of earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from quantlib.errors import QuantizationError
+from quantlib.quantizers.base import BaseQuantizer, Options, QuantizedGroup
+from quantlib.quantizers.registry import quantizer_registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from quantlib.quantizers.scales import GroupScales
+
+SHRINKS = tuple(1.0 - 0.024 * step for step in range(26))
+"""Factors on a group's range that the search tries: 1.0 down to 0.4."""
+
+
+class GPTQOptions(Options):
+    """Settings of GPTQ."""
+
+    scale_search: Annotated[
+        Literal["importance", "minmax"],
+        Field(
+            description="importance: of 26 shrunken ranges per group, the one with the least error "
+            "weighted by the Hessian's diagonal. minmax: the group's extreme weights."
+        ),
+    ] = "importance"
+    act_order: Annotated[
+        Literal["static", "none"],
+        Field(description="static: round columns in order of importance. none: left to right."),
+    ] = "static"
+    damping: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Share of the Hessian's mean diagonal that is added to it; raised tenfold "
+            "where the factorization fails, and reported.",
+        ),
+    ] = 0.01
+
+
+@quantizer_registry.register("gptq")
+class GPTQQuantizer(BaseQuantizer):
+    """Frantar et al. 2023, with static groups and a scale search."""
+
+    options_type: ClassVar[type[Options]] = GPTQOptions
+    needs_hessian: ClassVar[bool] = True
+    options: GPTQOptions
+
+    def quantize(
+        self, weights: Mapping[str, Tensor], hessian: Tensor | None, stored: torch.dtype
+    ) -> QuantizedGroup:
+        """Quantizes linears that share an input, with one factorization of its Hessian."""
+        import torch
+
+        from quantlib.quantizers.gptq_solver import (
+            NotPositiveDefiniteError,
+            factorize,
+            round_columns,
+        )
+        from quantlib.quantizers.rounding import to_quantized_linear
+        from quantlib.quantizers.scales import GroupScales
+
+        if hessian is None:
+            raise ValueError("GPTQ needs the Hessian of the input")
+        try:
+            factor = factorize(hessian, self.options.damping, self.options.act_order == "static")
+        except NotPositiveDefiniteError:
+            raise QuantizationError(
+                " and ".join(weights),
+                "the Hessian of the input is not finite: look for calibration text or weights that "
+                "make activations overflow",
+            ) from None
+        stacked = torch.cat(list(weights.values()))
+        scales = self._scales(stacked, hessian.diagonal(), stored)
+        codes = round_columns(
+            stacked, factor, scales.scales, scales.zero_points, self.section.weights.bits
+        )
+        linears = {}
+        start = 0
+        for name, weight in weights.items():
+            rows = slice(start, start + len(weight))
+            part = GroupScales(scales.scales[rows], scales.zero_points[rows])
+            linears[name] = to_quantized_linear(codes[rows], part, self.section.weights, stored)
+            start = rows.stop
+        return QuantizedGroup(linears, factor.damping, factor.attempts)
+
+    def _scales(self, weight: Tensor, importance: Tensor, stored: torch.dtype) -> GroupScales:
+        from quantlib.quantizers.scales import range_scales, searched_scales
+
+        if self.options.scale_search == "minmax":
+            return range_scales(weight, self.section.weights, stored)
+        return searched_scales(weight, importance, self.section.weights, stored, SHRINKS)
+
+    @classmethod
+    def get_supported_bits(cls) -> tuple[int, ...]:
+        """4 and 8."""
+        return (4, 8)
+
+    @classmethod
+    def get_supported_group_sizes(cls) -> tuple[int, ...]:
+        """Those that vLLM has kernels for."""
+        return (-1, 32, 64, 128)

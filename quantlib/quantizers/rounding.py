@@ -1,0 +1,43 @@
+"""From scales and codes to a :class:`QuantizedLinear`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantlib.quantized import QuantizedLinear
+from quantlib.quantizers.scales import GroupScales
+from quantlib.recipe import WeightScheme
+
+
+def round_to_nearest(weight: Tensor, scales: GroupScales, scheme: WeightScheme) -> Tensor:
+    """Each weight's nearest code, uint8 ``[out_features, in_features]``.
+
+    Args:
+        weight: float32 ``[out_features, in_features]``.
+        scales: Of its groups.
+        scheme: Bits, group size and symmetry.
+    """
+    rows, columns = weight.shape
+    groups = weight.reshape(rows, scales.scales.shape[1], -1)
+    codes = (groups / scales.scales[..., None]).round_().add_(scales.zero_points[..., None])
+    return codes.clamp_(0, (1 << scheme.bits) - 1).reshape(rows, columns).to(torch.uint8)
+
+
+def to_quantized_linear(
+    codes: Tensor, scales: GroupScales, scheme: WeightScheme, stored: torch.dtype
+) -> QuantizedLinear:
+    """Codes and scales as they are stored.
+
+    Args:
+        codes: uint8 ``[out_features, in_features]``.
+        scales: Of the weight's groups, exact in ``stored``.
+        scheme: Bits, group size and symmetry.
+        stored: The dtype in which scales are stored.
+    """
+    return QuantizedLinear(
+        codes=codes,
+        scales=scales.scales.to(stored),
+        zero_points=None if scheme.symmetric else scales.zero_points.to(torch.uint8),
+        scheme=scheme,
+    )

@@ -1,0 +1,128 @@
+"""Scales and zero points of a weight's groups: by range, or by a search for the least error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantlib.quantized import group_count
+from quantlib.recipe import WeightScheme
+
+_CHUNK_ELEMENTS = 1 << 17
+"""Weights searched at once: small enough for the cache of a CPU core."""
+
+_CHUNK_ELEMENTS_ACCELERATOR = 1 << 26
+
+
+@dataclass(frozen=True)
+class GroupScales:
+    """How the groups of a weight are represented.
+
+    Attributes:
+        scales: float32 ``[out_features, groups]``, exact in the dtype in which they are stored.
+        zero_points: float32 whole numbers ``[out_features, groups]``.
+    """
+
+    scales: Tensor
+    zero_points: Tensor
+
+
+def range_scales(
+    weight: Tensor, scheme: WeightScheme, stored: torch.dtype, shrink: float = 1.0
+) -> GroupScales:
+    """Scales from each group's extreme weights.
+
+    Symmetric: the largest magnitude over half the number of steps (7.5 for 4 bits), as
+    compressed-tensors' ``calculate_qparams`` does. Asymmetric: the range, zero included, over the
+    number of steps.
+
+    Args:
+        weight: float32 ``[out_features, in_features]``.
+        scheme: Bits, group size and symmetry.
+        stored: The dtype in which scales are stored.
+        shrink: Factor on the range.
+    """
+    groups = _by_group(weight, scheme)
+    return _scales_of_range(groups.amin(-1), groups.amax(-1), shrink, scheme, stored)
+
+
+def searched_scales(
+    weight: Tensor,
+    importance: Tensor,
+    scheme: WeightScheme,
+    stored: torch.dtype,
+    shrinks: tuple[float, ...],
+) -> GroupScales:
+    """For each group the shrunken range with the least error, weighted by importance.
+
+    The error of a group is the sum over its columns of importance times the squared rounding error.
+    With the diagonal of the Hessian as importance, this is the output error that rounding alone
+    would cause if input channels were uncorrelated.
+
+    Args:
+        weight: float32 ``[out_features, in_features]``.
+        importance: float32 ``[in_features]``, not negative.
+        scheme: Bits, group size and symmetry.
+        stored: The dtype in which scales are stored.
+        shrinks: Factors on the range to try.
+    """
+    columns = weight.shape[1]
+    limit = _CHUNK_ELEMENTS if weight.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
+    groups = group_count(columns, scheme.group_size)
+    by_group = importance.reshape(1, groups, columns // groups)
+    found = [
+        _search(_by_group(chunk, scheme), by_group, scheme, stored, shrinks)
+        for chunk in weight.split(max(1, limit // columns))
+    ]
+    return GroupScales(
+        torch.cat([part.scales for part in found]), torch.cat([part.zero_points for part in found])
+    )
+
+
+def _search(
+    groups: Tensor,
+    importance: Tensor,
+    scheme: WeightScheme,
+    stored: torch.dtype,
+    shrinks: tuple[float, ...],
+) -> GroupScales:
+    low, high = groups.amin(-1), groups.amax(-1)
+    top = (1 << scheme.bits) - 1
+    best_error = torch.full_like(low, torch.inf)
+    best_scales, best_zeros = torch.empty_like(low), torch.empty_like(low)
+    rounded = torch.empty_like(groups)
+    for shrink in shrinks:
+        candidate = _scales_of_range(low, high, shrink, scheme, stored)
+        scales, zeros = candidate.scales[..., None], candidate.zero_points[..., None]
+        torch.mul(groups, 1.0 / scales, out=rounded)
+        rounded.round_().clamp_(-zeros, top - zeros).mul_(scales).sub_(groups)
+        error = rounded.square_().mul_(importance).sum(-1)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scales = torch.where(better, candidate.scales, best_scales)
+        best_zeros = torch.where(better, candidate.zero_points, best_zeros)
+    return GroupScales(best_scales, best_zeros)
+
+
+def _by_group(weight: Tensor, scheme: WeightScheme) -> Tensor:
+    return weight.unflatten(1, (group_count(weight.shape[1], scheme.group_size), -1))
+
+
+def _scales_of_range(
+    low: Tensor, high: Tensor, shrink: float, scheme: WeightScheme, stored: torch.dtype
+) -> GroupScales:
+    steps = (1 << scheme.bits) - 1
+    if scheme.symmetric:
+        width = 2 * torch.maximum(-low, high)
+    else:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        width = high - low
+    smallest = torch.finfo(stored).tiny
+    scales = (width * (shrink / steps)).clamp(min=smallest).to(stored).float()
+    # A scale that underflows in its stored dtype would divide by zero when it is read back.
+    scales = torch.where(width > 0, scales, torch.ones_like(scales))
+    if scheme.symmetric:
+        return GroupScales(scales, torch.full_like(scales, float(1 << (scheme.bits - 1))))
+    return GroupScales(scales, (-low * shrink / scales).round().clamp(0, steps))

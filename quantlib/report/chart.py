@@ -1,0 +1,282 @@
+"""Geometry of the chart of errors over blocks; the template draws it as SVG."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from quantlib.report.model import LinearError
+from quantlib.report.text import power_of_ten, significant
+
+_MANTISSAS = (1, 2, 5)
+_LEAST_SPAN = 5.0  # holds two of 1, 2, 5, 10, ... wherever it starts
+_MOST_DECADES_SUBDIVIDED = 2.2
+_MARGIN = {"left": 56.0, "right": 12.0, "top": 28.0, "bottom": 44.0}
+_PIXELS_PER_X_TICK = 42
+
+Measure = Literal["relative_error", "relative_weight_error"]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled position on an axis."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One linear of one block."""
+
+    x: float
+    y: float
+    title: str
+    raised: bool
+
+
+@dataclass(frozen=True)
+class Series:
+    """The linears of one name over the blocks.
+
+    Attributes:
+        index: Decides colour and marker.
+        linear: Name within the block.
+        segments: Points of consecutive blocks; a line joins those of one segment.
+    """
+
+    index: int
+    linear: str
+    segments: tuple[tuple[Point, ...], ...]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Consecutive blocks that were not quantized."""
+
+    x: float
+    width: float
+    text: str
+
+
+@dataclass(frozen=True)
+class ErrorChart:
+    """Everything that is drawn, in user units with the origin at the top left.
+
+    Attributes:
+        left: Of the plot area, as ``right``, ``top`` and ``bottom`` are.
+        radius: Of a marker.
+    """
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    radius: float
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    bands: tuple[Band, ...]
+    series: tuple[Series, ...]
+
+
+def measure_of(linears: Iterable[LinearError]) -> Measure:
+    """What to chart: the output error where the method knows it, else the weight error."""
+    known = any(record.relative_error is not None for record in linears)
+    return "relative_error" if known else "relative_weight_error"
+
+
+def error_chart(
+    linears: Sequence[LinearError],
+    blocks: int,
+    quantized_blocks: Iterable[int],
+    width: float,
+    height: float,
+) -> ErrorChart | None:
+    """Lays out the errors over the blocks, on a logarithmic scale.
+
+    Errors of zero are drawn at the lower end of the scale, errors that are no finite number at the
+    upper end.
+
+    Args:
+        linears: The records; those without the charted measure are left out.
+        blocks: How many blocks the model has.
+        quantized_blocks: Which of them were quantized; the others are marked.
+        width: Of the drawing.
+        height: Of the drawing.
+
+    Returns:
+        None where there is no error to draw.
+    """
+    measure = measure_of(linears)
+    errors = [
+        (record, value) for record in linears if (value := getattr(record, measure)) is not None
+    ]
+    positive = [value for _, value in errors if math.isfinite(value) and value > 0]
+    if not positive:
+        return None
+    lowest, highest = _domain(positive)
+    left, right = _MARGIN["left"], width - _MARGIN["right"]
+    top, bottom = _MARGIN["top"], height - _MARGIN["bottom"]
+    band = (right - left) / blocks
+
+    def x_of(block: float) -> float:
+        return round(left + (block + 0.5) * band, 2)
+
+    def y_of(value: float) -> float:
+        value = highest if not math.isfinite(value) else max(value, lowest)
+        share = math.log(value / lowest) / math.log(highest / lowest)
+        return round(bottom - share * (bottom - top), 2)
+
+    points: dict[str, dict[int, Point]] = {}
+    for record, value in errors:
+        points.setdefault(record.linear, {})[record.block] = Point(
+            x=x_of(record.block),
+            y=y_of(value),
+            title=f"block {record.block}, {record.linear}: {significant(value, 3)}",
+            raised=record.damping_rose,
+        )
+    return ErrorChart(
+        width=width,
+        height=height,
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        radius=round(min(max(band * 0.13, 1.5), 3.2), 2),
+        x_ticks=tuple(
+            Tick(x_of(block), str(block))
+            for block in range(0, blocks, _block_step(blocks, right - left))
+        ),
+        y_ticks=tuple(Tick(y_of(value), text) for value, text in _error_ticks(lowest, highest)),
+        bands=tuple(
+            Band(round(left + first * band, 2), round((last - first + 1) * band, 2), text)
+            for first, last, text in _exact_runs(blocks, quantized_blocks)
+        ),
+        series=tuple(
+            Series(index, linear, _segments(of_block))
+            for index, (linear, of_block) in enumerate(points.items())
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class LinearSummary:
+    """The linears of one name over all blocks.
+
+    Attributes:
+        index: As in :class:`Series`.
+        error_median: Of the output error; None where the method looks at no inputs.
+        worst: The record with the largest charted error.
+        dampings: Smallest and largest damping used; None without a Hessian.
+        raised: In how many blocks the first damping was too little.
+    """
+
+    index: int
+    linear: str
+    count: int
+    error_median: float | None
+    weight_error_median: float
+    worst: LinearError
+    dampings: tuple[float, float] | None
+    raised: int
+
+
+def summarize(linears: Sequence[LinearError]) -> tuple[LinearSummary, ...]:
+    """One row per name of a linear, in the order of the records."""
+    measure = measure_of(linears)
+    by_name: dict[str, list[LinearError]] = {}
+    for record in linears:
+        by_name.setdefault(record.linear, []).append(record)
+    rows = []
+    for index, (linear, records) in enumerate(by_name.items()):
+        errors = [record.relative_error for record in records if record.relative_error is not None]
+        dampings = [record.damping for record in records if record.damping is not None]
+        rows.append(
+            LinearSummary(
+                index=index,
+                linear=linear,
+                count=len(records),
+                error_median=statistics.median(errors) if errors else None,
+                weight_error_median=statistics.median(
+                    record.relative_weight_error for record in records
+                ),
+                worst=max(records, key=lambda record: getattr(record, measure) or 0.0),
+                dampings=(min(dampings), max(dampings)) if dampings else None,
+                raised=sum(record.damping_rose for record in records),
+            )
+        )
+    return tuple(rows)
+
+
+def _domain(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of the error axis: a little wider than the values, never narrower than a factor of 5."""
+    lowest, highest = min(values) / 1.2, max(values) * 1.2
+    widen = math.sqrt(max(_LEAST_SPAN * lowest / highest, 1.0))
+    return lowest / widen, highest * widen
+
+
+def _error_ticks(lowest: float, highest: float) -> list[tuple[float, str]]:
+    few_decades = math.log10(highest / lowest) <= _MOST_DECADES_SUBDIVIDED
+    ticks = []
+    for power in range(math.floor(math.log10(lowest)), math.ceil(math.log10(highest)) + 1):
+        for mantissa in _MANTISSAS if few_decades else (1,):
+            value = mantissa * 10.0**power
+            if lowest <= value <= highest:
+                ticks.append((value, _error_text(mantissa, power)))
+    return ticks
+
+
+def _error_text(mantissa: int, power: int) -> str:
+    if -4 <= power < 4:
+        return f"{mantissa * 10.0**power:.{max(-power, 0)}f}"
+    return power_of_ten(power) if mantissa == 1 else f"{mantissa}·{power_of_ten(power)}"
+
+
+def _block_step(blocks: int, pixels: float) -> int:
+    """Blocks between two labels of the block axis: 1, 2, 5, 10, ..."""
+    most = max(pixels / _PIXELS_PER_X_TICK, 1)
+    power = 0
+    while True:
+        for mantissa in _MANTISSAS:
+            if blocks / (step := mantissa * 10**power) <= most:
+                return step
+        power += 1
+
+
+def _exact_runs(blocks: int, quantized_blocks: Iterable[int]) -> list[tuple[int, int, str]]:
+    """First and last block of every run of blocks that were not quantized, and how to call it."""
+    quantized = set(quantized_blocks)
+    runs: list[list[int]] = []
+    for block in range(blocks):
+        if block in quantized:
+            continue
+        if runs and runs[-1][1] == block - 1:
+            runs[-1][1] = block
+        else:
+            runs.append([block, block])
+    return [
+        (
+            first,
+            last,
+            f"block {first} kept exact"
+            if first == last
+            else f"blocks {first} to {last} kept exact",
+        )
+        for first, last in runs
+    ]
+
+
+def _segments(of_block: dict[int, Point]) -> tuple[tuple[Point, ...], ...]:
+    segments: list[list[Point]] = []
+    previous: int | None = None
+    for block in sorted(of_block):
+        if previous is None or block != previous + 1:
+            segments.append([])
+        segments[-1].append(of_block[block])
+        previous = block
+    return tuple(map(tuple, segments))

@@ -1,0 +1,114 @@
+"""The report as one self-contained HTML page: no script, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import yaml
+
+from quantlib.report._templates import environment
+from quantlib.report.chart import error_chart, measure_of, summarize
+from quantlib.report.model import Check, Generation, Report
+from quantlib.report.serving import serve_line
+from quantlib.report.text import percent, significant
+
+_WIDE = (1040, 440)
+_NARROW = (400, 340)
+_CHECK_NAMES = {
+    "perplexity_increase": "Perplexity increase",
+    "kl_mean": "Mean KL divergence, nats",
+    "top1_agreement": "Same top token",
+}
+_SHARES = ("perplexity_increase", "top1_agreement")
+_LOWER_LIMITS = ("top1_agreement",)
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One check of the gate, in words.
+
+    Attributes:
+        bound: ``at most`` or ``at least``.
+    """
+
+    name: str
+    value: str
+    bound: str
+    limit: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class GenerationRow:
+    """Two completions of a prompt, each split where they part."""
+
+    prompt: str
+    same: str
+    original_rest: str
+    quantized_rest: str
+
+
+def render_html(report: Report) -> str:
+    """The page of a report. Whatever text it holds is escaped."""
+    evaluation = report.evaluation
+    charts = [
+        (
+            "wide",
+            error_chart(report.linears, report.model.blocks, report.model.quantized_blocks, *_WIDE),
+        ),
+        (
+            "narrow",
+            error_chart(
+                report.linears, report.model.blocks, report.model.quantized_blocks, *_NARROW
+            ),
+        ),
+    ]
+    return (
+        environment(autoescape=True)
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            checks=[check_row(check) for check in evaluation.gate.checks] if evaluation else [],
+            charts=[(name, chart) for name, chart in charts if chart is not None],
+            measure=measure_of(report.linears),
+            summaries=summarize(report.linears),
+            raised=[record for record in report.linears if record.damping_rose],
+            dampings=sorted({r.damping for r in report.linears if r.damping is not None}),
+            longest_step=max((step.seconds or 0.0 for step in report.steps), default=0.0),
+            generations=[generation_row(pair) for pair in evaluation.generations]
+            if evaluation
+            else [],
+            recipe_yaml=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
+            serve_line=serve_line(".", report.serve),
+        )
+    )
+
+
+def check_row(check: Check) -> CheckRow:
+    """A check in words; shares are shown as percentages."""
+    name = check.name.removeprefix("max_").removeprefix("min_")
+    number = percent if name in _SHARES else significant
+    lower = check.name.startswith("min_") or name in _LOWER_LIMITS
+    return CheckRow(
+        name=_CHECK_NAMES.get(name, name.replace("_", " ").capitalize()),
+        value=number(check.value),
+        bound="at least" if lower else "at most",
+        limit=number(check.limit),
+        passed=check.passed,
+    )
+
+
+def generation_row(pair: Generation) -> GenerationRow:
+    """Splits two completions after the words that they begin with in common."""
+    original, quantized = pair.original.lstrip(" "), pair.quantized.lstrip(" ")
+    pairs = enumerate(zip(original, quantized, strict=False))
+    length = next((at for at, (a, b) in pairs if a != b), min(len(original), len(quantized)))
+    shared = original[:length]
+    if original != quantized:
+        shared = shared[: max(shared.rfind(" "), shared.rfind("\n")) + 1]
+    return GenerationRow(
+        prompt=pair.prompt,
+        same=shared,
+        original_rest=original[len(shared) :],
+        quantized_rest=quantized[len(shared) :],
+    )

@@ -1,0 +1,285 @@
+"""The quantization report as typed data. The format is described in docs/formats/report.md."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantlib.errors import InvalidInputError
+from quantlib.store.receipt import Digest, FileRecord
+
+SCHEMA: Final = "quantlib/report/1"
+JSON_NAME = "quantization_report.json"
+HTML_NAME = "quantization_report.html"
+
+
+class Part(BaseModel):
+    """A closed, immutable part of a report.
+
+    A figure that is no finite number (the perplexity of a checkpoint that is broken) is written as
+    the string ``NaN`` or ``Infinity``, which JSON can hold.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        protected_namespaces=(),
+        ser_json_inf_nan="strings",
+    )
+
+
+class Verdict(Part):
+    """What the gate said, in a word and in a sentence."""
+
+    outcome: Literal["passed", "failed", "not_validated"]
+    reason: str
+
+
+class Model(Part):
+    """The model that was quantized.
+
+    Attributes:
+        name: Short name, fit for a folder.
+        model_type: As in ``config.json``.
+        source: Where it came from, with the commit or digest that it was resolved to.
+        digest: Of its content.
+        bytes: Of its weights as fetched.
+        tensors: How many it holds.
+        blocks: How many decoder blocks it has.
+        quantized_blocks: Which of them were quantized; the others are exact.
+    """
+
+    name: str
+    model_type: str
+    source: dict[str, Any]
+    digest: Digest
+    bytes: int
+    tensors: int
+    blocks: int
+    quantized_blocks: tuple[int, ...]
+
+
+class Method(Part):
+    """The algorithm and the representation, with every default resolved."""
+
+    quantizer: str
+    bits: int
+    group_size: Annotated[int, Field(description="-1: one scale per output channel.")]
+    symmetric: bool
+    activations: Literal["none", "int8"]
+    format: str
+    outlier_suppression: str | None
+
+    @property
+    def scheme(self) -> str:
+        """The widths of weights and activations in the usual short form, such as ``W4A16``."""
+        return f"W{self.bits}A{8 if self.activations == 'int8' else 16}"
+
+    @property
+    def grouping(self) -> str:
+        """What shares a scale, in words."""
+        return "per channel" if self.group_size == -1 else f"groups of {self.group_size}"
+
+
+class Sizes(Part):
+    """Bytes of the weights before and after, and of every file of the checkpoint."""
+
+    bytes_original: int
+    bytes_quantized: int
+    files: dict[str, FileRecord]
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the quantized weights are."""
+        return self.bytes_original / self.bytes_quantized if self.bytes_quantized else float("nan")
+
+
+class CalibrationText(Part):
+    """The text that the model was calibrated on."""
+
+    source: str
+    digest: Digest
+    samples: int
+    sequence_length: int
+    tokens: int
+    shipped: Annotated[bool, Field(description="It is the text that ships with quantlib.")]
+
+
+class EvaluationText(Part):
+    """The held-out text that both models were judged on."""
+
+    source: str
+    digest: Digest
+    windows: int
+    sequence_length: int
+    tokens: int
+
+
+class Performance(Part):
+    """What was measured of one model."""
+
+    perplexity: float
+    tokens_per_second: float | None
+
+
+class Generation(Part):
+    """A prompt and its greedy completions by both models."""
+
+    prompt: str
+    original: str
+    quantized: str
+
+
+class Check(Part):
+    """One threshold of the gate."""
+
+    name: str
+    value: float
+    limit: float
+    passed: bool
+
+
+class Gate(Part):
+    """The gate's verdict and what it rests on."""
+
+    passed: bool
+    checks: tuple[Check, ...]
+    reason: str
+
+
+class Evaluation(Part):
+    """The quantized model against the original: the content of ``evaluation.json``.
+
+    Attributes:
+        fallback_reason: Why another engine judged than the recipe asked for; None where it did.
+        kl_mean: Mean KL divergence of the quantized from the original model, in nats.
+        kl_method: Which positions and which part of the vocabulary ``kl_mean`` covers.
+        top1_agreement: Share of positions whose most likely token is the same.
+    """
+
+    engine: str
+    engine_version: str
+    device: str
+    fallback_reason: str | None
+    text: EvaluationText
+    original: Performance
+    quantized: Performance
+    kl_mean: float
+    kl_standard_error: float
+    kl_method: str
+    top1_agreement: float
+    generations: tuple[Generation, ...]
+    gate: Gate
+
+    @property
+    def perplexity_increase(self) -> float:
+        """Relative: 0.1 is 10 % above the original's."""
+        return self.quantized.perplexity / self.original.perplexity - 1
+
+
+class LinearError(Part):
+    """What quantizing one linear cost.
+
+    Attributes:
+        block: Index of its block.
+        linear: Its name within the block.
+        relative_error: Energy of the output error over the energy of the output, on the
+            calibration inputs; None where the method looks at no inputs.
+        relative_weight_error: The same of the weight itself.
+        damping: Share of the Hessian's mean diagonal that was added to it; None without a Hessian.
+        damping_attempts: How many dampings were tried; above 1, the first was too little.
+    """
+
+    block: int
+    linear: str
+    relative_error: float | None
+    relative_weight_error: float
+    damping: float | None
+    damping_attempts: int
+
+    @property
+    def damping_rose(self) -> bool:
+        """Whether the factorization failed before it succeeded."""
+        return self.damping_attempts > 1
+
+
+class StepRun(Part):
+    """One step that led to the checkpoint, and what its run took.
+
+    Attributes:
+        range: The blocks of a quantize step, such as ``8:16``.
+        seconds: Wall-clock time of the run that committed it; None where it was not recorded.
+        peak_mib: Largest resident memory of its process; None where it was not recorded.
+    """
+
+    step: str
+    range: str | None
+    seconds: float | None
+    peak_mib: float | None
+
+
+class StepReceipt(Part):
+    """Where a step's receipt is in the store, and what it must be."""
+
+    step: str
+    key: str
+    digest: Digest
+
+
+class Provenance(Part):
+    """What the checkpoint was made of, by digest.
+
+    Attributes:
+        image: The container image that wrote the report; None outside a container.
+        receipts: Every step that the checkpoint rests on, the earliest first.
+    """
+
+    checkpoint_digest: Digest
+    model_digest: Digest
+    calibration_digest: Digest | None
+    recipe_digest: Digest
+    image: str | None
+    receipts: tuple[StepReceipt, ...]
+
+
+class Report(Part):
+    """Everything that is known of a quantized checkpoint, the verdict first.
+
+    Attributes:
+        serve: The arguments of vLLM that serve the checkpoint well.
+        longest_path_seconds: Time of the slowest chain of steps: what the run takes when all that
+            can run at once does. None where a step's time was not recorded.
+    """
+
+    schema_: Annotated[Literal["quantlib/report/1"], Field(alias="schema")] = SCHEMA
+    verdict: Verdict
+    model: Model
+    method: Method
+    sizes: Sizes
+    evaluation: Evaluation | None
+    calibration: CalibrationText | None
+    linears: tuple[LinearError, ...]
+    steps: tuple[StepRun, ...]
+    longest_path_seconds: float | None
+    serve: dict[str, Any]
+    versions: dict[str, str]
+    recipe: dict[str, Any]
+    provenance: Provenance
+
+    def to_json(self) -> bytes:
+        """The report as indented JSON."""
+        return self.model_dump_json(by_alias=True, indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes | str, origin: str = JSON_NAME) -> Report:
+        """Reads a report.
+
+        Raises:
+            InvalidInputError: ``data`` is no report of this schema.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise InvalidInputError.one(origin, f"is no valid report: {error}") from None

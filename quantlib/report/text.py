@@ -1,0 +1,109 @@
+"""Numbers as a reader wants them; shared by the page and the model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+ABSENT = "\N{EN DASH}"
+
+
+def significant(value: float | None, digits: int = 4) -> str:
+    """``digits`` significant digits, trailing zeros kept, and powers of ten: 16.77, 0.1060."""
+    if value is None:
+        return ABSENT
+    if not math.isfinite(value):
+        return _not_finite(value)
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    power = int(exponent)
+    if -5 < power < 5:
+        return f"{value:.{max(digits - 1 - power, 0)}f}"
+    return f"{mantissa} \N{MULTIPLICATION SIGN} {power_of_ten(power)}"
+
+
+def power_of_ten(exponent: int) -> str:
+    """10⁻⁵ and the like."""
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)
+
+
+def short(value: float | None) -> str:
+    """As few digits as it takes: 0.01, 0.1."""
+    return ABSENT if value is None else f"{value:g}"
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage: 83.8%."""
+    if value is None:
+        return ABSENT
+    return f"{100 * value:.1f}%" if math.isfinite(value) else _not_finite(value)
+
+
+def change(value: float | None) -> str:
+    """A relative change, signed: +9.0%."""
+    if value is None:
+        return ABSENT
+    if not math.isfinite(value):
+        return _not_finite(value)
+    return f"{100 * value:+.1f}%".replace("-", "\N{MINUS SIGN}")
+
+
+def integer(value: int) -> str:
+    """Digits in groups of three: 20,480."""
+    return f"{value:,}"
+
+
+def size(value: int) -> str:
+    """Bytes in the largest binary unit that leaves a number of at least 1: 256.6 MiB."""
+    number, units = float(value), ("bytes", "KiB", "MiB", "GiB", "TiB")
+    for unit in units:
+        if number < 1024 or unit == units[-1]:
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+
+
+def mebibytes(value: float | None) -> str:
+    """An amount given in MiB."""
+    return ABSENT if value is None else size(round(value * 1024**2))
+
+
+def duration(seconds: float | None) -> str:
+    """61.2 s, 4 min 12 s, 1 h 5 min."""
+    if seconds is None:
+        return ABSENT
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+
+
+def plural(number: int, noun: str) -> str:
+    """1 block, 30 blocks."""
+    return f"{integer(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def _not_finite(value: float) -> str:
+    return "not a number" if math.isnan(value) else ("∞" if value > 0 else "\N{MINUS SIGN}∞")
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    function.__name__: function
+    for function in (
+        significant,
+        short,
+        percent,
+        change,
+        integer,
+        size,
+        mebibytes,
+        duration,
+        plural,
+    )
+}
+"""By name, for the templates."""

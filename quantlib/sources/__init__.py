@@ -1,0 +1,91 @@
+"""Where models come from: a folder, a GGUF file, or a model hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantlib.errors import InvalidInputError, Problem
+
+_HUB_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?")
+_FORMS = "give a folder, a .gguf file, or hf://org/name@revision"
+
+
+@dataclass(frozen=True)
+class FolderAddress:
+    """A local folder with a checkpoint in Hugging Face's layout."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class GgufAddress:
+    """A local GGUF file."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """A model on the hub.
+
+    Attributes:
+        repo: ``org/name``.
+        revision: A branch, a tag or a commit.
+    """
+
+    repo: str
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return f"hf://{self.repo}@{self.revision}"
+
+
+Address = FolderAddress | GgufAddress | HubAddress
+
+
+def parse_address(text: str) -> Address:
+    """Reads the address of a model.
+
+    Raises:
+        InvalidInputError: ``text`` is no address of a kind that is supported.
+    """
+    if not text.strip():
+        raise InvalidInputError.one("model", "none was given", _FORMS)
+    if text.startswith("hf://"):
+        match = _HUB_ADDRESS.fullmatch(text)
+        if match is None:
+            raise InvalidInputError.one(
+                text, "is no model on the hub", "give hf://org/name@revision"
+            )
+        return HubAddress(match["repo"], match["revision"] or "main")
+    if text.startswith("s3://"):
+        raise InvalidInputError.one(text, "models in S3 are not supported yet", _FORMS)
+    text = text.removeprefix("file://")
+    if "://" in text:
+        raise InvalidInputError.one(text, "unsupported kind of address", _FORMS)
+    path = Path(text).expanduser()
+    return GgufAddress(path) if path.suffix.lower() == ".gguf" else FolderAddress(path)
+
+
+def source_problems(text: str) -> list[Problem]:
+    """Everything that can be found wrong with a model in a moment, without a network.
+
+    Reads headers only; weights are examined when the model is fetched, and so is all of a model on
+    the hub.
+    """
+    from quantlib.sources.folder import folder_problems
+    from quantlib.sources.gguf_model import gguf_problems
+
+    try:
+        address = parse_address(text)
+    except InvalidInputError as error:
+        return list(error.problems)
+    match address:
+        case FolderAddress(path):
+            return folder_problems(path)
+        case GgufAddress(path):
+            return gguf_problems(path)
+        case HubAddress():
+            return []

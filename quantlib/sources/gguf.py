@@ -1,0 +1,102 @@
+"""A model in a GGUF file: its weights dequantized to bf16, in Hugging Face's layout.
+
+llama.cpp's converter renames the tensors and, for the ``llama`` architecture, reorders the rows of
+the query and key projections within each head (``convert_hf_to_gguf.py``, ``LlamaModel.permute``).
+Both are undone here, one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from quantlib.checkpoint.checkpoint import CONFIG_NAME, SINGLE_NAME
+from quantlib.checkpoint.writer import SafetensorsWriter
+from quantlib.errors import InvalidInputError, Problem
+from quantlib.sources.gguf_header import GgufTensor
+from quantlib.sources.gguf_model import GgufModel
+from quantlib.sources.scan import ShowProgress, count_nonfinite, nonfinite_problem
+from quantlib.store import StepOutput
+
+_CHUNK_BYTES = 1 << 20
+
+
+def convert_gguf(model: GgufModel, output: StepOutput, progress: ShowProgress) -> dict[str, int]:
+    """Writes a model as a bf16 checkpoint with config and tokenizer.
+
+    At most one tensor is held in memory.
+
+    Args:
+        model: The file's model.
+        output: Takes the files.
+        progress: Shows how far it is.
+
+    Returns:
+        How many tensors of each GGUF type the file holds.
+
+    Raises:
+        InvalidInputError: A weight is NaN or Inf, or too large for bf16; all problems at once.
+    """
+    from quantlib.sources.gguf_tokenizer import save_gguf_tokenizer
+
+    header, path = model.header, model.header.path
+    problems: list[Problem] = []
+    types: dict[str, int] = {}
+    with (
+        SafetensorsWriter(output.local(SINGLE_NAME)) as writer,
+        progress("Dequantizing", len(header.tensors), "tensors") as advance,
+    ):
+        for name, tensor in header.tensors.items():
+            target = model.targets[name]
+            data = dequantize_bf16(path, tensor, target.heads)
+            if count := count_nonfinite(data.data.cast("B"), "BF16"):
+                problems.append(nonfinite_problem(str(path), name, count, data.size))
+            writer.add(target.name, "BF16", tensor.shape, data.data.cast("B"))
+            types[tensor.type_name] = types.get(tensor.type_name, 0) + 1
+            advance(1)
+        if problems:
+            raise InvalidInputError(problems)
+        digest, count = writer.finish()
+    output.add(SINGLE_NAME, sha256=digest, tensors=count)
+    output.add_json(CONFIG_NAME, model.config)
+    save_gguf_tokenizer(header, output)
+    return dict(sorted(types.items()))
+
+
+def dequantize_bf16(path: Path, tensor: GgufTensor, heads: int = 0) -> np.ndarray:
+    """One tensor as bf16.
+
+    Args:
+        path: The GGUF file.
+        tensor: The tensor.
+        heads: Undo llama.cpp's reordering of the rows of this many heads; 0 for none.
+
+    Returns:
+        The bits of the bf16 numbers, uint16 ``[rows, columns]``, or ``[columns]`` of a vector.
+    """
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    columns = tensor.shape[-1]
+    rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
+    stored = np.memmap(path, np.uint8, "r", tensor.start, (rows, tensor.bytes // rows))
+    order = _original_rows(rows, heads) if heads else np.arange(rows)
+    result = np.empty((rows, columns), np.uint16)
+    step = max(1, _CHUNK_BYTES // (4 * columns))
+    for start in range(0, rows, step):
+        chunk = dequantize(stored[order[start : start + step]], GGMLQuantizationType(tensor.type))
+        result[start : start + step] = _round_to_bf16(chunk)
+    return result.reshape(tensor.shape)
+
+
+def _original_rows(rows: int, heads: int) -> np.ndarray:
+    """Where llama.cpp put each row: it interleaves the halves of every head."""
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)
+
+
+def _round_to_bf16(values: np.ndarray) -> np.ndarray:
+    """float32 to the bits of the nearest bf16, ties to even; NaN stays NaN."""
+    bits = values.view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)

@@ -1,0 +1,53 @@
+"""The tokenizer that a GGUF file describes, in Hugging Face's files.
+
+transformers rebuilds it from the vocabulary and the merges. Three things that llama.cpp ties to the
+kind of vocabulary rather than states (``src/llama-vocab.cpp``) are added here.
+"""
+
+from __future__ import annotations
+
+from quantlib.sources.gguf_header import GgufHeader
+from quantlib.store import StepOutput
+
+_LLAMA3 = ("llama3", "llama-v3", "llama-bpe")
+_IGNORE_MERGES = (*_LLAMA3, "tekken")
+"""A word that is in the vocabulary is one token, whatever the merges make of it."""
+
+_SPLIT_DIGITS = ("smollm",)
+_ADD_BOS = (*_LLAMA3, "tekken")
+
+
+def save_gguf_tokenizer(header: GgufHeader, output: StepOutput) -> None:
+    """Adds ``tokenizer.json``, ``tokenizer_config.json`` and the chat template, if there is one."""
+    from tokenizers import pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    metadata = header.metadata
+    sentencepiece = metadata["tokenizer.ggml.model"] == "llama"
+    pre = metadata.get("tokenizer.ggml.pre")
+    # In a folder of its own, because transformers reads what lies beside the file, too.
+    link = output.scratch / "gguf" / "model.gguf"
+    link.parent.mkdir()
+    link.symlink_to(header.path.resolve())
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        link.parent,
+        gguf_file=link.name,
+        add_bos_token=metadata.get(
+            "tokenizer.ggml.add_bos_token", sentencepiece or pre in _ADD_BOS
+        ),
+        add_eos_token=metadata.get("tokenizer.ggml.add_eos_token", False),
+    )
+    backend = tokenizer.backend_tokenizer
+    if not sentencepiece and pre in _IGNORE_MERGES:
+        backend.model.ignore_merges = True
+    if not sentencepiece and pre in _SPLIT_DIGITS:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+    saved = output.scratch / "tokenizer"
+    tokenizer.save_pretrained(saved)
+    for file in sorted(saved.iterdir()):
+        output.add_bytes(file.name, file.read_bytes())

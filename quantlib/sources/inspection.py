@@ -1,0 +1,137 @@
+"""What makes a set of files a model that can be quantized, judged by headers alone."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from quantlib.checkpoint.checkpoint import CONFIG_NAME, FLOAT_DTYPES, INDEX_NAME, Checkpoint
+from quantlib.checkpoint.source import FileSource
+from quantlib.errors import InvalidInputError, Problem
+from quantlib.store import FileRecord
+from quantlib.store.receipt import digest_of
+
+SMALL_FILES = (
+    CONFIG_NAME,
+    INDEX_NAME,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""The files that are taken besides the weights. Code is never among them."""
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_NAMED_TENSORS = 3
+
+
+def open_model(files: FileSource) -> Checkpoint:
+    """Opens a model whose config, index and tensor headers show nothing wrong.
+
+    Args:
+        files: The model's files; other files among them do not matter.
+
+    Raises:
+        InvalidInputError: It cannot be quantized; all problems at once.
+    """
+    names = files.names()
+    root = files.describe("").rstrip("/")
+    if not names:
+        raise InvalidInputError.one(root, "is empty", "give a folder with a model checkpoint")
+    if CONFIG_NAME not in names and "adapter_config.json" in names:
+        raise InvalidInputError.one(
+            root, "is an adapter, not a model", "merge it into its base model first"
+        )
+    checkpoint = Checkpoint.open(files)
+    problems = _config_problems(files.describe(CONFIG_NAME), checkpoint.config)
+    if not problems:
+        problems = _dtype_problems(checkpoint)
+    if not any(name in names for name in _VOCABULARIES):
+        problems.append(Problem(root, "has no tokenizer", f"add {' or '.join(_VOCABULARIES)}"))
+    if problems:
+        raise InvalidInputError(problems)
+    return checkpoint
+
+
+def model_files(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The files of a model that are taken: the weights that it uses and the small files."""
+    weights = {info.file for info in checkpoint.tensors.values()}
+    return tuple(
+        name for name in checkpoint.source.names() if name in weights or name in SMALL_FILES
+    )
+
+
+def content_digest(files: Mapping[str, FileRecord]) -> str:
+    """``sha256:`` digest over the names and digests of a model's files."""
+    return digest_of([[name, record.sha256] for name, record in sorted(files.items())])
+
+
+def model_facts(
+    source: Mapping[str, Any], model_type: str, files: Mapping[str, FileRecord]
+) -> dict[str, Any]:
+    """What the receipt of a fetched model says of it.
+
+    Args:
+        source: Where the model is from, in words that hold wherever it lay.
+        model_type: The config's ``model_type``.
+        files: The model's files.
+
+    Returns:
+        ``source``, ``model_type``, ``digest`` (over all files), ``bytes`` and ``tensors``
+        (of the weight files).
+    """
+    weights = [record for record in files.values() if record.tensors is not None]
+    return {
+        "source": dict(source),
+        "model_type": model_type,
+        "digest": content_digest(files),
+        "bytes": sum(record.bytes for record in weights),
+        "tensors": sum(record.tensors or 0 for record in weights),
+    }
+
+
+def _config_problems(where: str, config: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    if not isinstance(config.get("model_type"), str):
+        problems.append(
+            Problem(where, "names no model_type", "give a folder with a language model")
+        )
+    for key in ("quantization_config", "compression_config"):
+        if config.get(key):
+            settings = config[key]
+            method = settings.get("quant_method", "") if isinstance(settings, dict) else ""
+            problems.append(_quantized(where, f"its {key} says {json.dumps(method or settings)}"))
+    return problems
+
+
+def _dtype_problems(checkpoint: Checkpoint) -> list[Problem]:
+    if not checkpoint.tensors:
+        return [Problem(checkpoint.source.describe("").rstrip("/"), "its weight files are empty")]
+    by_dtype: dict[str, list[str]] = defaultdict(list)
+    for name, info in checkpoint.tensors.items():
+        if info.dtype not in FLOAT_DTYPES:
+            by_dtype[info.dtype].append(name)
+    problems = []
+    for dtype, names in sorted(by_dtype.items()):
+        where = checkpoint.source.describe(checkpoint.info(names[0]).file)
+        listed = ", ".join(names[:_NAMED_TENSORS])
+        if len(names) > _NAMED_TENSORS:
+            listed += f" and {len(names) - _NAMED_TENSORS} more"
+        if dtype.startswith(("I", "U", "F8")):
+            problems.append(_quantized(where, f"{dtype} in {listed}"))
+        else:
+            known = ", ".join(FLOAT_DTYPES)
+            problems.append(Problem(where, f"{dtype} in {listed}", f"convert it to one of {known}"))
+    return problems
+
+
+def _quantized(where: str, evidence: str) -> Problem:
+    return Problem(where, f"is quantized already: {evidence}", "give the original checkpoint")

@@ -1,0 +1,97 @@
+"""fetch: brings a model into the store, examined and described.
+
+Nothing but weights in safetensors, the config and the tokenizer is taken; code that a model brings
+is neither copied nor run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantlib.progress import progress_bar
+from quantlib.recipe import recipe_from_text
+from quantlib.sources import FolderAddress, GgufAddress, HubAddress, parse_address
+from quantlib.sources.folder import examine_folder
+from quantlib.sources.gguf import convert_gguf
+from quantlib.sources.gguf_model import open_gguf
+from quantlib.sources.inspection import content_digest, model_facts
+from quantlib.sources.scan import ShowProgress, hash_and_scan
+from quantlib.steps.contract import StepCall
+from quantlib.store import Receipt, StepOutput, Store, commit_step
+
+STEP = "fetch"
+VERSION = 1
+
+
+def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> Receipt:
+    """Brings a model into the store.
+
+    The receipt depends on the model's content alone: equal content in another folder, or a commit
+    that was named by its branch, gives an equal receipt.
+
+    Args:
+        store: Where the files go.
+        source: A folder, a ``.gguf`` file, or ``hf://org/name@revision``.
+        progress: Shows how far it is.
+
+    Returns:
+        The receipt; its facts are those of :func:`quantlib.sources.inspection.model_facts`.
+
+    Raises:
+        InvalidInputError: The source is no model that can be quantized; all problems at once, and
+            nothing was written to the store.
+        StepError: The hub cannot be reached.
+    """
+    match parse_address(source):
+        case FolderAddress(path):
+            return _fetch_folder(store, path, progress)
+        case GgufAddress(path):
+            return _fetch_gguf(store, path, progress)
+        case HubAddress() as address:
+            return _fetch_hub(store, address, progress)
+
+
+def main(call: StepCall) -> None:
+    source = call.text("source") or recipe_from_text(call.text("recipe")).model or ""
+    store = call.store()
+    call.write_receipt("model", store, fetch(store, source))
+
+
+def _fetch_folder(store: Store, path: Path, progress: ShowProgress) -> Receipt:
+    model = examine_folder(path, progress)
+    parameters = {"source_kind": "folder", "content": content_digest(model.files)}
+
+    def work(output: StepOutput) -> None:
+        model.import_into(output)
+        output.facts |= model_facts({"kind": "folder"}, model.model_type, output.files)
+
+    return commit_step(store, STEP, VERSION, parameters, {}, work)
+
+
+def _fetch_gguf(store: Store, path: Path, progress: ShowProgress) -> Receipt:
+    model = open_gguf(path)
+    with progress("Reading", path.stat().st_size, "bytes") as advance:
+        digest, _ = hash_and_scan(path, (), advance)
+
+    def work(output: StepOutput) -> None:
+        types = convert_gguf(model, output, progress)
+        source = {"kind": "gguf", "sha256": digest, "types": types}
+        output.facts |= model_facts(source, model.config["model_type"], output.files)
+
+    parameters = {"source_kind": "gguf", "sha256": digest}
+    return commit_step(store, STEP, VERSION, parameters, {}, work)
+
+
+def _fetch_hub(store: Store, address: HubAddress, progress: ShowProgress) -> Receipt:
+    from quantlib.sources.hub import fetch_model, resolve_commit
+
+    commit = resolve_commit(address)
+
+    def work(output: StepOutput) -> None:
+        model = fetch_model(address, commit, progress)
+        model.import_into(output)
+        source = {"kind": "hub", "repo": address.repo, "commit": commit}
+        output.facts |= model_facts(source, model.model_type, output.files)
+
+    parameters = {"source_kind": "hub", "repo": address.repo, "revision": commit}
+    return commit_step(store, STEP, VERSION, parameters, {}, work)

@@ -1,0 +1,160 @@
+"""merge: the range files as they are, one file with the rest, index, config and tokenizer.
+
+A range file is never read here beyond its header: the store copies it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
+from quantlib.checkpoint.header import TensorInfo, read_header
+from quantlib.checkpoint.source import ReceiptSource
+from quantlib.compatibility import checkpoint_scheme, exact_linears
+from quantlib.errors import InvalidInputError, Problem
+from quantlib.formats import format_registry
+from quantlib.models import BaseModelAdapter, model_registry
+from quantlib.quantizers import quantizer_registry
+from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.steps.contract import StepCall
+from quantlib.steps.plan import parse_range
+from quantlib.steps.quantize import BLOCKS_NAME, LINEARS_NAME
+from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step
+from quantlib.store.receipt import digest_of
+
+VERSION = 1
+VLLM_CONFIG_NAME = "vllm_config.json"
+
+
+def merge(store: Store, recipe: Recipe, model: Receipt, quantized: Sequence[Receipt]) -> Receipt:
+    """Makes a checkpoint of quantized ranges.
+
+    Args:
+        store: Where the steps' files are.
+        recipe: What was done.
+        model: Receipt of the fetch step.
+        quantized: Receipts of the quantize steps, in any order.
+
+    Returns:
+        A receipt whose files are the checkpoint and ``linears.json``.
+
+    Raises:
+        InvalidInputError: The ranges do not fit together.
+    """
+    ranges = sorted(quantized, key=lambda receipt: parse_range(receipt.parameters["range"]))
+    problems = _range_problems(ranges)
+    if problems:
+        raise InvalidInputError(problems)
+
+    def work(output: StepOutput) -> None:
+        _merge(store, recipe, model, ranges, output)
+
+    parameters = {"quantization": recipe.quantization.model_dump(mode="json")}
+    inputs = {"model": model} | {
+        f"quantized {receipt.parameters['range']}": receipt for receipt in ranges
+    }
+    return commit_step(store, "merge", VERSION, parameters, inputs, work)
+
+
+def _range_problems(ranges: Sequence[Receipt]) -> list[Problem]:
+    if not ranges:
+        return [Problem("merge", "there is no range to merge")]
+    problems = []
+    expected = parse_range(ranges[0].parameters["range"])[0]
+    recipes = {json.dumps(_without_range(receipt), sort_keys=True) for receipt in ranges}
+    if len(recipes) > 1:
+        problems.append(Problem("merge", "the ranges were quantized by different recipes"))
+    for receipt in ranges:
+        start, stop = parse_range(receipt.parameters["range"])
+        if start != expected:
+            problems.append(
+                Problem(f"range {start}:{stop}", f"starts at block {start}, not {expected}")
+            )
+        expected = stop
+    return problems
+
+
+def _without_range(receipt: Receipt) -> dict[str, Any]:
+    return {name: value for name, value in receipt.parameters.items() if name != "range"}
+
+
+def _merge(
+    store: Store, recipe: Recipe, model: Receipt, ranges: Sequence[Receipt], output: StepOutput
+) -> None:
+    source = ReceiptSource(store, model)
+    original = Checkpoint.open(source)
+    adapter = model_registry.adapter_for(original.config)
+    count = len(ranges) + 1
+    parts: dict[str, dict[str, TensorInfo]] = {}
+    errors: list[dict[str, Any]] = []
+    for number, receipt in enumerate(ranges, start=1):
+        name = f"model-{number:05}-of-{count:05}.safetensors"
+        output.add_copy(name, receipt, BLOCKS_NAME)
+        parts[name] = read_header(ReceiptSource(store, receipt), BLOCKS_NAME)
+        errors += json.loads(store.read(receipt.path(LINEARS_NAME)))
+    for name in model.files:
+        if not name.endswith(".safetensors") and name not in (CONFIG_NAME, INDEX_NAME):
+            output.add_copy(name, model, name)
+
+    scheme = checkpoint_scheme(recipe.quantization, adapter)
+    quantizer = quantizer_registry.get_quantizer(recipe.quantization.method)(recipe.quantization)
+    rest = f"model-{count:05}-of-{count:05}.safetensors"
+    folder = output.local(rest).parent
+    digest = adapter.save_model(
+        original, folder, parts, rest, quantizer._add_vllm_compatibility(scheme)
+    )
+    output.add(rest, sha256=digest)
+    output.add(INDEX_NAME)
+    output.add(CONFIG_NAME)
+    serve = serving_arguments(recipe, adapter)
+    output.add_json(VLLM_CONFIG_NAME, serve)
+
+    files = dict(output.files)
+    output.add_json(LINEARS_NAME, errors)
+    exact = exact_linears(recipe.quantization, adapter)
+    output.facts |= {
+        "checkpoint_digest": checkpoint_digest(files),
+        "checkpoint_files": sorted(files),
+        "bytes_original": _weight_bytes(model.files),
+        "bytes_quantized": _weight_bytes(files),
+        "blocks": adapter.blocks,
+        "quantized_blocks": [
+            block for block, linears in enumerate(exact) if len(linears) < len(adapter.linears())
+        ],
+        "serve": serve,
+    }
+
+
+def checkpoint_digest(files: dict[str, FileRecord]) -> str:
+    """The digest of a checkpoint: of its files' names and digests."""
+    return digest_of(sorted((name, record.sha256) for name, record in files.items()))
+
+
+def _weight_bytes(files: dict[str, FileRecord]) -> int:
+    return sum(record.bytes for name, record in files.items() if name.endswith(".safetensors"))
+
+
+def serving_arguments(recipe: Recipe, adapter: BaseModelAdapter) -> dict[str, Any]:
+    """What ``vllm serve`` is best called with, by the names of its options."""
+    section = recipe.quantization
+    scheme = checkpoint_scheme(section, adapter)
+    checkpoint_format = format_registry.get_format(scheme.format)
+    stored = adapter.config.get("dtype") or adapter.config.get("torch_dtype")
+    return {
+        "quantization": checkpoint_format.vllm_name,
+        "dtype": stored if stored in ("bfloat16", "float16") else "bfloat16",
+        "max_model_len": adapter.max_sequence_length,
+    }
+
+
+def main(call: StepCall) -> None:
+    store = call.store()
+    receipt = merge(
+        store,
+        recipe_from_text(call.text("recipe")),
+        call.receipt("model"),
+        call.receipts("quantized"),
+    )
+    call.write_receipt("checkpoint", store, receipt)

@@ -1,0 +1,134 @@
+"""plan: checks that recipe and model go together, and cuts the model into ranges of blocks."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from quantlib.calibration.inputs import calibration_windows, evaluation_windows
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.source import FileSource, ReceiptSource
+from quantlib.compatibility import exact_linears, model_problems, needs_calibration
+from quantlib.errors import InvalidInputError, Problem
+from quantlib.models import BaseModelAdapter, model_registry
+from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.steps.contract import StepCall
+from quantlib.store import Receipt, StepOutput, Store, commit_step
+
+VERSION = 1
+
+
+def plan(store: Store, recipe: Recipe, model: Receipt, num_ranges: int) -> Receipt:
+    """Checks everything that can be checked before expensive work, and chooses the ranges.
+
+    Args:
+        store: Where the steps' files are.
+        recipe: What to do.
+        model: Receipt of the fetch step.
+        num_ranges: Ranges wanted; 0 for as many as the recipe says.
+
+    Returns:
+        A receipt whose fact ``ranges`` lists the ranges, ``"0:8"``.
+
+    Raises:
+        InvalidInputError: Recipe, model and texts do not go together; all problems at once.
+    """
+    wanted = num_ranges or recipe.num_ranges
+
+    def work(output: StepOutput) -> None:
+        source = ReceiptSource(store, model)
+        problems = input_problems(recipe, source)
+        if problems:
+            raise InvalidInputError(problems)
+        checkpoint = Checkpoint.open(source)
+        adapter = model_registry.adapter_for(checkpoint.config)
+        ranges = plan_ranges(recipe, checkpoint, adapter, wanted)
+        output.facts["ranges"] = [f"{start}:{stop}" for start, stop in ranges]
+        output.facts["blocks"] = adapter.blocks
+
+    parameters = {
+        "quantization": recipe.quantization.model_dump(mode="json"),
+        "calibration": recipe.calibration.model_dump(mode="json"),
+        "validation": recipe.validation.model_dump(mode="json"),
+        "outlier_suppression": recipe.outlier_suppression is not None,
+        "num_ranges": wanted,
+    }
+    return commit_step(store, "plan", VERSION, parameters, {"model": model}, work)
+
+
+def input_problems(recipe: Recipe, source: FileSource) -> list[Problem]:
+    """Everything about a recipe, a model and the texts that makes quantizing impossible."""
+    try:
+        checkpoint = Checkpoint.open(source)
+        adapter = model_registry.adapter_for(checkpoint.config)
+    except InvalidInputError as error:
+        return list(error.problems)
+    problems = model_problems(recipe, checkpoint, adapter)
+    texts = [evaluation_windows]
+    if needs_calibration(recipe):
+        texts.append(calibration_windows)
+    for windows in texts:
+        try:
+            windows(recipe, source)
+        except InvalidInputError as error:
+            problems += error.problems
+    return problems
+
+
+def plan_ranges(
+    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter, wanted: int
+) -> list[tuple[int, int]]:
+    """Consecutive ranges with about equally many parameters to quantize.
+
+    The ranges reach from the first to the last block that is quantized. Blocks between them that
+    stay exact belong to a range, for calibration passes through them.
+
+    Args:
+        recipe: Which blocks are quantized.
+        checkpoint: Their shapes.
+        adapter: The model's family.
+        wanted: Number of ranges; fewer where there are fewer quantized blocks.
+
+    Returns:
+        ``(start, stop)`` of each range.
+    """
+    sizes = [0] * adapter.blocks
+    for block, exact in enumerate(exact_linears(recipe.quantization, adapter)):
+        for linear in adapter.linears():
+            if linear not in exact:
+                rows, columns = adapter.linear_shape(checkpoint, block, linear)
+                sizes[block] += rows * columns
+    quantized = [block for block, size in enumerate(sizes) if size]
+    count = min(wanted, len(quantized))
+    sums = list(accumulate(sizes[block] for block in quantized))
+    cuts = [0]
+    for number in range(1, count):
+        target = sums[-1] * number / count
+        nearest = min(range(len(sums)), key=lambda at: abs(sums[at] - target)) + 1
+        # Every range keeps at least one quantized block.
+        cuts.append(min(max(nearest, cuts[-1] + 1), len(quantized) - (count - number)))
+    starts = [quantized[cut] for cut in cuts]
+    return list(zip(starts, [*starts[1:], quantized[-1] + 1], strict=True))
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """``(start, stop)`` of a range written as ``"0:8"``.
+
+    Raises:
+        InvalidInputError: It is not written so.
+    """
+    start, colon, stop = text.partition(":")
+    if not colon or not start.isdecimal() or not stop.isdecimal() or int(start) >= int(stop):
+        raise InvalidInputError.one(f"range {text!r}", "is not written as start:stop", "as 0:8")
+    return int(start), int(stop)
+
+
+def main(call: StepCall) -> None:
+    store = call.store()
+    receipt = plan(
+        store,
+        recipe_from_text(call.text("recipe")),
+        call.receipt("model"),
+        call.integer("num_ranges"),
+    )
+    call.write_receipt("plan", store, receipt)
+    call.write_parameter("ranges", receipt.facts["ranges"])

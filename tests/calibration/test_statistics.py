@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantlib.calibration.statistics import ChannelObserver, HessianAccumulator
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.source import FolderSource
+from quantlib.models import model_registry
+
+
+@pytest.mark.parametrize("channels", [64, 384, 1000])
+def test_hessian_is_the_mean_outer_product(channels: int) -> None:
+    x = torch.randn(3, 50, channels, generator=torch.Generator().manual_seed(0))
+    accumulator = HessianAccumulator(channels, torch.device("cpu"))
+    accumulator.add(x[:1])
+    accumulator.add(x[1:])
+    tokens = x.flatten(0, 1).double()
+    expected = (tokens.t() @ tokens / 150).float()
+    assert accumulator.tokens == 150
+    torch.testing.assert_close(accumulator.hessian(), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(accumulator.hessian(), accumulator.hessian().t())
+
+
+def test_observer_keeps_the_extremes_of_all_batches(tiny_llama: Path) -> None:
+    checkpoint = Checkpoint.open(FolderSource(tiny_llama))
+    adapter = model_registry.adapter_for(checkpoint.config)
+    block = adapter.load_model(checkpoint, torch.device("cpu")).block(1)
+    observer = ChannelObserver(block)
+    for batch in (torch.ones(1, 2, 64), torch.full((1, 2, 64), -3.0)):
+        for group in block.groups:
+            width = block.tensors[f"{group.linears[0]}.weight"].shape[1]
+            observer(group, batch[..., :1].expand(1, 2, width))
+    tensors = observer.tensors()
+    assert len(tensors) == 8
+    assert (tensors["1.mlp_input.input_absmax"] == 3).all()
+    both = torch.cat([block.tensors["mlp.gate_proj.weight"], block.tensors["mlp.up_proj.weight"]])
+    assert torch.equal(tensors["1.mlp_input.weight_absmax"], both.abs().amax(0))

@@ -1,0 +1,82 @@
+"""Tiny random models of every family, as transformers writes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """A byte-level BPE of 512 tokens, trained on the held-out text that ships."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from quantlib.calibration.corpus import Text, read_documents
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(read_documents(Text(None, "evaluation")), trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_model(tiny_tokenizer: Any) -> MakeModel:
+    """Writes a tiny random model of a family to a folder."""
+
+    def make(
+        folder: Path, model_type: str = "llama", *, dtype: str = "bfloat16", **config: Any
+    ) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+        shards = config.pop("max_shard_size", "1GB")
+        torch.manual_seed(0)
+        settings = AutoConfig.for_model(model_type, **TINY | config)
+        model = AutoModelForCausalLM.from_config(settings)
+        for name, parameter in model.named_parameters():
+            # Biases and norms start as zeros and ones, which would hide mistakes with them.
+            if name.endswith(("bias", "norm.weight")):
+                torch.nn.init.normal_(parameter, float("norm" in name), 0.2)
+        model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shards)
+        PreTrainedTokenizerFast(
+            tokenizer_object=tiny_tokenizer, bos_token="<s>", eos_token="</s>"
+        ).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with tied embeddings. Not to be changed."""
+    return make_model(tmp_path_factory.mktemp("models") / "llama", tie_word_embeddings=True)

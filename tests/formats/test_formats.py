@@ -1,0 +1,117 @@
+"""Formats against independent readers: compressed-tensors' decompression, and unpacking by hand."""
+
+import pytest
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationConfig
+
+from quantlib.formats import CheckpointScheme, format_registry
+from quantlib.formats.packing import pack_int32, unpack_int32
+from quantlib.quantized import QuantizedLinear
+from quantlib.quantizers import MinMaxQuantizer
+from quantlib.recipe import QuantizationSection, WeightScheme
+
+SCHEMES = [
+    WeightScheme(bits=bits, group_size=group_size, symmetric=symmetric)
+    for bits in (4, 8)
+    for group_size in (-1, 32, 64, 128)
+    for symmetric in (True, False)
+]
+
+
+def quantized(weights: WeightScheme) -> QuantizedLinear:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    quantizer = MinMaxQuantizer(QuantizationSection(method="minmax", weights=weights))
+    return quantizer.quantize({"x": weight}, None, torch.bfloat16).linears["x"]
+
+
+def scheme_of(name: str, weights: WeightScheme, activations: str = "none") -> CheckpointScheme:
+    return CheckpointScheme(
+        format=name,
+        method="minmax",
+        weights=weights,
+        activations=activations,
+        exact=("lm_head", "model.layers.1.mlp.down_proj"),
+        exact_fused=("model.layers.1.mlp.gate_up_proj",),
+    )
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("count", [1, 31, 32, 40])
+def test_packing_round_trips(bits: int, count: int) -> None:
+    codes = torch.randint(0, 1 << bits, (3, count), dtype=torch.uint8)
+    words = pack_int32(codes, bits)
+    assert words.shape == (3, -(-count * bits // 32))
+    assert torch.equal(unpack_int32(words, bits, count), codes)
+
+
+@pytest.mark.parametrize("weights", SCHEMES, ids=str)
+def test_compressed_tensors_reads_our_weights(weights: WeightScheme) -> None:
+    linear = quantized(weights)
+    ours = format_registry.get_format("compressed-tensors")
+    config = QuantizationConfig.model_validate(
+        ours.quantization_config(scheme_of("compressed-tensors", weights))
+    )
+    group = config.config_groups["group_0"]
+    compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+    restored = compressor.decompress(ours.tensors(linear, "none"), group)["weight"]
+    torch.testing.assert_close(
+        restored.float(), linear.dequantize(torch.bfloat16).float(), rtol=2**-7, atol=0
+    )
+
+
+def test_compressed_tensors_reads_our_int8_weights() -> None:
+    weights = WeightScheme(bits=8, group_size=-1)
+    linear = quantized(weights)
+    ours = format_registry.get_format("compressed-tensors")
+    config = QuantizationConfig.model_validate(
+        ours.quantization_config(scheme_of("compressed-tensors", weights, "int8"))
+    )
+    group = config.config_groups["group_0"]
+    assert group.input_activations.dynamic
+    assert group.input_activations.strategy == "token"
+    tensors = ours.tensors(linear, "int8")
+    assert tensors["weight"].dtype == torch.int8
+    restored = BaseCompressor.get_value_from_registry("int-quantized").decompress(tensors, group)
+    torch.testing.assert_close(restored["weight"].float(), linear.dequantize(), rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("weights", [s for s in SCHEMES if s.symmetric], ids=str)
+def test_gptq_layout_unpacked_by_hand(weights: WeightScheme) -> None:
+    linear = quantized(weights)
+    tensors = format_registry.get_format("gptq").tensors(linear, "none")
+    bits, per_word = weights.bits, 32 // weights.bits
+    words = tensors["qweight"].numpy().astype("uint32")
+    assert words.shape == (256 // per_word, 64)
+    mask = (1 << bits) - 1
+    zero = int(tensors["qzeros"].numpy().astype("uint32")[0, 0] & mask) + 1
+    assert zero == 1 << (bits - 1)
+    expected = linear.dequantize()
+    for row, column in [(0, 0), (3, 17), (63, 255), (20, 128)]:
+        word = int(words[column // per_word, row])
+        code = (word >> bits * (column % per_word)) & mask
+        scale = float(tensors["scales"][int(tensors["g_idx"][column]), row])
+        assert (code - zero) * scale == pytest.approx(float(expected[row, column]))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        (name, weights)
+        for name in ("gptq", "compressed-tensors")
+        for weights in SCHEMES
+        if not format_registry.get_format(name).scheme_problem(weights, "none")
+    ],
+    ids=str,
+)
+def test_parse_is_the_inverse(name: str, weights: WeightScheme) -> None:
+    ours = format_registry.get_format(name)
+    linear = quantized(weights)
+    config = ours.quantization_config(scheme_of(name, weights))
+    scheme, is_quantized = ours.read_scheme(config)
+    assert scheme == weights
+    assert is_quantized("model.layers.0.mlp.down_proj")
+    assert not is_quantized("model.layers.1.mlp.down_proj")
+    back = ours.parse(ours.tensors(linear, "none"), scheme)
+    assert torch.equal(back.codes, linear.codes)
+    assert torch.equal(back.dequantize(), linear.dequantize())

@@ -1,0 +1,124 @@
+"""Blocks computed by us against transformers' own models."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.source import FolderSource
+from quantlib.models import model_registry
+
+LENGTH = 96
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-untied-biases": (
+        "llama",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+    ),
+    "llama-linear": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}},
+    ),
+    "llama-llama3": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "llama-yarn": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "mistral-sliding": ("mistral", {"sliding_window": 16}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-sliding": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
+    ),
+    "qwen3": ("qwen3", {}),
+    "qwen3-gelu": ("qwen3", {"hidden_act": "gelu_pytorch_tanh"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_blocks_equal_those_of_transformers(case: str, make_model: Any, tmp_path: Path) -> None:
+    model_type, config = CASES[case]
+    folder = make_model(tmp_path / "m", model_type, dtype="float32", **config)
+    checkpoint = Checkpoint.open(FolderSource(folder))
+    adapter = model_registry.adapter_for(checkpoint.config)
+    assert adapter.problems(checkpoint) == []
+    model = adapter.load_model(checkpoint, torch.device("cpu"))
+    tokens = torch.randint(0, 512, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    expected: list[torch.Tensor] = []
+    for layer in reference.model.layers:
+        layer.register_forward_hook(lambda _, __, output: expected.append(output))
+    reference(tokens)
+
+    hidden = model.embed(tokens)
+    for index in range(adapter.blocks):
+        hidden = model.block(index).forward(hidden)
+        torch.testing.assert_close(hidden, expected[index], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_observed_inputs_are_the_inputs_of_the_linears(tiny_llama: Path) -> None:
+    checkpoint = Checkpoint.open(FolderSource(tiny_llama))
+    adapter = model_registry.adapter_for(checkpoint.config)
+    model = adapter.load_model(checkpoint, torch.device("cpu"))
+    tokens = torch.arange(LENGTH)[None]
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    expected: dict[str, torch.Tensor] = {}
+    layer = reference.model.layers[0]
+    for name in adapter.linears():
+        layer.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: expected.__setitem__(name, inputs[0])
+        )
+    reference(tokens)
+    observed = {}
+    block = model.block(0)
+    block.forward(
+        model.embed(tokens).float(),
+        lambda group, x: observed.update(dict.fromkeys(group.linears, x)),
+    )
+    assert set(observed) == set(adapter.linears())
+    for name, x in observed.items():
+        torch.testing.assert_close(x, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_tensors_of_a_block_are_read(tiny_llama: Path) -> None:
+    reads: list[str] = []
+
+    class Watched(FolderSource):
+        def read(self, name: str, offset: int = 0, length: int | None = None) -> bytearray:
+            reads.append(f"{offset}+{length}")
+            return super().read(name, offset, length)
+
+    checkpoint = Checkpoint.open(Watched(tiny_llama))
+    adapter = model_registry.adapter_for(checkpoint.config)
+    model = adapter.load_model(checkpoint, torch.device("cpu"))
+    reads.clear()
+    model.block(2)
+    names = adapter.block_tensors(checkpoint, 2)
+    infos = [checkpoint.info(name) for name in names]
+    assert len(names) == 9
+    assert sorted(reads) == sorted(f"{info.start}+{info.bytes}" for info in infos)

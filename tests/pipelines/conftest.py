@@ -1,0 +1,75 @@
+"""Toy pipelines of container components whose steps are a few lines of Python."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import compiler, dsl
+from rich.console import Console
+
+from pipelines.local import RunResult, run_pipeline
+from pipelines.process import ProcessRunner
+
+PRELUDE = """
+import json, os, pathlib, sys, time
+call = json.loads(sys.argv[-1])
+inputs = call["inputs"].get("parameterValues", {}) if "inputs" in call else {}
+files = {n: e["outputFile"] for n, e in call["outputs"].get("parameters", {}).items()}
+def artifact(group, name, index=0):
+    uri = call[group]["artifacts"][name]["artifacts"][index]["uri"]
+    return pathlib.Path(uri.removeprefix("file://"))
+def write(name, value):
+    text = value if isinstance(value, str) else json.dumps(value)
+    pathlib.Path(files[name]).write_text(text)
+"""
+
+
+def python_step(source: str, image: str = "toy") -> dsl.ContainerSpec:
+    """A container that runs Python source, with the executor input as its argument."""
+    return dsl.ContainerSpec(
+        image=image,
+        command=["python", "-S", "-c", PRELUDE + textwrap.dedent(source)],
+        args=["{{$}}"],
+    )
+
+
+@pytest.fixture(scope="session")
+def step() -> Callable[[str], dsl.ContainerSpec]:
+    return python_step
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Callable[[Any], Path]:
+    """Compiles a pipeline to a file."""
+
+    def compile_it(pipeline: Any) -> Path:
+        path = tmp_path / f"{pipeline.name}.yaml"
+        compiler.Compiler().compile(pipeline, str(path))
+        return path
+
+    return compile_it
+
+
+@pytest.fixture
+def run(tmp_path: Path, compiled: Callable[[Any], Path]) -> Callable[..., RunResult]:
+    """Compiles and runs a pipeline; ``run.output`` holds what was printed last."""
+
+    def run_it(pipeline: Any, parallel: int = 4, **parameters: Any) -> RunResult:
+        output = io.StringIO()
+        result = run_pipeline(
+            compiled(pipeline),
+            parameters,
+            tmp_path / "run",
+            ProcessRunner(grace=2.0),
+            parallel,
+            Console(file=output, width=200),
+        )
+        run_it.output = output.getvalue()  # type: ignore[attr-defined]
+        return result
+
+    return run_it

@@ -1,0 +1,133 @@
+"""GPTQ against a plain transcription of the paper's algorithm in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from quantlib.quantizers.gptq_solver import NotPositiveDefiniteError, factorize, round_columns
+from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
+from quantlib.quantizers.scales import range_scales, searched_scales
+from quantlib.recipe import WeightScheme
+
+
+def problem(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    mixing = torch.randn(columns, columns, generator=generator) / columns**0.5
+    x = torch.randn(4 * columns, columns, generator=generator) @ (mixing + torch.eye(columns))
+    return weight, x.t() @ x / len(x)
+
+
+def reference(
+    weight: Tensor,
+    hessian: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    bits: int,
+    damping: float,
+    order: Tensor,
+) -> Tensor:
+    """Algorithm 1 with B = 1: each error is spread at once, by the inverse that remains."""
+    columns = weight.shape[1]
+    group_size = columns // scales.shape[1]
+    h = hessian.double() + damping * hessian.diagonal().double().mean() * torch.eye(columns)
+    w = weight.double().clone()
+    codes = torch.empty_like(w)
+    remaining = order.tolist()
+    while remaining:
+        inverse = torch.linalg.inv(h[remaining][:, remaining])
+        column = remaining[0]
+        group = column // group_size
+        scale, zero = scales[:, group].double(), zeros[:, group].double()
+        codes[:, column] = (w[:, column] / scale).round().add(zero).clamp(0, 2**bits - 1)
+        error = (w[:, column] - (codes[:, column] - zero) * scale) / inverse[0, 0]
+        w[:, remaining] -= error[:, None] * inverse[0][None, :]
+        remaining = remaining[1:]
+    return codes
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        WeightScheme(bits=4, group_size=32),
+        WeightScheme(bits=4, group_size=32, symmetric=False),
+        WeightScheme(bits=8, group_size=-1),
+    ],
+    ids=str,
+)
+def test_equals_the_paper(act_order: bool, scheme: WeightScheme) -> None:
+    weight, hessian = problem(24, 160)
+    scales = range_scales(weight, scheme, torch.float32)
+    # In float64, where no value comes to lie on the other side of a tie.
+    factor = factorize(hessian.double(), 0.01, act_order)
+    codes = round_columns(
+        weight.double(), factor, scales.scales.double(), scales.zero_points.double(), scheme.bits
+    )
+    expected = reference(
+        weight, hessian, scales.scales, scales.zero_points, scheme.bits, 0.01, factor.order
+    )
+    assert torch.equal(codes.double(), expected)
+    if act_order:
+        diagonal = hessian.diagonal()[factor.order]
+        assert (diagonal[:-1] >= diagonal[1:]).all()
+
+
+def output_error(weight: Tensor, restored: Tensor, hessian: Tensor) -> float:
+    change = restored - weight
+    return float((change @ hessian * change).sum())
+
+
+def test_each_refinement_lowers_the_output_error() -> None:
+    weight, hessian = problem(64, 256)
+    hessian = hessian * torch.linspace(0.2, 3, 256)[:, None] * torch.linspace(0.2, 3, 256)
+    scheme = WeightScheme(bits=4, group_size=64)
+    plain = range_scales(weight, scheme, torch.bfloat16)
+    searched = searched_scales(
+        weight, hessian.diagonal(), scheme, torch.bfloat16, tuple(1 - 0.05 * i for i in range(12))
+    )
+    factor = factorize(hessian, 0.01, act_order=True)
+
+    def error(scales, codes) -> float:
+        linear = to_quantized_linear(codes, scales, scheme, torch.bfloat16)
+        return output_error(weight, linear.dequantize(), hessian)
+
+    nearest = error(plain, round_to_nearest(weight, plain, scheme))
+    gptq = error(plain, round_columns(weight, factor, plain.scales, plain.zero_points, 4))
+    best = error(searched, round_columns(weight, factor, searched.scales, searched.zero_points, 4))
+    assert best < gptq < nearest
+
+
+def test_damping_rises_until_it_succeeds_and_is_recorded() -> None:
+    hessian = torch.eye(8)
+    assert factorize(hessian, 0.01, act_order=False).attempts == 1
+    indefinite = torch.eye(8)
+    indefinite[0, 1] = indefinite[1, 0] = 1.05
+    factor = factorize(indefinite, 0.001, act_order=False)
+    assert factor.damping == pytest.approx(0.1)
+    assert factor.attempts == 3
+
+
+def test_a_hessian_that_is_not_finite_is_refused() -> None:
+    hessian = torch.eye(8)
+    hessian[2, 3] = torch.nan
+    with pytest.raises(NotPositiveDefiniteError):
+        factorize(hessian, 0.01, act_order=True)
+    hessian = torch.eye(8)
+    hessian[0, 0] = torch.inf
+    with pytest.raises(NotPositiveDefiniteError):
+        factorize(hessian, 0.01, act_order=True)
+
+
+def test_channels_that_are_never_used_do_no_harm() -> None:
+    weight, hessian = problem(8, 64)
+    hessian[:, 5] = 0
+    hessian[5] = 0
+    scheme = WeightScheme(bits=4, group_size=32)
+    scales = range_scales(weight, scheme, torch.float32)
+    factor = factorize(hessian, 0.01, act_order=True)
+    codes = round_columns(weight, factor, scales.scales, scales.zero_points, 4)
+    linear = to_quantized_linear(codes, scales, scheme, torch.float32)
+    change = (linear.dequantize() - weight)[:, 5].abs()
+    assert (change <= scales.scales[:, 0] * 0.5001).all()
+    assert factorize(torch.zeros(8, 8), 0.01, act_order=True).attempts == 1

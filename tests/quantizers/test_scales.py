@@ -1,0 +1,88 @@
+import pytest
+import torch
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.utils import calculate_qparams
+
+from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
+from quantlib.quantizers.scales import range_scales, searched_scales
+from quantlib.recipe import WeightScheme
+
+SCHEMES = [
+    WeightScheme(bits=bits, group_size=group_size, symmetric=symmetric)
+    for bits in (4, 8)
+    for group_size in (-1, 32)
+    for symmetric in (True, False)
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_ranges_equal_those_of_compressed_tensors(scheme: WeightScheme) -> None:
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) + 0.3
+    ours = range_scales(weight, scheme, torch.float32)
+    groups = weight.unflatten(1, (ours.scales.shape[1], -1))
+    arguments = QuantizationArgs(
+        num_bits=scheme.bits,
+        symmetric=scheme.symmetric,
+        strategy="channel" if scheme.group_size == -1 else "group",
+        group_size=None if scheme.group_size == -1 else scheme.group_size,
+    )
+    scales, zeros = calculate_qparams(groups.amin(-1), groups.amax(-1), arguments)
+    torch.testing.assert_close(ours.scales, scales, rtol=1e-6, atol=0)
+    # Their codes are signed.
+    shift = 1 << (scheme.bits - 1)
+    assert torch.equal(ours.zero_points - shift, zeros.float())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_rounding_error_is_at_most_half_a_step(scheme: WeightScheme) -> None:
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+    scales = range_scales(weight, scheme, torch.float32)
+    linear = to_quantized_linear(
+        round_to_nearest(weight, scales, scheme), scales, scheme, torch.float32
+    )
+    step = scales.scales.repeat_interleave(64 // scales.scales.shape[1], 1)
+    # The largest positive weight of a symmetric group, and the zero point, are rounded once more.
+    assert ((linear.dequantize() - weight).abs() <= step * 1.01).all()
+    assert ((linear.dequantize() - weight).abs() <= step * 0.501).double().mean() > 0.95
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_search_finds_the_best_of_the_grid(symmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(700, 64, generator=generator)
+    importance = torch.rand(64, generator=generator) ** 4
+    scheme = WeightScheme(bits=4, group_size=32, symmetric=symmetric)
+    shrinks = (1.0, 0.9, 0.8, 0.7, 0.6)
+
+    def errors(scales) -> torch.Tensor:
+        codes = round_to_nearest(weight, scales, scheme)
+        restored = to_quantized_linear(codes, scales, scheme, torch.bfloat16).dequantize()
+        return ((restored - weight).square() * importance).unflatten(1, (2, 32)).sum(-1)
+
+    found = errors(searched_scales(weight, importance, scheme, torch.bfloat16, shrinks))
+    grid = [errors(range_scales(weight, scheme, torch.bfloat16, shrink)) for shrink in shrinks]
+    torch.testing.assert_close(found, torch.stack(grid).amin(0), rtol=1e-4, atol=1e-7)
+    assert (found < grid[0]).double().mean() > 0.4
+
+
+def test_scales_are_exact_in_the_dtype_that_stores_them() -> None:
+    weight = torch.randn(8, 64)
+    scheme = WeightScheme(bits=4, group_size=32)
+    for stored in (torch.bfloat16, torch.float16):
+        scales = range_scales(weight, scheme, stored).scales
+        assert torch.equal(scales.to(stored).float(), scales)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_groups_of_zeros_and_of_tiny_weights_stay_finite(symmetric: bool) -> None:
+    weight = torch.zeros(2, 64)
+    weight[1] = 1e-12
+    scheme = WeightScheme(bits=4, group_size=32, symmetric=symmetric)
+    for stored in (torch.float16, torch.bfloat16):
+        scales = range_scales(weight, scheme, stored)
+        linear = to_quantized_linear(
+            round_to_nearest(weight, scales, scheme), scales, scheme, stored
+        )
+        restored = linear.dequantize()
+        assert torch.isfinite(restored).all()
+        assert (restored - weight).abs().max() < 1e-6

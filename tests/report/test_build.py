@@ -1,0 +1,126 @@
+"""Reports from the receipts of a run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quantlib.errors import InvalidInputError, StoreError
+from quantlib.report.build import build_report, model_name
+from quantlib.report.model import Report
+
+
+def test_report_holds_what_the_steps_recorded(run) -> None:
+    report = build_report(run.store, run.recipe, run.checkpoint, run.evaluation, run.validation)
+    assert report.verdict.outcome == "passed"
+    assert report.model.name == "Tiny-Llama-6"
+    assert report.model.source["repo"] == "example-org/Tiny-Llama-6"
+    assert (report.method.scheme, report.method.grouping) == ("W4A16", "groups of 64")
+    assert report.method.format == "gptq"
+    assert report.sizes.ratio == pytest.approx(269_060_552 / 121_634_816)
+    assert "linears.json" not in report.sizes.files
+    assert report.sizes.files == {
+        name: run.checkpoint.files[name] for name in run.checkpoint.facts["checkpoint_files"]
+    }
+    assert report.evaluation is not None
+    assert report.evaluation.perplexity_increase == pytest.approx(16.7655 / 15.3812 - 1)
+    assert len(report.linears) == 42
+    assert [(r.block, r.linear) for r in report.linears if r.damping_rose] == [(2, "mlp.down_proj")]
+    assert report.calibration is not None and report.calibration.shipped
+    assert report.recipe["quantization"]["weights"]["group_size"] == 64
+    assert report.versions["quantlib"]
+
+
+def test_steps_carry_time_memory_and_range(run) -> None:
+    report = build_report(run.store, run.recipe, run.checkpoint, run.evaluation, run.validation)
+    steps = [(step.step, step.range, step.seconds, step.peak_mib) for step in report.steps]
+    assert steps == [
+        ("fetch", None, 4.0, 120.0),
+        ("plan", None, 0.5, 60.0),
+        ("calibrate", None, 20.0, 640.0),
+        ("smooth", None, 0.25, 61.0),
+        ("quantize", "0:3", 30.0, 600.0),
+        ("quantize", "3:6", 42.0, 600.0),
+        ("merge", None, 3.0, 100.0),
+        ("validate", None, 50.0, 1400.0),
+    ]
+    # The quantize steps run at once: the slower one counts.
+    assert report.longest_path_seconds == pytest.approx(4 + 0.5 + 20 + 0.25 + 42 + 3 + 50)
+
+
+def test_a_method_without_calibration_leaves_no_text(make_run, tmp_path) -> None:
+    run = make_run(tmp_path / "uncalibrated", text=None)
+    report = build_report(run.store, run.recipe, run.checkpoint, None)
+    assert report.calibration is None
+    assert report.provenance.calibration_digest is None
+
+
+def test_steps_without_run_facts_are_reported_without_times(run) -> None:
+    run.store.delete(f"{run.checkpoint.folder}/run.json")
+    report = build_report(run.store, run.recipe, run.checkpoint, None)
+    assert report.steps[-1].seconds is None
+    assert report.longest_path_seconds is None
+
+
+def test_provenance_chains_every_receipt(run, monkeypatch) -> None:
+    monkeypatch.setenv("QUANTLIB_IMAGE", "example/quantlib@sha256:1234")
+    report = build_report(run.store, run.recipe, run.checkpoint, run.evaluation, run.validation)
+    provenance = report.provenance
+    assert provenance.receipts[-1].digest == run.validation.digest()
+    assert provenance.receipts[-2].digest == run.checkpoint.digest()
+    assert provenance.recipe_digest == run.recipe.digest()
+    assert provenance.checkpoint_digest == run.checkpoint.facts["checkpoint_digest"]
+    assert provenance.calibration_digest == "sha256:" + "ca" * 32
+    assert provenance.image == "example/quantlib@sha256:1234"
+
+
+def test_without_evaluation_the_report_says_so(run) -> None:
+    report = build_report(run.store, run.recipe, run.checkpoint, None)
+    assert report.verdict.outcome == "not_validated"
+    assert report.evaluation is None
+    assert report.steps[-1].step == "merge"
+
+
+def test_json_round_trips_even_with_figures_that_are_no_numbers(run) -> None:
+    evaluation = json.loads(json.dumps(run.evaluation))
+    evaluation["quantized"]["perplexity"] = float("inf")
+    report = build_report(run.store, run.recipe, run.checkpoint, evaluation)
+    data = report.to_json()
+    parsed = json.loads(data, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert parsed["schema"] == "quantlib/report/1"
+    assert list(parsed)[1] == "verdict"
+    assert parsed["evaluation"]["quantized"]["perplexity"] == "Infinity"
+    assert Report.from_json(data) == report
+
+
+def test_reader_refuses_what_is_no_report(run) -> None:
+    report = build_report(run.store, run.recipe, run.checkpoint, None)
+    data = json.loads(report.to_json())
+    with pytest.raises(InvalidInputError, match="surprise"):
+        Report.from_json(json.dumps(data | {"surprise": 1}))
+
+
+def test_evaluation_with_unknown_keys_is_refused(run) -> None:
+    with pytest.raises(InvalidInputError, match="rouge"):
+        build_report(run.store, run.recipe, run.checkpoint, run.evaluation | {"rouge": 1})
+
+
+def test_damaged_records_are_refused(run) -> None:
+    path: Path = run.store.local_path(run.checkpoint.path("linears.json"))
+    path.write_bytes(path.read_bytes().replace(b"0.01", b"0.00", 1))
+    with pytest.raises(StoreError, match="sha256"):
+        build_report(run.store, run.recipe, run.checkpoint, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"kind": "hub", "repo": "org/SmolLM2-135M"}, "SmolLM2-135M"),
+        ({"kind": "gguf", "name": "my model (v2)"}, "my-model-v2"),
+        ({"kind": "folder", "name": "../../etc"}, "etc"),
+        ({"kind": "folder"}, "llama"),
+        ({"kind": "folder", "name": ".."}, "llama"),
+    ],
+)
+def test_model_name_is_fit_for_a_folder(source: dict[str, str], expected: str) -> None:
+    assert model_name({"source": source, "model_type": "llama"}) == expected

@@ -1,0 +1,199 @@
+"""The HTML page, read back by parsers."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from quantlib.report.build import build_report
+from quantlib.report.html import check_row, generation_row, render_html
+from quantlib.report.model import Check, Generation
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """The text of a page, its tags and attributes; fails on tags that are not balanced."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        assert not self._open
+
+    @property
+    def text(self) -> str:
+        """All of it, in the order of the page."""
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: D102
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: D102
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: D102
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:  # noqa: D102
+        if self._open and self._open[-1] != "style":
+            self.words.append(data)
+
+
+def page_of(run, evaluation) -> tuple[str, Page]:
+    html = render_html(build_report(run.store, run.recipe, run.checkpoint, evaluation))
+    return html, Page(html)
+
+
+def test_verdict_and_figures_are_on_the_page(run) -> None:
+    _, page = page_of(run, run.evaluation)
+    for expected in (
+        "Tiny-Llama-6",
+        "GPTQ, W4A16, groups of 64, symmetric, in the gptq format.",
+        "Passed",
+        "all 3 checks are within their limits",
+        "16.77",
+        "original 15.38, +9.0%",
+        "0.108",
+        "± 0.0031 nats",
+        "83.8%",
+        "116.0 MiB",
+        "original 256.6 MiB, 2.21\N{MULTIPLICATION SIGN} smaller",
+        "original 210, on cpu",
+        "vllm 0.32.0 on cpu",
+        "40 windows of 512 tokens, 20,480 in all",
+        "over the whole vocabulary, at every position but the first of a window",
+        "vllm serve . --quantization gptq --dtype bfloat16 --max-model-len 2048",
+        "The factorization of 1 of 42 linears needed more damping",
+        "99.8 s",  # sum of 4 + 0.5 + 20 + 0.25 + 30 + 42 + 3
+        "69.8 s",  # the same with the slower quantize step only
+    ):
+        assert expected in page.text
+    assert page.text.index("Passed") < page.text.index("Perplexity")
+
+
+def test_a_failed_verdict_names_the_checks_that_failed(run) -> None:
+    evaluation = dict(run.evaluation)
+    evaluation["kl_mean"] = 0.3125
+    evaluation["gate"] = {
+        "passed": False,
+        "checks": [
+            {"name": "kl_mean", "value": 0.3125, "limit": 0.2, "passed": False},
+            {"name": "top1_agreement", "value": 0.8381, "limit": 0.75, "passed": True},
+        ],
+        "reason": "kl_mean is above its limit",
+    }
+    html, page = page_of(run, evaluation)
+    assert 'class="verdict failed"' in html
+    verdict = page.text[: page.text.index("Weights")]
+    assert "kl_mean is above its limit" in verdict
+    assert "Mean KL divergence, nats: 0.3125, allowed is at most 0.2000" in verdict
+    assert "at least 75.0%" in page.text
+
+
+def test_without_evaluation_the_page_says_how_to_validate(run) -> None:
+    html, page = page_of(run, None)
+    assert 'class="verdict not_validated"' in html
+    assert "--validate" in page.text
+    assert "Perplexity" not in page.text
+    assert "Side by side" not in page.text
+
+
+def test_a_fallback_of_the_engine_is_told(run) -> None:
+    evaluation = run.evaluation | {
+        "engine": "transformers",
+        "fallback_reason": "vLLM has no wheel for this platform",
+    }
+    _, page = page_of(run, evaluation)
+    assert "Judged by transformers, not by the engine that the recipe asks for." in page.text
+    assert "vLLM has no wheel for this platform" in page.text
+
+
+def test_text_of_models_is_escaped_and_nothing_is_loaded(run) -> None:
+    html, page = page_of(run, run.evaluation)
+    assert "<script" not in html and "<img" not in html
+    assert "<script>alert('prompt')</script>" in page.text
+    assert "<img src=x onerror=alert(1)>" in page.text
+    assert "<b>bold</b> & {{ braces }}" in page.text
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
+    references = [
+        value
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("href", "src") and value
+    ]
+    assert references and all(value.startswith("#marker") for value in references)
+    assert "url(" not in html and "@import" not in html
+
+
+def charts_of(html: str) -> dict[str, ElementTree.Element]:
+    found = re.findall(r'(<svg class="chart (\w+)".*?</svg>)', html, re.DOTALL)
+    return {name: ElementTree.fromstring(svg) for svg, name in found}
+
+
+def test_charts_show_every_linear_inside_the_drawing(run) -> None:
+    html, _ = page_of(run, run.evaluation)
+    charts = charts_of(html)
+    assert set(charts) == {"wide", "narrow"}
+    for chart in charts.values():
+        _, _, width, height = map(float, chart.attrib["viewBox"].split())
+        markers = chart.findall(".//use")
+        assert len(markers) == 42
+        for marker in markers:
+            assert 0 <= float(marker.attrib["x"]) < width
+            assert 0 <= float(marker.attrib["y"]) < height
+        assert len(chart.findall("g")) == 7
+        assert len(chart.findall(".//circle")) == 1  # the linear that was damped more
+        title, description = chart.find("title"), chart.find("desc")
+        assert title is not None and description is not None
+        labelled_by = chart.attrib["aria-labelledby"].split()
+        assert labelled_by == [title.attrib["id"], description.attrib["id"]]
+
+
+def test_ids_are_unique(run) -> None:
+    _, page = page_of(run, run.evaluation)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_tables_have_header_cells(run) -> None:
+    _, page = page_of(run, run.evaluation)
+    headers = [attributes for tag, attributes in page.tags if tag == "th"]
+    assert headers and all(attributes.get("scope") in ("col", "row") for attributes in headers)
+
+
+@pytest.mark.parametrize(
+    ("original", "quantized", "expected"),
+    [
+        (" Paris is big", " Paris is old", ("Paris is ", "big", "old")),
+        (" the same", " the same", ("the same", "", "")),
+        (" Parisian", " Paris", ("", "Parisian", "Paris")),
+        ("", " x", ("", "", "x")),
+    ],
+)
+def test_completions_part_at_a_word(original: str, quantized: str, expected: tuple) -> None:
+    row = generation_row(Generation(prompt="p", original=original, quantized=quantized))
+    assert (row.same, row.original_rest, row.quantized_rest) == expected
+
+
+def test_unknown_checks_are_shown_by_their_own_name() -> None:
+    row = check_row(Check(name="min_share_of_luck", value=0.5, limit=0.25, passed=True))
+    assert (row.name, row.bound, row.value, row.limit) == (
+        "Share of luck",
+        "at least",
+        "0.5000",
+        "0.2500",
+    )
+
+
+def test_kept_blocks_are_shaded(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path, layers=(1, 2))
+    html, page = page_of(run, run.evaluation)
+    assert "4 of 6 blocks kept exact" in page.text
+    assert html.count('class="band"') == 4  # two runs of blocks, in two drawings

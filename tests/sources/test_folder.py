@@ -1,0 +1,133 @@
+"""Models in folders: what is refused, what is taken."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from quantlib.errors import InvalidInputError
+from quantlib.sources.folder import examine_folder, folder_problems
+from quantlib.store import StepOutput
+
+
+def said(folder: Path) -> str:
+    return "\n".join(map(str, folder_problems(folder)))
+
+
+def test_a_sound_model_has_no_problems(write_model, tmp_path: Path) -> None:
+    for dtype in ("BF16", "F16", "F32"):
+        for shards in (1, 3):
+            folder = write_model(tmp_path / f"{dtype}-{shards}", dtype=dtype, shards=shards)
+            assert folder_problems(folder) == []
+
+
+def test_no_model_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "there is no such folder" in said(tmp_path / "none")
+    monkeypatch.chdir(tmp_path)
+    assert "hf://org/tiny for a model on the hub" in said(Path("org/tiny"))
+    (tmp_path / "empty").mkdir()
+    assert "is empty" in said(tmp_path / "empty")
+    (tmp_path / "file").write_text("x")
+    assert "is not a folder" in said(tmp_path / "file")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    assert "is an adapter" in said(adapter)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "README.md").write_text("hello")
+    assert "config.json: is missing" in said(notes)
+
+
+def test_pickled_weights_are_refused(write_model, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "pickled weights only (pytorch_model.bin)" in said(folder)
+    assert "convert them to safetensors" in said(folder)
+
+
+def test_damaged_files_are_named(write_model, tmp_path: Path) -> None:
+    truncated = write_model(tmp_path / "truncated") / "model.safetensors"
+    truncated.write_bytes(truncated.read_bytes()[:-1])
+    assert f"{truncated}: blocks.0.b: truncated" in said(truncated.parent)
+    corrupt = write_model(tmp_path / "corrupt") / "model.safetensors"
+    corrupt.write_bytes(corrupt.read_bytes()[:8] + b"x" * 400)
+    assert f"{corrupt}: " in said(corrupt.parent)
+    sharded = write_model(tmp_path / "sharded", shards=3)
+    for shard in (1, 3):
+        (sharded / f"model-{shard:05}-of-00003.safetensors").unlink()
+    assert said(sharded).count("which is missing") == 2
+
+
+def test_a_quantized_model_is_refused(write_model, tmp_path: Path) -> None:
+    marked = write_model(
+        tmp_path / "marked", config={"quantization_config": {"quant_method": "gptq"}}
+    )
+    assert 'is quantized already: its quantization_config says "gptq"' in said(marked)
+    for dtype in ("I32", "F8_E4M3"):
+        folder = write_model(tmp_path / dtype, dtype=dtype)
+        assert f"is quantized already: {dtype} in blocks.0.a, blocks.0.b" in said(folder)
+        assert "give the original checkpoint" in said(folder)
+
+
+def test_other_dtypes_are_refused(write_model, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", dtype="F64")
+    assert "F64 in blocks.0.a, blocks.0.b; convert it to one of BF16, F16, F32" in said(folder)
+
+
+def test_config_and_tokenizer_problems_come_together(write_model, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    (folder / "config.json").write_text(json.dumps({"hidden_size": 8}))
+    assert "names no model_type" in said(folder)
+    assert "has no tokenizer" in said(folder)
+
+
+def test_every_spoiled_tensor_is_named(write_model, silent, tmp_path: Path) -> None:
+    spoil = {"blocks.0.a": float("inf"), "blocks.2.b": float("nan")}
+    folder = write_model(tmp_path / "m", shards=3, spoil=spoil)
+    assert folder_problems(folder) == []
+    with pytest.raises(InvalidInputError) as refused:
+        examine_folder(folder, silent)
+    assert [problem.where.rsplit(" ")[-1] for problem in refused.value.problems] == list(spoil)
+
+
+def test_only_the_models_own_files_are_taken(write_model, silent, store, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", shards=2)
+    for name in ("modeling_tiny.py", "pytorch_model.bin", "consolidated.safetensors", "README.md"):
+        (folder / name).write_bytes(b"not taken")
+    (folder / "merges.txt").write_text("h e")
+    model = examine_folder(folder, silent)
+    assert sorted(model.files) == [
+        "config.json",
+        "merges.txt",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ]
+    output = StepOutput(store=store, folder="steps/fetch/x", scratch=tmp_path)
+    model.import_into(output)
+    for name, record in model.files.items():
+        assert store.read(f"steps/fetch/x/{name}") == (folder / name).read_bytes()
+        assert output.files[name] == record
+    assert model.files["model-00001-of-00002.safetensors"].tensors == 2
+
+
+def test_symbolic_links_are_followed(write_model, silent, store, tmp_path: Path) -> None:
+    """The snapshot of a hub cache is a folder of links to files without suffixes."""
+    folder = write_model(tmp_path / "m")
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for index, file in enumerate(sorted(folder.iterdir())):
+        blob = file.rename(tmp_path / f"blob{index}")
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    output = StepOutput(store=store, folder="steps/fetch/x", scratch=tmp_path)
+    examine_folder(snapshot, silent).import_into(output)
+    for name in output.files:
+        copy = store.local_path(f"steps/fetch/x/{name}")
+        assert copy.is_file()
+        assert not copy.is_symlink()

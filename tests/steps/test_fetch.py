@@ -1,0 +1,138 @@
+"""The fetch step: receipts, and its contract with the pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.source import ReceiptSource
+from quantlib.checkpoint.writer import SafetensorsWriter
+from quantlib.errors import InvalidInputError
+from quantlib.steps.contract import StepCall
+from quantlib.steps.fetch import fetch, main
+from quantlib.store import LocalStore, Receipt
+
+TENSORS = ("model.embed_tokens.weight", "model.norm.weight")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model")
+
+
+def write_model(folder: Path, value: int = 0x3F80) -> Path:
+    """A bf16 model of two tensors, all of whose numbers have the bits ``value``."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
+    with SafetensorsWriter(folder / "model.safetensors") as writer:
+        for name in TENSORS:
+            writer.add(name, "BF16", [4, 8], np.full(32, value, np.uint16).tobytes())
+        writer.finish()
+    return folder
+
+
+def executor_input(folder: Path, **parameters: str) -> str:
+    return json.dumps(
+        {
+            "inputs": {"parameterValues": parameters},
+            "outputs": {
+                "outputFile": str(folder / "executor.json"),
+                "artifacts": {"model": {"artifacts": [{"uri": str(folder / "model.json")}]}},
+            },
+        }
+    )
+
+
+def test_equal_models_give_equal_receipts_wherever_they_lie(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "a copy"
+    shutil.copytree(model, other)
+    os.utime(other / "config.json", (0, 0))
+    (other / "README.md").write_text("not part of the model")
+    first = fetch(LocalStore(tmp_path / "first"), str(model))
+    second = fetch(LocalStore(tmp_path / "second"), str(other))
+    assert first.to_json() == second.to_json()
+    assert str(tmp_path).encode() not in first.to_json()
+
+
+def test_the_receipt_describes_the_model(model: Path, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    receipt = fetch(store, str(model))
+    assert receipt.facts == {
+        "source": {"kind": "folder"},
+        "model_type": "llama",
+        "digest": receipt.parameters["content"],
+        "bytes": (model / "model.safetensors").stat().st_size,
+        "tensors": 2,
+    }
+    checkpoint = Checkpoint.open(ReceiptSource(store, receipt))
+    assert tuple(checkpoint.tensors) == TENSORS
+    assert checkpoint.read(TENSORS[0]) == b"\x80\x3f" * 32
+
+
+def test_other_content_is_other_work(model: Path, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    receipt = fetch(store, str(model))
+    other = fetch(store, str(write_model(tmp_path / "other", value=0x4000)))
+    assert other.key != receipt.key
+    assert other.facts["digest"] != receipt.facts["digest"]
+    (model / "config.json").write_text('{"model_type": "qwen2"}')
+    assert fetch(store, str(model)).key not in (receipt.key, other.key)
+
+
+def test_done_work_is_not_done_again(model: Path, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    receipt = fetch(store, str(model))
+    run = store.local_path(f"{receipt.folder}/run.json")
+    before = run.stat().st_mtime_ns
+    assert fetch(store, str(model)) == receipt
+    assert run.stat().st_mtime_ns == before
+
+
+def test_a_refused_model_leaves_nothing_in_the_store(model: Path, tmp_path: Path) -> None:
+    bad = write_model(tmp_path / "bad", value=0x7F80)
+    for source in (bad, tmp_path / "none", tmp_path / "none.gguf"):
+        with pytest.raises(InvalidInputError):
+            fetch(LocalStore(tmp_path / "store"), str(source))
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_step_prefers_its_source_to_the_recipes_model(model: Path, tmp_path: Path) -> None:
+    recipe = json.dumps({"model": str(model)})
+    store = str(tmp_path / "store")
+    for source in ("", str(write_model(tmp_path / "other", value=0x4000))):
+        call = StepCall.parse(executor_input(tmp_path, recipe=recipe, source=source, store=store))
+        main(call)
+        call.finish()
+        receipt = Receipt.from_json((tmp_path / "model.json").read_bytes())
+        assert receipt == fetch(LocalStore(store), source or str(model))
+        written = json.loads((tmp_path / "executor.json").read_text())
+        metadata = written["artifacts"]["model"]["artifacts"][0]["metadata"]
+        assert metadata["digest"] == receipt.digest()
+
+
+def test_a_recipe_without_a_model_needs_a_source(tmp_path: Path) -> None:
+    text = executor_input(tmp_path, recipe="{}", source="", store=str(tmp_path / "store"))
+    with pytest.raises(InvalidInputError, match="model: none was given; give a folder"):
+        main(StepCall.parse(text))
+
+
+def test_bad_input_exits_with_2_and_without_torch(model: Path, tmp_path: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    text = executor_input(tmp_path, recipe="{}", source=str(model), store=str(tmp_path / "store"))
+    command = [sys.executable, "-X", "importtime", "-m", "quantlib.steps", "fetch"]
+    done = subprocess.run(
+        [*command, "--executor-input", text], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "pickled weights only (pytorch_model.bin)" in done.stderr.splitlines()[-1]
+    assert "| torch\n" not in done.stderr
+    assert not (tmp_path / "store").exists()

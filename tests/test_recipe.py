@@ -1,0 +1,113 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantlib.errors import InvalidInputError
+from quantlib.recipe import (
+    SHIPPED_RECIPES,
+    Recipe,
+    load_config,
+    load_recipe,
+    parse_recipe,
+    recipe_from_text,
+)
+
+
+def problems(data: dict) -> list[str]:
+    with pytest.raises(InvalidInputError) as caught:
+        parse_recipe(data, origin="r.yaml")
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED_RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    assert load_recipe(path) == load_recipe(path.stem)
+
+
+def test_all_faults_at_once_each_with_its_path() -> None:
+    found = problems(
+        {
+            "quantisation": {},
+            "quantization": {
+                "method": "gtpq",
+                "weights": {"bits": 99, "group_size": 0},
+                "options": {"dampening": 1},
+            },
+            "calibration": {"num_samples": 0},
+            "validation": {"thresholds": {"min_top1_agreement": 1.5, "max_kl_mean": -1}},
+            "outlier_suppression": {"method": "smooth_quant", "options": {"alpha": 2}},
+        }
+    )
+    for path in (
+        "quantisation: unknown key",
+        "quantization.method: unknown quantization method 'gtpq'; known: gptq, minmax",
+        "quantization.weights.bits",
+        "quantization.weights.group_size",
+        "calibration.num_samples",
+        "validation.thresholds.min_top1_agreement",
+        "validation.thresholds.max_kl_mean",
+        "outlier_suppression.options.alpha",
+    ):
+        assert any(f"r.yaml: {path}" in line for line in found), path
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        ({"weights": {"bits": 3}}, "gptq does not support 3; supported: 4, 8"),
+        ({"weights": {"group_size": 48}}, "does not support 48"),
+        ({"format": "gptq", "weights": {"symmetric": False}}, "symmetric weights only"),
+        ({"format": "gptq", "activations": "int8"}, "weights only"),
+        ({"activations": "int8"}, "int8 activations go with weights of 8 bits"),
+        ({"format": "ggml"}, "known: compressed_tensors, gptq"),
+        ({"options": {"damping": 0}}, "quantization.options.damping"),
+        ({"method": "minmax", "options": {"damping": 0.1}}, "unknown option; known: none"),
+        ({"layers": []}, "names no block"),
+        ({"layers": [-1]}, "quantization.layers.0"),
+    ],
+)
+def test_what_does_not_go_together(quantization: dict, message: str) -> None:
+    found = problems({"quantization": quantization})
+    assert any(message in line for line in found)
+
+
+def test_yaml_json_and_text_give_the_same_recipe(tmp_path: Path) -> None:
+    data = {"quantization": {"weights": {"group_size": 64}}, "num_ranges": 3}
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    (tmp_path / "r.yaml").write_text("quantization: {weights: {group_size: 64}}\nnum_ranges: 3\n")
+    recipe = load_recipe(tmp_path / "r.json")
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+    assert recipe_from_text(recipe.canonical_json()) == recipe
+    assert recipe.digest() == parse_recipe(data).digest() != Recipe().digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("r.yaml", "a: [", "cannot be parsed"),
+        ("r.json", "{", "cannot be parsed"),
+        ("r.yaml", "- 1", "does not hold a mapping"),
+        ("r.toml", "", "unknown config format"),
+        ("missing.yaml", None, "cannot be read"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidInputError, match=message):
+        load_config(tmp_path / name)
+
+
+def test_layers_are_sorted_and_unique() -> None:
+    assert parse_recipe({"quantization": {"layers": [2, 0, 2]}}).quantization.layers == (0, 2)
+
+
+def test_recipes_are_checked_without_torch() -> None:
+    script = (
+        "import sys; from quantlib.recipe import load_recipe; load_recipe('gptq');"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'kfp')))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
