@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,3 +46,22 @@ def split_batches(hidden: Tensor, model: StreamedModel) -> list[Tensor]:
     """
     samples = max(1, _BATCH_TOKENS[model.device.type] // hidden.shape[1])
     return [part.to(model.device, model.dtype) for part in hidden.split(samples)]
+
+
+@contextmanager
+def activation_precision() -> Iterator[None]:
+    """Lets float32 matrix products round their inputs where the hardware is faster with it.
+
+    For running models and collecting Hessians: a CPU with bfloat16 instructions rounds inputs to
+    bfloat16 and an accelerator to TF32, which the activations of released models are exact in or
+    close to; sums stay in float32. Other hardware computes as always.
+    """
+    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend, precision in zip(backends, ("bf16", "tf32"), strict=True):
+            backend.fp32_precision = precision
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -1,15 +1,19 @@
-"""Tiny random models of every family, as transformers writes them."""
+"""Tiny random models of every family, and the steps run on them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from quantlib.recipe import Recipe, parse_recipe
+from quantlib.store import LocalStore, Receipt, Store
 
 TINY = {
     "hidden_size": 64,
@@ -80,3 +84,73 @@ def make_model(tiny_tokenizer: Any) -> MakeModel:
 def tiny_llama(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with tied embeddings. Not to be changed."""
     return make_model(tmp_path_factory.mktemp("models") / "llama", tie_word_embeddings=True)
+
+
+SMALL = {
+    "quantization": {"weights": {"bits": 4, "group_size": 32}},
+    "calibration": {"num_samples": 8, "sequence_length": 64},
+    "validation": {"num_samples": 4, "sequence_length": 64},
+}
+
+
+def _small_recipe(**changes: Any) -> Recipe:
+    """A recipe that runs in a moment."""
+    data = {name: dict(section) for name, section in SMALL.items()}
+    for name, value in changes.items():
+        data[name] = data.get(name, {}) | value if isinstance(value, dict) else value
+    return parse_recipe(data)
+
+
+@dataclass(frozen=True)
+class Made:
+    """The receipts of a run."""
+
+    store: Store
+    recipe: Recipe
+    model: Receipt
+    plan: Receipt
+    calibration: Receipt
+    smoothing: Receipt
+    quantized: list[Receipt]
+    checkpoint: Receipt
+
+
+def _run_steps(store: Store, recipe: Recipe, source: Path) -> Made:
+    """Every step up to merge."""
+    from quantlib.steps.calibrate import calibrate
+    from quantlib.steps.fetch import fetch
+    from quantlib.steps.merge import merge
+    from quantlib.steps.plan import plan
+    from quantlib.steps.quantize import quantize
+    from quantlib.steps.smooth import smooth
+
+    model = fetch(store, str(source))
+    planned = plan(store, recipe, model, 0)
+    calibration = calibrate(store, recipe, model, planned, "cpu")
+    smoothing = smooth(store, recipe, model, calibration)
+    quantized = [
+        quantize(store, recipe, block_range, model, calibration, smoothing, "cpu")
+        for block_range in planned.facts["ranges"]
+    ]
+    checkpoint = merge(store, recipe, model, quantized)
+    return Made(
+        store, recipe, model, planned, calibration, smoothing, quantized, checkpoint
+    )
+
+
+@pytest.fixture(scope="session")
+def small_recipe() -> Callable[..., Recipe]:
+    """Makes recipes that run in a moment, with changes to some sections."""
+    return _small_recipe
+
+
+@pytest.fixture(scope="session")
+def run_steps() -> Callable[[Store, Recipe, Path], Made]:
+    """Runs every step up to merge."""
+    return _run_steps
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    """An empty store."""
+    return LocalStore(tmp_path / "store")

@@ -8,7 +8,7 @@ from torch import Tensor
 from quantlib.models.base import LinearGroup
 from quantlib.models.decoder import DecoderBlock
 
-_PANEL_COLUMNS = 384
+_PANEL_COLUMNS = 288
 """Columns of the Hessian computed at once; smaller panels skip more of the lower triangle."""
 
 

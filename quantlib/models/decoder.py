@@ -2,8 +2,8 @@
 
 Calibration needs the inputs of a block's linears one group after the other, each computed with
 the groups before it quantized already. A block is therefore cut where its linears take their
-inputs, and no linear is computed twice. The arithmetic is that of transformers' ``modeling_llama.py`` and
-``modeling_qwen3.py``; the tests compare with them.
+inputs, and no linear is computed twice. The arithmetic is that of transformers'
+``modeling_llama.py`` and ``modeling_qwen3.py``; the tests compare with them.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quantlib.calibration.statistics import HessianAccumulator
+from quantlib.compute import activation_precision
 from quantlib.errors import QuantizationError
 from quantlib.models.decoder import DecoderBlock
 from quantlib.quantized import QuantizedLinear
@@ -85,19 +86,21 @@ def quantize_block(
     for number, group in enumerate(block.groups):
         names = [name for name in group.linears if name not in exact]
         accumulator: HessianAccumulator | None = None
-        for index, hidden in enumerate(batches):
-            batches[index], inputs[index] = block.group_input(number, hidden, inputs[index])
-            if names:
-                if accumulator is None:
-                    accumulator = HessianAccumulator(inputs[index].shape[-1], hidden.device)
-                accumulator.add(inputs[index])
+        with activation_precision():
+            for index, hidden in enumerate(batches):
+                batches[index], inputs[index] = block.group_input(number, hidden, inputs[index])
+                if names:
+                    if accumulator is None:
+                        accumulator = HessianAccumulator(inputs[index].shape[-1], hidden.device)
+                    accumulator.add(inputs[index])
         if names:
             hessian = None if accumulator is None else accumulator.hessian()
             quantized, group_errors = _quantize_group(block, names, hessian, quantizer, stored)
             linears |= quantized
             errors += group_errors
-    for index, hidden in enumerate(batches):
-        batches[index] = block.output(hidden, inputs[index])
+    with activation_precision():
+        for index, hidden in enumerate(batches):
+            batches[index] = block.output(hidden, inputs[index])
     return QuantizedBlock(linears, errors)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from quantlib.quantizers.scales import GroupScales
 
-SHRINKS = tuple(1.0 - 0.024 * step for step in range(26))
+SHRINKS = tuple(1.0 - 0.05 * step for step in range(13))
 """Factors on a group's range that the search tries: 1.0 down to 0.4."""
 
 
@@ -27,7 +27,7 @@ class GPTQOptions(Options):
     scale_search: Annotated[
         Literal["importance", "minmax"],
         Field(
-            description="importance: of 26 shrunken ranges per group, the one with the least error "
+            description="importance: of 13 shrunken ranges per group, the one with the least error "
             "weighted by the Hessian's diagonal. minmax: the group's extreme weights."
         ),
     ] = "importance"

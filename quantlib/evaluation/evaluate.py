@@ -1,0 +1,249 @@
+"""Runs the original and the quantized model and puts the evaluation together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from quantlib.calibration.corpus import Windows
+from quantlib.evaluation.engines import EngineChoice
+from quantlib.evaluation.gate import Figures
+from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
+from quantlib.evaluation.process import run_worker
+from quantlib.progress import progress_bar
+from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
+
+REFERENCE_STEP = "reference"
+REFERENCE_VERSION = 1
+COMPLETIONS_NAME = "completions.json"
+THROUGHPUT_NAME = "throughput.json"
+"""Tokens per second of the run that committed a step; no part of the receipt."""
+
+LOG_NAME = "engine.log"
+"""What the engine printed in that run; no part of the receipt either."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What two models are judged by.
+
+    Attributes:
+        engine: What runs them.
+        device: auto, cpu or cuda.
+        dtype: bfloat16 or float16.
+        windows: The held-out text.
+        tokenizer: Of the models.
+        prompts: To be completed by both.
+        max_new_tokens: At most so many tokens per prompt.
+    """
+
+    engine: EngineChoice
+    device: str
+    dtype: str
+    windows: Windows
+    tokenizer: Tokenizer
+    prompts: tuple[str, ...]
+    max_new_tokens: int
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The held-out text as it stands in the evaluation."""
+        windows, sequence_length = self.windows.tokens.shape
+        return {
+            "source": self.windows.source,
+            "digest": self.windows.digest,
+            "windows": windows,
+            "sequence_length": sequence_length,
+            "tokens": windows * sequence_length,
+        }
+
+    def parameters(self) -> dict[str, Any]:
+        """What decides a model's predictions, besides the model."""
+        return {
+            "engine": self.engine.name,
+            "engine_version": self.engine.version,
+            "device": self.device,
+            "dtype": self.dtype,
+            "text": self.windows.digest,
+            "prompts": list(self.prompts),
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+
+def run_original(store: Store, setting: Setting, model: Receipt) -> Receipt:
+    """The original's half, committed by itself: every recipe of the same model shares it.
+
+    Args:
+        store: Where the steps' files are.
+        setting: What it is judged by.
+        model: The fetch step's receipt.
+
+    Raises:
+        QuantlibError: The engine failed.
+    """
+
+    def work(output: StepOutput) -> None:
+        outcome = _run(store, setting, model, model.files, None, output)
+        (output.scratch / REFERENCE_NAME).rename(output.local(REFERENCE_NAME))
+        output.add(REFERENCE_NAME, tensors=2)
+        output.add_json(COMPLETIONS_NAME, outcome.completions)
+        output.facts = {"device": outcome.device, "numerics": outcome.numerics}
+
+    return commit_step(
+        store, REFERENCE_STEP, REFERENCE_VERSION, setting.parameters(), {"model": model}, work
+    )
+
+
+def run_quantized(
+    store: Store, setting: Setting, reference: Receipt, checkpoint: Receipt, output: StepOutput
+) -> tuple[Figures, dict[str, Any]]:
+    """The quantized model against the original's half.
+
+    Args:
+        store: Where the steps' files are.
+        setting: What the original was judged by.
+        reference: What :func:`run_original` gave.
+        checkpoint: The merge step's receipt.
+        output: Of the step that this is part of.
+
+    Returns:
+        The figures, and the evaluation without the gate. Its tokens per second are None: see
+        :func:`with_throughput`.
+
+    Raises:
+        QuantlibError: The engine failed, or the models do not have the same head.
+    """
+    names = checkpoint.facts["checkpoint_files"]
+    outcome = _run(store, setting, checkpoint, names, reference, output)
+    with np.load(output.scratch / COMPARISON_NAME) as comparison:
+        figures = summarize(**comparison)
+        positions = comparison["kl"].shape[1]
+    originals = json.loads(bytes(store.read(reference.path(COMPLETIONS_NAME))))
+    decode = setting.tokenizer.decode
+    return figures, {
+        "engine": setting.engine.name,
+        "engine_version": setting.engine.version,
+        "device": outcome.device,
+        "fallback_reason": setting.engine.fallback_reason,
+        "text": setting.text,
+        "original": {"perplexity": figures.perplexity_original, "tokens_per_second": None},
+        "quantized": {"perplexity": figures.perplexity_quantized, "tokens_per_second": None},
+        "kl_mean": figures.kl_mean,
+        "kl_standard_error": figures.kl_standard_error,
+        "kl_method": (
+            f"exact, over the whole vocabulary of {outcome.vocabulary} tokens, at each of the "
+            f"{positions} positions of a window that a token follows; standard error over windows; "
+            f"{outcome.numerics}"
+        ),
+        "top1_agreement": figures.top1_agreement,
+        "generations": [
+            {"prompt": prompt, "original": decode(original), "quantized": decode(quantized)}
+            for prompt, original, quantized in zip(
+                setting.prompts, originals, outcome.completions, strict=True
+            )
+        ],
+    }
+
+
+def with_throughput(
+    store: Store, evaluation: Mapping[str, Any], reference: Receipt, validation: Receipt
+) -> dict[str, Any]:
+    """An evaluation with the tokens per second that the two runs noted beside their receipts."""
+    merged = dict(evaluation)
+    for name, receipt in (("original", reference), ("quantized", validation)):
+        path = f"{receipt.folder}/{THROUGHPUT_NAME}"
+        if store.exists(path):
+            noted = json.loads(bytes(store.read(path)))
+            merged[name] = merged[name] | {"tokens_per_second": noted["tokens_per_second"]}
+    return merged
+
+
+def summarize(
+    kl: np.ndarray, reference_nll: np.ndarray, candidate_nll: np.ndarray, same_top1: np.ndarray
+) -> Figures:
+    """The figures of a comparison.
+
+    The standard error is that of the windows' means, since the positions of a window are not
+    independent; of a single window, that of its positions.
+
+    Args:
+        kl: float32 ``[windows, positions]``, as are the others.
+        reference_nll: Negative log likelihoods under the original.
+        candidate_nll: Negative log likelihoods under the quantized model.
+        same_top1: bool.
+    """
+    divergences = kl.astype(np.float64)
+    samples = divergences.mean(axis=1) if len(kl) > 1 else divergences[0]
+    finite = np.isfinite(kl) & np.isfinite(reference_nll) & np.isfinite(candidate_nll)
+    return Figures(
+        perplexity_original=_perplexity(reference_nll),
+        perplexity_quantized=_perplexity(candidate_nll),
+        kl_mean=float(divergences.mean()),
+        kl_standard_error=float(samples.std(ddof=1) / math.sqrt(len(samples))),
+        top1_agreement=float(same_top1.mean()),
+        not_finite=int((~finite).sum()),
+    )
+
+
+def _perplexity(nll: np.ndarray) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(nll.mean(dtype=np.float64)))
+
+
+def _run(
+    store: Store,
+    setting: Setting,
+    model: Receipt,
+    names: Iterable[str],
+    reference: Receipt | None,
+    output: StepOutput,
+) -> Outcome:
+    """Runs one model and leaves the worker's files in the step's scratch folder."""
+    folder = output.scratch / "model"
+    for name in names:
+        _materialize(store, model.path(name), folder / name)
+    reference_file = None
+    if reference is not None:
+        reference_file = output.scratch / REFERENCE_NAME
+        _materialize(store, reference.path(REFERENCE_NAME), reference_file)
+    tokens = output.scratch / "tokens.npy"
+    np.save(tokens, setting.windows.tokens)
+    job = Job(
+        engine=setting.engine.name,
+        model=str(folder),
+        device=setting.device,
+        dtype=setting.dtype,
+        tokens=str(tokens),
+        prompts=[setting.tokenizer.encode(prompt).ids for prompt in setting.prompts],
+        max_new_tokens=setting.max_new_tokens,
+        reference=None if reference_file is None else str(reference_file),
+        output=str(output.scratch),
+    )
+    label = f"{'original' if reference is None else 'quantized'} by {setting.engine.name}"
+    log = output.scratch / LOG_NAME
+    kept_log = f"{output.folder}/{LOG_NAME}"
+    try:
+        with progress_bar(label, len(setting.windows.tokens), "windows") as advance:
+            run_worker(job, label, log, store.full_address(kept_log), lambda: advance(1))
+    finally:
+        if log.exists():
+            store.put_file(log, kept_log)
+    outcome = Outcome.read(output.scratch / OUTCOME_NAME)
+    noted = {"tokens_per_second": outcome.tokens_per_second, "method": outcome.throughput_method}
+    store.put_bytes(json.dumps(noted).encode(), f"{output.folder}/{THROUGHPUT_NAME}")
+    return outcome
+
+
+def _materialize(store: Store, path: str, local: Path) -> None:
+    local.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(store, LocalStore):
+        local.symlink_to(store.local_path(path))
+    else:
+        store.export_file(path, local)

@@ -1,0 +1,138 @@
+"""Judges the merged checkpoint against the original model, and delivers verdict and report.
+
+A failed verdict does not fail this step, which would lose its outputs: the gate step does that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from quantlib.calibration.corpus import load_tokenizer
+from quantlib.calibration.inputs import evaluation_windows
+from quantlib.checkpoint.source import ReceiptSource
+from quantlib.evaluation.engines import choose_engine
+from quantlib.evaluation.evaluate import (
+    REFERENCE_STEP,
+    Setting,
+    run_original,
+    run_quantized,
+    with_throughput,
+)
+from quantlib.evaluation.gate import Figures, judge
+from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.report.build import LINEARS_NAME, build_report, read_json
+from quantlib.report.html import render_html
+from quantlib.steps.contract import StepCall
+from quantlib.store import Receipt, StepOutput, Store, commit_step, read_lineage
+
+STEP = "validate"
+VERSION = 1
+EVALUATION_NAME = "evaluation.json"
+
+
+def validate(
+    store: Store, recipe: Recipe, model: Receipt, checkpoint: Receipt, device: str = "auto"
+) -> Receipt:
+    """Judges a checkpoint.
+
+    The receipt's facts are the ``verdict`` (passed or failed), the ``reason``, the engine and the
+    figures; a figure that is not finite is None there.
+
+    Args:
+        store: Where the steps' files are.
+        recipe: What to judge by.
+        model: The fetch step's receipt.
+        checkpoint: The merge step's receipt.
+        device: auto, cpu or cuda.
+
+    Raises:
+        InvalidInputError: The engine is not installed, or there is too little held-out text.
+        QuantlibError: The engine failed; the message ends with the last lines of its log.
+    """
+    setting = _setting(store, recipe, model, checkpoint, device)
+    reference = run_original(store, setting, model)
+
+    def work(output: StepOutput) -> None:
+        figures, evaluation = run_quantized(store, setting, reference, checkpoint, output)
+        linears = read_json(store, checkpoint, LINEARS_NAME)
+        gate = judge(figures, recipe.validation.thresholds, linears)
+        output.add_json(EVALUATION_NAME, evaluation | {"gate": gate.to_dict()})
+        output.facts = {
+            "verdict": "passed" if gate.passed else "failed",
+            "reason": gate.reason,
+            "engine": setting.engine.name,
+            "engine_version": setting.engine.version,
+            "device": evaluation["device"],
+            **{name: _finite_or_none(value) for name, value in _metrics(figures).items()},
+        }
+
+    parameters = {
+        "text_source": setting.windows.source,
+        "fallback_reason": setting.engine.fallback_reason,
+        "thresholds": recipe.validation.thresholds.model_dump(mode="json"),
+    }
+    inputs = {"model": model, "checkpoint": checkpoint, "reference": reference}
+    return commit_step(store, STEP, VERSION, parameters, inputs, work)
+
+
+def read_evaluation(store: Store, validation: Receipt) -> dict[str, Any]:
+    """The evaluation of a validate step, with the tokens per second of the runs behind it.
+
+    Raises:
+        StoreError: A file is missing or is not what its receipt says.
+    """
+    evaluation = read_json(store, validation, EVALUATION_NAME)
+    steps = {receipt.step: receipt for receipt in read_lineage(store, validation)}
+    return with_throughput(store, evaluation, steps[REFERENCE_STEP], validation)
+
+
+def main(call: StepCall) -> None:
+    store = call.store()
+    recipe = recipe_from_text(call.text("recipe"))
+    model, checkpoint = call.receipt("model"), call.receipt("checkpoint")
+    receipt = validate(store, recipe, model, checkpoint, call.text("device"))
+    evaluation = read_evaluation(store, receipt)
+    report = build_report(store, recipe, checkpoint, evaluation, receipt)
+    call.write_receipt("validation", store, receipt)
+    call.write_artifact("metrics", None, _finite_numbers(receipt.facts))
+    call.write_artifact("report", render_html(report).encode())
+    call.write_parameter("verdict", receipt.facts["verdict"])
+    call.write_parameter("reason", receipt.facts["reason"])
+
+
+def _setting(
+    store: Store, recipe: Recipe, model: Receipt, checkpoint: Receipt, device: str
+) -> Setting:
+    section = recipe.validation
+    engine = choose_engine(section.engine)
+    source = ReceiptSource(store, model)
+    return Setting(
+        engine=engine,
+        device=device,
+        dtype=checkpoint.facts["serve"]["dtype"],
+        windows=evaluation_windows(recipe, source),
+        tokenizer=load_tokenizer(source),
+        prompts=section.prompts,
+        max_new_tokens=section.max_new_tokens,
+    )
+
+
+def _metrics(figures: Figures) -> dict[str, float]:
+    return {
+        "perplexity_original": figures.perplexity_original,
+        "perplexity_quantized": figures.perplexity_quantized,
+        "perplexity_increase": figures.perplexity_increase,
+        "kl_mean": figures.kl_mean,
+        "kl_standard_error": figures.kl_standard_error,
+        "top1_agreement": figures.top1_agreement,
+    }
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _finite_numbers(facts: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in facts.items() if isinstance(value, float)}

@@ -1,0 +1,66 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from quantlib.calibration.inputs import calibration_windows
+from quantlib.checkpoint.source import FolderSource, ReceiptSource
+from quantlib.checkpoint.tensors import read_tensors
+from quantlib.steps.calibrate import STATISTICS_NAME, calibrate, hidden_name
+from quantlib.steps.fetch import fetch
+from quantlib.steps.plan import plan
+from quantlib.store import LocalStore, Receipt
+
+
+def calibrated(store: LocalStore, recipe: Any, folder: Path) -> Receipt:
+    model = fetch(store, str(folder))
+    return calibrate(store, recipe, model, plan(store, recipe, model, 0), "cpu")
+
+
+def test_hidden_states_and_statistics_are_those_of_transformers(
+    store: LocalStore, tiny_llama: Path, small_recipe: Callable[..., Any]
+) -> None:
+    recipe = small_recipe(num_ranges=2, outlier_suppression={"method": "smooth_quant"})
+    receipt = calibrated(store, recipe, tiny_llama)
+    assert set(receipt.files) == {hidden_name(0), hidden_name(2), STATISTICS_NAME}
+
+    tokens = torch.from_numpy(calibration_windows(recipe, FolderSource(tiny_llama)).tokens)
+    assert receipt.facts["text"]["tokens"] == tokens.numel() == 512
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    with torch.no_grad():
+        states = reference(tokens, output_hidden_states=True).hidden_states
+        normalized = reference.model.layers[3].input_layernorm(states[3])
+    source = ReceiptSource(store, receipt)
+    for block in (0, 2):
+        hidden = read_tensors(source, hidden_name(block))["hidden"]
+        assert hidden.dtype == torch.bfloat16
+        torch.testing.assert_close(hidden.float(), states[block], rtol=2**-7, atol=1e-4)
+    statistics = read_tensors(source, STATISTICS_NAME)
+    assert len(statistics) == 4 * 4 * 2
+    torch.testing.assert_close(
+        statistics["3.attention_input.input_absmax"],
+        normalized.flatten(0, 1).abs().amax(0),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_only_what_is_needed_is_computed(
+    store: LocalStore, tiny_llama: Path, small_recipe: Callable[..., Any]
+) -> None:
+    data_free = small_recipe(quantization={"method": "minmax"})
+    assert calibrated(store, data_free, tiny_llama).files == {}
+    one_range = calibrated(store, small_recipe(), tiny_llama)
+    assert set(one_range.files) == {hidden_name(0)}
+
+
+def test_other_recipes_share_a_calibration(
+    store: LocalStore, tiny_llama: Path, small_recipe: Callable[..., Any]
+) -> None:
+    four = calibrated(store, small_recipe(), tiny_llama)
+    eight = calibrated(store, small_recipe(quantization={"weights": {"bits": 8, "group_size": 32}}), tiny_llama)
+    other = calibrated(store, small_recipe(calibration={"seed": 1}), tiny_llama)
+    assert four == eight
+    assert four.key != other.key

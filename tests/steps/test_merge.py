@@ -1,0 +1,112 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.source import FolderSource
+from quantlib.errors import InvalidInputError
+from quantlib.formats.dequantize import dequantized_state
+from quantlib.steps.merge import merge
+from quantlib.store import LocalStore
+
+Fixture = Callable[..., Any]
+CT = {"format": "compressed-tensors"}
+
+
+def export(made: Any, folder: Path) -> Path:
+    for name in made.checkpoint.facts["checkpoint_files"]:
+        made.store.export_file(made.checkpoint.path(name), folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model_type", "quantization"),
+    [
+        ("llama", CT),
+        ("qwen2", CT | {"weights": {"bits": 4, "group_size": 32, "symmetric": False}}),
+        ("qwen3", CT | {"weights": {"bits": 8, "group_size": -1}, "activations": "int8"}),
+        ("mistral", CT | {"layers": [1, 2]}),
+        ("llama", CT | {"ignore": ["o_proj", "down_proj"]}),
+    ],
+    ids=["llama", "qwen2-asymmetric", "qwen3-w8a8", "mistral-layers", "llama-ignore"],
+)
+@torch.no_grad()
+def test_transformers_loads_what_the_quantizer_meant(
+    model_type: str,
+    quantization: dict[str, Any],
+    store: LocalStore,
+    make_model: Fixture,
+    small_recipe: Fixture,
+    run_steps: Fixture,
+    tmp_path: Path,
+) -> None:
+    source = make_model(tmp_path / "source", model_type)
+    recipe = small_recipe(num_ranges=2, quantization=quantization)
+    folder = export(run_steps(store, recipe, source), tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert torch.isfinite(loaded(torch.arange(40)[None]).logits).all()
+    state = loaded.state_dict()
+    meant = dict(dequantized_state(Checkpoint.open(FolderSource(folder))))
+    assert set(meant) <= set(state)
+    for name, tensor in meant.items():
+        torch.testing.assert_close(state[name], tensor.float(), rtol=2**-8, atol=0)
+    assert AutoTokenizer.from_pretrained(folder)("hello").input_ids
+
+
+def test_index_config_and_serving_arguments(
+    store: LocalStore, tiny_llama: Path, small_recipe: Fixture, run_steps: Fixture, tmp_path: Path
+) -> None:
+    made = run_steps(store, small_recipe(num_ranges=3), tiny_llama)
+    folder = export(made, tmp_path / "out")
+    checkpoint = Checkpoint.open(FolderSource(folder))
+    original = json.loads((tiny_llama / "config.json").read_text())
+    config = dict(checkpoint.config)
+    assert config.pop("quantization_config")["quant_method"] == "gptq"
+    assert config == original
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert weights == [f"model-{n:05}-of-00004.safetensors" for n in range(1, 5)]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.bytes for t in checkpoint.tensors.values())
+    assert index["weight_map"]["model.embed_tokens.weight"] == weights[-1]
+    assert json.loads((folder / "vllm_config.json").read_text()) == {
+        "quantization": "gptq",
+        "dtype": "bfloat16",
+        "max_model_len": 256,
+    }
+    facts = made.checkpoint.facts
+    assert facts["bytes_quantized"] == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert len(json.loads(store.read(made.checkpoint.path("linears.json")))) == 4 * 7
+
+
+def test_an_untied_head_is_kept(
+    store: LocalStore, make_model: Fixture, small_recipe: Fixture, run_steps: Fixture, tmp_path: Path
+) -> None:
+    source = make_model(tmp_path / "m", tie_word_embeddings=False, max_shard_size="100KB")
+    assert (source / "model.safetensors.index.json").exists()
+    folder = export(run_steps(store, small_recipe(), source), tmp_path / "out")
+    checkpoint = Checkpoint.open(FolderSource(folder))
+    original = Checkpoint.open(FolderSource(source))
+    assert checkpoint.read("lm_head.weight") == original.read("lm_head.weight")
+
+
+def test_ranges_must_fit_together(
+    store: LocalStore, tiny_llama: Path, small_recipe: Fixture, run_steps: Fixture
+) -> None:
+    made = run_steps(store, small_recipe(num_ranges=4), tiny_llama)
+    first, second, third, _ = made.quantized
+    assert merge(store, made.recipe, made.model, made.quantized[::-1]) == made.checkpoint
+    for ranges, message in (
+        ([first, third], "range 2:3: starts at block 2, not 1"),
+        ([first, first, second], "range 0:1: starts at block 0, not 1"),
+        ([], "no range to merge"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            merge(store, made.recipe, made.model, ranges)
+    other = run_steps(store, small_recipe(num_ranges=4, quantization={"method": "minmax"}), tiny_llama)
+    with pytest.raises(InvalidInputError, match="different recipes"):
+        merge(store, made.recipe, made.model, [first, *other.quantized[1:]])

@@ -1,0 +1,105 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.source import FolderSource
+from quantlib.errors import InvalidInputError
+from quantlib.models import model_registry
+from quantlib.recipe import Recipe
+from quantlib.steps.fetch import fetch
+from quantlib.steps.plan import input_problems, parse_range, plan, plan_ranges
+from quantlib.store import LocalStore
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def ranges_of(folder: Path, recipe: Recipe, wanted: int) -> list[tuple[int, int]]:
+    checkpoint = Checkpoint.open(FolderSource(folder))
+    adapter = model_registry.adapter_for(checkpoint.config)
+    return plan_ranges(recipe, checkpoint, adapter, wanted)
+
+
+@pytest.mark.parametrize(
+    ("layers", "wanted", "expected"),
+    [
+        (None, 1, [(0, 4)]),
+        (None, 2, [(0, 2), (2, 4)]),
+        (None, 4, [(0, 1), (1, 2), (2, 3), (3, 4)]),
+        (None, 64, [(0, 1), (1, 2), (2, 3), (3, 4)]),
+        ([1, 3], 1, [(1, 4)]),
+        ([1, 3], 2, [(1, 3), (3, 4)]),
+        ([2], 3, [(2, 3)]),
+    ],
+)
+def test_ranges(
+    tiny_llama: Path,
+    small_recipe: MakeRecipe,
+    layers: list[int] | None,
+    wanted: int,
+    expected: list[tuple[int, int]],
+) -> None:
+    recipe = small_recipe(quantization={"layers": layers})
+    assert ranges_of(tiny_llama, recipe, wanted) == expected
+
+
+def test_ranges_are_balanced_by_parameters(tiny_llama: Path, small_recipe: MakeRecipe) -> None:
+    """Blocks of which only one linear is quantized weigh little."""
+    recipe = small_recipe(
+        quantization={"ignore": [r"re:layers\.[01]\..*(gate|up|down|o)_proj"]}
+    )
+    assert ranges_of(tiny_llama, recipe, 2) == [(0, 3), (3, 4)]
+
+
+def test_the_receipt_lists_ranges_as_strings(
+    store: LocalStore, tiny_llama: Path, small_recipe: MakeRecipe
+) -> None:
+    model = fetch(store, str(tiny_llama))
+    assert plan(store, small_recipe(num_ranges=2), model, 0).facts["ranges"] == ["0:2", "2:4"]
+    assert plan(store, small_recipe(num_ranges=2), model, 1).facts["ranges"] == ["0:4"]
+
+
+@pytest.mark.parametrize("text", ["", "3", "4:4", "5:2", "a:b", "-1:2", "1:2:3"])
+def test_ranges_that_are_none(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="start:stop"):
+        parse_range(text)
+    assert parse_range("2:10") == (2, 10)
+
+
+def test_all_problems_at_once(tiny_llama: Path, small_recipe: MakeRecipe) -> None:
+    recipe = small_recipe(
+        quantization={
+            "weights": {"group_size": 128},
+            "layers": [1, 7],
+            "ignore": ["wo_proj"],
+        },
+        calibration={"sequence_length": 512, "dataset": "missing.txt"},
+        validation={"num_samples": 100000},
+    )
+    found = "\n".join(map(str, input_problems(recipe, FolderSource(tiny_llama))))
+    for message in (
+        "quantization.layers: 7 out of range; the model has blocks 0 to 3",
+        "'wo_proj' matches no linear",
+        "group_size: 128 does not divide self_attn.q_proj (64 columns), self_attn.k_proj",
+        "sizes that fit: -1, 32, 64",
+        "calibration.sequence_length: 512 is above the model's 256",
+        "missing.txt: there is no such file",
+        "but 100000 samples of 64 tokens need 6400000",
+    ):
+        assert message in found
+
+
+@pytest.mark.parametrize("ignore", [["q_proj"], ["up_proj"], [r"re:layers\.2\.self_attn\.v_proj"]])
+def test_what_vllm_fuses_is_not_split(
+    tiny_llama: Path, small_recipe: MakeRecipe, ignore: list[str]
+) -> None:
+    recipe = small_recipe(quantization={"ignore": ignore})
+    (problem,) = input_problems(recipe, FolderSource(tiny_llama))
+    assert "which vLLM fuses into" in str(problem)
+
+
+def test_something_must_be_left_to_quantize(tiny_llama: Path, small_recipe: MakeRecipe) -> None:
+    recipe = small_recipe(quantization={"ignore": ["re:.*"]})
+    (problem,) = input_problems(recipe, FolderSource(tiny_llama))
+    assert "leave no linear to quantize" in str(problem)
