@@ -128,7 +128,8 @@ def peer_row(name: str, model: Path, scheme: str, samples: int | None = None) ->
     output = FOLDER / "out" / slug
     shutil.rmtree(output, ignore_errors=True)
     tokens = FOLDER / f"{slug}.npy"
-    recipe = parse_recipe({"calibration": CALIBRATION | ({"num_samples": samples} if samples else {})})
+    calibration = CALIBRATION | ({"num_samples": samples} if samples else {})
+    recipe = parse_recipe({"calibration": calibration})
     np.save(tokens, calibration_windows(recipe, FolderSource(model)).tokens)
     job = {
         "model": str(model),

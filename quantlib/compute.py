@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,8 +20,15 @@ _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens computed at once: enough to keep the kernels busy, few enough to keep memory small."""
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device that a step runs on.
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_LARGE_BLOCK_BYTES = 4 << 20
+
+
+def prepare_device(name: str) -> torch.device:
+    """The device that a step runs on; its process then gives large freed blocks back at once.
+
+    Without that, glibc keeps freed activations on its heap, where holes of one size do not serve
+    the next one, and a process grows by a third.
 
     Args:
         name: auto (an accelerator where there is one), cpu, cuda or cuda:1.
@@ -34,6 +43,10 @@ def resolve_device(name: str) -> torch.device:
         raise InvalidInputError.one(f"device {name!r}", "is unknown", "use auto, cpu or cuda")
     if kind == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError.one(f"device {name!r}", "torch sees no CUDA device", "use cpu")
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
     return torch.device(name)
 
 
@@ -56,7 +69,8 @@ def activation_precision() -> Iterator[None]:
     bfloat16 and an accelerator to TF32, which the activations of released models are exact in or
     close to; sums stay in float32. Other hardware computes as always.
     """
-    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    # torch's type hints do not know the first one.
+    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend, precision in zip(backends, ("bf16", "tf32"), strict=True):

@@ -133,9 +133,7 @@ def _run_steps(store: Store, recipe: Recipe, source: Path) -> Made:
         for block_range in planned.facts["ranges"]
     ]
     checkpoint = merge(store, recipe, model, quantized)
-    return Made(
-        store, recipe, model, planned, calibration, smoothing, quantized, checkpoint
-    )
+    return Made(store, recipe, model, planned, calibration, smoothing, quantized, checkpoint)
 
 
 @pytest.fixture(scope="session")

@@ -82,9 +82,10 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     checkpoint = Checkpoint.open(FolderSource(folder))
     quantization = checkpoint.config["quantization_config"]
     del config.quantization_config
-    model = AutoModelForCausalLM.from_pretrained(
-        None, config=config, state_dict=dict(dequantized_state(checkpoint)), dtype=dtype
-    )
+    with torch.device("meta"):
+        model_class = type(AutoModelForCausalLM.from_config(config))
+    state = dict(dequantized_state(checkpoint))
+    model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     if _quantizes_activations(quantization):
         format = format_registry.get(quantization["quant_method"])()
         _, is_quantized = format.read_scheme(quantization)

@@ -34,9 +34,7 @@ def test_good_figures_pass() -> None:
 
 
 def test_limits_themselves_pass() -> None:
-    figures = dataclasses.replace(
-        GOOD, perplexity_quantized=11.5, kl_mean=0.2, top1_agreement=0.75
-    )
+    figures = dataclasses.replace(GOOD, perplexity_quantized=11.5, kl_mean=0.2, top1_agreement=0.75)
     thresholds = THRESHOLDS.model_copy(
         update={"max_perplexity_increase": figures.perplexity_increase}
     )

@@ -60,7 +60,9 @@ def test_other_recipes_share_a_calibration(
     store: LocalStore, tiny_llama: Path, small_recipe: Callable[..., Any]
 ) -> None:
     four = calibrated(store, small_recipe(), tiny_llama)
-    eight = calibrated(store, small_recipe(quantization={"weights": {"bits": 8, "group_size": 32}}), tiny_llama)
+    eight = calibrated(
+        store, small_recipe(quantization={"weights": {"bits": 8, "group_size": 32}}), tiny_llama
+    )
     other = calibrated(store, small_recipe(calibration={"seed": 1}), tiny_llama)
     assert four == eight
     assert four.key != other.key

@@ -79,12 +79,18 @@ def test_index_config_and_serving_arguments(
         "max_model_len": 256,
     }
     facts = made.checkpoint.facts
-    assert facts["bytes_quantized"] == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert facts["bytes_quantized"] == sum(
+        path.stat().st_size for path in folder.glob("*.safetensors")
+    )
     assert len(json.loads(store.read(made.checkpoint.path("linears.json")))) == 4 * 7
 
 
 def test_an_untied_head_is_kept(
-    store: LocalStore, make_model: Fixture, small_recipe: Fixture, run_steps: Fixture, tmp_path: Path
+    store: LocalStore,
+    make_model: Fixture,
+    small_recipe: Fixture,
+    run_steps: Fixture,
+    tmp_path: Path,
 ) -> None:
     source = make_model(tmp_path / "m", tie_word_embeddings=False, max_shard_size="100KB")
     assert (source / "model.safetensors.index.json").exists()
@@ -107,6 +113,8 @@ def test_ranges_must_fit_together(
     ):
         with pytest.raises(InvalidInputError, match=message):
             merge(store, made.recipe, made.model, ranges)
-    other = run_steps(store, small_recipe(num_ranges=4, quantization={"method": "minmax"}), tiny_llama)
+    other = run_steps(
+        store, small_recipe(num_ranges=4, quantization={"method": "minmax"}), tiny_llama
+    )
     with pytest.raises(InvalidInputError, match="different recipes"):
         merge(store, made.recipe, made.model, [first, *other.quantized[1:]])

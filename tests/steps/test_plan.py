@@ -46,9 +46,7 @@ def test_ranges(
 
 def test_ranges_are_balanced_by_parameters(tiny_llama: Path, small_recipe: MakeRecipe) -> None:
     """Blocks of which only one linear is quantized weigh little."""
-    recipe = small_recipe(
-        quantization={"ignore": [r"re:layers\.[01]\..*(gate|up|down|o)_proj"]}
-    )
+    recipe = small_recipe(quantization={"ignore": [r"re:layers\.[01]\..*(gate|up|down|o)_proj"]})
     assert ranges_of(tiny_llama, recipe, 2) == [(0, 3), (3, 4)]
 
 

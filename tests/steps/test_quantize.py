@@ -105,9 +105,10 @@ def test_smoothing_is_folded_into_norms_and_linears(
         blocks[f"{prefix}post_attention_layernorm.weight"], (norm / scale).bfloat16()
     )
     weight = read_tensor(original, f"{prefix}mlp.up_proj.weight").float() * scale
-    restored = blocks[f"{prefix}mlp.up_proj.weight"].float() * blocks[
-        f"{prefix}mlp.up_proj.weight_scale"
-    ].float()
+    restored = (
+        blocks[f"{prefix}mlp.up_proj.weight"].float()
+        * blocks[f"{prefix}mlp.up_proj.weight_scale"].float()
+    )
     assert ((restored - weight).norm() / weight.norm()) < 0.01
     assert len(scales) == 8
 
@@ -132,7 +133,5 @@ def test_changed_hidden_states_are_noticed(
     merged = merge(store, made.recipe, made.model, made.quantized)
     assert merged == made.checkpoint
     other = small_recipe(quantization={"weights": {"bits": 8, "group_size": 32}})
-    changed = quantize(
-        store, other, "0:4", made.model, made.calibration, made.smoothing, "cpu"
-    )
+    changed = quantize(store, other, "0:4", made.model, made.calibration, made.smoothing, "cpu")
     assert changed.key != made.quantized[0].key

@@ -1,0 +1,319 @@
+"""The command line on a tiny model: what it writes, and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quantlib.cli import main
+
+Command = Callable[..., "Done"]
+
+SMALL = [
+    "--group-size", "32", "--num-samples", "8", "--sequence-length", "64", "--num-ranges", "2",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def quantlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command line in this process, which saves its start."""
+
+    def run(*arguments: str | Path) -> Done:
+        monkeypatch.setattr(sys, "argv", ["quantlib", *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return run
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("validation: {num_samples: 4, sequence_length: 64}\n")
+    return path
+
+
+def test_one_command_writes_a_checkpoint(
+    quantlib: Command, tiny_llama: Path, recipe: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = ["quantize", "--model-path", tiny_llama, "--output-path", output, "--config", recipe]
+    done = quantlib(*command, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "calibrated on the text that ships" in done.stdout
+    assert files_below(output) >= {
+        "config.json",
+        "model-00001-of-00003.safetensors",
+        "model.safetensors.index.json",
+        "quantization_report.html",
+        "quantization_report.json",
+        "tokenizer.json",
+        "vllm_config.json",
+    }
+    report = json.loads((output / "quantization_report.json").read_text())
+    assert report["verdict"]["outcome"] == "not_validated"
+    assert len(report["linears"]) == 28
+    # Nothing else stays behind: neither the store nor a half-written folder.
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "recipe.yaml"}
+
+    again = quantlib(*command, *SMALL)
+    assert again.returncode == 2
+    assert "is not empty; choose another, or give --overwrite" in again.stderr
+    replaced = quantlib(*command, *SMALL, "--overwrite", "--method", "minmax")
+    assert replaced.returncode == 0
+    report = json.loads((output / "quantization_report.json").read_text())
+    assert report["recipe"]["quantization"]["method"] == "minmax"
+
+
+def test_layer_wise(quantlib: Command, tiny_llama: Path, recipe: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    done = quantlib(
+        "quantize", "--model-path", tiny_llama, "--output-path", output, "--config", recipe,
+        *SMALL, "--layer-wise", "--layers", "0,2", "--format", "compressed-tensors",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((output / "quantization_report.json").read_text())
+    assert {record["block"] for record in report["linears"]} == {0, 2}
+    ignored = json.loads((output / "config.json").read_text())["quantization_config"]["ignore"]
+    assert "model.layers.1.mlp.up_proj" in ignored
+
+
+Change = Callable[[Path], None]
+
+
+def spoil(name: str, value: float) -> Change:
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name].view(-1)[3] = value
+        save_file(tensors, folder / "model.safetensors")
+
+    return change
+
+
+def configure(**entries: Any) -> Change:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | entries))
+
+    return change
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def corrupt(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:8] + b"#" + path.read_bytes()[9:])
+
+
+def pickles_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def missing_shard(folder: Path) -> None:
+    weight_map = {"model.norm.weight": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def drop_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def nothing(folder: Path) -> None:
+    pass
+
+
+BAD: list[tuple[str, Change, list[str], str]] = [
+    ("missing folder", shutil.rmtree, [], "there is no such"),
+    ("empty folder", empty, [], "is empty"),
+    (
+        "no checkpoint",
+        lambda folder: (folder / "config.json").unlink(),
+        [],
+        "config.json: is missing",
+    ),
+    ("truncated", truncate, [], "truncated: 100 bytes missing"),
+    ("corrupt", corrupt, [], "header is not JSON: corrupt"),
+    (
+        "missing shard",
+        missing_shard,
+        [],
+        "names model-00002-of-00002.safetensors, which is missing",
+    ),
+    ("pickles", pickles_only, [], "pickled weights only (pytorch_model.bin)"),
+    ("missing tensor", drop_tensor, [], "model.layers.3.mlp.up_proj.weight: the checkpoint has no"),
+    ("model type", configure(model_type="mamba"), [], "known: llama, mistral, qwen2, qwen3"),
+    ("quantized", configure(quantization_config={"quant_method": "gptq"}), [], "quantized already"),
+    (
+        "NaN",
+        spoil("model.layers.1.mlp.up_proj.weight", torch.nan),
+        [],
+        "model.layers.1.mlp.up_proj.weight",
+    ),
+    ("Inf", spoil("model.norm.weight", torch.inf), [], "model.norm.weight"),
+    ("group size", nothing, ["--group-size", "128"], "128 does not divide self_attn.q_proj (64"),
+    ("bits", nothing, ["--bits", "5"], "gptq does not support 5; supported: 4, 8"),
+    ("format", nothing, ["--format", "gptq", "--asymmetric"], "symmetric weights only"),
+    ("method", nothing, ["--method", "magic"], "unknown quantization method 'magic'; known: gptq"),
+    ("activations", nothing, ["--activations", "int8"], "go with weights of 8 bits"),
+    ("layer", nothing, ["--layers", "0,4"], "4 out of range; the model has blocks 0 to 3"),
+    ("layers", nothing, ["--layers", "0,x"], "no list of block indices"),
+    ("layer-wise", nothing, ["--layer-wise"], "add --layers"),
+    ("sequence", nothing, ["--sequence-length", "300"], "300 is above the model's 256"),
+    ("tokens", nothing, ["--num-samples", "999999"], "999999 samples of 64 tokens need"),
+    ("dataset", nothing, ["--calibration-dataset", "./none.txt"], "there is no such file"),
+    ("suppression", nothing, ["--outlier-suppression", "magic"], "known: smooth_quant"),
+    ("device", nothing, ["--device", "tpu"], "unknown"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "options", "message"), BAD, ids=[bad[0] for bad in BAD])
+def test_bad_input_is_refused_and_nothing_is_written(
+    name: str,
+    change: Change,
+    options: list[str],
+    message: str,
+    quantlib: Command,
+    tiny_llama: Path,
+    recipe: Path,
+    tmp_path: Path,
+) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    change(model)
+    before = files_below(tmp_path)
+    done = quantlib(
+        "quantize", "--model-path", model, "--output-path", tmp_path / "out", "--config", recipe,
+        *SMALL, *options,
+    )  # fmt: skip
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("quantisation: {}\n", "quantisation: unknown key"),
+        ("validation: {thresholds: {max_kl_mean: -1}}\n", "validation.thresholds.max_kl_mean"),
+        ("a: [\n", "cannot be parsed"),
+    ],
+)
+def test_bad_recipes(
+    quantlib: Command, tiny_llama: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    for command in (
+        ["validate-recipe", path],
+        ["quantize", "--model-path", tiny_llama, "--output-path", tmp_path / "o", "--config", path],
+    ):
+        done = quantlib(*command)
+        assert done.returncode == 2
+        assert message in done.stderr
+    assert files_below(tmp_path) == {"bad.yaml"}
+
+
+def test_no_permission_and_no_space(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantlib.manager import preflight
+    from quantlib.recipe import parse_recipe
+
+    recipe = parse_recipe(
+        {
+            "quantization": {"weights": {"group_size": 32}},
+            "calibration": {"num_samples": 8, "sequence_length": 64},
+            "validation": {"num_samples": 4, "sequence_length": 64},
+        }
+    )
+
+    def problems() -> str:
+        out, store = tmp_path / "a" / "out", tmp_path / "s"
+        return "\n".join(map(str, preflight(recipe, str(tiny_llama), out, store, overwrite=False)))
+
+    assert problems() == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        assert "no permission to write in" in problems()
+    with monkeypatch.context() as patch:
+        usage = shutil._ntuple_diskusage(10, 9, 1)  # type: ignore[attr-defined]
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        assert "GB free; make room" in problems()
+    (tmp_path / "a").write_text("a file")
+    assert "is no folder" in problems()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
+    number: signal.Signals, make_model: Any, recipe: Path, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model", num_hidden_layers=12)
+    base = [sys.executable, "-m", "quantlib", "quantize", "--model-path", str(model)]
+    base += ["--config", str(recipe), *SMALL, "--num-samples", "256", "--num-ranges", "4"]
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    assert subprocess.run([*base, "--output-path", str(whole)], check=False).returncode == 0
+
+    process = subprocess.Popen([*base, "--output-path", str(output)], stderr=subprocess.PIPE)
+    store = tmp_path / ".out.quantlib"
+    deadline = time.monotonic() + 60
+    while not list(store.glob("steps/quantize/*/receipt.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    code = process.wait(timeout=60)
+    assert code == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    assert not output.exists()
+    receipts = {path: path.stat().st_mtime_ns for path in store.glob("steps/*/*/receipt.json")}
+    assert not list(store.glob("steps/merge/*/receipt.json"))
+
+    again = subprocess.run(
+        [*base, "--output-path", str(output), "--store", str(store)], check=False
+    )
+    assert again.returncode == 0
+    assert all(path.stat().st_mtime_ns == time_ for path, time_ in receipts.items())
+    assert not list((store / "tmp").iterdir())
+    for path in whole.glob("*.safetensors"):
+        assert (output / path.name).read_bytes() == path.read_bytes()

@@ -1,0 +1,99 @@
+"""vLLM's figures against those of transformers, on the same tiny models."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantlib.errors import QuantlibError
+from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
+from quantlib.evaluation.process import run_worker
+from quantlib.evaluation.worker import load_engine, run
+from quantlib.store import LocalStore
+
+MakeJob = Callable[..., Job]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+
+def run_one(job: Job) -> Outcome:
+    run_worker(job, "model", Path(job.output) / "log", "the log", lambda: None)
+    return Outcome.read(Path(job.output) / OUTCOME_NAME)
+
+
+def comparison(job: Job) -> dict[str, np.ndarray]:
+    with np.load(Path(job.output) / COMPARISON_NAME) as found:
+        return dict(found)
+
+
+@pytest.fixture(scope="module")
+def w4a16(
+    tiny_llama: Path, small_recipe: Any, run_steps: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A quantized checkpoint as a folder."""
+    folder = tmp_path_factory.mktemp("w4a16")
+    store = LocalStore(folder / "store")
+    made = run_steps(store, small_recipe(), tiny_llama)
+    for name in made.checkpoint.facts["checkpoint_files"]:
+        store.export_file(made.checkpoint.path(name), folder / "checkpoint" / name)
+    return folder / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def original(tiny_llama: Path, make_job: MakeJob) -> tuple[Outcome, Path]:
+    """What vLLM says of the original, and the file of its hidden states."""
+    job = make_job(tiny_llama, engine="vllm")
+    return run_one(job), Path(job.output) / REFERENCE_NAME
+
+
+def test_a_model_does_not_differ_from_itself(
+    tiny_llama: Path, original: tuple[Outcome, Path], make_job: MakeJob
+) -> None:
+    first, reference = original
+    job = make_job(tiny_llama, reference, engine="vllm")
+    second = run_one(job)
+    found = comparison(job)
+    assert np.abs(found["kl"]).max() < 1e-5
+    assert found["same_top1"].all()
+    assert second.completions == first.completions
+    assert second.vocabulary == 512
+
+
+def test_both_engines_agree_on_a_quantized_model(
+    tiny_llama: Path, w4a16: Path, original: tuple[Outcome, Path], make_job: MakeJob
+) -> None:
+    judged = make_job(w4a16, original[1], engine="vllm")
+    run_one(judged)
+    first = make_job(tiny_llama)
+    run(first, load_engine(first), lambda: None)
+    second = make_job(w4a16, Path(first.output) / REFERENCE_NAME)
+    run(second, load_engine(second), lambda: None)
+
+    vllm, transformers = comparison(judged), comparison(second)
+    for name in ("reference_nll", "candidate_nll"):
+        assert vllm[name].mean() == pytest.approx(transformers[name].mean(), abs=0.01)
+        np.testing.assert_allclose(vllm[name], transformers[name], atol=0.25)
+    assert transformers["kl"].mean() > 0.005
+    assert vllm["kl"].mean() == pytest.approx(transformers["kl"].mean(), rel=0.1)
+    assert vllm["same_top1"].mean() == pytest.approx(transformers["same_top1"].mean(), abs=0.05)
+
+
+def test_what_vllm_refuses_is_quoted(w4a16: Path, make_job: MakeJob, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(w4a16, tmp_path / "broken"))
+    config = json.loads((broken / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "sorcery"
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(QuantlibError, match="the engine failed") as error:
+        run_one(make_job(broken, engine="vllm"))
+    assert "sorcery" in str(error.value)

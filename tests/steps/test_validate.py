@@ -1,0 +1,162 @@
+"""The validate step, with the transformers engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantlib.errors import QuantlibError
+from quantlib.evaluation.evaluate import LOG_NAME
+from quantlib.report.model import Evaluation
+from quantlib.steps.contract import StepCall
+from quantlib.steps.validate import EVALUATION_NAME, main, read_evaluation, validate
+from quantlib.store import LocalStore, read_lineage, run_facts
+
+pytestmark = pytest.mark.slow
+
+LENIENT = {"max_perplexity_increase": 1.0, "max_kl_mean": 1.0, "min_top1_agreement": 0.2}
+STRICT = LENIENT | {"max_kl_mean": 1e-6}
+
+
+@pytest.fixture(scope="module")
+def made(
+    tiny_llama: Path, small_recipe: Any, run_steps: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    store = LocalStore(tmp_path_factory.mktemp("store"))
+    return run_steps(store, recipe_with(small_recipe, LENIENT), tiny_llama)
+
+
+def recipe_with(small_recipe: Any, thresholds: dict[str, float]) -> Any:
+    return small_recipe(
+        validation={
+            "engine": "transformers",
+            "max_new_tokens": 5,
+            "prompts": ["A first prompt", "and another"],
+            "thresholds": thresholds,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def passed(made: Any) -> Any:
+    return validate(made.store, made.recipe, made.model, made.checkpoint, "cpu")
+
+
+def test_facts_and_evaluation_agree(made: Any, passed: Any) -> None:
+    evaluation = read_evaluation(made.store, passed)
+    assert passed.facts["verdict"] == "passed"
+    assert passed.facts["reason"] == evaluation["gate"]["reason"]
+    for name in ("kl_mean", "kl_standard_error", "top1_agreement", "engine", "device"):
+        assert passed.facts[name] == evaluation[name]
+    original, quantized = evaluation["original"], evaluation["quantized"]
+    assert passed.facts["perplexity_original"] == original["perplexity"]
+    assert passed.facts["perplexity_quantized"] == quantized["perplexity"]
+    assert 1e-5 < evaluation["kl_mean"] < 1.0
+    assert evaluation["text"]["tokens"] == 4 * 64
+    assert "whole vocabulary of 512 tokens, at each of the 63 positions" in evaluation["kl_method"]
+    assert [each["prompt"] for each in evaluation["generations"]] == [
+        "A first prompt",
+        "and another",
+    ]
+    Evaluation.model_validate(evaluation)
+
+
+def test_throughput_is_measured_but_no_part_of_the_receipt(made: Any, passed: Any) -> None:
+    evaluation = read_evaluation(made.store, passed)
+    assert evaluation["original"]["tokens_per_second"] > 0
+    assert evaluation["quantized"]["tokens_per_second"] > 0
+    hashed = json.loads(bytes(made.store.read(passed.path(EVALUATION_NAME))))
+    assert hashed["original"]["tokens_per_second"] is None
+    assert hashed["quantized"]["tokens_per_second"] is None
+    assert set(passed.files) == {EVALUATION_NAME}
+
+
+def test_another_gate_runs_neither_the_original_nor_ends_in_an_error(
+    made: Any, passed: Any, small_recipe: Any
+) -> None:
+    recipe = recipe_with(small_recipe, STRICT)
+    receipt = validate(made.store, recipe, made.model, made.checkpoint, "cpu")
+    assert receipt.facts["verdict"] == "failed"
+    assert "above 1e-06" in receipt.facts["reason"]
+    references = {
+        step.digest()
+        for each in (passed, receipt)
+        for step in read_lineage(made.store, each)
+        if step.step == "reference"
+    }
+    assert len(references) == 1
+    assert receipt.facts["kl_mean"] == passed.facts["kl_mean"]
+
+
+def test_a_validation_is_not_repeated(made: Any, passed: Any) -> None:
+    before = run_facts(made.store, passed)
+    again = validate(made.store, made.recipe, made.model, made.checkpoint, "cpu")
+    assert again == passed
+    assert run_facts(made.store, again) == before
+
+
+def test_the_step_writes_verdict_metrics_and_report(made: Any, passed: Any, tmp_path: Path) -> None:
+    inputs = {}
+    for name, receipt in (("model", made.model), ("checkpoint", made.checkpoint)):
+        (tmp_path / name).write_bytes(receipt.to_json())
+        inputs[name] = {"artifacts": [{"name": name, "uri": str(tmp_path / name)}]}
+    outputs = {
+        name: {"artifacts": [{"name": name, "uri": str(tmp_path / name)}]}
+        for name in ("validation", "metrics", "report")
+    }
+    call = StepCall.parse(
+        json.dumps(
+            {
+                "inputs": {
+                    "parameterValues": {
+                        "recipe": made.recipe.canonical_json(),
+                        "store": made.store.address,
+                        "device": "cpu",
+                    },
+                    "artifacts": inputs,
+                },
+                "outputs": {
+                    "parameters": {
+                        name: {"outputFile": str(tmp_path / name)} for name in ("verdict", "reason")
+                    },
+                    "artifacts": outputs,
+                    "outputFile": str(tmp_path / "output.json"),
+                },
+            }
+        )
+    )
+    main(call)
+    call.finish()
+    assert (tmp_path / "verdict").read_text() == "passed"
+    assert (tmp_path / "reason").read_text() == passed.facts["reason"]
+    assert (tmp_path / "validation").read_bytes() == passed.to_json()
+    assert "<html" in (tmp_path / "report").read_text()
+    written = json.loads((tmp_path / "output.json").read_text())["artifacts"]
+    metrics = written["metrics"]["artifacts"][0]["metadata"]
+    assert metrics["kl_mean"] == passed.facts["kl_mean"]
+    assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_a_failed_engine_keeps_its_log_and_commits_nothing(
+    made: Any, passed: Any, small_recipe: Any
+) -> None:
+    broken = made.checkpoint.model_copy(
+        update={
+            "facts": made.checkpoint.facts | {"checkpoint_files": ["config.json", "tokenizer.json"]}
+        }
+    )
+    with pytest.raises(QuantlibError, match="quantized by transformers: the engine failed"):
+        validate(made.store, made.recipe, made.model, broken, "cpu")
+    logs = [
+        path
+        for path in made.store.list("steps/validate")
+        if path.endswith(LOG_NAME)
+        and not made.store.exists(path.removesuffix(LOG_NAME) + "receipt.json")
+    ]
+    assert len(logs) == 1
+    assert b"Traceback" in bytes(made.store.read(logs[0])) or b"Error" in bytes(
+        made.store.read(logs[0])
+    )
