@@ -172,6 +172,14 @@ class PublishSection(Section):
         str | None,
         Field(description="A folder. Default: the folder `published` beside the store."),
     ] = None
+    name: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+            description="What the model is called there. Default: the name of its hub repository, "
+            "else its model type.",
+        ),
+    ] = None
 
 
 class Recipe(Section):

@@ -2,7 +2,7 @@
 
     python scripts/demo.py
 
-Fetches SmolLM2-135M-Instruct, quantizes it to W4A16 by GPTQ in three ranges through the compiled
+Fetches SmolLM2-135M-Instruct, quantizes it to W4A16 by GPTQ in four ranges through the compiled
 Kubeflow pipeline, lets vLLM judge the result, publishes it, and writes build/demo/summary.json.
 """
 

@@ -65,7 +65,7 @@ def build_report(
         calibration = _calibration(steps.get("calibrate"))
         return Report(
             verdict=_verdict(judged),
-            model=_model(steps["fetch"], checkpoint),
+            model=_model(recipe, steps["fetch"], checkpoint),
             method=_method(recipe),
             sizes=Sizes(
                 bytes_original=checkpoint.facts["bytes_original"],
@@ -155,9 +155,9 @@ def _calibration(calibrated: Receipt | None) -> CalibrationText | None:
     return CalibrationText.model_validate(text) if text else None
 
 
-def _model(fetched: Receipt, checkpoint: Receipt) -> Model:
+def _model(recipe: Recipe, fetched: Receipt, checkpoint: Receipt) -> Model:
     return Model(
-        name=model_name(fetched.facts),
+        name=recipe.publish.name or model_name(fetched.facts),
         model_type=fetched.facts["model_type"],
         source=fetched.facts["source"],
         digest=fetched.facts["digest"],
