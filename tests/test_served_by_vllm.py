@@ -1,4 +1,4 @@
-"""What vLLM makes of our checkpoints: every family and format, against the same weights unquantized.
+"""What vLLM makes of our checkpoints: families and formats against the same weights unquantized.
 
 vLLM loads the quantized checkpoint, and as its reference a checkpoint with the weights that the
 codes stand for. Both see the same tokens; their logits differ by the rounding of bfloat16.

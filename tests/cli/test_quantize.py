@@ -27,6 +27,8 @@ SMALL = [
 
 @dataclass(frozen=True)
 class Done:
+    """What a call of the command line gave."""
+
     returncode: int
     stdout: str
     stderr: str
