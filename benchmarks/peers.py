@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from deeper import write_deeper_model  # noqa: E402  (beside this file)
+from judging import Judge  # noqa: E402
 from smollm2 import download_smollm2  # noqa: E402
 
 from quantlib.calibration.inputs import calibration_windows  # noqa: E402
@@ -62,10 +63,15 @@ class Row:
     top1: float | None = None
 
 
+def slug_of(name: str) -> str:
+    """A row's name as a file name."""
+    return name.replace(" ", "-").replace(",", "")
+
+
 def measured(name: str, command: list[str], **options: Any) -> Row:
     """Runs a command and accounts its CPU seconds and the memory of its largest process."""
     print(f"running {name}", flush=True)
-    log = FOLDER / "logs" / f"{name.replace(' ', '-').replace(',', '')}.txt"
+    log = FOLDER / "logs" / f"{slug_of(name)}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -112,7 +118,7 @@ def write_recipe(name: str, data: dict[str, Any]) -> Path:
 
 def quantlib_row(name: str, model: Path, data: dict[str, Any], *options: str) -> Row:
     """Quantizes with ``quantlib quantize``, from nothing."""
-    slug = name.replace(" ", "-").replace(",", "")
+    slug = slug_of(name)
     output = FOLDER / "out" / slug
     for folder in (output, output.with_name(f".{slug}.quantlib")):
         shutil.rmtree(folder, ignore_errors=True)
@@ -124,7 +130,7 @@ def quantlib_row(name: str, model: Path, data: dict[str, Any], *options: str) ->
 
 def peer_row(name: str, model: Path, scheme: str, samples: int | None = None) -> Row:
     """Quantizes with llm-compressor."""
-    slug = name.replace(" ", "-").replace(",", "")
+    slug = slug_of(name)
     output = FOLDER / "out" / slug
     shutil.rmtree(output, ignore_errors=True)
     tokens = FOLDER / f"{slug}.npy"
@@ -162,17 +168,16 @@ def pipeline_row(name: str, model: Path, data: dict[str, Any]) -> Row:
 
 
 def judge(rows: list[Row], model: Path) -> None:
-    """Compares each row's checkpoint with the original, by the validation's transformers engine."""
-    from judging import judge_folder
-
+    """Compares each row's checkpoint with the original."""
+    judging = Judge(model)
     for row in rows:
-        folder = FOLDER / "out" / row.name.replace(" ", "-").replace(",", "")
+        folder = FOLDER / "out" / slug_of(row.name)
         if folder.exists():
             print(f"judging {row.name}", flush=True)
-            figures = judge_folder(model, folder, FOLDER / "judging")
-            row.perplexity = figures["quantized"]["perplexity"]
-            row.kl_mean = figures["kl_mean"]
-            row.top1 = figures["top1_agreement"]
+            figures = judging.judge(folder)
+            row.perplexity = figures.perplexity_quantized
+            row.kl_mean = figures.kl_mean
+            row.top1 = figures.top1_agreement
 
 
 def compare_gptq(model: Path) -> list[Row]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,19 +14,13 @@ from quantlib.errors import InvalidInputError
 if TYPE_CHECKING:
     from quantlib.models.streamed import StreamedModel
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Tokens computed at once: enough to keep the kernels busy, few enough to keep memory small."""
+_BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Tokens computed at once: enough to keep the kernels busy, few enough for a CPU's caches, and for
+glibc to reuse freed memory instead of mapping it anew."""
 
 
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
-_LARGE_BLOCK_BYTES = 4 << 20
-
-
-def prepare_device(name: str) -> torch.device:
-    """The device that a step runs on; its process then gives large freed blocks back at once.
-
-    Without that, glibc keeps freed activations on its heap, where holes of one size do not serve
-    the next one, and a process grows by a third.
+def resolve_device(name: str) -> torch.device:
+    """The device that a step runs on.
 
     Args:
         name: auto (an accelerator where there is one), cpu, cuda or cuda:1.
@@ -43,10 +35,6 @@ def prepare_device(name: str) -> torch.device:
         raise InvalidInputError.one(f"device {name!r}", "is unknown", "use auto, cpu or cuda")
     if kind == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError.one(f"device {name!r}", "torch sees no CUDA device", "use cpu")
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt is not None:
-            mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
     return torch.device(name)
 
 

@@ -21,7 +21,7 @@ _ENVIRONMENT = {
 }
 _SECONDS_TO_END = 10.0
 _LAST_LINES = 8
-_ERROR_LINE = re.compile(r"^(?:\([^)]*\) )?[\w.]*(?:Error|Exception|Interrupt)\b: ")
+_ERROR_LINE = re.compile(r"^(?:\([^)]*\) |\[rank\d+\]: )?[\w.]*(?:Error|Exception|Interrupt)\b: ")
 
 
 def run_worker(

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the model stays within reach of this process
     "VLLM_CPU_INT4_W4A8": "0",  # or CPUs with AMX also quantize the activations of W4A16
+    # Reading a window asks for one token more, and a window may be as long as the model's limit.
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "TORCH_COMPILE_DISABLE": "1",  # the sampler compiles kernels that cost more than they save
 }
@@ -67,6 +70,7 @@ class VllmEngine:
             enforce_eager=True,
             enable_prefix_caching=False,
             distributed_executor_backend="uni",
+            async_scheduling=False,
             max_model_len=sequence,
             max_num_seqs=sequences,
             max_num_batched_tokens=max(sequence, sequences),
@@ -142,12 +146,9 @@ class VllmEngine:
 
 
 def _sequence_length(job: Job) -> int:
-    with open(job.tokens, "rb") as file:
-        import numpy as np
-
-        windows = np.load(file)
+    window = np.load(job.tokens, mmap_mode="r").shape[1]
     longest_prompt = max(map(len, job.prompts), default=0)
-    return max(windows.shape[1] + 1, longest_prompt + job.max_new_tokens)
+    return max(window + 1, longest_prompt + job.max_new_tokens)
 
 
 def _kv_cache_bytes(config: dict[str, Any], sequence: int, sequences: int) -> int:

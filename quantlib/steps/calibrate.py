@@ -75,7 +75,7 @@ def _collect(
 
     from quantlib.calibration.statistics import ChannelObserver
     from quantlib.checkpoint.tensors import write_tensors
-    from quantlib.compute import activation_precision, prepare_device, split_batches
+    from quantlib.compute import activation_precision, resolve_device, split_batches
 
     source = ReceiptSource(store, model)
     windows = calibration_windows(recipe, source)
@@ -89,7 +89,7 @@ def _collect(
     }
     checkpoint = Checkpoint.open(source)
     adapter = model_registry.adapter_for(checkpoint.config)
-    streamed = adapter.load_model(checkpoint, prepare_device(device))
+    streamed = adapter.load_model(checkpoint, resolve_device(device))
 
     def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
         digest, count = write_tensors(output.local(name), tensors)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quantlib.errors import GateFailedError, InvalidInputError, Problem, StoreError
 from quantlib.recipe import Recipe, recipe_from_text
-from quantlib.report.build import build_report, read_json
+from quantlib.report.build import build_report
 from quantlib.report.html import render_html
 from quantlib.report.manifest import (
     MANIFEST_NAME,
@@ -28,11 +28,11 @@ from quantlib.report.manifest import (
 from quantlib.report.model import HTML_NAME, JSON_NAME, Report
 from quantlib.report.model_card import CARD_NAME, render_model_card
 from quantlib.steps.contract import StepCall
+from quantlib.steps.validate import read_evaluation
 from quantlib.store import FileRecord, LocalStore, Receipt, StepOutput, Store, commit_step
 
 STEP = "publish"
 VERSION = 1
-EVALUATION_NAME = "evaluation.json"
 _PARTIAL = ".partial"
 
 
@@ -61,7 +61,7 @@ def publish(
         StoreError: A file of the store is missing or damaged, or a write failed.
     """
     _require_passed(checkpoint, validation)
-    evaluation = read_json(store, validation, EVALUATION_NAME)
+    evaluation = read_evaluation(store, validation)
     report = build_report(store, recipe, checkpoint, evaluation, validation)
     digest = report.provenance.checkpoint_digest.removeprefix("sha256:")
     parent = _writable(_destination(store, recipe, destination) / report.model.name)

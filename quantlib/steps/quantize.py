@@ -87,13 +87,13 @@ def _quantize_blocks(
 
     from quantlib.checkpoint.tensors import read_tensors, write_tensor
     from quantlib.checkpoint.writer import SafetensorsWriter
-    from quantlib.compute import prepare_device, split_batches
+    from quantlib.compute import resolve_device, split_batches
     from quantlib.quantizers.block import quantize_block
 
     section = recipe.quantization
     checkpoint = Checkpoint.open(ReceiptSource(store, model))
     adapter = model_registry.adapter_for(checkpoint.config)
-    streamed = adapter.load_model(checkpoint, prepare_device(device))
+    streamed = adapter.load_model(checkpoint, resolve_device(device))
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
     checkpoint_format = format_registry.get_format(resolve_format(section))
     exact_of = exact_linears(section, adapter)

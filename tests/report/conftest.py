@@ -215,10 +215,11 @@ def commit_run(
         },
     )
     evaluation = evaluation_of(passed)
+    reference = commit("reference", {}, {"model": fetched}, seconds=20.0, peak_mib=1400)
     validation = commit(
         "validate",
         {},
-        {"checkpoint": checkpoint},
+        {"model": fetched, "checkpoint": checkpoint, "reference": reference},
         seconds=50.0,
         peak_mib=1400,
         files={"evaluation.json": json.dumps(evaluation).encode()},

@@ -1,0 +1,49 @@
+"""Compares checkpoints with their original on the held-out text that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantlib.calibration.inputs import evaluation_windows
+from quantlib.checkpoint.source import FolderSource
+from quantlib.evaluation.evaluate import summarize
+from quantlib.evaluation.gate import Figures
+from quantlib.evaluation.metrics import compare
+from quantlib.evaluation.transformers_engine import load_model
+from quantlib.recipe import Recipe
+
+
+class Judge:
+    """Holds the original's final hidden states.
+
+    Both models are computed in float32 by transformers, with the weights that the codes stand for
+    and int8 activations rounded as vLLM rounds them, so that only quantization is measured.
+    """
+
+    @torch.no_grad()
+    def __init__(self, original: Path) -> None:
+        windows = evaluation_windows(Recipe(), FolderSource(original))
+        self._windows = torch.from_numpy(windows.tokens)
+        model = load_model(original, torch.float32).eval()
+        self._head = model.get_output_embeddings()
+        self._hidden = [self._states(model, window) for window in self._windows]
+
+    @torch.no_grad()
+    def judge(self, checkpoint: Path) -> Figures:
+        """The figures of a checkpoint, ours or another tool's in compressed-tensors."""
+        model = load_model(checkpoint, torch.float32).eval()
+        parts = [
+            compare(self._head(states), self._head(self._states(model, window)), window[1:])
+            for window, states in zip(self._windows, self._hidden, strict=True)
+        ]
+        names = ("kl", "reference_nll", "candidate_nll", "same_top1")
+        return summarize(*(np.stack([getattr(part, name) for part in parts]) for name in names))
+
+    @staticmethod
+    def _states(model: torch.nn.Module, window: Tensor) -> Tensor:
+        states = model.base_model(window[None], use_cache=False).last_hidden_state
+        return states[0, :-1]
