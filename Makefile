@@ -21,7 +21,7 @@ demo: $(STAMP) ## Quantize SmolLM2-135M through the compiled pipeline, validate 
 	$(PYTHON) scripts/demo.py
 
 test: $(STAMP) ## Run all tests
-	$(PYTHON) -m pytest $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 quality: $(STAMP) ## Check style, types and generated files
 	$(VENV)/bin/ruff check $(SOURCES) scripts

@@ -17,6 +17,7 @@ from pipelines.process import ProcessRunner
 from pipelines.scheduler import StepRun
 from pipelines.status import log_tail
 from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.evaluation.engines import choose_engine
 from quantlib.recipe import load_recipe
 
 PIPELINE_NAME = "pipeline.yaml"
@@ -117,6 +118,7 @@ def run_command(
     checked = load_recipe(recipe)
     if not (model or checked.model):
         raise InvalidInputError.one(recipe, "names no model", "give one with --model")
+    choose_engine(checked.validation.engine)
     folder = _run_folder(run_dir)
     file = folder / PIPELINE_NAME
     _compile(file)

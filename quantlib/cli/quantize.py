@@ -74,12 +74,15 @@ def quantize(
       quantlib quantize --model-path ./Llama --output-path ./out --layer-wise --layers 0,1,2
       quantlib quantize --model-path hf://org/Llama@main --output-path ./out --group-size 64
     """
+    from quantlib.evaluation.engines import choose_engine
     from quantlib.manager import QuantizationManager, preflight
     from quantlib.store import LocalStore
 
     recipe = build_recipe(config, options)
     output_path = output_path.absolute()
     folder = store or output_path.with_name(f".{output_path.name}.quantlib")
+    if validate:
+        choose_engine(recipe.validation.engine)
     problems = preflight(recipe, model_path, output_path, folder, overwrite=overwrite)
     if problems:
         raise InvalidInputError(problems)
