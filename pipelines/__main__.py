@@ -18,6 +18,7 @@ from pipelines.scheduler import StepRun
 from pipelines.status import log_tail
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.evaluation.engines import choose_engine
+from quantlib.preflight import input_problems, writable_problems
 from quantlib.recipe import load_recipe
 
 PIPELINE_NAME = "pipeline.yaml"
@@ -119,6 +120,10 @@ def run_command(
     if not (model or checked.model):
         raise InvalidInputError.one(recipe, "names no model", "give one with --model")
     choose_engine(checked.validation.engine)
+    problems = input_problems(checked, model or checked.model or "", Path(store))
+    problems += writable_problems(Path(publish_to or checked.publish.destination or store))
+    if problems:
+        raise InvalidInputError(problems)
     folder = _run_folder(run_dir)
     file = folder / PIPELINE_NAME
     _compile(file)

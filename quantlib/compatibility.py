@@ -260,7 +260,9 @@ def _shape_problems(
     section: QuantizationSection, checkpoint: Checkpoint, adapter: BaseModelAdapter
 ) -> list[Problem]:
     shapes: dict[str, tuple[int, int]] = {}
-    for block, exact in enumerate(exact_linears(section, adapter)):
+    # Blocks are alike, so that shapes can be judged where a wrong list of layers selects none.
+    everywhere = section.model_copy(update={"layers": None})
+    for block, exact in enumerate(exact_linears(everywhere, adapter)):
         for linear in adapter.linears():
             if linear not in exact:
                 shapes.setdefault(linear, adapter.linear_shape(checkpoint, block, linear))

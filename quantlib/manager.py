@@ -5,27 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.source import FolderSource
-from quantlib.compatibility import exact_linears, needs_calibration, resolve_format
-from quantlib.errors import Problem
+from quantlib.compatibility import resolve_format
 from quantlib.formats import format_registry
-from quantlib.models import model_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe
 from quantlib.report.build import build_report
 from quantlib.report.html import render_html
 from quantlib.report.model import HTML_NAME, JSON_NAME, Report
-from quantlib.sources import FolderAddress, parse_address, source_problems
 from quantlib.steps.calibrate import calibrate
 from quantlib.steps.fetch import fetch
 from quantlib.steps.merge import merge
-from quantlib.steps.plan import input_problems, plan
+from quantlib.steps.plan import plan
 from quantlib.steps.quantize import quantize
 from quantlib.steps.smooth import smooth
 from quantlib.steps.validate import read_evaluation, validate
@@ -124,95 +118,3 @@ class QuantizationManager:
                 os.rename(partial, output)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def preflight(
-    recipe: Recipe, source: str, output: Path, store: Path, *, overwrite: bool
-) -> list[Problem]:
-    """Everything that can be found wrong before anything is written.
-
-    A model on the hub and a GGUF file are checked further when they have been fetched.
-
-    Args:
-        recipe: What to do.
-        source: The model.
-        output: The folder to write.
-        store: The folder of the store.
-        overwrite: Whether the output folder may be replaced.
-    """
-    problems = output_problems(output, overwrite=overwrite)
-    problems += _writable_problems(store)
-    faults = source_problems(source)
-    problems += faults
-    if faults:
-        return problems
-    address = parse_address(source)
-    if isinstance(address, FolderAddress):
-        files = FolderSource(address.path)
-        faults = input_problems(recipe, files)
-        problems += faults
-        if not faults:
-            problems += _space_problems(recipe, Checkpoint.open(files), store)
-    return problems
-
-
-def output_problems(output: Path, *, overwrite: bool) -> list[Problem]:
-    """Why a folder cannot become the output."""
-    if output.is_file() or (output.exists() and not output.is_dir()):
-        return [Problem(str(output), "is there and is no folder", "choose another")]
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        return [Problem(str(output), "is not empty", "choose another, or give --overwrite")]
-    return _writable_problems(output)
-
-
-def _writable_problems(folder: Path) -> list[Problem]:
-    ancestor = _existing_ancestor(folder.absolute().parent)
-    if not ancestor.is_dir():
-        return [Problem(str(folder), f"{ancestor} is no folder", "choose another")]
-    if not os.access(ancestor, os.W_OK | os.X_OK):
-        return [Problem(str(folder), f"no permission to write in {ancestor}", "choose another")]
-    return []
-
-
-def _existing_ancestor(folder: Path) -> Path:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
-
-
-def _space_problems(recipe: Recipe, checkpoint: Checkpoint, store: Path) -> list[Problem]:
-    needed = required_bytes(recipe, checkpoint)
-    ancestor = _existing_ancestor(store.absolute())
-    free = shutil.disk_usage(ancestor).free
-    if free >= needed:
-        return []
-    return [
-        Problem(
-            str(store),
-            f"needs about {needed / 1e9:.1f} GB, but {ancestor} has {free / 1e9:.1f} GB free",
-            "make room, or choose another folder with --store",
-        )
-    ]
-
-
-def required_bytes(recipe: Recipe, checkpoint: Checkpoint) -> int:
-    """About how much a run writes, the model itself (linked, not copied) left out."""
-    section = recipe.quantization
-    adapter = model_registry.adapter_for(checkpoint.config)
-    total = sum(info.bytes for info in checkpoint.tensors.values())
-    codes = 0
-    for block, exact in enumerate(exact_linears(section, adapter)):
-        for linear in _without(adapter.linears(), exact):
-            info = checkpoint.info(f"{adapter.linear_name(block, linear)}.weight")
-            total -= info.bytes
-            codes += info.elements * section.weights.bits // 8
-    hidden = 0
-    if needs_calibration(recipe):
-        tokens = recipe.calibration.num_samples * recipe.calibration.sequence_length
-        hidden = recipe.num_ranges * tokens * checkpoint.config["hidden_size"] * 4
-    # A spool of the file in the making, and scales and zero points beside the codes.
-    return 2 * (total + codes * 5 // 4) + hidden
-
-
-def _without(names: Sequence[str], left_out: set[str]) -> list[str]:
-    return [name for name in names if name not in left_out]

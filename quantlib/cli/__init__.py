@@ -13,18 +13,18 @@ from quantlib.cli.quantize import quantize
 from quantlib.cli.validate_recipe import validate_recipe
 from quantlib.errors import InvalidInputError, QuantlibError
 
+_EXAMPLES = """\b
+Examples:
+  quantlib quantize --model-path ./SmolLM2 --output-path ./SmolLM2-W4 --group-size 64
+  quantlib deploy --model-path ./SmolLM2-W4
+  quantlib validate-recipe my-recipe.yaml
+"""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXAMPLES)
 @click.version_option(__version__, prog_name="quantlib")
 def cli() -> None:
-    r"""Quantize large language models for vLLM.
-
-    \b
-    Examples:
-      quantlib quantize --model-path ./SmolLM2 --output-path ./SmolLM2-W4 --group-size 64
-      quantlib deploy --model-path ./SmolLM2-W4
-      quantlib validate-recipe my-recipe.yaml
-    """
+    """Quantize large language models for vLLM."""
 
 
 cli.add_command(quantize)

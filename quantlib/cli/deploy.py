@@ -16,8 +16,15 @@ from quantlib.errors import InvalidInputError, QuantlibError
 _CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 """GiB of key-value cache on a CPU: vLLM's own default takes most of the memory."""
 
+_EXAMPLES = """\b
+Examples:
+  quantlib deploy --model-path ./Llama-W4
+  quantlib deploy --model-path ./Llama-W4 --port 8001 --max-model-len 2048
+  quantlib deploy --model-path ./Llama-W4 --print
+"""
 
-@click.command(context_settings={"ignore_unknown_options": True})
+
+@click.command(context_settings={"ignore_unknown_options": True}, epilog=_EXAMPLES)
 @click.option(
     "--model-path",
     required=True,
@@ -37,15 +44,9 @@ def deploy(
     print_only: bool,
     vllm_arguments: tuple[str, ...],
 ) -> None:
-    r"""Serve a quantized model with vLLM's OpenAI server.
+    """Serve a quantized model with vLLM's OpenAI server.
 
     The arguments come from the checkpoint's vllm_config.json; further ones go to `vllm serve`.
-
-    \b
-    Examples:
-      quantlib deploy --model-path ./Llama-W4
-      quantlib deploy --model-path ./Llama-W4 --port 8001 --max-model-len 2048
-      quantlib deploy --model-path ./Llama-W4 --print
     """
     served_name = name or model_path.absolute().name
     arguments = serve_arguments(model_path, host, port, served_name, vllm_arguments)

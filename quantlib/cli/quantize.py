@@ -21,7 +21,16 @@ def _layers(_: click.Context, __: click.Parameter, value: str | None) -> list[in
         raise click.BadParameter(f"{value!r} is no list of block indices, as 0,1,2") from None
 
 
-@click.command()
+_EXAMPLES = """\b
+Examples:
+  quantlib quantize --model-path ./Llama --output-path ./Llama-W4
+  quantlib quantize --model-path ./Llama --output-path ./Llama-W8A8 --config smooth_quant
+  quantlib quantize --model-path ./Llama --output-path ./out --layer-wise --layers 0,1,2
+  quantlib quantize --model-path hf://org/Llama@main --output-path ./out --group-size 64
+"""
+
+
+@click.command(epilog=_EXAMPLES)
 @click.option("--model-path", required=True, help="A folder, a .gguf file, or hf://org/name@rev.")
 @click.option(
     "--output-path", required=True, type=click.Path(path_type=Path), help="The folder to write."
@@ -60,22 +69,16 @@ def quantize(
     overwrite: bool,
     **options: Any,
 ) -> None:
-    r"""Quantize a model with one command.
+    """Quantize a model with one command.
 
     Writes a folder that vLLM serves: weights, config.json with quantization_config, tokenizer,
     vllm_config.json, and a report as quantization_report.json and .html.
 
     An interrupted run goes on where it stopped when the same command is given again.
-
-    \b
-    Examples:
-      quantlib quantize --model-path ./Llama --output-path ./Llama-W4
-      quantlib quantize --model-path ./Llama --output-path ./Llama-W8A8 --config smooth_quant
-      quantlib quantize --model-path ./Llama --output-path ./out --layer-wise --layers 0,1,2
-      quantlib quantize --model-path hf://org/Llama@main --output-path ./out --group-size 64
     """
     from quantlib.evaluation.engines import choose_engine
-    from quantlib.manager import QuantizationManager, preflight
+    from quantlib.manager import QuantizationManager
+    from quantlib.preflight import input_problems, output_problems
     from quantlib.store import LocalStore
 
     recipe = build_recipe(config, options)
@@ -83,7 +86,8 @@ def quantize(
     folder = store or output_path.with_name(f".{output_path.name}.quantlib")
     if validate:
         choose_engine(recipe.validation.engine)
-    problems = preflight(recipe, model_path, output_path, folder, overwrite=overwrite)
+    problems = output_problems(output_path, overwrite=overwrite)
+    problems += input_problems(recipe, model_path, folder)
     if problems:
         raise InvalidInputError(problems)
     existed = folder.exists()

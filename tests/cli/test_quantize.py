@@ -259,7 +259,7 @@ def test_bad_recipes(
 def test_no_permission_and_no_space(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantlib.manager import preflight
+    from quantlib.preflight import input_problems, output_problems
     from quantlib.recipe import parse_recipe
 
     recipe = parse_recipe(
@@ -271,8 +271,8 @@ def test_no_permission_and_no_space(
     )
 
     def problems() -> str:
-        out, store = tmp_path / "a" / "out", tmp_path / "s"
-        return "\n".join(map(str, preflight(recipe, str(tiny_llama), out, store, overwrite=False)))
+        found = output_problems(tmp_path / "a" / "out", overwrite=False)
+        return "\n".join(map(str, found + input_problems(recipe, str(tiny_llama), tmp_path / "s")))
 
     assert problems() == ""
     with monkeypatch.context() as patch:

@@ -33,6 +33,8 @@ def toy(step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ``source`` says what its steps do: fail, be refused, or else pass.
     """
     monkeypatch.chdir(tmp_path)
+    # The toy's sources are no models.
+    monkeypatch.setattr(command, "input_problems", lambda *_: [])
 
     @dsl.container_component
     def fetch(given: dict, seen: dsl.OutputPath(dict)) -> dsl.ContainerSpec:
