@@ -319,3 +319,29 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     assert not list((store / "tmp").iterdir())
     for path in whole.glob("*.safetensors"):
         assert (output / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_validate_judges_and_still_writes(
+    quantlib: Command, tiny_llama: Path, tmp_path: Path
+) -> None:
+    validation = {
+        "engine": "transformers",
+        "num_samples": 4,
+        "sequence_length": 64,
+        "prompts": ["The engine"],
+        "max_new_tokens": 4,
+        "thresholds": {"max_kl_mean": 1e-9},
+    }
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"validation": validation}))
+    output = tmp_path / "out"
+    done = quantlib(
+        "quantize", "--model-path", tiny_llama, "--output-path", output, "--config", recipe,
+        *SMALL, "--validate",
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "mean KL divergence is" in done.stderr
+    report = json.loads((output / "quantization_report.json").read_text())
+    assert report["verdict"]["outcome"] == "failed"
+    assert report["evaluation"]["quantized"]["tokens_per_second"] > 0
