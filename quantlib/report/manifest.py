@@ -14,8 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.report.model import HTML_NAME, JSON_NAME, Evaluation, Part, Report, Verdict
 from quantlib.report.model_card import CARD_NAME
-from quantlib.sources.inspection import content_digest
-from quantlib.store.receipt import Digest, FileRecord
+from quantlib.store.receipt import Digest, FileRecord, files_digest
 from quantlib.store.transaction import hash_file
 
 SCHEMA: Final = "quantlib/manifest/1"
@@ -142,7 +141,7 @@ def verify_published(folder: Path) -> None:
 
 def checkpoint_digest(files: Mapping[str, FileRecord]) -> str:
     """The digest of a published folder's files, leaving out those that only describe them."""
-    return content_digest(
+    return files_digest(
         {name: record for name, record in files.items() if name not in DESCRIPTIONS}
     )
 

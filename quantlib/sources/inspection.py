@@ -11,7 +11,7 @@ from quantlib.checkpoint.checkpoint import CONFIG_NAME, FLOAT_DTYPES, INDEX_NAME
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.store import FileRecord
-from quantlib.store.receipt import digest_of
+from quantlib.store.receipt import files_digest
 
 SMALL_FILES = (
     CONFIG_NAME,
@@ -69,11 +69,6 @@ def model_files(checkpoint: Checkpoint) -> tuple[str, ...]:
     )
 
 
-def content_digest(files: Mapping[str, FileRecord]) -> str:
-    """``sha256:`` digest over the names and digests of a model's files."""
-    return digest_of([[name, record.sha256] for name, record in sorted(files.items())])
-
-
 def model_facts(
     source: Mapping[str, Any], model_type: str, files: Mapping[str, FileRecord]
 ) -> dict[str, Any]:
@@ -92,7 +87,7 @@ def model_facts(
     return {
         "source": dict(source),
         "model_type": model_type,
-        "digest": content_digest(files),
+        "digest": files_digest(files),
         "bytes": sum(record.bytes for record in weights),
         "tensors": sum(record.tensors or 0 for record in weights),
     }

@@ -14,10 +14,11 @@ from quantlib.sources import FolderAddress, GgufAddress, HubAddress, parse_addre
 from quantlib.sources.folder import examine_folder
 from quantlib.sources.gguf import convert_gguf
 from quantlib.sources.gguf_model import open_gguf
-from quantlib.sources.inspection import content_digest, model_facts
+from quantlib.sources.inspection import model_facts
 from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.steps.contract import StepCall
 from quantlib.store import Receipt, StepOutput, Store, commit_step
+from quantlib.store.receipt import files_digest
 
 STEP = "fetch"
 VERSION = 1
@@ -59,7 +60,7 @@ def main(call: StepCall) -> None:
 
 def _fetch_folder(store: Store, path: Path, progress: ShowProgress) -> Receipt:
     model = examine_folder(path, progress)
-    parameters = {"source_kind": "folder", "content": content_digest(model.files)}
+    parameters = {"source_kind": "folder", "content": files_digest(model.files)}
 
     def work(output: StepOutput) -> None:
         model.import_into(output)

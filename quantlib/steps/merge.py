@@ -22,7 +22,7 @@ from quantlib.steps.contract import StepCall
 from quantlib.steps.plan import parse_range
 from quantlib.steps.quantize import BLOCKS_NAME, LINEARS_NAME
 from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step
-from quantlib.store.receipt import digest_of
+from quantlib.store.receipt import files_digest
 
 VERSION = 1
 VLLM_CONFIG_NAME = "vllm_config.json"
@@ -115,7 +115,7 @@ def _merge(
     output.add_json(LINEARS_NAME, errors)
     exact = exact_linears(recipe.quantization, adapter)
     output.facts |= {
-        "checkpoint_digest": checkpoint_digest(files),
+        "checkpoint_digest": files_digest(files),
         "checkpoint_files": sorted(files),
         "bytes_original": _weight_bytes(model.files),
         "bytes_quantized": _weight_bytes(files),
@@ -125,11 +125,6 @@ def _merge(
         ],
         "serve": serve,
     }
-
-
-def checkpoint_digest(files: dict[str, FileRecord]) -> str:
-    """The digest of a checkpoint: of its files' names and digests."""
-    return digest_of(sorted((name, record.sha256) for name, record in files.items()))
 
 
 def _weight_bytes(files: dict[str, FileRecord]) -> int:

@@ -112,6 +112,11 @@ class Receipt(BaseModel):
             ) from None
 
 
+def files_digest(files: Mapping[str, FileRecord]) -> str:
+    """``sha256:`` digest over the names and digests of a model's files."""
+    return digest_of([[name, record.sha256] for name, record in sorted(files.items())])
+
+
 def step_folder(step: str, key: str) -> str:
     """The folder of a step's files, relative to the store."""
     return f"steps/{step}/{key}"

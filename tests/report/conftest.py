@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from quantlib.recipe import Recipe, parse_recipe
-from quantlib.sources.inspection import content_digest
 from quantlib.store import FileRecord, LocalStore, Receipt, commit_step
+from quantlib.store.receipt import files_digest
 
 DIGEST = "sha256:" + "5a" * 32
 LINEARS = (
@@ -191,7 +191,7 @@ def commit_run(
         for index, (text, seconds) in enumerate([(f"0:{half}", 30.0), (f"{half}:{blocks}", 42.0)])
     }
     files = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", **weights}
-    digest = content_digest(
+    digest = files_digest(
         {
             name: FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
             for name, data in files.items()
