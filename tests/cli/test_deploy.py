@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from quantlib.cli.deploy import deploy, serve_arguments
+from quantlib.cli.deploy import deploy, serve_command
 from quantlib.errors import InvalidInputError
 from quantlib.store import LocalStore
 
@@ -30,22 +31,24 @@ def folder(tmp_path: Path) -> Path:
 def test_arguments_come_from_the_checkpoint(folder: Path) -> None:
     printed = CliRunner().invoke(deploy, ["--model-path", str(folder), "--name", "m", "--print"])
     assert printed.exit_code == 0
-    assert shlex.split(printed.output) == [
-        "vllm", "serve", str(folder), "--host", "127.0.0.1", "--port", "8000",
+    words = shlex.split(printed.output)
+    assert words[0] == sys.executable
+    assert words[words.index(str(folder)) :] == [
+        str(folder), "--host", "127.0.0.1", "--port", "8000",
         "--served-model-name", "m", "--quantization", "gptq", "--dtype", "bfloat16",
         "--max-model-len", "256",
     ]  # fmt: skip
 
 
 def test_given_arguments_win(folder: Path) -> None:
-    arguments = serve_arguments(folder, "::1", 1, "m", ("--max-model-len", "64"))
+    arguments = serve_command(folder, "::1", 1, "m", ("--max-model-len", "64"))
     assert arguments.count("--max-model-len") == 1
     assert arguments[-2:] == ["--max-model-len", "64"]
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="give a folder that quantlib wrote"):
-        serve_arguments(tmp_path, "::1", 1, "m", ())
+        serve_command(tmp_path, "::1", 1, "m", ())
 
 
 @pytest.mark.slow
@@ -83,7 +86,8 @@ def test_a_quantized_model_answers_through_the_openai_api(
         assert completion["usage"]["completion_tokens"] == 4
         assert completion["choices"][0]["text"]
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
 
 
