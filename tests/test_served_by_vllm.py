@@ -26,21 +26,24 @@ pytestmark = [
 ]
 
 CT = {"format": "compressed-tensors"}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-gptq": ("llama", {}),
-    "llama-gptq-layers": ("llama", {"layers": [0, 2]}),
-    "llama-gptq-ignore": ("llama", {"ignore": ["o_proj", "gate_proj", "up_proj"]}),
-    "mistral-gptq-channel": ("mistral", {"weights": {"bits": 4, "group_size": -1}}),
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama-gptq": ("llama", "bfloat16", {}),
+    "llama-gptq-layers": ("llama", "float16", {"layers": [0, 2]}),
+    "llama-gptq-ignore": ("llama", "bfloat16", {"ignore": ["o_proj", "gate_proj", "up_proj"]}),
+    "mistral-gptq-channel": ("mistral", "float32", {"weights": {"bits": 4, "group_size": -1}}),
     "qwen2-packed-asymmetric": (
         "qwen2",
+        "float16",
         CT | {"weights": {"bits": 4, "group_size": 32, "symmetric": False}},
     ),
-    "qwen3-packed-layers": ("qwen3", CT | {"layers": [1, 3]}),
+    "qwen3-packed-layers": ("qwen3", "bfloat16", CT | {"layers": [1, 3]}),
     "llama-w8a8": (
         "llama",
+        "float32",
         CT | {"weights": {"bits": 8, "group_size": -1}, "activations": "int8"},
     ),
 }
+"""Family, dtype of the original and quantization."""
 
 LOGPROBS = """
 import json, os, sys
@@ -75,8 +78,9 @@ def logprobs(
 ) -> dict[str, np.ndarray]:
     """Of every case, by vLLM and as a reference; ``[2, positions, vocabulary]``."""
     root = tmp_path_factory.mktemp("served")
-    for name, (model_type, quantization) in CASES.items():
-        source = make_model(root / name / "source", model_type, initializer_range=0.1)
+    for name, (model_type, dtype, quantization) in CASES.items():
+        folder = root / name / "source"
+        source = make_model(folder, model_type, dtype=dtype, initializer_range=0.1)
         recipe = small_recipe(num_ranges=2, quantization=quantization)
         store = LocalStore(root / name / "store")
         made = run_steps(store, recipe, source)

@@ -152,6 +152,10 @@ def read_documents(text: Text) -> Iterator[str]:
     Raises:
         InvalidInputError: The text is missing, of an unknown kind, or a record has no such field.
     """
+    yield from (document for document in _documents(text) if document.strip())
+
+
+def _documents(text: Text) -> Iterator[str]:
     if text.dataset is None:
         files = [Path(__file__).parent / "data" / _SHIPPED[text.purpose]]
     elif Path(text.dataset).exists():
@@ -162,9 +166,7 @@ def read_documents(text: Text) -> Iterator[str]:
         yield from _hub_documents(text)
         return
     for file in files:
-        for document in _READERS[file.suffix](file, text.text_field):
-            if document.strip():
-                yield document
+        yield from _READERS[file.suffix](file, text.text_field)
 
 
 def _files(path: Path) -> list[Path]:

@@ -96,3 +96,31 @@ def test_another_text_field(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "x"}')
     text = Text(str(tmp_path / "a.jsonl"), "calibration", text_field="body")
     assert list(read_documents(text)) == ["x"]
+
+
+def test_a_dataset_by_name_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` stands in for itself here: there is no hub to load from."""
+    import datasets
+
+    asked: list[tuple] = []
+
+    def load_dataset(*arguments: object, **options: object) -> list[dict[str, str]]:
+        asked.append((*arguments, options))
+        return [{"text": "one"}, {"text": " "}, {"text": "two"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    text = Text("wikitext:wikitext-2-raw-v1", "calibration", split="validation")
+    assert list(read_documents(text)) == ["one", "two"]
+    options = {"split": "validation", "streaming": True}
+    assert asked == [("wikitext", "wikitext-2-raw-v1", options)]
+
+
+def test_a_dataset_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load_dataset(*_: object, **__: object) -> None:
+        raise datasets.exceptions.DatasetNotFoundError("no such dataset")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(InvalidInputError, match="nobody/nothing: is no file or folder, and cannot"):
+        list(read_documents(Text("nobody/nothing", "calibration")))
