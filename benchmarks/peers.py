@@ -29,15 +29,15 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from deeper import write_deeper_model  # noqa: E402  (beside this file)
-from judging import Judge  # noqa: E402
-from smollm2 import download_smollm2  # noqa: E402
+from deeper import write_deeper_model
+from judging import Judge
+from smollm2 import download_smollm2
 
-from quantlib.calibration.inputs import calibration_windows  # noqa: E402
-from quantlib.checkpoint.source import FolderSource  # noqa: E402
-from quantlib.recipe import parse_recipe  # noqa: E402
-from quantlib.steps.fetch import fetch  # noqa: E402
-from quantlib.store import LocalStore  # noqa: E402
+from quantlib.calibration.inputs import calibration_windows
+from quantlib.checkpoint.source import FolderSource
+from quantlib.recipe import parse_recipe
+from quantlib.steps.fetch import fetch
+from quantlib.store import LocalStore
 
 FOLDER = ROOT / "build" / "benchmarks"
 PEER = FOLDER / "peers" / "bin" / "python"

@@ -57,7 +57,7 @@ def activation_precision() -> Iterator[None]:
     bfloat16 and an accelerator to TF32, which the activations of released models are exact in or
     close to; sums stay in float32. Other hardware computes as always.
     """
-    # torch's type hints do not know the first one.
+    # torch's type hints do not know mkldnn's, hence the ignored error.
     backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
