@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.report.serving import serve_options
 
 _CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 """GiB of key-value cache on a CPU: vLLM's own default takes most of the memory."""
@@ -71,24 +72,20 @@ def _example(name: str) -> dict[str, object]:
     return {"model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
 
 
-def _server() -> list[str]:
-    """The start of the command, up to the model.
-
-    The ``vllm`` command asks for the version of a distribution called vllm and fails where vLLM
-    was installed as vllm-cpu; its server itself does not.
-    """
-    python = [sys.executable, "-m"]
+def _vllm_version() -> str | None:
+    """The version of the distribution called vllm; None where it was installed as vllm-cpu."""
     try:
-        version("vllm")
+        return version("vllm")
     except PackageNotFoundError:
-        return [*python, "vllm.entrypoints.openai.api_server", "--model"]
-    return [*python, "vllm.entrypoints.cli.main", "serve"]
+        return None
 
 
 def serve_command(
     model_path: Path, host: str, port: int, name: str, further: tuple[str, ...]
 ) -> list[str]:
     """The command that serves a checkpoint.
+
+    On a CPU it leaves vLLM's compilation out, which takes minutes there before the first answer.
 
     Raises:
         InvalidInputError: The folder is no quantized checkpoint of ours.
@@ -102,11 +99,15 @@ def serve_command(
         ) from None
     except ValueError as error:
         raise InvalidInputError.one(str(path), f"is not JSON: {error}") from None
-    given = {argument.partition("=")[0] for argument in further}
-    arguments = [*_server(), str(model_path), "--host", host, "--port", str(port)]
-    arguments += ["--served-model-name", name]
-    for key, value in config.items():
-        option = f"--{key.replace('_', '-')}"
-        if option not in given:
-            arguments += [option, str(value)]
-    return [*arguments, *further]
+    vllm = _vllm_version()
+    # vLLM's own command asks for the version of a distribution called vllm, its server does not.
+    module = "vllm.entrypoints.openai.api_server" if vllm is None else "vllm.entrypoints.cli.main"
+    start = ["--model"] if vllm is None else ["serve"]
+    if vllm is None or "cpu" in vllm:
+        config["enforce_eager"] = True
+    given = {argument.partition("=")[0].replace("--no-", "--") for argument in further}
+    arguments = {"host": host, "port": port, "served_model_name": name} | config
+    ours = {
+        key: value for key, value in arguments.items() if f"--{key.replace('_', '-')}" not in given
+    }
+    return [sys.executable, "-m", module, *start, str(model_path), *serve_options(ours), *further]

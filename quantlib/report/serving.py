@@ -8,24 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def serve_command(folder: str, arguments: Mapping[str, Any]) -> list[str]:
-    """The command that starts vLLM's OpenAI server.
+def serve_options(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments of vLLM's server as words of a command.
 
     Args:
-        folder: The checkpoint.
         arguments: Values by name, as ``vllm_config.json`` holds them: true is a flag, false and
             null are left out, lists and mappings are given as JSON.
     """
-    command = ["vllm", "serve", folder]
+    words = []
     for name, value in arguments.items():
         if value is None or value is False:
             continue
-        command.append("--" + name.replace("_", "-"))
+        words.append("--" + name.replace("_", "-"))
         if value is not True:
-            command.append(json.dumps(value) if isinstance(value, (list, dict)) else str(value))
-    return command
+            words.append(json.dumps(value) if isinstance(value, (list, dict)) else str(value))
+    return words
 
 
 def serve_line(folder: str, arguments: Mapping[str, Any]) -> str:
-    """:func:`serve_command` as a line to paste into a shell."""
-    return shlex.join(serve_command(folder, arguments))
+    """The command that starts vLLM's OpenAI server, as a line to paste into a shell."""
+    return shlex.join(["vllm", "serve", folder, *serve_options(arguments)])

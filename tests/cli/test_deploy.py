@@ -28,15 +28,30 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_arguments_come_from_the_checkpoint(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("vllm", "start", "on_cpu"),
+    [
+        (None, ["vllm.entrypoints.openai.api_server", "--model"], True),
+        ("0.32.0+cpu", ["vllm.entrypoints.cli.main", "serve"], True),
+        ("0.32.0", ["vllm.entrypoints.cli.main", "serve"], False),
+    ],
+)
+def test_arguments_come_from_the_checkpoint(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vllm: str | None,
+    start: list[str],
+    on_cpu: bool,
+) -> None:
+    monkeypatch.setattr("quantlib.cli.deploy._vllm_version", lambda: vllm)
     printed = CliRunner().invoke(deploy, ["--model-path", str(folder), "--name", "m", "--print"])
     assert printed.exit_code == 0
     words = shlex.split(printed.output)
-    assert words[0] == sys.executable
+    assert words[:4] == [sys.executable, "-m", *start]
     assert words[words.index(str(folder)) :] == [
         str(folder), "--host", "127.0.0.1", "--port", "8000",
         "--served-model-name", "m", "--quantization", "gptq", "--dtype", "bfloat16",
-        "--max-model-len", "256",
+        "--max-model-len", "256", *(["--enforce-eager"] if on_cpu else []),
     ]  # fmt: skip
 
 
@@ -44,6 +59,15 @@ def test_given_arguments_win(folder: Path) -> None:
     arguments = serve_command(folder, "::1", 1, "m", ("--max-model-len", "64"))
     assert arguments.count("--max-model-len") == 1
     assert arguments[-2:] == ["--max-model-len", "64"]
+
+
+def test_compilation_on_a_cpu_can_be_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantlib.cli.deploy._vllm_version", lambda: None)
+    arguments = serve_command(folder, "::1", 1, "m", ("--no-enforce-eager",))
+    assert "--enforce-eager" not in arguments
+    assert arguments[-1] == "--no-enforce-eager"
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
@@ -69,7 +93,7 @@ def test_a_quantized_model_answers_through_the_openai_api(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "quantlib", "deploy", "--model-path", str(folder)]
-    command += ["--port", str(port), "--enforce-eager", "--max-num-seqs", "1"]
+    command += ["--port", str(port), "--max-num-seqs", "1"]
     log = tmp_path / "log.txt"
     with log.open("w") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)

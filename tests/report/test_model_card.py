@@ -6,7 +6,7 @@ import yaml
 
 from quantlib.report.build import build_report
 from quantlib.report.model_card import render_model_card
-from quantlib.report.serving import serve_command, serve_line
+from quantlib.report.serving import serve_line, serve_options
 
 
 def card_of(run, evaluation) -> tuple[dict, str]:
@@ -51,8 +51,7 @@ def test_serve_arguments_become_flags() -> None:
         "seed": None,
         "compilation_config": {"level": 3},
     }
-    command = serve_command("/models/it", arguments)
-    assert command[:3] == ["vllm", "serve", "/models/it"]
-    assert command[3:7] == ["--max-model-len", "2048", "--enforce-eager", "--compilation-config"]
-    assert json.loads(command[7]) == {"level": 3}
+    words = serve_options(arguments)
+    assert words[:4] == ["--max-model-len", "2048", "--enforce-eager", "--compilation-config"]
+    assert json.loads(words[4]) == {"level": 3}
     assert serve_line("my model", {}) == "vllm serve 'my model'"
