@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import platform
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,32 +37,43 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def cpu_multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU has instructions for products in a dtype, or emulates them."""
+    if dtype is torch.float32:
+        return True
+    if platform.machine() != "x86_64":
+        return False
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    return dtype is torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+
+
+def product_dtype(device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """The dtype of a model's matrix products, which are summed in float32.
+
+    Args:
+        device: Where it is computed.
+        stored: The dtype of its weights.
+
+    Returns:
+        The weights' own where the hardware is fast with it; else float32 on a CPU and bfloat16 on
+        an accelerator.
+    """
+    if device.type == "cpu":
+        return stored if cpu_multiplies(stored) else torch.float32
+    return torch.bfloat16 if stored is torch.float32 else stored
+
+
 def split_batches(hidden: Tensor, model: StreamedModel) -> list[Tensor]:
-    """Cuts hidden states into batches on the model's device, in its dtype of computation.
+    """Cuts hidden states into batches on the model's device.
 
     Args:
         hidden: ``[samples, sequence, hidden_size]``.
         model: Says where and how it is computed.
+
+    Returns:
+        Tensors of that shape: float32 on a CPU, on an accelerator in the dtype of the products.
     """
     samples = max(1, _BATCH_TOKENS[model.device.type] // hidden.shape[1])
-    return [part.to(model.device, model.dtype) for part in hidden.split(samples)]
-
-
-@contextmanager
-def activation_precision() -> Iterator[None]:
-    """Lets float32 matrix products round their inputs where the hardware is faster with it.
-
-    For running models and collecting Hessians: a CPU with bfloat16 instructions rounds inputs to
-    bfloat16 and an accelerator to TF32, which the activations of released models are exact in or
-    close to; sums stay in float32. Other hardware computes as always.
-    """
-    # torch's type hints do not know mkldnn's, hence the ignored error.
-    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend, precision in zip(backends, ("bf16", "tf32"), strict=True):
-            backend.fp32_precision = precision
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+    dtype = torch.float32 if model.device.type == "cpu" else model.dtype
+    return [part.to(model.device, dtype) for part in hidden.split(samples)]

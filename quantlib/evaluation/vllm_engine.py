@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quantlib.compute import cpu_multiplies
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.engine import Scored
 
@@ -181,9 +182,7 @@ def _multiply_in_float32(dtype: str) -> bool:
     """
     from vllm import _custom_ops as ops
 
-    if platform.machine() != "x86_64" or torch.cpu._is_amx_tile_supported():
-        return False
-    if dtype == "bfloat16" and torch.cpu._is_avx512_bf16_supported():
+    if platform.machine() != "x86_64" or cpu_multiplies(getattr(torch, dtype)):
         return False
     if not hasattr(ops, "create_onednn_mm") or not hasattr(ops, "onednn_mm"):
         return False

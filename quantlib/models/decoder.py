@@ -123,7 +123,8 @@ class DecoderBlock:
         index: Which block it is.
         groups: Its linears by shared input: attention input, attention output, MLP input, MLP
             output.
-        tensors: Its tensors by name within the block, in the dtype of computation.
+        tensors: Its tensors by name within the block.
+        dtype: The dtype of its matrix products, and of what its linears take in and give.
         rotary: The rotary embedding.
         heads: Query heads.
         key_value_heads: Key and value heads.
@@ -136,6 +137,7 @@ class DecoderBlock:
     index: int
     groups: tuple[LinearGroup, ...]
     tensors: dict[str, Tensor]
+    dtype: torch.dtype
     rotary: Rotary
     heads: int
     key_value_heads: int
@@ -149,7 +151,8 @@ class DecoderBlock:
 
         Args:
             group: Index into ``groups``.
-            hidden: The residual stream, ``[batch, sequence, hidden_size]``.
+            hidden: The residual stream, ``[batch, sequence, hidden_size]``, float32 or in the dtype
+                of the products.
             previous: The input of group ``group - 1``; not used for the first one.
 
         Returns:
@@ -189,14 +192,17 @@ class DecoderBlock:
         return self.output(hidden, previous)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
+        bias = self.tensors.get(f"{name}.bias")
         return functional.linear(
-            x, self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
+            x,
+            self.tensors[f"{name}.weight"].to(self.dtype),
+            None if bias is None else bias.to(self.dtype),
         )
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         wide = x.float()
         normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.norm_eps)
-        return self.tensors[f"{name}.weight"] * normalized.to(x.dtype)
+        return (self.tensors[f"{name}.weight"] * normalized).to(self.dtype)
 
     def _attention(self, x: Tensor) -> Tensor:
         length = x.shape[1]

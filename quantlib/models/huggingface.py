@@ -205,6 +205,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
                 name.removeprefix(prefix): model.tensor(name)
                 for name in self.block_tensors(model.checkpoint, block)
             },
+            dtype=model.dtype,
             rotary=model.rotary,
             heads=self.heads,
             key_value_heads=self.key_value_heads,

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
+from quantlib.compute import product_dtype
 from quantlib.models.decoder import DecoderBlock, Rotary
 from quantlib.models.huggingface import rope_parameters
 
@@ -24,8 +25,7 @@ class StreamedModel:
         adapter: The model's family.
         checkpoint: Its weights.
         device: Where it is computed.
-        dtype: The dtype of computation: float32 on a CPU, whose kernels for shorter floats are
-            slower on most machines; on an accelerator the checkpoint's own, bfloat16 for float32.
+        dtype: The dtype of its matrix products.
         stored_dtype: The dtype that the checkpoint's linears are stored in.
         rotary: The rotary embedding.
     """
@@ -38,10 +38,7 @@ class StreamedModel:
         self.device = device
         first_linear = adapter.linear_name(0, adapter.linears()[0])
         self.stored_dtype = TORCH_DTYPES[checkpoint.info(f"{first_linear}.weight").dtype]
-        if device.type == "cpu":
-            self.dtype = torch.float32
-        else:
-            self.dtype = torch.bfloat16 if self.stored_dtype is torch.float32 else self.stored_dtype
+        self.dtype = product_dtype(device, self.stored_dtype)
         self.rotary = Rotary.from_parameters(
             rope_parameters(adapter.config),
             adapter.head_dim,
@@ -50,8 +47,9 @@ class StreamedModel:
         )
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor on the device, in the dtype of computation."""
-        return read_tensor(self.checkpoint, name).to(self.device, self.dtype)
+        """One tensor on the device, without loss: float32, or both it and the products are not."""
+        stored = read_tensor(self.checkpoint, name)
+        return stored.to(self.device, torch.promote_types(stored.dtype, self.dtype))
 
     def block(self, index: int) -> DecoderBlock:
         """One block with its weights."""

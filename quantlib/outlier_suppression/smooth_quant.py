@@ -64,11 +64,9 @@ class SmoothQuantSuppressor(BaseOutlierSuppressor):
                 continue
             scale = scales[group.name].to(block.rotary.frequencies.device)
             norm = f"{group.norm}.weight"
-            before = block.tensors[norm]
-            after = (before.float() / scale).to(stored)
-            block.tensors[norm] = after.to(before.dtype)
+            block.tensors[norm] = (block.tensors[norm] / scale).to(stored)
             for linear in group.linears:
-                weight = block.tensors[f"{linear}.weight"]
-                block.tensors[f"{linear}.weight"] = (weight.float() * scale).to(weight.dtype)
+                # float32: rounding here would add to the error of quantizing.
+                block.tensors[f"{linear}.weight"] = block.tensors[f"{linear}.weight"] * scale
             changed.append(norm)
         return changed

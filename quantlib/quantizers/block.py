@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from quantlib.calibration.statistics import HessianAccumulator
-from quantlib.compute import activation_precision
 from quantlib.errors import QuantizationError
 from quantlib.models.decoder import DecoderBlock
 from quantlib.quantized import QuantizedLinear
 from quantlib.quantizers.base import BaseQuantizer
+
+_PANEL_COLUMNS = 192
+"""Columns of the Hessian multiplied at once; smaller panels skip more of its lower half."""
 
 
 @dataclass(frozen=True)
@@ -86,21 +88,19 @@ def quantize_block(
     for number, group in enumerate(block.groups):
         names = [name for name in group.linears if name not in exact]
         accumulator: HessianAccumulator | None = None
-        with activation_precision():
-            for index, hidden in enumerate(batches):
-                batches[index], inputs[index] = block.group_input(number, hidden, inputs[index])
-                if names:
-                    if accumulator is None:
-                        accumulator = HessianAccumulator(inputs[index].shape[-1], hidden.device)
-                    accumulator.add(inputs[index])
+        for index, hidden in enumerate(batches):
+            batches[index], inputs[index] = block.group_input(number, hidden, inputs[index])
+            if names:
+                if accumulator is None:
+                    accumulator = HessianAccumulator(inputs[index].shape[-1], hidden.device)
+                accumulator.add(inputs[index])
         if names:
             hessian = None if accumulator is None else accumulator.hessian()
             quantized, group_errors = _quantize_group(block, names, hessian, quantizer, stored)
             linears |= quantized
             errors += group_errors
-    with activation_precision():
-        for index, hidden in enumerate(batches):
-            batches[index] = block.output(hidden, inputs[index])
+    for index, hidden in enumerate(batches):
+        batches[index] = block.output(hidden, inputs[index])
     return QuantizedBlock(linears, errors)
 
 
@@ -130,16 +130,25 @@ def _quantize_group(
                 damping_attempts=group.damping_attempts,
             )
         )
-        block.tensors[f"{name}.weight"] = restored.to(block.tensors[f"{name}.weight"].dtype)
+        block.tensors[f"{name}.weight"] = restored.to(block.dtype)
     return dict(group.linears), errors
 
 
 def _energy_ratio(change: Tensor, weight: Tensor, hessian: Tensor | None) -> float:
     """tr(D H D.T) / tr(W H W.T), with the identity for a missing Hessian."""
+    whole = _energy(weight, hessian)
+    return _energy(change, hessian) / whole if whole > 0 else 0.0
 
-    def energy(matrix: Tensor) -> float:
-        spread = matrix if hessian is None else matrix @ hessian
-        return float(spread.flatten().dot(matrix.flatten()))
 
-    whole = energy(weight)
-    return energy(change) / whole if whole > 0 else 0.0
+def _energy(matrix: Tensor, hessian: Tensor | None) -> float:
+    """tr(M H M.T), from the upper half of H, which is symmetric."""
+    if hessian is None:
+        return float(matrix.square().sum())
+    total = matrix.new_zeros(())
+    for start in range(0, matrix.shape[1], _PANEL_COLUMNS):
+        columns = slice(start, start + _PANEL_COLUMNS)
+        panel = matrix[:, columns]
+        before = matrix[:, :start] @ hessian[:start, columns]
+        within = panel @ hessian[columns, columns]
+        total += panel.flatten().dot((2 * before + within).flatten())
+    return float(total)

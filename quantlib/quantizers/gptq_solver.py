@@ -17,6 +17,9 @@ _LAZY_COLUMNS = 64
 
 MAX_DAMPING = 1.0
 
+_SMALL_TRIANGLE = 192
+"""Up to this size a triangular matrix is inverted at once."""
+
 
 class NotPositiveDefiniteError(Exception):
     """No damping up to the limit made the Hessian positive definite."""
@@ -72,12 +75,26 @@ def factorize(hessian: Tensor, damping: float, act_order: bool) -> Factor:
         damped.diagonal().add_(damping * mean)
         lower, info = torch.linalg.cholesky_ex(damped)
         if info == 0:
-            identity = torch.eye(len(diagonal), device=hessian.device, dtype=hessian.dtype)
-            inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+            inverse = _inverse_of_lower(lower)
             if torch.isfinite(inverse.diagonal()).all():
                 return Factor(order, inverse.flip(0, 1).contiguous(), damping, attempts)
         damping = min(damping * 10, MAX_DAMPING) if damping < MAX_DAMPING else 2 * MAX_DAMPING
     raise NotPositiveDefiniteError
+
+
+def _inverse_of_lower(lower: Tensor) -> Tensor:
+    """Inverts a lower triangular matrix by halves, which skips the zeros that a solver computes."""
+    size = len(lower)
+    inverse = torch.zeros_like(lower)
+    if size <= _SMALL_TRIANGLE:
+        inverse.diagonal().fill_(1.0)
+        return torch.linalg.solve_triangular(lower, inverse, upper=False)
+    half = size // 2
+    inverse[:half, :half] = _inverse_of_lower(lower[:half, :half])
+    inverse[half:, half:] = _inverse_of_lower(lower[half:, half:])
+    product = inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])
+    inverse[half:, :half] = product.neg_()
+    return inverse
 
 
 def round_columns(

@@ -75,7 +75,7 @@ def _collect(
 
     from quantlib.calibration.statistics import ChannelObserver
     from quantlib.checkpoint.tensors import write_tensors
-    from quantlib.compute import activation_precision, resolve_device, split_batches
+    from quantlib.compute import resolve_device, split_batches
 
     source = ReceiptSource(store, model)
     windows = calibration_windows(recipe, source)
@@ -95,7 +95,7 @@ def _collect(
         digest, count = write_tensors(output.local(name), tensors)
         output.add(name, sha256=digest, tensors=count)
 
-    with torch.no_grad(), activation_precision():
+    with torch.no_grad():
         embedded = streamed.embed(torch.from_numpy(windows.tokens))
         batches = split_batches(embedded, streamed)
         del embedded

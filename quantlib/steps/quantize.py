@@ -137,7 +137,7 @@ def _quantize_blocks(
                     for part, tensor in tensors.items():
                         write_tensor(writer, f"{module}.{part}", tensor)
                 elif local in changed:
-                    write_tensor(writer, name, block.tensors[local].to(streamed.stored_dtype))
+                    write_tensor(writer, name, block.tensors[local])
                 else:
                     info = checkpoint.info(name)
                     writer.add(name, info.dtype, info.shape, checkpoint.read(name))

@@ -22,6 +22,18 @@ def test_hessian_is_the_mean_outer_product(channels: int) -> None:
     assert torch.equal(accumulator.hessian(), accumulator.hessian().t())
 
 
+def test_hessian_of_short_tokens_is_rounded_little() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, 100, 300, generator=generator) + torch.randn(300, generator=generator)
+    accumulator = HessianAccumulator(300, torch.device("cpu"))
+    for batch in x.bfloat16():
+        accumulator.add(batch)
+    tokens = x.bfloat16().double().flatten(0, 1)
+    expected = tokens.t() @ tokens / 1600
+    error = (accumulator.hessian() - expected).norm() / expected.norm()
+    assert 0 < error < 1e-3
+
+
 def test_observer_keeps_the_extremes_of_all_batches(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(FolderSource(tiny_llama))
     adapter = model_registry.adapter_for(checkpoint.config)

@@ -1,4 +1,5 @@
 import contextlib
+import importlib
 import json
 import os
 import shlex
@@ -19,6 +20,8 @@ from click.testing import CliRunner
 from quantlib.cli.deploy import deploy, serve_command
 from quantlib.errors import InvalidInputError
 from quantlib.store import LocalStore
+
+MODULE = importlib.import_module("quantlib.cli.deploy")
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def test_arguments_come_from_the_checkpoint(
     start: list[str],
     on_cpu: bool,
 ) -> None:
-    monkeypatch.setattr("quantlib.cli.deploy._vllm_version", lambda: vllm)
+    monkeypatch.setattr(MODULE, "_vllm_version", lambda: vllm)
     printed = CliRunner().invoke(deploy, ["--model-path", str(folder), "--name", "m", "--print"])
     assert printed.exit_code == 0
     words = shlex.split(printed.output)
@@ -64,7 +67,7 @@ def test_given_arguments_win(folder: Path) -> None:
 def test_compilation_on_a_cpu_can_be_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantlib.cli.deploy._vllm_version", lambda: None)
+    monkeypatch.setattr(MODULE, "_vllm_version", lambda: None)
     arguments = serve_command(folder, "::1", 1, "m", ("--no-enforce-eager",))
     assert "--enforce-eager" not in arguments
     assert arguments[-1] == "--no-enforce-eager"

@@ -80,6 +80,31 @@ def test_blocks_equal_those_of_transformers(case: str, make_model: Any, tmp_path
         torch.testing.assert_close(hidden, expected[index], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("bfloat16_products")
+@torch.no_grad()
+def test_bfloat16_products_are_closer_than_a_bfloat16_model(tiny_llama: Path) -> None:
+    checkpoint = Checkpoint.open(FolderSource(tiny_llama))
+    adapter = model_registry.adapter_for(checkpoint.config)
+    model = adapter.load_model(checkpoint, torch.device("cpu"))
+    assert model.dtype == torch.bfloat16
+    tokens = torch.arange(LENGTH)[None]
+    states = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=dtype)
+        # The last one is normalized; the one before is what enters the last block.
+        states[dtype] = reference(tokens, output_hidden_states=True).hidden_states[-2].float()
+    hidden = model.embed(tokens).float()
+    for index in range(adapter.blocks - 1):
+        hidden = model.block(index).forward(hidden)
+    assert hidden.dtype == torch.float32
+
+    def distance(states_: torch.Tensor) -> float:
+        return float((states_ - states[torch.float32]).norm() / states[torch.float32].norm())
+
+    assert 0 < distance(hidden) < distance(states[torch.bfloat16]) < 0.05
+
+
+@pytest.mark.usefixtures("float32_products")
 @torch.no_grad()
 def test_observed_inputs_are_the_inputs_of_the_linears(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(FolderSource(tiny_llama))

@@ -11,6 +11,7 @@ from quantlib.quantizers import GPTQQuantizer, MinMaxQuantizer
 from quantlib.quantizers.block import quantize_block
 from quantlib.recipe import QuantizationSection, WeightScheme
 
+pytestmark = pytest.mark.usefixtures("float32_products")
 SECTION = QuantizationSection(weights=WeightScheme(bits=4, group_size=32))
 
 

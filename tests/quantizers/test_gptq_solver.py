@@ -73,6 +73,17 @@ def test_equals_the_paper(act_order: bool, scheme: WeightScheme) -> None:
         assert (diagonal[:-1] >= diagonal[1:]).all()
 
 
+@pytest.mark.parametrize("columns", [1, 192, 193, 700])
+def test_factor_is_that_of_the_inverse(columns: int) -> None:
+    _, hessian = problem(1, columns)
+    hessian = hessian.double()
+    factor = factorize(hessian, 0.01, act_order=True)
+    assert torch.equal(factor.upper, factor.upper.triu())
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
+    expected = torch.linalg.inv(damped)[factor.order][:, factor.order]
+    torch.testing.assert_close(factor.upper.t() @ factor.upper, expected, rtol=1e-8, atol=1e-10)
+
+
 def output_error(weight: Tensor, restored: Tensor, hessian: Tensor) -> float:
     change = restored - weight
     return float((change @ hessian * change).sum())

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -19,6 +20,7 @@ def calibrated(store: LocalStore, recipe: Any, folder: Path) -> Receipt:
     return calibrate(store, recipe, model, plan(store, recipe, model, 0), "cpu")
 
 
+@pytest.mark.usefixtures("float32_products")
 def test_hidden_states_and_statistics_are_those_of_transformers(
     store: LocalStore, tiny_llama: Path, small_recipe: Callable[..., Any]
 ) -> None:
