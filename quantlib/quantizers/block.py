@@ -65,6 +65,7 @@ def quantize_block(
     quantizer: BaseQuantizer,
     exact: Collection[str],
     stored: torch.dtype,
+    last: bool = False,
 ) -> QuantizedBlock:
     """Quantizes a block and moves the calibration tokens through it.
 
@@ -78,6 +79,7 @@ def quantize_block(
         quantizer: The method.
         exact: Names within the block of the linears that stay exact.
         stored: The dtype in which scales are stored.
+        last: Whether no other block takes this one's outputs, which are then not computed.
 
     Raises:
         QuantizationError: A linear could not be quantized.
@@ -99,8 +101,9 @@ def quantize_block(
             quantized, group_errors = _quantize_group(block, names, hessian, quantizer, stored)
             linears |= quantized
             errors += group_errors
-    for index, hidden in enumerate(batches):
-        batches[index] = block.output(hidden, inputs[index])
+    if not last:
+        for index, hidden in enumerate(batches):
+            batches[index] = block.output(hidden, inputs[index])
     return QuantizedBlock(linears, errors)
 
 

@@ -124,7 +124,12 @@ def _quantize_blocks(
                 }
                 changed = suppressor.apply(block, of_block, streamed.stored_dtype)
             quantized = quantize_block(
-                block, batches, quantizer, exact_of[index], streamed.stored_dtype
+                block,
+                batches,
+                quantizer,
+                exact_of[index],
+                streamed.stored_dtype,
+                last=index == blocks[-1],
             )
             errors += [error.as_json() for error in quantized.errors]
             prefix = adapter.block_prefix(index)
