@@ -7,11 +7,13 @@ container components as subprocesses and does not pass an upstream output into a
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from quantlib.errors import InvalidInputError, Problem
 
 SCHEMA = "quantlib/run/1"
 RESULT_NAME = "run.json"
+LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True)
@@ -96,15 +99,32 @@ def run_pipeline(
         console: Where to show the progress.
 
     Raises:
-        InvalidInputError: The file is not supported, or the parameters are not the pipeline's.
+        InvalidInputError: The file is not supported, the parameters are not the pipeline's, or
+            another run is using the folder.
     """
     pipeline = load_pipeline(file)
     arguments = _bind(pipeline, parameters)
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    result = asyncio.run(_run(pipeline, arguments, folder, runner, parallel, console))
-    (folder / RESULT_NAME).write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
+    with _locked(folder):
+        result = asyncio.run(_run(pipeline, arguments, folder, runner, parallel, console))
+        (folder / RESULT_NAME).write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
     return result
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder; the system lets go of it when this process ends."""
+    with (folder / LOCK_NAME).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidInputError.one(
+                f"run folder {folder}",
+                "another run is using it",
+                "wait for it, or give another folder with --run-dir",
+            ) from None
+        yield
 
 
 async def _run(

@@ -12,7 +12,7 @@ def plan(
     store: str,
     model: dsl.Input[dsl.Artifact],
     plan: dsl.Output[dsl.Artifact],
-    ranges: dsl.OutputPath(list[str]),  # type: ignore[valid-type]
+    ranges: dsl.OutputPath(list[str]),  # type: ignore[valid-type]  # kfp's notation
 ) -> dsl.ContainerSpec:
     """Divides the model's blocks into ranges that are quantized in parallel.
 

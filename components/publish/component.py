@@ -13,7 +13,7 @@ def publish(
     checkpoint: dsl.Input[dsl.Artifact],
     validation: dsl.Input[dsl.Artifact],
     published: dsl.Output[dsl.Artifact],
-    address: dsl.OutputPath(str),  # type: ignore[valid-type]
+    address: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
 ) -> dsl.ContainerSpec:
     """Publishes a checkpoint that passed, under its digest and with the manifest last.
 

@@ -16,8 +16,8 @@ def validate(
     validation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
-    verdict: dsl.OutputPath(str),  # type: ignore[valid-type]
-    reason: dsl.OutputPath(str),  # type: ignore[valid-type]
+    verdict: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    reason: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
 ) -> dsl.ContainerSpec:
     """Judges the checkpoint against the original model on held-out text.
 

@@ -39,11 +39,19 @@ class Checkpoint:
         Raises:
             InvalidInputError: Something of it is missing or damaged; all problems at once.
         """
-        config = read_config(source)
+        config: dict[str, Any] = {}
         tensors: dict[str, TensorInfo] = {}
         problems: list[Problem] = []
-        index = _read_index(source)
-        for name in weight_files(source, index):
+        try:
+            config = read_config(source)
+        except InvalidInputError as error:
+            problems += error.problems
+        try:
+            index = _read_index(source)
+            names = weight_files(source, index)
+        except InvalidInputError as error:
+            raise InvalidInputError([*problems, *error.problems]) from None
+        for name in names:
             try:
                 tensors |= read_header(source, name)
             except InvalidInputError as error:

@@ -7,6 +7,7 @@ Both are undone here, one tensor at a time.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from quantlib.errors import InvalidInputError, Problem
 from quantlib.sources.gguf_header import GgufTensor
 from quantlib.sources.gguf_model import GgufModel
 from quantlib.sources.scan import ShowProgress, count_nonfinite, nonfinite_problem
+from quantlib.sources.space import require_space
 from quantlib.store import StepOutput
 
 _CHUNK_BYTES = 1 << 20
@@ -36,11 +38,15 @@ def convert_gguf(model: GgufModel, output: StepOutput, progress: ShowProgress) -
         How many tensors of each GGUF type the file holds.
 
     Raises:
-        InvalidInputError: A weight is NaN or Inf, or too large for bf16; all problems at once.
+        InvalidInputError: There is no room for it; or a weight is NaN or Inf, or too large for
+            bf16: all problems at once.
     """
     from quantlib.sources.gguf_tokenizer import save_gguf_tokenizer
 
     header, path = model.header, model.header.path
+    elements = sum(math.prod(tensor.shape) for tensor in header.tensors.values())
+    # The writer holds a spool beside the file in the making.
+    require_space(output.scratch, 2 * 2 * elements, "are to be written", "free some")
     problems: list[Problem] = []
     types: dict[str, int] = {}
     with (

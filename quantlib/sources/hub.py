@@ -10,7 +10,6 @@ resuming.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from quantlib.sources.folder import ExaminedFolder, examine_folder
 from quantlib.sources.hub_errors import explained_errors
 from quantlib.sources.inspection import SMALL_FILES, model_files, open_model
 from quantlib.sources.scan import ShowProgress
+from quantlib.sources.space import require_space
 from quantlib.store.transaction import hash_file
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -193,7 +193,8 @@ def fetch_model(address: HubAddress, commit: str, progress: ShowProgress) -> Exa
     names = model_files(open_model(files))
     wanted = [name for name in names if files.cached(name) is None]
     total = sum(files.size(name) for name in wanted)
-    _require_space(total)
+    remedy = "free some, or set HF_HOME to another folder"
+    require_space(_cache(), total, "are to be downloaded", remedy)
     with progress("Downloading", total, "bytes") as advance:
         for name in wanted:
             files.download(name, advance)
@@ -295,18 +296,6 @@ def _verify(digests: Mapping[str, str], listed: HubFiles, folder: Path) -> None:
     if damaged:
         names = ", ".join(damaged)
         raise StepError("fetch", f"damaged on the way and dropped: {names}; run again")
-
-
-def _require_space(wanted: int) -> None:
-    folder = next(folder for folder in (_cache(), *_cache().parents) if folder.exists())
-    free = shutil.disk_usage(folder).free
-    if wanted > free:
-        gib = 1 << 30
-        raise InvalidInputError.one(
-            str(folder),
-            f"has {free / gib:.1f} GiB free, and {wanted / gib:.1f} GiB are to be downloaded",
-            "free some, or set HF_HOME to another folder",
-        )
 
 
 def _cache() -> Path:

@@ -1,6 +1,8 @@
-"""Toy pipelines of container components whose steps are a few lines of Python."""
+"""Toy pipelines of container components whose steps are a few lines of Python.
 
-from __future__ import annotations
+The annotations of components are read by kfp, which does not resolve them from strings: no
+``from __future__ import annotations`` here.
+"""
 
 import io
 import textwrap
@@ -73,3 +75,63 @@ def run(tmp_path: Path, compiled: Callable[[Any], Path]) -> Callable[..., RunRes
         return result
 
     return run_it
+
+
+@pytest.fixture(scope="module")
+def fan_out(step: Callable[[str], dsl.ContainerSpec]) -> Any:
+    """Split -> work for each part, which also takes an output of split -> join."""
+
+    @dsl.container_component
+    def split(
+        count: int, parts: dsl.OutputPath(list[str]), prefix: dsl.OutputPath(str)
+    ) -> dsl.ContainerSpec:
+        return step(
+            "write('parts', [f'{i}:{i + 1}' for i in range(inputs['count'])]); write('prefix', '<')"
+        )
+
+    @dsl.container_component
+    def work(
+        part: str,
+        prefix: str,
+        piece: dsl.Output[dsl.Artifact],
+        size: dsl.OutputPath(int),
+        threads: dsl.OutputPath(str),
+    ) -> dsl.ContainerSpec:
+        return step(
+            """
+            artifact("outputs", "piece").write_text(inputs["prefix"] + inputs["part"])
+            write("size", str(len(inputs["part"])))
+            write("threads", os.environ["OMP_NUM_THREADS"])
+            """
+        )
+
+    @dsl.container_component
+    def join(
+        pieces: dsl.Input[list[dsl.Artifact]],
+        sizes: list[int],
+        whole: dsl.OutputPath(list[str]),
+        total: dsl.OutputPath(int),
+        threads: dsl.OutputPath(str),
+    ) -> dsl.ContainerSpec:
+        return step(
+            """
+            count = len(call["inputs"]["artifacts"]["pieces"]["artifacts"])
+            pieces = [artifact("inputs", "pieces", i).read_text() for i in range(count)]
+            write("whole", pieces)
+            write("total", sum(inputs["sizes"]))
+            write("threads", os.environ["OMP_NUM_THREADS"])
+            """
+        )
+
+    @dsl.pipeline(name="toy")
+    def toy(count: int) -> None:
+        parts = split(count=count)
+        with dsl.ParallelFor(parts.outputs["parts"]) as part:
+            # kfp.local passes the loop's item in place of the upstream output here
+            pieces = work(part=part, prefix=parts.outputs["prefix"])
+        join(
+            pieces=dsl.Collected(pieces.outputs["piece"]),
+            sizes=dsl.Collected(pieces.outputs["size"]),
+        )
+
+    return toy

@@ -180,6 +180,18 @@ def test_infinity_in_a_weight_names_the_tensor(write_gguf, silent, store, tmp_pa
     assert output.files == {}
 
 
+def test_no_space_is_said_before_anything_is_written(
+    write_gguf, silent, store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    full = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
+    output = StepOutput(store=store, folder="steps/fetch/x", scratch=tmp_path / "scratch")
+    with pytest.raises(InvalidInputError, match="are to be written; free some"):
+        convert_gguf(open_gguf(tmp_path / "m.gguf"), output, silent)
+    assert not (tmp_path / "scratch").exists()
+
+
 @pytest.fixture
 def convert(write_gguf, silent, store, tmp_path: Path) -> Callable[..., Path]:
     """Converts a tiny GGUF file and returns the folder of the checkpoint."""
