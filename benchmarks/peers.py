@@ -71,6 +71,7 @@ def measured(name: str, command: list[str], **options: Any) -> Row:
     """Runs a command and accounts its CPU seconds and the memory of its largest process."""
     print(f"running {name}", flush=True)
     environment = dict(os.environ) | ENVIRONMENT
+    # Where it is set, every process compiles again what it imports: nothing of either tool's work.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     log = FOLDER / "logs" / f"{slug_of(name)}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)

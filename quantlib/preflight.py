@@ -13,6 +13,7 @@ from quantlib.errors import Problem
 from quantlib.models import model_registry
 from quantlib.recipe import Recipe
 from quantlib.sources import FolderAddress, parse_address, source_problems
+from quantlib.sources.space import existing_ancestor
 from quantlib.steps.plan import input_problems as plan_problems
 
 
@@ -48,7 +49,7 @@ def output_problems(output: Path, *, overwrite: bool) -> list[Problem]:
 
 def writable_problems(folder: Path) -> list[Problem]:
     """Why a folder cannot be made or written to."""
-    ancestor = _existing_ancestor(folder.absolute().parent)
+    ancestor = existing_ancestor(folder.absolute().parent)
     if not ancestor.is_dir():
         return [Problem(str(folder), f"{ancestor} is no folder", "choose another")]
     if not os.access(ancestor, os.W_OK | os.X_OK):
@@ -56,15 +57,9 @@ def writable_problems(folder: Path) -> list[Problem]:
     return []
 
 
-def _existing_ancestor(folder: Path) -> Path:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
-
-
 def _space_problems(recipe: Recipe, checkpoint: Checkpoint, store: Path) -> list[Problem]:
     needed = required_bytes(recipe, checkpoint)
-    ancestor = _existing_ancestor(store.absolute())
+    ancestor = existing_ancestor(store.absolute())
     free = shutil.disk_usage(ancestor).free
     if free >= needed:
         return []

@@ -8,8 +8,8 @@ from torch import Tensor
 from quantlib.models.base import LinearGroup
 from quantlib.models.decoder import DecoderBlock
 
-_PANEL_COLUMNS = 192
-"""Columns of the Hessian computed at once; smaller panels skip more of the lower triangle."""
+PANEL_COLUMNS = 192
+"""Columns of the Hessian handled at once; smaller panels skip more of the lower triangle."""
 
 
 class HessianAccumulator:
@@ -34,9 +34,9 @@ class HessianAccumulator:
         self.tokens += len(tokens)
         if tokens.device.type != "cpu":
             tokens = tokens.float()
-        for start in range(0, tokens.shape[1], _PANEL_COLUMNS):
-            panel = tokens[:, start : start + _PANEL_COLUMNS]
-            self._sum[start : start + _PANEL_COLUMNS, start:] += panel.t() @ tokens[:, start:]
+        for start in range(0, tokens.shape[1], PANEL_COLUMNS):
+            panel = tokens[:, start : start + PANEL_COLUMNS]
+            self._sum[start : start + PANEL_COLUMNS, start:] += panel.t() @ tokens[:, start:]
 
     def hessian(self) -> Tensor:
         """The Hessian divided by the number of tokens, float32 ``[in_features, in_features]``."""

@@ -47,7 +47,7 @@ class StreamedModel:
         )
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor on the device, without loss: float32, or both it and the products are not."""
+        """One tensor on the device, in the wider of its own dtype and that of the products."""
         stored = read_tensor(self.checkpoint, name)
         return stored.to(self.device, torch.promote_types(stored.dtype, self.dtype))
 

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlib.calibration.statistics import HessianAccumulator
+from quantlib.calibration.statistics import PANEL_COLUMNS, HessianAccumulator
 from quantlib.errors import QuantizationError
 from quantlib.models.decoder import DecoderBlock
 from quantlib.quantized import QuantizedLinear
 from quantlib.quantizers.base import BaseQuantizer
-
-_PANEL_COLUMNS = 192
-"""Columns of the Hessian multiplied at once; smaller panels skip more of its lower half."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +145,8 @@ def _energy(matrix: Tensor, hessian: Tensor | None) -> float:
     if hessian is None:
         return float(matrix.square().sum())
     total = matrix.new_zeros(())
-    for start in range(0, matrix.shape[1], _PANEL_COLUMNS):
-        columns = slice(start, start + _PANEL_COLUMNS)
+    for start in range(0, matrix.shape[1], PANEL_COLUMNS):
+        columns = slice(start, start + PANEL_COLUMNS)
         panel = matrix[:, columns]
         before = matrix[:, :start] @ hessian[:start, columns]
         within = panel @ hessian[columns, columns]

@@ -283,7 +283,7 @@ def _can_dequantize(kind: int) -> bool:
     quantization = GGMLQuantizationType(kind)
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[quantization][1]), np.uint8), quantization)
-    except NotImplementedError:
+    except NotImplementedError:  # how gguf says that it has no routine for the type
         return False
     return True
 

@@ -8,6 +8,11 @@ from pathlib import Path
 from quantlib.errors import InvalidInputError
 
 
+def existing_ancestor(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
 def require_space(folder: Path, wanted: int, purpose: str, remedy: str) -> None:
     """Requires that a folder's disk has room.
 
@@ -20,7 +25,7 @@ def require_space(folder: Path, wanted: int, purpose: str, remedy: str) -> None:
     Raises:
         InvalidInputError: There is less.
     """
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    existing = existing_ancestor(folder.absolute())
     free = shutil.disk_usage(existing).free
     if wanted > free:
         gib = 1 << 30

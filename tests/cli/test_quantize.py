@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -279,8 +280,7 @@ def test_no_permission_and_no_space(
         patch.setattr(os, "access", lambda *_: False)
         assert "no permission to write in" in problems()
     with monkeypatch.context() as patch:
-        usage = shutil._ntuple_diskusage(10, 9, 1)  # type: ignore[attr-defined]
-        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
         assert "GB free; make room" in problems()
     (tmp_path / "a").write_text("a file")
     assert "is no folder" in problems()

@@ -45,6 +45,20 @@ def step() -> Callable[[str], dsl.ContainerSpec]:
     return python_step
 
 
+@pytest.fixture(scope="session")
+def alone() -> Callable[[Any], Any]:
+    """Makes a pipeline of one component without inputs."""
+
+    def pipeline_of(component: Any) -> Any:
+        @dsl.pipeline(name="toy")
+        def toy() -> None:
+            component()
+
+        return toy
+
+    return pipeline_of
+
+
 @pytest.fixture
 def compiled(tmp_path: Path) -> Callable[[Any], Path]:
     """Compiles a pipeline to a file."""
@@ -71,7 +85,7 @@ def run(tmp_path: Path, compiled: Callable[[Any], Path]) -> Callable[..., RunRes
             parallel,
             Console(file=output, width=200),
         )
-        run_it.output = output.getvalue()  # type: ignore[attr-defined]
+        run_it.output = output.getvalue()  # type: ignore[attr-defined]  # a function with an attribute
         return result
 
     return run_it

@@ -23,6 +23,7 @@ from quantlib.errors import InvalidInputError
 
 Run = Callable[..., RunResult]
 Step = Callable[[str], dsl.ContainerSpec]
+Alone = Callable[[Any], Any]
 
 
 @pytest.mark.parametrize(
@@ -41,24 +42,20 @@ def test_wrong_parameters_run_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_two_runs_do_not_share_a_folder(run: Run, step: Step, tmp_path: Path) -> None:
+def test_two_runs_do_not_share_a_folder(run: Run, alone: Alone, step: Step, tmp_path: Path) -> None:
     @dsl.container_component
     def work() -> dsl.ContainerSpec:
         return step("")
 
-    @dsl.pipeline(name="toy")
-    def toy() -> None:
-        work()
-
-    assert run(toy).exit_code == 0
+    assert run(alone(work)).exit_code == 0
     with (tmp_path / "run" / ".lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(InvalidInputError, match="another run is using it"):
-            run(toy)
-    assert run(toy).exit_code == 0
+            run(alone(work))
+    assert run(alone(work)).exit_code == 0
 
 
-def test_what_a_step_leaves_behind_is_killed(run: Run, step: Step) -> None:
+def test_what_a_step_leaves_behind_is_killed(run: Run, alone: Alone, step: Step) -> None:
     @dsl.container_component
     def work(child: dsl.OutputPath(int)) -> dsl.ContainerSpec:
         return step(
@@ -68,11 +65,7 @@ def test_what_a_step_leaves_behind_is_killed(run: Run, step: Step) -> None:
             """
         )
 
-    @dsl.pipeline(name="toy")
-    def toy() -> None:
-        work()
-
-    result = run(toy)
+    result = run(alone(work))
     assert result.exit_code == 0
     assert is_gone(result.outputs["work"].parameters["child"])
 

@@ -113,7 +113,7 @@ def test_condition_takes_the_other_branch(run: Run, gated: Any) -> None:
     assert result.failure.error == "step refuse: exited with code 1"
     log = (result.failure.folder / "log.txt").read_text()
     assert log == "first line\nthe verdict is failed\n"
-    assert "refuse: failed in" in run.output  # type: ignore[attr-defined]
+    assert "refuse: failed in" in run.output  # type: ignore[attr-defined]  # set by the fixture
 
 
 @pytest.mark.parametrize("wanted", ["left", "right"])

@@ -98,7 +98,7 @@ def test_live_table_is_drawn_on_a_terminal() -> None:
     console = terminal()
     with open_status(pipeline_of("fetch"), console) as status:
         assert isinstance(status, LiveStatus)
-    assert "fetch" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "fetch" in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO here
 
 
 def test_log_tail_reads_what_a_terminal_would_show(tmp_path: Path) -> None:
