@@ -16,7 +16,7 @@ from quantlib.calibration.corpus import Windows
 from quantlib.evaluation.engines import EngineChoice
 from quantlib.evaluation.gate import Figures
 from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
-from quantlib.evaluation.process import run_worker
+from quantlib.evaluation.process import Workers
 from quantlib.progress import progress_bar
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
 
@@ -77,20 +77,21 @@ class Setting:
         }
 
 
-def run_original(store: Store, setting: Setting, model: Receipt) -> Receipt:
+def run_original(store: Store, setting: Setting, model: Receipt, workers: Workers) -> Receipt:
     """The original's half, committed by itself: every recipe of the same model shares it.
 
     Args:
         store: Where the steps' files are.
         setting: What it is judged by.
         model: The fetch step's receipt.
+        workers: Of the setting's engine.
 
     Raises:
         QuantlibError: The engine failed.
     """
 
     def work(output: StepOutput) -> None:
-        outcome = _run(store, setting, model, model.files, None, output)
+        outcome = _run(store, setting, model, model.files, None, output, workers)
         (output.scratch / REFERENCE_NAME).rename(output.local(REFERENCE_NAME))
         output.add(REFERENCE_NAME, tensors=2)
         output.add_json(COMPLETIONS_NAME, outcome.completions)
@@ -102,7 +103,12 @@ def run_original(store: Store, setting: Setting, model: Receipt) -> Receipt:
 
 
 def run_quantized(
-    store: Store, setting: Setting, reference: Receipt, checkpoint: Receipt, output: StepOutput
+    store: Store,
+    setting: Setting,
+    reference: Receipt,
+    checkpoint: Receipt,
+    output: StepOutput,
+    workers: Workers,
 ) -> tuple[Figures, dict[str, Any]]:
     """The quantized model against the original's half.
 
@@ -112,6 +118,7 @@ def run_quantized(
         reference: What :func:`run_original` gave.
         checkpoint: The merge step's receipt.
         output: Of the step that this is part of.
+        workers: Of the setting's engine.
 
     Returns:
         The figures, and the evaluation without the gate. Its tokens per second are None: see
@@ -121,7 +128,7 @@ def run_quantized(
         QuantlibError: The engine failed, or the models do not have the same head.
     """
     names = checkpoint.facts["checkpoint_files"]
-    outcome = _run(store, setting, checkpoint, names, reference, output)
+    outcome = _run(store, setting, checkpoint, names, reference, output, workers)
     with np.load(output.scratch / COMPARISON_NAME) as comparison:
         figures = summarize(**comparison)
         positions = comparison["kl"].shape[1]
@@ -204,6 +211,7 @@ def _run(
     names: Iterable[str],
     reference: Receipt | None,
     output: StepOutput,
+    workers: Workers,
 ) -> Outcome:
     """Runs one model and leaves the worker's files in the step's scratch folder."""
     folder = output.scratch / "model"
@@ -231,7 +239,7 @@ def _run(
     kept_log = f"{output.folder}/{LOG_NAME}"
     try:
         with progress_bar(label, len(setting.windows.tokens), "windows") as advance:
-            run_worker(job, label, log, store.full_address(kept_log), lambda: advance(1))
+            workers.run(job, label, log, store.full_address(kept_log), lambda: advance(1))
     finally:
         if log.exists():
             store.put_file(log, kept_log)

@@ -1,7 +1,8 @@
-"""Starts a worker, follows it, and leaves nothing of it behind."""
+"""Starts workers, follows them, and leaves nothing of them behind."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Self, TextIO
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import Job
@@ -24,49 +26,88 @@ _LAST_LINES = 8
 _ERROR_LINE = re.compile(r"^(?:\([^)]*\) |\[rank\d+\]: )?[\w.]*(?:Error|Exception|Interrupt)\b: ")
 
 
-def run_worker(
-    job: Job, label: str, log: Path, log_address: str, window_done: Callable[[], None]
-) -> None:
-    """Runs a job in a process group of its own, which is gone when this returns or raises.
+class Workers:
+    """Runs jobs by one engine: a context, in which the engine is imported when it is first used.
 
-    Args:
-        job: What to do.
-        label: Which model it is, for messages.
-        log: Gets everything that the process prints.
-        log_address: Where the caller keeps the log, for messages.
-        window_done: Called after each window.
+    Whatever was started is in a process group of its own, which is gone when the context ends.
 
-    Raises:
-        QuantlibError: The process failed; the message ends with the last lines of its log.
+    Attributes:
+        engine: vllm or transformers.
+        process: The process that imports the engine and forks another for each job; None before
+            the first.
     """
-    job_file = Path(job.output) / "job.json"
-    job.write(job_file)
-    read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "quantlib.evaluation.worker", str(job_file), str(write_end)]
-    with os.fdopen(read_end) as progress, log.open("wb") as output:
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(write_end,),
-                env=_ENVIRONMENT | os.environ,
-            )
-        finally:
-            os.close(write_end)
-        try:
-            for _ in progress:
-                window_done()
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
+        self.process: subprocess.Popen[bytes] | None = None
+        self._progress: TextIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            _end_group(self.process)
+        if self._progress is not None:
+            self._progress.close()
+
+    def run(
+        self, job: Job, label: str, log: Path, log_address: str, window_done: Callable[[], None]
+    ) -> None:
+        """Runs a job.
+
+        Args:
+            job: What to do.
+            label: Which model it is, for messages.
+            log: Gets everything that the job's process prints.
+            log_address: Where the caller keeps the log, for messages.
+            window_done: Called after each window.
+
+        Raises:
+            QuantlibError: The process failed; the message ends with the last lines of its log.
+        """
+        job_file = Path(job.output) / "job.json"
+        job.write(job_file)
+        process, progress = self._started(log)
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it has failed already, which its exit code tells
+            process.stdin.write(json.dumps([str(job_file), str(log)]).encode() + b"\n")
+            process.stdin.flush()
+        status = None
+        for line in progress:
+            word, _, code = line.partition(" ")
+            if word == "exit":
+                status = int(code)
+                break
+            window_done()
+        if status is None:
             status = process.wait()
-        finally:
-            _end_group(process)
-    if status != 0:
-        raise QuantlibError(
-            f"{label}: {_in_words(status)}; its log is {log_address} and ends with:\n"
-            f"{last_lines(log)}"
-        )
+        if status != 0:
+            raise QuantlibError(
+                f"{label}: {_in_words(status)}; its log is {log_address} and ends with:\n"
+                f"{last_lines(log)}"
+            )
+
+    def _started(self, log: Path) -> tuple[subprocess.Popen[bytes], TextIO]:
+        """The process and what it tells of its jobs; while it imports it prints to ``log``."""
+        if self.process is None or self._progress is None:
+            read_end, write_end = os.pipe()
+            self._progress = os.fdopen(read_end)
+            command = [sys.executable, "-m", "quantlib.evaluation.worker"]
+            try:
+                with log.open("wb") as output:
+                    self.process = subprocess.Popen(
+                        [*command, self.engine, str(write_end)],
+                        stdin=subprocess.PIPE,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        pass_fds=(write_end,),
+                        env=_ENVIRONMENT | os.environ,
+                    )
+            finally:
+                os.close(write_end)
+        return self.process, self._progress
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -38,13 +38,19 @@ _KV_BLOCK = 128
 """Tokens of the largest KV cache block that vLLM uses unasked."""
 
 
+def preload() -> None:
+    """Imports vLLM; no accelerator is touched, so that processes may be forked afterwards."""
+    os.environ.update(_ENVIRONMENT)
+    from vllm import LLM  # noqa: F401 imported for later
+
+
 class VllmEngine:
     """A model that vLLM has loaded."""
 
     throughput_method = "greedy decoding of all prompts in one batch"
 
     def __init__(self, job: Job) -> None:
-        os.environ.update(_ENVIRONMENT)
+        preload()
         from vllm import LLM
         from vllm.platforms import current_platform
 

@@ -1,16 +1,22 @@
-"""Runs one model in a process of its own: ``python -m quantlib.evaluation.worker JOB.json FD``.
+"""Runs models, each in a process of its own: ``python -m quantlib.evaluation.worker ENGINE FD``.
 
-The second argument is an open file descriptor that gets a line for every window that is done.
-Whatever the process prints is its log.
+The engine is imported once, which takes ten seconds for vLLM; then each line of standard input is
+a job (``["JOB.json", "LOG"]``), done by a forked process, so that nothing of a model outlives its
+job. The second argument is an open file descriptor that gets a line for every window that is done,
+and ``exit`` with its exit code for every job.
 """
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -167,19 +173,52 @@ def load_engine(job: Job) -> Engine:
     return TransformersEngine(job)
 
 
-def main() -> int:
-    """Does the job of the command line."""
-    job = Job.read(Path(sys.argv[1]))
-    descriptor = int(sys.argv[2])
-    os.set_inheritable(descriptor, False)
+def _preload(engine: str) -> None:
+    """Imports an engine, and spares the garbage collector what was imported."""
+    if engine == "vllm":
+        from quantlib.evaluation.vllm_engine import preload
+
+        preload()
+    else:
+        import quantlib.evaluation.transformers_engine  # noqa: F401 imported for later
+    gc.collect()
+    gc.freeze()
+
+
+def _run_forked(job_file: str, log: str, progress: TextIO) -> int:
+    """Does a job in a forked process, and gives its exit code."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
     try:
-        with os.fdopen(descriptor, "w", buffering=1) as progress:
-            run(job, load_engine(job), lambda: print(1, file=progress))
+        with open(log, "wb") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        job = Job.read(Path(job_file))
+        run(job, load_engine(job), lambda: print("window", file=progress))
+        status = 0
     except QuantlibError as error:
-        print(f"{type(error).__name__}: {error}", flush=True)
-        return error.exit_code
-    return 0
+        print(f"{type(error).__name__}: {error}")
+        status = error.exit_code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        # Not sys.exit: what the parent registered to be done at exit is not the child's to do.
+        os._exit(status)
+
+
+def main() -> None:
+    """Does the jobs of standard input."""
+    engine, descriptor = sys.argv[1], int(sys.argv[2])
+    os.set_inheritable(descriptor, False)
+    _preload(engine)
+    with os.fdopen(descriptor, "w", buffering=1) as progress:
+        for line in sys.stdin:
+            job_file, log = json.loads(line)
+            print("exit", _run_forked(job_file, log, progress), file=progress)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,8 +11,9 @@ from torch.nn import functional
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
 from quantlib.compute import product_dtype
-from quantlib.models.decoder import DecoderBlock, Rotary
+from quantlib.models.decoder import DecoderBlock
 from quantlib.models.huggingface import rope_parameters
+from quantlib.models.rotary import Rotary
 
 if TYPE_CHECKING:
     from quantlib.models.huggingface import BaseHuggingFaceAdapter

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quantlib.calibration.statistics import PANEL_COLUMNS, HessianAccumulator
 from quantlib.errors import QuantizationError
-from quantlib.models.decoder import DecoderBlock
+from quantlib.models.decoder import DecoderBlock, finish
 from quantlib.quantized import QuantizedLinear
 from quantlib.quantizers.base import BaseQuantizer
 
@@ -83,24 +83,24 @@ def quantize_block(
     """
     linears: dict[str, QuantizedLinear] = {}
     errors: list[LinearError] = []
-    inputs = list(batches)
-    for number, group in enumerate(block.groups):
+    walks = [block.walk(hidden) for hidden in batches]
+    batches.clear()  # the walks hold what they need
+    for group in block.groups:
         names = [name for name in group.linears if name not in exact]
         accumulator: HessianAccumulator | None = None
-        for index, hidden in enumerate(batches):
-            batches[index], inputs[index] = block.group_input(number, hidden, inputs[index])
+        for walk in walks:
+            _, x = next(walk)
             if names:
                 if accumulator is None:
-                    accumulator = HessianAccumulator(inputs[index].shape[-1], hidden.device)
-                accumulator.add(inputs[index])
+                    accumulator = HessianAccumulator(x.shape[-1], x.device)
+                accumulator.add(x)
         if names:
             hessian = None if accumulator is None else accumulator.hessian()
             quantized, group_errors = _quantize_group(block, names, hessian, quantizer, stored)
             linears |= quantized
             errors += group_errors
     if not last:
-        for index, hidden in enumerate(batches):
-            batches[index] = block.output(hidden, inputs[index])
+        batches += [finish(walk) for walk in walks]
     return QuantizedBlock(linears, errors)
 
 

@@ -21,6 +21,7 @@ from quantlib.evaluation.evaluate import (
     with_throughput,
 )
 from quantlib.evaluation.gate import Figures, judge
+from quantlib.evaluation.process import Workers
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
 from quantlib.report.html import render_html
@@ -52,29 +53,32 @@ def validate(
         QuantlibError: The engine failed; the message ends with the last lines of its log.
     """
     setting = _setting(store, recipe, model, checkpoint, device)
-    reference = run_original(store, setting, model)
-
-    def work(output: StepOutput) -> None:
-        figures, evaluation = run_quantized(store, setting, reference, checkpoint, output)
-        linears = read_json(store, checkpoint, LINEARS_NAME)
-        gate = judge(figures, recipe.validation.thresholds, linears)
-        output.add_json(EVALUATION_NAME, evaluation | {"gate": gate.to_dict()})
-        output.facts = {
-            "verdict": "passed" if gate.passed else "failed",
-            "reason": gate.reason,
-            "engine": setting.engine.name,
-            "engine_version": setting.engine.version,
-            "device": evaluation["device"],
-            **{name: _finite_or_none(value) for name, value in _metrics(figures).items()},
-        }
-
     parameters = {
         "text_source": setting.windows.source,
         "fallback_reason": setting.engine.fallback_reason,
         "thresholds": recipe.validation.thresholds.model_dump(mode="json"),
     }
-    inputs = {"model": model, "checkpoint": checkpoint, "reference": reference}
-    return commit_step(store, STEP, VERSION, parameters, inputs, work)
+    with Workers(setting.engine.name) as workers:
+        reference = run_original(store, setting, model, workers)
+
+        def work(output: StepOutput) -> None:
+            figures, evaluation = run_quantized(
+                store, setting, reference, checkpoint, output, workers
+            )
+            linears = read_json(store, checkpoint, LINEARS_NAME)
+            gate = judge(figures, recipe.validation.thresholds, linears)
+            output.add_json(EVALUATION_NAME, evaluation | {"gate": gate.to_dict()})
+            output.facts = {
+                "verdict": "passed" if gate.passed else "failed",
+                "reason": gate.reason,
+                "engine": setting.engine.name,
+                "engine_version": setting.engine.version,
+                "device": evaluation["device"],
+                **{name: _finite_or_none(value) for name, value in _metrics(figures).items()},
+            }
+
+        inputs = {"model": model, "checkpoint": checkpoint, "reference": reference}
+        return commit_step(store, STEP, VERSION, parameters, inputs, work)
 
 
 def read_evaluation(store: Store, validation: Receipt) -> dict[str, Any]:

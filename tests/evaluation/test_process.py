@@ -5,87 +5,110 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import OUTCOME_NAME, REFERENCE_NAME, Job
-from quantlib.evaluation.process import last_lines, run_worker
+from quantlib.evaluation.process import Workers, last_lines
 
 MakeJob = Callable[..., Job]
 
 
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    with Workers("transformers") as opened:
+        yield opened
+
+
 @pytest.mark.slow
-def test_a_worker_writes_its_files_and_reports_each_window(
-    tiny_llama: Path, make_job: MakeJob, tmp_path: Path
+def test_jobs_write_their_files_and_report_each_window(
+    tiny_llama: Path, make_job: MakeJob, tmp_path: Path, workers: Workers
 ) -> None:
-    job = make_job(tiny_llama)
-    done: list[int] = []
-    run_worker(job, "original", tmp_path / "log", "the log", lambda: done.append(1))
-    assert len(done) == 4
-    written = {path.name for path in Path(job.output).iterdir()}
-    assert written == {"job.json", REFERENCE_NAME, OUTCOME_NAME}
+    for name in ("first", "second"):
+        job = make_job(tiny_llama)
+        done: list[int] = []
+        workers.run(job, "original", tmp_path / name, "the log", lambda: done.append(1))
+        assert len(done) == 4
+        written = {path.name for path in Path(job.output).iterdir()}
+        assert written == {"job.json", REFERENCE_NAME, OUTCOME_NAME}
 
 
 @pytest.mark.slow
-def test_a_failed_worker_is_quoted(make_job: MakeJob, tmp_path: Path) -> None:
+def test_a_failed_job_is_quoted_and_harms_no_other(
+    tiny_llama: Path, make_job: MakeJob, tmp_path: Path, workers: Workers
+) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(QuantlibError) as error:
-        run_worker(make_job(tmp_path / "empty"), "original", tmp_path / "log", "X/log", print)
+        workers.run(make_job(tmp_path / "empty"), "original", tmp_path / "log", "X/log", print)
     message = str(error.value)
     assert message.startswith("original: the engine failed (exit code 1); its log is X/log")
     assert "Error: " in message
     assert len(message.splitlines()) <= 9
     assert "Traceback" in (tmp_path / "log").read_text()
+    job = make_job(tiny_llama)
+    workers.run(job, "original", tmp_path / "log", "the log", lambda: None)
+    assert (Path(job.output) / OUTCOME_NAME).exists()
 
 
-def group_of(folder: str) -> list[int]:
-    """Processes whose command line names a file of ``folder``."""
+@pytest.mark.slow
+def test_an_engine_that_cannot_be_imported_is_quoted(
+    tiny_llama: Path, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "transformers.py").write_text("raise ImportError('no such engine')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Workers("transformers") as workers, pytest.raises(QuantlibError, match="no such engine"):
+        workers.run(make_job(tiny_llama), "original", tmp_path / "log", "the log", print)
+
+
+def group_of(workers: Workers) -> list[int]:
+    """The living processes of the workers' group."""
+    assert workers.process is not None
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
-            try:
-                command = (process / "cmdline").read_bytes().decode()
-            except OSError:
-                continue
-            if folder in command:
-                found.append(int(process.name))
+            with suppress(OSError):
+                state, _, group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(group) == workers.process.pid and state != "Z":
+                    found.append(int(process.name))
     return found
 
 
 @pytest.mark.slow
-def test_an_interruption_ends_the_worker(
+def test_an_interruption_ends_the_workers(
     tiny_llama: Path, make_job: MakeJob, tmp_path: Path
 ) -> None:
     job = make_job(tiny_llama, max_new_tokens=200)
     seen: list[list[int]] = []
+    with Workers("transformers") as workers:
 
-    def interrupt() -> None:
-        seen.append(group_of(job.output))
-        raise KeyboardInterrupt
+        def interrupt() -> None:
+            seen.append(group_of(workers))
+            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run_worker(job, "original", tmp_path / "log", "the log", interrupt)
-    assert seen[0]
-    assert not group_of(job.output)
+        with pytest.raises(KeyboardInterrupt):
+            workers.run(job, "original", tmp_path / "log", "the log", interrupt)
+    assert len(seen[0]) >= 2
+    assert not group_of(workers)
     assert not (Path(job.output) / OUTCOME_NAME).exists()
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_said_to_be_killed(
-    tiny_llama: Path, make_job: MakeJob, tmp_path: Path
+def test_a_killed_job_is_said_to_be_killed(
+    tiny_llama: Path, make_job: MakeJob, tmp_path: Path, workers: Workers
 ) -> None:
-    job = make_job(tiny_llama)
-
     def kill() -> None:
-        for process in group_of(job.output):
-            os.kill(process, signal.SIGKILL)
+        assert workers.process is not None
+        for process in group_of(workers):
+            if process != workers.process.pid:
+                os.kill(process, signal.SIGKILL)
         time.sleep(0.1)
 
     with pytest.raises(QuantlibError, match="killed by SIGKILL, most likely for lack of memory"):
-        run_worker(job, "original", tmp_path / "log", "the log", kill)
+        workers.run(make_job(tiny_llama), "original", tmp_path / "log", "the log", kill)
 
 
 def test_the_last_error_of_a_log_is_found(tmp_path: Path) -> None:

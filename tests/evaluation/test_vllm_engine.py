@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import pytest
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
-from quantlib.evaluation.process import run_worker
+from quantlib.evaluation.process import Workers
 from quantlib.evaluation.worker import load_engine, run
 from quantlib.store import LocalStore
 
 MakeJob = Callable[..., Job]
+RunOne = Callable[[Job], Outcome]
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,9 +28,16 @@ pytestmark = [
 ]
 
 
-def run_one(job: Job) -> Outcome:
-    run_worker(job, "model", Path(job.output) / "log", "the log", lambda: None)
-    return Outcome.read(Path(job.output) / OUTCOME_NAME)
+@pytest.fixture(scope="module")
+def run_one() -> Iterator[RunOne]:
+    """Runs jobs by vLLM."""
+    with Workers("vllm") as workers:
+
+        def run(job: Job) -> Outcome:
+            workers.run(job, "model", Path(job.output) / "log", "the log", lambda: None)
+            return Outcome.read(Path(job.output) / OUTCOME_NAME)
+
+        yield run
 
 
 def comparison(job: Job) -> dict[str, np.ndarray]:
@@ -51,14 +59,14 @@ def w4a16(
 
 
 @pytest.fixture(scope="module")
-def original(tiny_llama: Path, make_job: MakeJob) -> tuple[Outcome, Path]:
+def original(tiny_llama: Path, make_job: MakeJob, run_one: RunOne) -> tuple[Outcome, Path]:
     """What vLLM says of the original, and the file of its hidden states."""
     job = make_job(tiny_llama, engine="vllm")
     return run_one(job), Path(job.output) / REFERENCE_NAME
 
 
 def test_a_model_does_not_differ_from_itself(
-    tiny_llama: Path, original: tuple[Outcome, Path], make_job: MakeJob
+    tiny_llama: Path, original: tuple[Outcome, Path], make_job: MakeJob, run_one: RunOne
 ) -> None:
     first, reference = original
     job = make_job(tiny_llama, reference, engine="vllm")
@@ -71,7 +79,11 @@ def test_a_model_does_not_differ_from_itself(
 
 
 def test_both_engines_agree_on_a_quantized_model(
-    tiny_llama: Path, w4a16: Path, original: tuple[Outcome, Path], make_job: MakeJob
+    tiny_llama: Path,
+    w4a16: Path,
+    original: tuple[Outcome, Path],
+    make_job: MakeJob,
+    run_one: RunOne,
 ) -> None:
     judged = make_job(w4a16, original[1], engine="vllm")
     run_one(judged)
@@ -89,7 +101,9 @@ def test_both_engines_agree_on_a_quantized_model(
     assert vllm["same_top1"].mean() == pytest.approx(transformers["same_top1"].mean(), abs=0.05)
 
 
-def test_what_vllm_refuses_is_quoted(w4a16: Path, make_job: MakeJob, tmp_path: Path) -> None:
+def test_what_vllm_refuses_is_quoted(
+    w4a16: Path, make_job: MakeJob, tmp_path: Path, run_one: RunOne
+) -> None:
     broken = Path(shutil.copytree(w4a16, tmp_path / "broken"))
     config = json.loads((broken / "config.json").read_text())
     config["quantization_config"]["quant_method"] = "sorcery"

@@ -77,7 +77,7 @@ def test_blocks_equal_those_of_transformers(case: str, make_model: Any, tmp_path
     hidden = model.embed(tokens)
     for index in range(adapter.blocks):
         hidden = model.block(index).forward(hidden)
-        torch.testing.assert_close(hidden, expected[index], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(hidden, expected[index], rtol=5e-4, atol=5e-4)
 
 
 @pytest.mark.usefixtures("bfloat16_products")
