@@ -41,6 +41,14 @@ def scheme_problems(recipe: Recipe) -> list[Problem]:
                         f"{section.method} does not support {value}; supported: {known}",
                     )
                 )
+        if section.weights.type not in quantizer.types:
+            known = ", ".join(quantizer.types)
+            problems.append(
+                Problem(
+                    "quantization.weights.type",
+                    f"{section.method} does not support {section.weights.type}; supported: {known}",
+                )
+            )
         problems += _option_problems(
             "quantization.options", quantizer.options_type, section.options
         )
@@ -99,10 +107,15 @@ def resolve_format(section: QuantizationSection) -> str:
     return "compressed-tensors"
 
 
+def needs_hidden_states(section: QuantizationSection) -> bool:
+    """Whether blocks are quantized with calibration tokens running through them."""
+    quantizer = quantizer_registry.get_quantizer(section.method)
+    return quantizer.needs_hessian or section.activations == "int8-static"
+
+
 def needs_calibration(recipe: Recipe) -> bool:
     """Whether any text has to be run through the model before its weights can be quantized."""
-    quantizer = quantizer_registry.get_quantizer(recipe.quantization.method)
-    return quantizer.needs_hessian or recipe.outlier_suppression is not None
+    return needs_hidden_states(recipe.quantization) or recipe.outlier_suppression is not None
 
 
 def exact_linears(section: QuantizationSection, adapter: BaseModelAdapter) -> list[set[str]]:

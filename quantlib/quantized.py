@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,23 +12,28 @@ from quantlib.recipe import WeightScheme
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """A linear's weight as integer codes.
+    """A linear's weight as codes.
 
-    A weight is ``(code - zero_point) * scale``. Groups are consecutive columns: no format that vLLM
+    A weight is ``(code - zero_point) * scale``, and ``code * scale`` for codes that are floating
+    point numbers. Groups are consecutive columns: no format that vLLM
     serves carries another assignment.
 
     Attributes:
-        codes: uint8 ``[out_features, in_features]``, each below ``2 ** bits``.
+        codes: uint8 ``[out_features, in_features]``, each below ``2 ** bits``; float8_e4m3fn for a
+            scheme of type float.
         scales: ``[out_features, groups]``, in the dtype in which they are stored.
         zero_points: uint8 ``[out_features, groups]``; None for a symmetric scheme, whose zero point
             is ``2 ** (bits - 1)`` everywhere.
-        scheme: Bits, group size and symmetry.
+        scheme: Type, bits, group size and symmetry.
+        input_scale: float32 ``[1]``, the step to which inputs are rounded; None where activations
+            are not quantized, or by a dynamic scale.
     """
 
     codes: Tensor
     scales: Tensor
     zero_points: Tensor | None
     scheme: WeightScheme
+    input_scale: Tensor | None = None
 
     @property
     def middle(self) -> int:
@@ -43,9 +48,20 @@ class QuantizedLinear:
         """
         rows, columns = self.codes.shape
         groups = self.scales.shape[1]
-        codes = self.codes.reshape(rows, groups, columns // groups).float()
+        codes = self.codes.float().reshape(rows, groups, columns // groups)
+        if self.scheme.type == "float":
+            return (codes * self.scales.float()[..., None]).reshape(rows, columns).to(dtype)
         zeros = self.middle if self.zero_points is None else self.zero_points.float()[..., None]
         return ((codes - zeros) * self.scales.float()[..., None]).reshape(rows, columns).to(dtype)
+
+    def divide_rows(self, divisors: Tensor) -> QuantizedLinear:
+        """The linear whose outputs are divided by positive numbers: its codes stay.
+
+        Args:
+            divisors: float32 ``[out_features]``.
+        """
+        scales = (self.scales.float() / divisors[:, None]).to(self.scales.dtype)
+        return replace(self, scales=scales)
 
 
 def group_count(in_features: int, group_size: int) -> int:

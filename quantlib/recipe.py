@@ -28,10 +28,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+Activations = Literal["none", "int8", "int8-static", "fp8"]
+"""What the inputs of quantized linears are rounded to when the model is served."""
+
+
 class WeightScheme(Section):
     """How a weight's numbers are represented."""
 
-    bits: Annotated[int, Field(ge=2, le=8, description="Bits of an integer code.")] = 4
+    type: Annotated[
+        Literal["int", "float"],
+        Field(description="int: whole numbers. float: 8-bit floating point, FP8 E4M3."),
+    ] = "int"
+    bits: Annotated[int, Field(ge=2, le=8, description="Bits of a code.")] = 4
     group_size: Annotated[
         int,
         Field(description="Input columns that share a scale; -1 for one scale per output channel."),
@@ -54,8 +62,11 @@ class QuantizationSection(Section):
     method: Annotated[str, Field(description="A registered quantizer: gptq, minmax, ...")] = "gptq"
     weights: WeightScheme = WeightScheme()
     activations: Annotated[
-        Literal["none", "int8"],
-        Field(description="none, or int8 with one dynamic scale per token."),
+        Activations,
+        Field(
+            description="none; int8 or fp8 with one dynamic scale per token; int8-static with one "
+            "scale per linear, from calibration."
+        ),
     ] = "none"
     format: Annotated[
         str | None,

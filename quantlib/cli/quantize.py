@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from quantlib.errors import GateFailedError, InvalidInputError
-from quantlib.recipe import Recipe, load_config, parse_recipe, recipe_path
+from quantlib.recipe import Activations, Recipe, load_config, parse_recipe, recipe_path
 
 
 def _layers(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:
@@ -40,7 +40,12 @@ Examples:
 @click.option("--bits", type=int, help="Bits of a weight: 4 (default) or 8.")
 @click.option("--group-size", type=int, help="32, 64, 128 (default), or -1 for one per channel.")
 @click.option("--symmetric/--asymmetric", default=None, help="Without or with zero points.")
-@click.option("--activations", type=click.Choice(["none", "int8"]), help="Default: none.")
+@click.option("--weight-type", type=click.Choice(["int", "float"]), help="float: FP8 E4M3.")
+@click.option(
+    "--activations",
+    type=click.Choice(get_args(Activations)),
+    help="int8 and fp8: dynamic, per token. int8-static: per tensor. Default: none.",
+)
 @click.option("--format", "format_", help="gptq or compressed-tensors. Default: by method.")
 @click.option("--layer-wise", is_flag=True, help="Quantize only the blocks of --layers.")
 @click.option("--layers", callback=_layers, help="Block indices: 0,1,2. The rest stays exact.")
@@ -120,6 +125,7 @@ _PATHS = {
     "bits": ("quantization", "weights", "bits"),
     "group_size": ("quantization", "weights", "group_size"),
     "symmetric": ("quantization", "weights", "symmetric"),
+    "weight_type": ("quantization", "weights", "type"),
     "activations": ("quantization", "activations"),
     "format_": ("quantization", "format"),
     "layers": ("quantization", "layers"),

@@ -76,6 +76,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
 
     from quantlib.checkpoint.checkpoint import Checkpoint
     from quantlib.checkpoint.source import FolderSource
+    from quantlib.checkpoint.tensors import read_tensor
     from quantlib.formats import format_registry
     from quantlib.formats.dequantize import dequantized_state
 
@@ -86,26 +87,40 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
         model_class = type(AutoModelForCausalLM.from_config(config))
     state = dict(dequantized_state(checkpoint))
     model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
-    if _quantizes_activations(quantization):
+    activations = _activations(quantization)
+    if activations is not None:
         format = format_registry.get(quantization["quant_method"])()
         _, is_quantized = format.read_scheme(quantization)
-        _round_inputs(model, is_quantized)
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and is_quantized(name):
+                scale = None
+                if not activations["dynamic"]:
+                    scale = read_tensor(checkpoint, f"{name}.input_scale")
+                module.register_forward_pre_hook(_rounding(activations["type"], scale))
     return model
 
 
-def _quantizes_activations(quantization: dict[str, Any]) -> bool:
-    groups = quantization.get("config_groups", {}).values()
-    return any(group.get("input_activations") for group in groups)
+def _activations(quantization: dict[str, Any]) -> dict[str, Any] | None:
+    for group in quantization.get("config_groups", {}).values():
+        if group.get("input_activations"):
+            return dict(group["input_activations"])
+    return None
 
 
-def _round_inputs(model: nn.Module, is_quantized: Callable[[str], bool]) -> None:
-    """Rounds the inputs of quantized linears to int8 with one symmetric scale per token."""
+def _rounding(
+    kind: str, scale: Tensor | None
+) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    """Rounds an input to int8 or FP8, with the given scale or with one per token."""
+    top = 127.0 if kind == "int" else torch.finfo(torch.float8_e4m3fn).max
 
     def rounded(_module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         (values,) = inputs
-        scales = values.float().abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
-        return (((values.float() / scales).round() * scales).to(values.dtype),)
+        wide = values.float()
+        steps = scale
+        if steps is None:
+            steps = wide.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / top
+        codes = (wide / steps).clamp(-top, top)
+        codes = codes.round() if kind == "int" else codes.to(torch.float8_e4m3fn).float()
+        return ((codes * steps).to(values.dtype),)
 
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and is_quantized(name):
-            module.register_forward_pre_hook(rounded)
+    return rounded

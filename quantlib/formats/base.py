@@ -5,16 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from quantlib.recipe import WeightScheme
+from quantlib.recipe import Activations, WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from quantlib.quantized import QuantizedLinear
-
-Activations = Literal["none", "int8"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,8 @@ class CheckpointScheme:
     Attributes:
         format: Name of the format.
         method: Name of the quantizer.
-        weights: Bits, group size and symmetry.
-        activations: none, or int8 with one dynamic scale per token.
+        weights: Type, bits, group size and symmetry.
+        activations: What inputs are rounded to.
         exact: Full names of the linears that are not quantized, the head included.
         exact_fused: Names that vLLM gives to fused linears that are not quantized.
     """

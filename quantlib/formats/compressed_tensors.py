@@ -1,4 +1,4 @@
-"""The compressed-tensors formats: pack-quantized (weights only) and int-quantized (W8A8).
+"""The compressed-tensors formats: pack-quantized (weights only), int-quantized and float-quantized.
 
 pack-quantized, as compressed_tensors/compressors/pack_quantized reads it:
 
@@ -9,7 +9,9 @@ pack-quantized, as compressed_tensors/compressors/pack_quantized reads it:
 | `weight_zero_point` | int32 | `[out_features * bits / 32, groups]` | if asymmetric; along output |
 | `weight_shape` | int64 | `[2]` | out_features, in_features |
 
-int-quantized: `weight` int8 `[out_features, in_features]` and `weight_scale` `[out_features, 1]`.
+int-quantized (W8A8) and float-quantized (FP8): `weight` int8 or float8_e4m3fn
+`[out_features, in_features]` and `weight_scale` `[out_features, 1]`; with static activations also
+`input_scale`, float32 `[1]`.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantlib.formats.base import Activations, BaseFormat, CheckpointScheme
+from quantlib.formats.base import BaseFormat, CheckpointScheme
 from quantlib.formats.registry import format_registry
-from quantlib.recipe import WeightScheme
+from quantlib.recipe import Activations, WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,9 +29,17 @@ if TYPE_CHECKING:
     from quantlib.quantized import QuantizedLinear
 
 
+_LAYOUTS: dict[Activations, str] = {
+    "none": "pack-quantized",
+    "int8": "int-quantized",
+    "int8-static": "int-quantized",
+    "fp8": "float-quantized",
+}
+
+
 @format_registry.register("compressed-tensors")
 class CompressedTensorsFormat(BaseFormat):
-    """Weights of 4 and 8 bits, symmetric or not; int8 activations with 8-bit weights."""
+    """Weights of 4 and 8 bits, symmetric or not; int8 or FP8 weights with such activations."""
 
     name = "compressed-tensors"
     vllm_name = "compressed-tensors"
@@ -38,13 +48,15 @@ class CompressedTensorsFormat(BaseFormat):
         """Why the format, or vLLM reading it, cannot hold a scheme; None where they can."""
         if weights.bits not in (4, 8):
             return f"vLLM serves it for 4 and 8 bits, not {weights.bits}"
-        if activations == "int8" and (
+        if activations != "none" and (
             weights.bits != 8 or weights.group_size != -1 or not weights.symmetric
         ):
             return (
-                "int8 activations go with weights of 8 bits, per channel (group_size -1) and "
-                "symmetric"
+                f"{activations} activations go with weights of 8 bits, per channel (group_size -1) "
+                "and symmetric"
             )
+        if (weights.type == "float") != (activations == "fp8"):
+            return "weights of type float go with fp8 activations, and with no others"
         return None
 
     def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
@@ -59,9 +71,14 @@ class CompressedTensorsFormat(BaseFormat):
 
         from quantlib.formats.packing import pack_int32
 
-        if activations == "int8":
-            signed = (linear.codes.to(torch.int16) - linear.middle).to(torch.int8)
-            return {"weight": signed, "weight_scale": linear.scales}
+        if activations != "none":
+            weight = linear.codes
+            if linear.scheme.type == "int":
+                weight = (weight.to(torch.int16) - linear.middle).to(torch.int8)
+            tensors = {"weight": weight, "weight_scale": linear.scales}
+            if linear.input_scale is not None:
+                tensors["input_scale"] = linear.input_scale
+            return tensors
         bits = linear.scheme.bits
         tensors = {
             "weight_packed": pack_int32(linear.codes, bits),
@@ -86,24 +103,27 @@ class CompressedTensorsFormat(BaseFormat):
             if not weights.symmetric:
                 words = tensors["weight_zero_point"].t()
                 zero_points = unpack_int32(words, weights.bits, rows).t().contiguous()
+        elif weights.type == "float":
+            codes = tensors["weight"]
         else:
             middle = 1 << (weights.bits - 1)
             codes = (tensors["weight"].to(torch.int16) + middle).to(torch.uint8)
-        return QuantizedLinear(codes, scales, zero_points, weights)
+        return QuantizedLinear(codes, scales, zero_points, weights, tensors.get("input_scale"))
 
     def quantization_config(self, scheme: CheckpointScheme) -> dict[str, Any]:
         """The ``quantization_config`` of config.json."""
         weights = scheme.weights
+        layout = _LAYOUTS[scheme.activations]
         quantized_activations = None
-        if scheme.activations == "int8":
+        if scheme.activations != "none":
+            static = scheme.activations == "int8-static"
             quantized_activations = {
                 "num_bits": 8,
-                "type": "int",
-                "strategy": "token",
-                "dynamic": True,
+                "type": weights.type,
+                "strategy": "tensor" if static else "token",
+                "dynamic": not static,
                 "symmetric": True,
             }
-        layout = "pack-quantized" if scheme.activations == "none" else "int-quantized"
         return {
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
@@ -115,7 +135,7 @@ class CompressedTensorsFormat(BaseFormat):
                     "format": layout,
                     "weights": {
                         "num_bits": weights.bits,
-                        "type": "int",
+                        "type": weights.type,
                         "strategy": "channel" if weights.group_size == -1 else "group",
                         "group_size": None if weights.group_size == -1 else weights.group_size,
                         "symmetric": weights.symmetric,
@@ -131,6 +151,7 @@ class CompressedTensorsFormat(BaseFormat):
         """The inverse of :meth:`quantization_config`."""
         weights = config["config_groups"]["group_0"]["weights"]
         scheme = WeightScheme(
+            type=weights["type"],
             bits=weights["num_bits"],
             group_size=-1 if weights["strategy"] == "channel" else weights["group_size"],
             symmetric=weights["symmetric"],

@@ -14,9 +14,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantlib.formats.base import Activations, BaseFormat, CheckpointScheme
+from quantlib.formats.base import BaseFormat, CheckpointScheme
 from quantlib.formats.registry import format_registry
-from quantlib.recipe import WeightScheme
+from quantlib.recipe import Activations, WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,8 @@ class GPTQFormat(BaseFormat):
         """Why the format, or vLLM reading it, cannot hold a scheme; None where they can."""
         if activations != "none":
             return "it holds weights only; use compressed-tensors for quantized activations"
+        if weights.type != "int":
+            return "it holds whole numbers only; use compressed-tensors for FP8"
         if not weights.symmetric:
             return "vLLM serves it for symmetric weights only; use compressed-tensors"
         if weights.bits not in (4, 8):

@@ -3,7 +3,7 @@
 Importing this package registers the families that ship; it does not import torch.
 """
 
-from quantlib.models.base import BaseModelAdapter, LinearGroup
+from quantlib.models.base import BaseModelAdapter, LinearGroup, Producer
 from quantlib.models.huggingface import BaseHuggingFaceAdapter
 from quantlib.models.llama import LlamaAdapter
 from quantlib.models.qwen import QwenAdapter
@@ -15,6 +15,7 @@ __all__ = [
     "LinearGroup",
     "LlamaAdapter",
     "ModelRegistry",
+    "Producer",
     "QwenAdapter",
     "model_registry",
 ]

@@ -20,19 +20,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Producer:
+    """What gives a group its input, channel by channel.
+
+    Dividing an output channel of the producer by a positive number divides the input channels that
+    come from it by that number, and nothing else in the model changes.
+
+    Attributes:
+        name: A norm or a linear within the block: ``input_layernorm``, ``self_attn.v_proj``.
+        norm: Whether it is a norm.
+        first_row: The row of the linear that gives the first channel, where it gives other things
+            too.
+        head_dim: Channels of a head, where ``repeats`` is not 1.
+        repeats: How many heads of the input in a row come from one head of the producer, as in
+            grouped-query attention.
+    """
+
+    name: str
+    norm: bool = False
+    first_row: int = 0
+    head_dim: int = 1
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
 class LinearGroup:
     """Linears of a block that share an input.
 
     Attributes:
         name: What the input is: ``attention_input``.
         linears: Their names within the block, in the order in which vLLM fuses them.
-        norm: The norm that gives the input and nothing else, so that a scale per channel can be
-            folded into it; None where the input comes from other linears.
+        producer: Where a scale per input channel can be folded; None where it cannot.
     """
 
     name: str
     linears: tuple[str, ...]
-    norm: str | None = None
+    producer: Producer | None = None
 
 
 class BaseModelAdapter(ABC):

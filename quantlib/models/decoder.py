@@ -48,6 +48,7 @@ class DecoderBlock:
         norm_eps: Added to the mean square within the norms.
         activation: Name of the MLP's activation.
         sliding_window: Tokens that the attention reaches back, or None.
+        norm_offset: What is added to the stored weight of a norm.
     """
 
     index: int
@@ -61,6 +62,7 @@ class DecoderBlock:
     norm_eps: float
     activation: str
     sliding_window: int | None
+    norm_offset: float = 0.0
 
     def walk(self, hidden: Tensor) -> Walk:
         """Computes the block, and stops at the input of each group.
@@ -82,8 +84,8 @@ class DecoderBlock:
         hidden = hidden + self._linear("self_attn.o_proj", x)
         x = self._norm("post_attention_layernorm", hidden)
         yield mlp_input, x
-        gate = _ACTIVATIONS[self.activation](self._linear("mlp.gate_proj", x))
-        x = gate * self._linear("mlp.up_proj", x)
+        activation = _ACTIVATIONS[self.activation]
+        x = activation(self._linear("mlp.gate_proj", x)) * self._linear("mlp.up_proj", x)
         yield mlp_output, x
         return hidden + self._linear("mlp.down_proj", x)
 
@@ -117,7 +119,8 @@ class DecoderBlock:
     def _norm(self, name: str, x: Tensor) -> Tensor:
         wide = x.float()
         normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.norm_eps)
-        return (self.tensors[f"{name}.weight"] * normalized).to(self.dtype)
+        weight = self.tensors[f"{name}.weight"] + self.norm_offset
+        return (weight * normalized).to(self.dtype)
 
     def _attention(self, x: Tensor) -> Tensor:
         length = x.shape[1]

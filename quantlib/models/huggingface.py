@@ -11,7 +11,7 @@ from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.models.base import BaseModelAdapter, LinearGroup
+from quantlib.models.base import BaseModelAdapter, LinearGroup, Producer
 
 if TYPE_CHECKING:
     import torch
@@ -125,13 +125,23 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
             LinearGroup(
                 "attention_input",
                 ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-                norm="input_layernorm",
+                Producer("input_layernorm", norm=True),
             ),
-            LinearGroup("attention_output", ("self_attn.o_proj",)),
             LinearGroup(
-                "mlp_input", ("mlp.gate_proj", "mlp.up_proj"), norm="post_attention_layernorm"
+                "attention_output",
+                ("self_attn.o_proj",),
+                Producer(
+                    "self_attn.v_proj",
+                    head_dim=self.head_dim,
+                    repeats=self.heads // self.key_value_heads,
+                ),
             ),
-            LinearGroup("mlp_output", ("mlp.down_proj",)),
+            LinearGroup(
+                "mlp_input",
+                ("mlp.gate_proj", "mlp.up_proj"),
+                Producer("post_attention_layernorm", norm=True),
+            ),
+            LinearGroup("mlp_output", ("mlp.down_proj",), Producer("mlp.up_proj")),
         )
 
     def fused(self) -> Mapping[str, tuple[str, ...]]:

@@ -56,7 +56,7 @@ class BaseOutlierSuppressor(ABC):
     @abstractmethod
     def apply(
         self, block: DecoderBlock, scales: Mapping[str, torch.Tensor], stored: torch.dtype
-    ) -> list[str]:
+    ) -> dict[str, torch.Tensor]:
         """Folds scales into a block; its function does not change.
 
         Args:
@@ -65,5 +65,6 @@ class BaseOutlierSuppressor(ABC):
             stored: The dtype in which the block's other tensors are stored.
 
         Returns:
-            Names within the block of the tensors that changed and are not quantized afterwards.
+            The tensors that changed besides the weights of the scaled linears, by name within the
+            block, as they are stored unless they are quantized.
         """

@@ -56,17 +56,22 @@ class SmoothQuantSuppressor(BaseOutlierSuppressor):
 
     def apply(
         self, block: DecoderBlock, scales: Mapping[str, torch.Tensor], stored: torch.dtype
-    ) -> list[str]:
+    ) -> dict[str, torch.Tensor]:
         """Folds scales into a block's norms and the linears behind them."""
-        changed = []
+        from quantlib.models.folding import Fold
+
+        changed: dict[str, torch.Tensor] = {}
         for group in block.groups:
-            if group.name not in scales or group.norm is None:
+            if group.name not in scales or group.producer is None:
                 continue
             scale = scales[group.name].to(block.rotary.frequencies.device)
-            norm = f"{group.norm}.weight"
-            block.tensors[norm] = (block.tensors[norm] / scale).to(stored)
+            fold = Fold.of(block, group.producer, len(scale), stored)
+            effective = fold.effective(scale)
+            folded = fold.tensors(scale)
             for linear in group.linears:
                 # float32: rounding here would add to the error of quantizing.
-                block.tensors[f"{linear}.weight"] = block.tensors[f"{linear}.weight"] * scale
-            changed.append(norm)
+                weight = block.tensors[f"{linear}.weight"]
+                block.tensors[f"{linear}.weight"] = weight * effective
+            block.tensors |= folded
+            changed |= folded
         return changed

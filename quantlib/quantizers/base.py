@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from quantlib.models.folding import Fold
     from quantlib.quantized import QuantizedLinear
 
 
@@ -26,17 +27,34 @@ class Options(BaseModel):
 
 
 @dataclass(frozen=True)
+class GroupInputs:
+    """What is known of the input that the linears of a group share.
+
+    Attributes:
+        hessian: float32 ``[in_features, in_features]``, the mean of ``x.T @ x`` over the
+            calibration tokens; None unless the quantizer ``needs_hessian``.
+        fold: Where scales per input channel can go; None where the input has to stay as it is.
+    """
+
+    hessian: Tensor | None = None
+    fold: Fold | None = None
+
+
+@dataclass(frozen=True)
 class QuantizedGroup:
     """The quantized linears of a group.
 
     Attributes:
         linears: By the names that they were given under.
+        input_scales: What their input has to be divided by, per channel, for their codes to be
+            right; float32 ``[in_features]``. None where the input stays.
         damping: Share of the Hessian's mean diagonal that was added to it; None where no Hessian
             was factorized.
         damping_attempts: Factorizations tried.
     """
 
     linears: Mapping[str, QuantizedLinear]
+    input_scales: Tensor | None = None
     damping: float | None = None
     damping_attempts: int = 0
 
@@ -46,6 +64,7 @@ class BaseQuantizer(ABC):
 
     Attributes:
         options_type: The type of the method's settings.
+        types: Types of codes that the method can produce: int, float.
         needs_hessian: Whether :meth:`quantize` uses the Hessian of the linears' input. Without it
             no calibration text is read.
         section: The recipe's ``quantization``.
@@ -53,6 +72,7 @@ class BaseQuantizer(ABC):
     """
 
     options_type: ClassVar[type[Options]] = Options
+    types: ClassVar[tuple[str, ...]] = ("int",)
     needs_hessian: ClassVar[bool] = False
 
     def __init__(self, section: QuantizationSection) -> None:
@@ -61,14 +81,13 @@ class BaseQuantizer(ABC):
 
     @abstractmethod
     def quantize(
-        self, weights: Mapping[str, Tensor], hessian: Tensor | None, stored: torch.dtype
+        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
     ) -> QuantizedGroup:
         """Quantizes linears that share an input.
 
         Args:
             weights: float32 ``[out_features, in_features]`` by name.
-            hessian: float32 ``[in_features, in_features]``, the mean of ``x.T @ x`` over the
-                calibration tokens; None unless ``needs_hessian``.
+            inputs: What is known of their input.
             stored: The dtype in which scales are stored.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 from quantlib.calibration.statistics import PANEL_COLUMNS, HessianAccumulator
 from quantlib.errors import QuantizationError
 from quantlib.models.decoder import DecoderBlock, finish
+from quantlib.models.folding import Fold
 from quantlib.quantized import QuantizedLinear
-from quantlib.quantizers.base import BaseQuantizer
+from quantlib.quantizers.base import BaseQuantizer, GroupInputs
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,12 @@ class QuantizedBlock:
 
     Attributes:
         linears: By name within the block.
+        changed: Other tensors that are not what they were, by name within the block, as stored.
         errors: One per quantized linear.
     """
 
     linears: dict[str, QuantizedLinear]
+    changed: dict[str, Tensor]
     errors: list[LinearError]
 
 
@@ -62,6 +65,8 @@ def quantize_block(
     quantizer: BaseQuantizer,
     exact: Collection[str],
     stored: torch.dtype,
+    *,
+    static_activations: bool = False,
     last: bool = False,
 ) -> QuantizedBlock:
     """Quantizes a block and moves the calibration tokens through it.
@@ -70,57 +75,74 @@ def quantize_block(
     linear is computed twice.
 
     Args:
-        block: The block; its weights become the dequantized ones.
+        block: The block; its weights become the dequantized ones, for the input that it has.
         batches: The block's inputs, ``[samples, sequence, hidden_size]`` each; replaced by its
             outputs. Empty without calibration.
         quantizer: The method.
         exact: Names within the block of the linears that stay exact.
         stored: The dtype in which scales are stored.
+        static_activations: Whether the quantized linears' inputs get one scale each.
         last: Whether no other block takes this one's outputs, which are then not computed.
 
     Raises:
         QuantizationError: A linear could not be quantized.
     """
-    linears: dict[str, QuantizedLinear] = {}
-    errors: list[LinearError] = []
+    result = QuantizedBlock({}, {}, [])
     walks = [block.walk(hidden) for hidden in batches]
     batches.clear()  # the walks hold what they need
     for group in block.groups:
         names = [name for name in group.linears if name not in exact]
         accumulator: HessianAccumulator | None = None
+        largest = 0.0
         for walk in walks:
             _, x = next(walk)
-            if names:
+            if not names:
+                continue
+            if quantizer.needs_hessian:
                 if accumulator is None:
                     accumulator = HessianAccumulator(x.shape[-1], x.device)
                 accumulator.add(x)
+            if static_activations:
+                largest = max(largest, float(x.abs().max()))
         if names:
             hessian = None if accumulator is None else accumulator.hessian()
-            quantized, group_errors = _quantize_group(block, names, hessian, quantizer, stored)
-            linears |= quantized
-            errors += group_errors
+            fold = None
+            if group.producer is not None and len(names) == len(group.linears):
+                columns = block.tensors[f"{names[0]}.weight"].shape[1]
+                fold = Fold.of(block, group.producer, columns, stored)
+            inputs = GroupInputs(hessian, fold)
+            input_scale = torch.tensor([largest / 127]) if static_activations else None
+            _quantize_group(block, names, inputs, quantizer, stored, input_scale, result)
     if not last:
         batches += [finish(walk) for walk in walks]
-    return QuantizedBlock(linears, errors)
+    return result
 
 
 def _quantize_group(
     block: DecoderBlock,
     names: list[str],
-    hessian: Tensor | None,
+    inputs: GroupInputs,
     quantizer: BaseQuantizer,
     stored: torch.dtype,
-) -> tuple[dict[str, QuantizedLinear], list[LinearError]]:
+    input_scale: Tensor | None,
+    result: QuantizedBlock,
+) -> None:
+    """Quantizes linears that share an input and adds them to the result."""
     weights = {name: block.tensors[f"{name}.weight"].float() for name in names}
     try:
-        group = quantizer.quantize(weights, hessian, stored)
+        group = quantizer.quantize(weights, inputs, stored)
     except QuantizationError as error:
         raise QuantizationError(f"block {block.index}: {error.linear}", error.what) from None
-    errors = []
+    if group.input_scales is not None:
+        _fold(inputs, group.input_scales, result)
+    hessian = inputs.hessian
     for name, linear in group.linears.items():
         weight, restored = weights[name], linear.dequantize()
+        if group.input_scales is not None:
+            # The walks go on with the input as it was.
+            restored = restored / group.input_scales
         change = restored - weight
-        errors.append(
+        result.errors.append(
             LinearError(
                 block=block.index,
                 linear=name,
@@ -131,7 +153,20 @@ def _quantize_group(
             )
         )
         block.tensors[f"{name}.weight"] = restored.to(block.dtype)
-    return dict(group.linears), errors
+        result.linears[name] = replace(linear, input_scale=input_scale)
+
+
+def _fold(inputs: GroupInputs, scales: Tensor, result: QuantizedBlock) -> None:
+    """Folds scales into what was quantized before, or into what stays exact."""
+    fold = inputs.fold
+    if fold is None:
+        raise ValueError("the quantizer scales an input that has to stay")
+    producer = result.linears.get(fold.producer.name)
+    if producer is None:
+        result.changed.update(fold.tensors(scales))
+    else:
+        result.linears[fold.producer.name] = producer.divide_rows(fold.divisors(scales))
+        result.changed.update(fold.bias(scales))
 
 
 def _energy_ratio(change: Tensor, weight: Tensor, hessian: Tensor | None) -> float:

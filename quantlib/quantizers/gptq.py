@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from quantlib.errors import QuantizationError
-from quantlib.quantizers.base import BaseQuantizer, Options, QuantizedGroup
+from quantlib.quantizers.base import BaseQuantizer, GroupInputs, Options, QuantizedGroup
 from quantlib.quantizers.registry import quantizer_registry
 
 if TYPE_CHECKING:
@@ -25,10 +25,11 @@ class GPTQOptions(Options):
     """Settings of GPTQ."""
 
     scale_search: Annotated[
-        Literal["importance", "minmax"],
+        Literal["importance", "mse", "minmax"],
         Field(
             description="importance: of 13 shrunken ranges per group, the one with the least error "
-            "weighted by the Hessian's diagonal. minmax: the group's extreme weights."
+            "weighted by the Hessian's diagonal. mse: the same, not weighted. minmax: the group's "
+            "extreme weights."
         ),
     ] = "importance"
     act_order: Annotated[
@@ -55,7 +56,7 @@ class GPTQQuantizer(BaseQuantizer):
     options: GPTQOptions
 
     def quantize(
-        self, weights: Mapping[str, Tensor], hessian: Tensor | None, stored: torch.dtype
+        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
     ) -> QuantizedGroup:
         """Quantizes linears that share an input, with one factorization of its Hessian."""
         import torch
@@ -68,6 +69,7 @@ class GPTQQuantizer(BaseQuantizer):
         from quantlib.quantizers.rounding import to_quantized_linear
         from quantlib.quantizers.scales import GroupScales
 
+        hessian = inputs.hessian
         if hessian is None:
             raise ValueError("GPTQ needs the Hessian of the input")
         try:
@@ -90,13 +92,15 @@ class GPTQQuantizer(BaseQuantizer):
             part = GroupScales(scales.scales[rows], scales.zero_points[rows])
             linears[name] = to_quantized_linear(codes[rows], part, self.section.weights, stored)
             start = rows.stop
-        return QuantizedGroup(linears, factor.damping, factor.attempts)
+        return QuantizedGroup(linears, damping=factor.damping, damping_attempts=factor.attempts)
 
     def _scales(self, weight: Tensor, importance: Tensor, stored: torch.dtype) -> GroupScales:
         from quantlib.quantizers.scales import range_scales, searched_scales
 
         if self.options.scale_search == "minmax":
             return range_scales(weight, self.section.weights, stored)
+        if self.options.scale_search == "mse":
+            importance = importance.new_ones(importance.shape)
         return searched_scales(weight, importance, self.section.weights, stored, SHRINKS)
 
     @classmethod

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from quantlib.quantizers.base import BaseQuantizer, QuantizedGroup
+from quantlib.quantizers.base import BaseQuantizer, GroupInputs, QuantizedGroup
 from quantlib.quantizers.registry import quantizer_registry
 
 if TYPE_CHECKING:
@@ -17,13 +17,26 @@ if TYPE_CHECKING:
 class MinMaxQuantizer(BaseQuantizer):
     """Needs no calibration: a weight's codes follow from the weight alone."""
 
+    types: ClassVar[tuple[str, ...]] = ("int", "float")
+
     def quantize(
-        self, weights: Mapping[str, Tensor], hessian: Tensor | None, stored: torch.dtype
+        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
     ) -> QuantizedGroup:
         """Rounds each weight to the nearest code."""
-        from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
+        from quantlib.quantizers.rounding import (
+            round_to_float8,
+            round_to_nearest,
+            to_quantized_linear,
+        )
         from quantlib.quantizers.scales import range_scales
 
+        if self.section.weights.type == "float":
+            return QuantizedGroup(
+                {
+                    name: round_to_float8(weight, self.section.weights, stored)
+                    for name, weight in weights.items()
+                }
+            )
         linears = {}
         for name, weight in weights.items():
             scales = range_scales(weight, self.section.weights, stored)

@@ -41,3 +41,20 @@ def to_quantized_linear(
         zero_points=None if scheme.symmetric else scales.zero_points.to(torch.uint8),
         scheme=scheme,
     )
+
+
+def round_to_float8(weight: Tensor, scheme: WeightScheme, stored: torch.dtype) -> QuantizedLinear:
+    """FP8 E4M3 codes with one scale per output channel, which maps its largest weight to 448.
+
+    Args:
+        weight: float32 ``[out_features, in_features]``.
+        scheme: Of type float.
+        stored: The dtype in which scales are stored.
+    """
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    width = weight.abs().amax(1, keepdim=True)
+    smallest = torch.finfo(stored).tiny
+    scales = (width / largest).clamp(min=smallest).to(stored)
+    # A scale that was rounded down would push the largest weight beyond the range.
+    codes = (weight / scales.float()).clamp(-largest, largest).to(torch.float8_e4m3fn)
+    return QuantizedLinear(codes, scales, None, scheme)

@@ -176,6 +176,7 @@ def _method(recipe: Recipe) -> Method:
         group_size=quantization.weights.group_size,
         symmetric=quantization.weights.symmetric,
         activations=quantization.activations,
+        weight_type=quantization.weights.type,
         format=resolve_format(quantization),
         outlier_suppression=suppression.method if suppression else None,
     )

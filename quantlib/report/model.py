@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib.errors import InvalidInputError
+from quantlib.recipe import Activations
 from quantlib.store.receipt import Digest, FileRecord
 
 SCHEMA: Final = "quantlib/report/1"
@@ -68,14 +69,17 @@ class Method(Part):
     bits: int
     group_size: Annotated[int, Field(description="-1: one scale per output channel.")]
     symmetric: bool
-    activations: Literal["none", "int8"]
+    activations: Activations
+    weight_type: Literal["int", "float"]
     format: str
     outlier_suppression: str | None
 
     @property
     def scheme(self) -> str:
         """The widths of weights and activations in the usual short form, such as ``W4A16``."""
-        return f"W{self.bits}A{8 if self.activations == 'int8' else 16}"
+        if self.weight_type == "float":
+            return "FP8"
+        return f"W{self.bits}A{16 if self.activations == 'none' else 8}"
 
     @property
     def grouping(self) -> str:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from quantlib.calibration.inputs import calibration_windows
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
-from quantlib.compatibility import needs_calibration
+from quantlib.compatibility import needs_calibration, needs_hidden_states
 from quantlib.models import model_registry
 from quantlib.progress import progress_bar
-from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.contract import StepCall
 from quantlib.steps.plan import parse_range
@@ -43,8 +42,8 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
         the checkpoint's dtype, and one of statistics; with no file where nothing is needed.
     """
     ranges = [parse_range(text) for text in plan.facts["ranges"]]
-    quantizer = quantizer_registry.get_quantizer(recipe.quantization.method)
-    boundaries = [start for start, _ in ranges] if quantizer.needs_hessian else []
+    needed = needs_hidden_states(recipe.quantization)
+    boundaries = [start for start, _ in ranges] if needed else []
     observed_to = ranges[-1][1] if recipe.outlier_suppression is not None else 0
     parameters = {
         "calibration": recipe.calibration.model_dump(mode="json")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
-from quantlib.compatibility import exact_linears, resolve_format
+from quantlib.compatibility import exact_linears, needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
 from quantlib.models import model_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
@@ -105,7 +105,7 @@ def _quantize_blocks(
         )
         scales = read_tensors(ReceiptSource(store, smoothing), SCALES_NAME)
     batches: list[torch.Tensor] = []
-    if quantizer.needs_hessian:
+    if needs_hidden_states(section):
         hidden = read_tensors(ReceiptSource(store, calibration), hidden_name(blocks.start))
         batches = split_batches(hidden.pop("hidden"), streamed)
     errors = []
@@ -115,22 +115,24 @@ def _quantize_blocks(
     ):
         for index in blocks:
             block = streamed.block(index)
-            changed: list[str] = []
+            smoothed: dict[str, torch.Tensor] = {}
             if suppressor is not None:
                 of_block = {
                     group.name: scales[f"{index}.{group.name}"]
                     for group in block.groups
                     if f"{index}.{group.name}" in scales
                 }
-                changed = suppressor.apply(block, of_block, streamed.stored_dtype)
+                smoothed = suppressor.apply(block, of_block, streamed.stored_dtype)
             quantized = quantize_block(
                 block,
                 batches,
                 quantizer,
                 exact_of[index],
                 streamed.stored_dtype,
+                static_activations=section.activations == "int8-static",
                 last=index == blocks[-1],
             )
+            changed = smoothed | quantized.changed
             errors += [error.as_json() for error in quantized.errors]
             prefix = adapter.block_prefix(index)
             for name in adapter.block_tensors(checkpoint, index):
@@ -142,7 +144,7 @@ def _quantize_blocks(
                     for part, tensor in tensors.items():
                         write_tensor(writer, f"{module}.{part}", tensor)
                 elif local in changed:
-                    write_tensor(writer, name, block.tensors[local])
+                    write_tensor(writer, name, changed[local])
                 else:
                     info = checkpoint.info(name)
                     writer.add(name, info.dtype, info.shape, checkpoint.read(name))

@@ -56,7 +56,9 @@ def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -
         with SafetensorsWriter(output.local(SCALES_NAME)) as writer:
             for block, exact in enumerate(exact_linears(recipe.quantization, adapter)):
                 for group in adapter.groups():
-                    if group.norm is None or exact.issuperset(group.linears):
+                    if group.producer is None or not group.producer.norm:
+                        continue
+                    if exact.issuperset(group.linears):
                         continue
                     name = f"{block}.{group.name}"
                     scales = suppressor.scales(

@@ -8,7 +8,7 @@ from compressed_tensors.quantization import QuantizationConfig
 from quantlib.formats import CheckpointScheme, format_registry
 from quantlib.formats.packing import pack_int32, unpack_int32
 from quantlib.quantized import QuantizedLinear
-from quantlib.quantizers import MinMaxQuantizer
+from quantlib.quantizers import GroupInputs, MinMaxQuantizer
 from quantlib.recipe import QuantizationSection, WeightScheme
 
 SCHEMES = [
@@ -22,7 +22,7 @@ SCHEMES = [
 def quantized(weights: WeightScheme) -> QuantizedLinear:
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
     quantizer = MinMaxQuantizer(QuantizationSection(method="minmax", weights=weights))
-    return quantizer.quantize({"x": weight}, None, torch.bfloat16).linears["x"]
+    return quantizer.quantize({"x": weight}, GroupInputs(), torch.bfloat16).linears["x"]
 
 
 def scheme_of(name: str, weights: WeightScheme, activations: str = "none") -> CheckpointScheme:
@@ -115,3 +115,22 @@ def test_parse_is_the_inverse(name: str, weights: WeightScheme) -> None:
     back = ours.parse(ours.tensors(linear, "none"), scheme)
     assert torch.equal(back.codes, linear.codes)
     assert torch.equal(back.dequantize(), linear.dequantize())
+
+
+def test_compressed_tensors_reads_our_fp8_weights() -> None:
+    weights = WeightScheme(type="float", bits=8, group_size=-1)
+    linear = quantized(weights)
+    ours = format_registry.get_format("compressed-tensors")
+    config = QuantizationConfig.model_validate(
+        ours.quantization_config(scheme_of("compressed-tensors", weights, "fp8"))
+    )
+    group = config.config_groups["group_0"]
+    assert group.input_activations.dynamic
+    tensors = ours.tensors(linear, "fp8")
+    assert tensors["weight"].dtype == torch.float8_e4m3fn
+    restored = BaseCompressor.get_value_from_registry("float-quantized").decompress(tensors, group)
+    torch.testing.assert_close(restored["weight"].float(), linear.dequantize(), rtol=2**-7, atol=0)
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    # Three bits of mantissa: half a step is a sixteenth.
+    error = (linear.dequantize() - weight).abs()
+    assert (error <= weight.abs() / 15 + linear.scales.float() * 2**-9).all()

@@ -34,7 +34,7 @@ def test_folding_keeps_the_function_and_moves_the_outlier(tiny_llama: Path) -> N
     changed = SmoothQuantSuppressor({}).apply(
         after, {"attention_input": scale, "mlp_input": scale}, torch.float32
     )
-    assert changed == ["input_layernorm.weight", "post_attention_layernorm.weight"]
+    assert list(changed) == ["input_layernorm.weight", "post_attention_layernorm.weight"]
     torch.testing.assert_close(after.forward(hidden), before.forward(hidden), rtol=1e-4, atol=1e-4)
     inputs: list[torch.Tensor] = []
     after.forward(hidden, lambda _, x: inputs.append(x))

@@ -1,0 +1,104 @@
+"""Scales per input channel, folded into what gives a group of linears its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantlib.models.base import Producer
+from quantlib.models.decoder import DecoderBlock
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The place where the scales of a group go.
+
+    Folding divides the group's input by a scale per channel; whoever folds multiplies the columns
+    of the group's linears by the same scales, so that the block's function stays.
+
+    Attributes:
+        block: The block.
+        producer: What gives the input.
+        rows: The producer's output channel that each input channel comes from, int64
+            ``[in_features]``.
+        stored: The dtype in which the block's tensors are stored.
+    """
+
+    block: DecoderBlock
+    producer: Producer
+    rows: Tensor
+    stored: torch.dtype
+
+    @classmethod
+    def of(
+        cls, block: DecoderBlock, producer: Producer, in_features: int, stored: torch.dtype
+    ) -> Fold:
+        """The fold of a group with ``in_features`` input channels."""
+        device = block.tensors[f"{producer.name}.weight"].device
+        channels = torch.arange(in_features, device=device)
+        heads = channels // (producer.head_dim * producer.repeats)
+        rows = producer.first_row + heads * producer.head_dim + channels % producer.head_dim
+        return cls(block, producer, rows, stored)
+
+    def tie(self, scales: Tensor) -> Tensor:
+        """Scales that are equal where channels come from the same one: their geometric mean.
+
+        Args:
+            scales: Positive, float32 ``[in_features]``.
+        """
+        if self.producer.repeats == 1:
+            return scales
+        sums = scales.new_zeros(int(self.rows.max()) + 1)
+        sums.index_add_(0, self.rows, scales.log())
+        return (sums / self.producer.repeats).exp()[self.rows]
+
+    def effective(self, scales: Tensor) -> Tensor:
+        """What the input is divided by once the producer has been rounded to its stored dtype.
+
+        Args:
+            scales: Positive, float32 ``[in_features]``, tied.
+        """
+        if not self.producer.norm:
+            return scales
+        before = self._norm_weight() + self.block.norm_offset
+        after = self.tensors(scales)[f"{self.producer.name}.weight"].float()
+        after = after + self.block.norm_offset
+        divided = before / after
+        return torch.where(divided.isfinite() & (divided > 0), divided, scales)
+
+    def divisors(self, scales: Tensor) -> Tensor:
+        """What each output channel of the producer is divided by, float32 ``[out_features]``."""
+        weight = self.block.tensors[f"{self.producer.name}.weight"]
+        divisors = torch.ones(len(weight), device=weight.device)
+        divisors[self.rows] = scales
+        return divisors
+
+    def tensors(self, scales: Tensor) -> dict[str, Tensor]:
+        """The producer's tensors with the scales folded in, by name within the block, as stored.
+
+        Args:
+            scales: float32 ``[in_features]``, tied.
+        """
+        name = self.producer.name
+        divisors = self.divisors(scales)
+        if self.producer.norm:
+            offset = self.block.norm_offset
+            return {
+                f"{name}.weight": ((self._norm_weight() + offset) / divisors - offset).to(
+                    self.stored
+                )
+            }
+        weight = self.block.tensors[f"{name}.weight"].float()
+        return {f"{name}.weight": (weight / divisors[:, None]).to(self.stored), **self.bias(scales)}
+
+    def bias(self, scales: Tensor) -> dict[str, Tensor]:
+        """The producer's bias alone, if it has one."""
+        name = f"{self.producer.name}.bias"
+        if name not in self.block.tensors:
+            return {}
+        return {name: (self.block.tensors[name].float() / self.divisors(scales)).to(self.stored)}
+
+    def _norm_weight(self) -> Tensor:
+        return self.block.tensors[f"{self.producer.name}.weight"].float()
