@@ -76,18 +76,22 @@ class DecoderBlock:
         Returns:
             The generator; what it returns is the block's output, of the same shape.
         """
-        attention_input, attention_output, mlp_input, mlp_output = self.groups
+        attention_input, attention_output, *_ = self.groups
         x = self._norm("input_layernorm", hidden)
         yield attention_input, x
         x = self._attention(x)
         yield attention_output, x
         hidden = hidden + self._linear("self_attn.o_proj", x)
         x = self._norm("post_attention_layernorm", hidden)
+        return hidden + (yield from self._walk_mlp(x))
+
+    def _walk_mlp(self, x: Tensor) -> Walk:
+        *_, mlp_input, mlp_output = self.groups
         yield mlp_input, x
         activation = _ACTIVATIONS[self.activation]
         x = activation(self._linear("mlp.gate_proj", x)) * self._linear("mlp.up_proj", x)
         yield mlp_output, x
-        return hidden + self._linear("mlp.down_proj", x)
+        return self._linear("mlp.down_proj", x)
 
     def forward(
         self, hidden: Tensor, observe: Callable[[LinearGroup, Tensor], None] | None = None
