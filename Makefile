@@ -28,11 +28,13 @@ quality: $(STAMP) ## Check style, types and generated files
 	$(VENV)/bin/ruff format --check $(SOURCES) scripts
 	$(VENV)/bin/mypy
 	$(PYTHON) -m components --check
+	$(PYTHON) scripts/reference.py --check
 
 style: $(STAMP) ## Fix what can be fixed by itself
 	$(VENV)/bin/ruff check --fix $(SOURCES) scripts
 	$(VENV)/bin/ruff format $(SOURCES) scripts
 	$(PYTHON) -m components
+	$(PYTHON) scripts/reference.py
 
 compile: $(STAMP) ## Compile the Kubeflow pipeline to build/pipeline.yaml
 	$(PYTHON) -m pipelines compile --output build/pipeline.yaml

@@ -163,7 +163,7 @@ class ValidationSection(Section):
     text_field: Annotated[
         str, Field(description="Field or column that holds the text of a record.")
     ] = "text"
-    num_samples: Annotated[int, Field(ge=1, description="Token windows to judge on.")] = 16
+    num_samples: Annotated[int, Field(ge=1, description="Token windows to judge on.")] = 12
     sequence_length: Annotated[int, Field(ge=8, description="Tokens in a window.")] = 512
     prompts: Annotated[
         tuple[str, ...], Field(description="Completed greedily by both models, side by side.")
@@ -172,7 +172,9 @@ class ValidationSection(Section):
         "Water boils at a temperature of",
         "The three primary colours are",
     )
-    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_new_tokens: Annotated[
+        int, Field(ge=1, le=4096, description="Tokens that a prompt is completed with.")
+    ] = 32
     thresholds: Thresholds = Thresholds()
 
 

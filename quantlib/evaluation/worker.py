@@ -174,15 +174,18 @@ def load_engine(job: Job) -> Engine:
 
 
 def _preload(engine: str) -> None:
-    """Imports an engine, and spares the garbage collector what was imported."""
+    """Imports an engine without the garbage collector, which takes a fifth of the time, and spares
+    it what was imported.
+    """
+    gc.disable()
     if engine == "vllm":
         from quantlib.evaluation.vllm_engine import preload
 
         preload()
     else:
         import quantlib.evaluation.transformers_engine  # noqa: F401 imported for later
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _run_forked(job_file: str, log: str, progress: TextIO) -> int:
