@@ -174,10 +174,8 @@ def load_engine(job: Job) -> Engine:
 
 
 def _preload(engine: str) -> None:
-    """Imports an engine without the garbage collector, which takes a fifth of the time, and spares
-    it what was imported.
-    """
-    gc.disable()
+    """Imports an engine."""
+    gc.disable()  # it would take a fifth of the time; and what is imported stays
     if engine == "vllm":
         from quantlib.evaluation.vllm_engine import preload
 
