@@ -5,6 +5,7 @@ Importing this package registers the quantizers that ship; it does not import to
 
 from quantlib.quantizers.base import BaseQuantizer, GroupInputs, QuantizedGroup
 from quantlib.quantizers.gptq import GPTQQuantizer
+from quantlib.quantizers.hqq import HQQQuantizer
 from quantlib.quantizers.minmax import MinMaxQuantizer
 from quantlib.quantizers.registry import QuantizerRegistry, quantizer_registry
 
@@ -12,6 +13,7 @@ __all__ = [
     "BaseQuantizer",
     "GPTQQuantizer",
     "GroupInputs",
+    "HQQQuantizer",
     "MinMaxQuantizer",
     "QuantizedGroup",
     "QuantizerRegistry",

@@ -44,8 +44,8 @@ def range_scales(
         stored: The dtype in which scales are stored.
         shrink: Factor on the range.
     """
-    groups = _by_group(weight, scheme)
-    return _scales_of_range(groups.amin(-1), groups.amax(-1), shrink, scheme, stored)
+    groups = by_group(weight, scheme)
+    return scales_of_range(groups.amin(-1), groups.amax(-1), shrink, scheme, stored)
 
 
 def searched_scales(
@@ -69,12 +69,11 @@ def searched_scales(
         shrinks: Factors on the range to try.
     """
     columns = weight.shape[1]
-    limit = _CHUNK_ELEMENTS if weight.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
     groups = group_count(columns, scheme.group_size)
-    by_group = importance.reshape(groups, columns // groups)
+    importance = importance.reshape(groups, columns // groups)
     found = [
-        _search(_by_group(chunk, scheme), by_group, scheme, stored, shrinks)
-        for chunk in weight.split(max(1, limit // columns))
+        _search(by_group(chunk, scheme), importance, scheme, stored, shrinks)
+        for chunk in row_chunks(weight)
     ]
     return GroupScales(
         torch.cat([part.scales for part in found]), torch.cat([part.zero_points for part in found])
@@ -95,7 +94,7 @@ def _search(
     best_scales, best_zeros = torch.empty_like(low), torch.empty_like(low)
     scaled, rounded = torch.empty_like(groups), torch.empty_like(groups)
     for shrink in shrinks:
-        candidate = _scales_of_range(low, high, shrink, scheme, stored)
+        candidate = scales_of_range(low, high, shrink, scheme, stored)
         torch.mul(groups, candidate.scales.reciprocal()[..., None], out=scaled)
         torch.round(scaled, out=rounded)
         if scheme.symmetric:
@@ -112,13 +111,21 @@ def _search(
     return GroupScales(best_scales, best_zeros)
 
 
-def _by_group(weight: Tensor, scheme: WeightScheme) -> Tensor:
+def row_chunks(weight: Tensor) -> tuple[Tensor, ...]:
+    """A weight cut into rows that are searched at once."""
+    limit = _CHUNK_ELEMENTS if weight.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
+    return weight.split(max(1, limit // weight.shape[1]))
+
+
+def by_group(weight: Tensor, scheme: WeightScheme) -> Tensor:
+    """A weight's groups, ``[out_features, groups, columns]``."""
     return weight.unflatten(1, (group_count(weight.shape[1], scheme.group_size), -1))
 
 
-def _scales_of_range(
+def scales_of_range(
     low: Tensor, high: Tensor, shrink: float, scheme: WeightScheme, stored: torch.dtype
 ) -> GroupScales:
+    """Scales and zero points of groups that reach from ``low`` to ``high``, times ``shrink``."""
     steps = (1 << scheme.bits) - 1
     if scheme.symmetric:
         width = 2 * torch.maximum(-low, high)

@@ -1,0 +1,75 @@
+"""HQQ: scales and zero points by half-quadratic optimization, without calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from quantlib.quantizers.base import BaseQuantizer, GroupInputs, Options, QuantizedGroup
+from quantlib.quantizers.registry import quantizer_registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_SHRINKS = (1.0, 0.9, 0.8, 0.7)
+"""Factors on a group's range that the optimization starts from."""
+
+
+class HQQOptions(Options):
+    """Settings of HQQ."""
+
+    norm: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=2,
+            description="Exponent of the error that is minimized: the smaller, the more outliers "
+            "are forgiven.",
+        ),
+    ] = 0.7
+    iterations: Annotated[
+        int, Field(ge=1, le=100, description="Alternations from each of four starts.")
+    ] = 10
+
+
+@quantizer_registry.register("hqq")
+class HQQQuantizer(BaseQuantizer):
+    """Badri and Shaji 2023, with whole zero points and the scale solved for."""
+
+    options_type: ClassVar[type[Options]] = HQQOptions
+    options: HQQOptions
+
+    def quantize(
+        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
+    ) -> QuantizedGroup:
+        """Rounds each weight to the nearest code of its optimized groups."""
+        from quantlib.quantizers.hqq_solver import half_quadratic_scales
+        from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
+
+        scheme = self.section.weights
+        linears = {}
+        for name, weight in weights.items():
+            scales = half_quadratic_scales(
+                weight,
+                scheme,
+                stored,
+                norm=self.options.norm,
+                iterations=self.options.iterations,
+                shrinks=_SHRINKS,
+            )
+            codes = round_to_nearest(weight, scales, scheme)
+            linears[name] = to_quantized_linear(codes, scales, scheme, stored)
+        return QuantizedGroup(linears)
+
+    @classmethod
+    def get_supported_bits(cls) -> tuple[int, ...]:
+        """4 and 8."""
+        return (4, 8)
+
+    @classmethod
+    def get_supported_group_sizes(cls) -> tuple[int, ...]:
+        """Those that vLLM has kernels for."""
+        return (-1, 32, 64, 128)

@@ -1,0 +1,115 @@
+"""Half-quadratic quantization: scales and zero points that forgive outliers.
+
+Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023: the sum of
+``|W - dequantized| ** p`` with p below 1 is minimized by alternating between the errors that are
+forgiven (their equation 4, a shrinkage) and the representation of the rest (equation 5). There the
+scale is given and the zero point is a real number. Here zero points are whole numbers, as the
+kernels that serve them take, and the scale is solved for as well.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantlib.quantizers.scales import GroupScales, by_group, row_chunks, scales_of_range
+from quantlib.recipe import WeightScheme
+
+_PENALTY = 2.0
+"""The first weight of the quadratic term, for errors in steps of the scale."""
+
+_PENALTY_GROWTH = 1.1
+
+
+def half_quadratic_scales(
+    weight: Tensor,
+    scheme: WeightScheme,
+    stored: torch.dtype,
+    *,
+    norm: float,
+    iterations: int,
+    shrinks: tuple[float, ...],
+) -> GroupScales:
+    """For each group the representation with the least ``sum(|error| ** norm)`` that was found.
+
+    Args:
+        weight: float32 ``[out_features, in_features]``.
+        scheme: Bits, group size and symmetry.
+        stored: The dtype in which scales are stored.
+        norm: The exponent p.
+        iterations: Alternations from each start.
+        shrinks: Factors on the group's range to start from.
+    """
+    found = [
+        _solve(by_group(chunk, scheme), scheme, stored, norm, iterations, shrinks)
+        for chunk in row_chunks(weight)
+    ]
+    return GroupScales(
+        torch.cat([part.scales for part in found]), torch.cat([part.zero_points for part in found])
+    )
+
+
+def _solve(
+    groups: Tensor,
+    scheme: WeightScheme,
+    stored: torch.dtype,
+    norm: float,
+    iterations: int,
+    shrinks: tuple[float, ...],
+) -> GroupScales:
+    low, high = groups.amin(-1), groups.amax(-1)
+    best = scales_of_range(low, high, 1.0, scheme, stored)
+    least = _distance(groups, _codes(groups, best, scheme), best, norm)
+    for shrink in shrinks:
+        current = scales_of_range(low, high, shrink, scheme, stored)
+        penalty = _PENALTY
+        for _ in range(iterations):
+            codes = _codes(groups, current, scheme)
+            distance = _distance(groups, codes, current, norm)
+            better = distance < least
+            least = torch.where(better, distance, least)
+            best = GroupScales(
+                torch.where(better, current.scales, best.scales),
+                torch.where(better, current.zero_points, best.zero_points),
+            )
+            steps = current.scales[..., None]
+            errors = groups / steps - (codes - current.zero_points[..., None])
+            kept = groups - _forgiven(errors, penalty, norm) * steps
+            current = _fitted(codes, kept, current, scheme, stored)
+            penalty *= _PENALTY_GROWTH
+    return best
+
+
+def _codes(groups: Tensor, scales: GroupScales, scheme: WeightScheme) -> Tensor:
+    codes = (groups / scales.scales[..., None]).round_().add_(scales.zero_points[..., None])
+    return codes.clamp_(0, (1 << scheme.bits) - 1)
+
+
+def _distance(groups: Tensor, codes: Tensor, scales: GroupScales, norm: float) -> Tensor:
+    restored = (codes - scales.zero_points[..., None]) * scales.scales[..., None]
+    return (groups - restored).abs_().pow_(norm).sum(-1)
+
+
+def _forgiven(errors: Tensor, penalty: float, norm: float) -> Tensor:
+    """The generalized soft threshold: the paper's equation 4."""
+    sizes = errors.abs()
+    threshold = sizes.clamp(min=1e-8).pow(norm - 1) / penalty
+    return errors.sign() * (sizes - threshold).clamp_(min=0)
+
+
+def _fitted(
+    codes: Tensor, kept: Tensor, current: GroupScales, scheme: WeightScheme, stored: torch.dtype
+) -> GroupScales:
+    """Scales and zero points by least squares from codes to the weights that are kept."""
+    zeros = current.zero_points
+    if not scheme.symmetric:
+        centred = codes - codes.mean(-1, keepdim=True)
+        slope = (centred * kept).sum(-1) / centred.square().sum(-1).clamp(min=1e-12)
+        slope = torch.where(slope > 0, slope, current.scales)
+        zeros = (codes.mean(-1) - kept.mean(-1) / slope).round()
+        zeros = zeros.clamp(0, (1 << scheme.bits) - 1)
+    levels = codes - zeros[..., None]
+    slope = (levels * kept).sum(-1) / levels.square().sum(-1).clamp(min=1e-12)
+    usable = slope > torch.finfo(stored).tiny
+    scales = torch.where(usable, slope, current.scales).to(stored).float()
+    return GroupScales(scales, zeros)
