@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,7 +15,7 @@ from quantlib.formats import CheckpointScheme, format_registry
 from quantlib.models import BaseModelAdapter
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
-from quantlib.recipe import QuantizationSection, Recipe
+from quantlib.recipe import Activations, QuantizationSection, Recipe, WeightScheme
 
 _KERNEL_MULTIPLE = 32
 """vLLM's kernels for packed weights take linears whose sides are multiples of this."""
@@ -76,6 +78,29 @@ def scheme_problems(recipe: Recipe) -> list[Problem]:
                 recipe.outlier_suppression.options,
             )
     return problems
+
+
+def schemes() -> Iterator[QuantizationSection]:
+    """Every combination of method, format, weights and activations that a recipe may ask for."""
+    for method in quantizer_registry:
+        quantizer = quantizer_registry.get_quantizer(method)
+        for name, kind, bits, group_size, symmetric, activations in itertools.product(
+            format_registry,
+            quantizer.types,
+            quantizer.get_supported_bits(),
+            quantizer.get_supported_group_sizes(),
+            (True, False),
+            get_args(Activations),
+        ):
+            weights = WeightScheme(type=kind, bits=bits, group_size=group_size, symmetric=symmetric)
+            section = QuantizationSection(
+                method=method,
+                weights=weights,
+                activations=activations,
+                format=format_registry.get_format(name).name,
+            )
+            if not scheme_problems(Recipe(quantization=section)):
+                yield section
 
 
 def _option_problems(

@@ -55,6 +55,8 @@ class CompressedTensorsFormat(BaseFormat):
                 f"{activations} activations go with weights of 8 bits, per channel (group_size -1) "
                 "and symmetric"
             )
+        if weights.bits == 8 and not weights.symmetric and weights.group_size == 32:
+            return "vLLM has no kernel for asymmetric 8-bit weights in groups of 32"
         if (weights.type == "float") != (activations == "fp8"):
             return "weights of type float go with fp8 activations, and with no others"
         return None
@@ -62,6 +64,8 @@ class CompressedTensorsFormat(BaseFormat):
     def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why vLLM cannot serve the scheme on a CPU, though on a GPU; None where it can."""
         if weights.bits == 8 and activations == "none":
+            if not weights.symmetric:
+                return "vLLM has a kernel for asymmetric 8-bit weights alone on Hopper GPUs only"
             return "vLLM has no CPU kernel for 8-bit weights alone"
         return None
 

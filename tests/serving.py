@@ -1,0 +1,73 @@
+"""What vLLM makes of checkpoints, and what their codes stand for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from quantlib.evaluation.transformers_engine import load_model
+
+TOKENS = [(7 * n) % 512 for n in range(64)]
+
+_SCRIPT = """
+import json, os, sys
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+os.environ |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_INT4_W4A8": "0", "VLLM_NO_USAGE_STATS": "1"}
+if __name__ == "__main__":
+    from vllm import LLM, SamplingParams
+    folders, tokens, output = json.loads(sys.argv[1])
+    found = []
+    for folder in folders:
+        llm = LLM(model=folder, max_model_len=128, max_num_seqs=1, enforce_eager=True,
+                  dtype="bfloat16", distributed_executor_backend="uni", max_logprobs=512,
+                  skip_tokenizer_init=True, enable_prefix_caching=False)
+        parameters = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=512,
+                                    detokenize=False)
+        (result,) = llm.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)
+        found.append([[row[t].logprob for t in range(512)] for row in result.prompt_logprobs[1:]])
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+    with open(output, "w") as file:
+        json.dump(found, file)
+"""
+
+
+def served_logprobs(folders: Sequence[Path], root: Path) -> list[np.ndarray]:
+    """What vLLM predicts after each of :data:`TOKENS`, ``[positions, vocabulary]`` per checkpoint.
+
+    Args:
+        folders: Of checkpoints with a vocabulary of 512 tokens.
+        root: A folder for files in between.
+    """
+    script, output = root / "logprobs.py", root / "logprobs.json"
+    script.write_text(_SCRIPT)
+    job = json.dumps([[str(folder) for folder in folders], TOKENS, str(output)])
+    done = subprocess.run(
+        [sys.executable, str(script), job], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [np.array(found) for found in json.loads(output.read_text())]
+
+
+@torch.no_grad()
+def reference_logprobs(folder: Path) -> np.ndarray:
+    """The same by transformers in float32, from the weights that the codes stand for."""
+    model = load_model(folder, torch.float32)
+    return model(torch.tensor([TOKENS])).logits[0, :-1].log_softmax(-1).numpy()
+
+
+def assert_served_as_meant(served: np.ndarray, reference: np.ndarray) -> None:
+    """Asserts that predictions differ by no more than the rounding of bfloat16."""
+    assert np.isfinite(served).all()
+    divergence = (np.exp(reference) * (reference - served)).sum(-1)
+    # Rounding of activations gives about 1e-3; wrong scales or zero points, or a linear that is
+    # taken for exact, give more than 0.1.
+    assert divergence.mean() < 0.01
+    spread = reference.std(0).mean()
+    assert spread > 0.1, "the model says the same everywhere, so this test could not fail"

@@ -1,0 +1,94 @@
+"""Every scheme that a recipe may ask for: vLLM serves it as meant, or cannot on a CPU.
+
+Those that it cannot are listed in docs/formats.md with the reason, which `make quality` compares
+with the code.
+"""
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from documents import ROOT
+from serving import assert_served_as_meant, reference_logprobs, served_logprobs
+
+from quantlib.compatibility import resolve_format, schemes
+from quantlib.formats import format_registry
+from quantlib.recipe import QuantizationSection
+from quantlib.store import LocalStore
+
+SECTIONS = list(schemes())
+# Groups of 128 have to divide every linear's input.
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.1,
+}
+
+
+def name_of(section: QuantizationSection) -> str:
+    weights = section.weights
+    parts = [section.method, resolve_format(section), f"{weights.type}{weights.bits}"]
+    parts += [f"g{weights.group_size}", "sym" if weights.symmetric else "asym", section.activations]
+    return "-".join(parts)
+
+
+def cpu_problem(section: QuantizationSection) -> str | None:
+    checkpoint_format = format_registry.get_format(resolve_format(section))
+    return checkpoint_format.cpu_problem(section.weights, section.activations)
+
+
+SERVED = {name_of(section): section for section in SECTIONS if cpu_problem(section) is None}
+
+
+@pytest.fixture(scope="module")
+def logprobs(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_model: Callable[..., Path],
+    small_recipe: Callable[..., Any],
+    run_steps: Callable[..., Any],
+) -> Iterator[dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Of every scheme, by vLLM and as a reference."""
+    root = tmp_path_factory.mktemp("schemes")
+    source = make_model(root / "source", "llama", **SIZES)
+    store = LocalStore(root / "store")
+    folders = []
+    for name, section in SERVED.items():
+        made = run_steps(store, small_recipe(quantization=section.model_dump()), source)
+        for file in made.checkpoint.facts["checkpoint_files"]:
+            store.export_file(made.checkpoint.path(file), root / name / file)
+        folders.append(root / name)
+    served = served_logprobs(folders, root)
+    yield {
+        name: (found, reference_logprobs(root / name))
+        for name, found in zip(SERVED, served, strict=True)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
+@pytest.mark.parametrize("name", SERVED)
+def test_vllm_computes_what_the_quantizer_meant(
+    name: str, logprobs: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    assert_served_as_meant(*logprobs[name])
+
+
+def test_every_method_and_format_is_among_them() -> None:
+    assert {section.method for section in SECTIONS} >= {"awq", "gptq", "hqq", "minmax"}
+    assert {resolve_format(section) for section in SECTIONS} == set(format_registry)
+    assert len({name_of(section) for section in SECTIONS}) == len(SECTIONS)
+
+
+def test_what_no_cpu_serves_is_documented() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    reasons = {problem for section in SECTIONS if (problem := cpu_problem(section))}
+    assert reasons
+    for reason in reasons:
+        assert reason in page
