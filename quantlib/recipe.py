@@ -59,7 +59,9 @@ class WeightScheme(Section):
 class QuantizationSection(Section):
     """The algorithm, the representation and what it applies to."""
 
-    method: Annotated[str, Field(description="A registered quantizer: gptq, minmax, ...")] = "gptq"
+    method: Annotated[str, Field(description="A registered quantizer: awq, gptq, minmax, ...")] = (
+        "gptq"
+    )
     weights: WeightScheme = WeightScheme()
     activations: Annotated[
         Activations,
@@ -71,8 +73,9 @@ class QuantizationSection(Section):
     format: Annotated[
         str | None,
         Field(
-            description="How the checkpoint is written: gptq or compressed-tensors. Default: gptq "
-            "for the gptq method where that format can hold the scheme, else compressed-tensors."
+            description="How the checkpoint is written: awq, gptq or compressed-tensors. Default: "
+            "the format named like the method where there is one that can hold the scheme, else "
+            "compressed-tensors."
         ),
     ] = None
     layers: Annotated[
