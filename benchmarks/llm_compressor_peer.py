@@ -33,13 +33,15 @@ def main() -> None:
         weights = {
             "num_bits": 4,
             "type": "int",
-            "symmetric": True,
+            "symmetric": not job["scheme"].endswith("asymmetric"),
             "strategy": "group",
             "group_size": 64,
         }
         groups = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
         kind = GPTQModifier if job["scheme"] == "gptq" else QuantizationModifier
         recipe = [_modifier(kind, groups)]
+        if job["scheme"].startswith("awq"):
+            recipe.insert(0, _awq())
     oneshot(
         model=model,
         dataset=data,
@@ -61,6 +63,16 @@ def _smooth_quant(alpha: float) -> object:
     except ImportError:
         from llmcompressor.modifiers.smoothquant import SmoothQuantModifier
     return SmoothQuantModifier(smoothing_strength=alpha)
+
+
+def _awq() -> object:
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    # It pins what it caches, which torch refuses without an accelerator.
+    if not torch.accelerator.is_available():
+        IntermediatesCache.pin_memory = lambda *_: None
+    return AWQModifier()
 
 
 if __name__ == "__main__":

@@ -202,6 +202,19 @@ def compare_gptq(model: Path) -> list[Row]:
     return rows
 
 
+def compare_awq(model: Path) -> list[Row]:
+    """W4A16, group 64, AWQ with and without zero points."""
+    rows = []
+    for kind, symmetric in (("symmetric", True), ("asymmetric", False)):
+        ours = {"method": "awq", "weights": W4["weights"] | {"symmetric": symmetric}}
+        rows += [
+            peer_row(f"llm-compressor AWQ, {kind}", model, f"awq-{kind}"),
+            quantlib_row(f"quantlib AWQ, {kind}", model, {"quantization": ours}),
+        ]
+    judge(rows, model)
+    return rows
+
+
 def compare_w8a8(model: Path) -> list[Row]:
     """W8A8 with SmoothQuant."""
     rows = [
@@ -228,6 +241,7 @@ def compare_depth(model: Path) -> list[Row]:
 
 COMPARISONS: dict[str, Callable[[Path], list[Row]]] = {
     "gptq": compare_gptq,
+    "awq": compare_awq,
     "w8a8": compare_w8a8,
     "depth": compare_depth,
 }

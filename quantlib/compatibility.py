@@ -14,7 +14,7 @@ from quantlib.errors import Problem, UnknownNameError
 from quantlib.formats import CheckpointScheme, format_registry
 from quantlib.models import BaseModelAdapter
 from quantlib.outlier_suppression import outlier_suppression_registry
-from quantlib.quantizers import quantizer_registry
+from quantlib.quantizers import BaseQuantizer, quantizer_registry
 from quantlib.recipe import Activations, QuantizationSection, Recipe, WeightScheme
 
 _KERNEL_MULTIPLE = 32
@@ -123,13 +123,18 @@ def _option_problems(
 
 
 def resolve_format(section: QuantizationSection) -> str:
-    """The format of a recipe that names none: gptq for GPTQ where it can hold the scheme."""
+    """The recipe's format; where it names none, the first of its method's that holds the scheme."""
     if section.format is not None:
         return section.format
-    gptq = format_registry.get_format("gptq")
-    if section.method == "gptq" and not gptq.scheme_problem(section.weights, section.activations):
-        return gptq.name
-    return "compressed-tensors"
+    try:
+        formats = quantizer_registry.get_quantizer(section.method).formats
+    except UnknownNameError:  # which scheme_problems reports
+        formats = BaseQuantizer.formats
+    for name in formats:
+        candidate = format_registry.get_format(name)
+        if not candidate.scheme_problem(section.weights, section.activations):
+            return name
+    return formats[-1]
 
 
 def needs_hidden_states(section: QuantizationSection) -> bool:

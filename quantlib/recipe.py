@@ -28,6 +28,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+WeightType = Literal["int", "float"]
 Activations = Literal["none", "int8", "int8-static", "fp8"]
 """What the inputs of quantized linears are rounded to when the model is served."""
 
@@ -36,7 +37,7 @@ class WeightScheme(Section):
     """How a weight's numbers are represented."""
 
     type: Annotated[
-        Literal["int", "float"],
+        WeightType,
         Field(description="int: whole numbers. float: 8-bit floating point, FP8 E4M3."),
     ] = "int"
     bits: Annotated[int, Field(ge=2, le=8, description="Bits of a code.")] = 4
@@ -59,7 +60,9 @@ class WeightScheme(Section):
 class QuantizationSection(Section):
     """The algorithm, the representation and what it applies to."""
 
-    method: Annotated[str, Field(description="A registered quantizer: gptq, minmax, ...")] = "gptq"
+    method: Annotated[str, Field(description="A registered quantizer: awq, gptq, hqq, minmax, ...")] = (
+        "gptq"
+    )
     weights: WeightScheme = WeightScheme()
     activations: Annotated[
         Activations,
@@ -71,8 +74,9 @@ class QuantizationSection(Section):
     format: Annotated[
         str | None,
         Field(
-            description="How the checkpoint is written: gptq or compressed-tensors. Default: gptq "
-            "for the gptq method where that format can hold the scheme, else compressed-tensors."
+            description="How the checkpoint is written: awq, gptq or compressed-tensors. Default: "
+            "the format named like the method where there is one that can hold the scheme, else "
+            "compressed-tensors."
         ),
     ] = None
     layers: Annotated[

@@ -43,7 +43,7 @@ def test_all_faults_at_once_each_with_its_path() -> None:
     )
     for path in (
         "quantisation: unknown key",
-        "quantization.method: unknown quantization method 'gtpq'; known: gptq, minmax",
+        "quantization.method: unknown quantization method 'gtpq'; known: awq, gptq, hqq, minmax",
         "quantization.weights.bits",
         "quantization.weights.group_size",
         "calibration.num_samples",
@@ -62,7 +62,13 @@ def test_all_faults_at_once_each_with_its_path() -> None:
         ({"format": "gptq", "weights": {"symmetric": False}}, "symmetric weights only"),
         ({"format": "gptq", "activations": "int8"}, "weights only"),
         ({"activations": "int8"}, "int8 activations go with weights of 8 bits"),
-        ({"format": "ggml"}, "known: compressed_tensors, gptq"),
+        ({"method": "awq", "weights": {"bits": 8}}, "awq does not support 8; supported: 4"),
+        ({"method": "awq", "weights": {"group_size": -1}}, "does not support -1; supported: 32"),
+        ({"method": "minmax", "format": "awq", "weights": {"bits": 8}}, "for 4 bits, not 8"),
+        ({"format": "awq", "weights": {"group_size": -1}}, "for group sizes (32, 64, 128), not -1"),
+        ({"method": "minmax", "format": "awq", "activations": "int8"}, "holds weights only"),
+        ({"method": "awq", "options": {"scaling": "all"}}, "quantization.options.scaling"),
+        ({"format": "ggml"}, "known: awq, compressed_tensors, gptq"),
         ({"options": {"damping": 0}}, "quantization.options.damping"),
         ({"method": "minmax", "options": {"damping": 0.1}}, "unknown option; known: none"),
         ({"layers": []}, "names no block"),

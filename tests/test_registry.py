@@ -22,7 +22,7 @@ def test_look_up_folds_case_and_separators() -> None:
 
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
-        UnknownNameError, match=r"unknown quantization method 'gtpq'; known: gptq, minmax"
+        UnknownNameError, match=r"unknown quantization method 'gtpq'; known: awq, gptq, hqq, minmax"
     ):
         quantizer_registry.get_quantizer("gtpq")
 

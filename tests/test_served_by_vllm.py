@@ -37,6 +37,22 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         CT | {"weights": {"bits": 4, "group_size": 32, "symmetric": False}},
     ),
     "qwen3-packed-layers": ("qwen3", "bfloat16", CT | {"layers": [1, 3]}),
+    "llama-awq": (
+        "llama",
+        "bfloat16",
+        {"method": "awq", "weights": {"bits": 4, "group_size": 32, "symmetric": False}},
+    ),
+    "llama-awq-symmetric-layers": ("llama", "float16", {"method": "awq", "layers": [0, 2]}),
+    "qwen2-awq-packed-asymmetric": (
+        "qwen2",
+        "bfloat16",
+        CT | {"method": "awq", "weights": {"bits": 4, "group_size": 32, "symmetric": False}},
+    ),
+    "qwen3-gptq-as-awq": (
+        "qwen3",
+        "float32",
+        {"format": "awq", "weights": {"bits": 4, "group_size": 64, "symmetric": False}},
+    ),
     "llama-w8a8": (
         "llama",
         "float32",

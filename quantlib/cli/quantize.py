@@ -36,7 +36,7 @@ Examples:
     "--output-path", required=True, type=click.Path(path_type=Path), help="The folder to write."
 )
 @click.option("--config", help="A recipe to start from: YAML or JSON. Options override it.")
-@click.option("--method", help="gptq (default), minmax, or another registered quantizer.")
+@click.option("--method", help="gptq (default), awq, minmax, or another registered quantizer.")
 @click.option("--bits", type=int, help="Bits of a weight: 4 (default) or 8.")
 @click.option("--group-size", type=int, help="32, 64, 128 (default), or -1 for one per channel.")
 @click.option("--symmetric/--asymmetric", default=None, help="Without or with zero points.")
@@ -46,7 +46,7 @@ Examples:
     type=click.Choice(get_args(Activations)),
     help="int8 and fp8: dynamic, per token. int8-static: per tensor. Default: none.",
 )
-@click.option("--format", "format_", help="gptq or compressed-tensors. Default: by method.")
+@click.option("--format", "format_", help="awq, gptq or compressed-tensors. Default: by method.")
 @click.option("--layer-wise", is_flag=True, help="Quantize only the blocks of --layers.")
 @click.option("--layers", callback=_layers, help="Block indices: 0,1,2. The rest stays exact.")
 @click.option("--outlier-suppression", help="smooth_quant.")

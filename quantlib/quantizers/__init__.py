@@ -3,6 +3,7 @@
 Importing this package registers the quantizers that ship; it does not import torch.
 """
 
+from quantlib.quantizers.awq import AWQQuantizer
 from quantlib.quantizers.base import BaseQuantizer, GroupInputs, QuantizedGroup
 from quantlib.quantizers.gptq import GPTQQuantizer
 from quantlib.quantizers.hqq import HQQQuantizer
@@ -10,6 +11,7 @@ from quantlib.quantizers.minmax import MinMaxQuantizer
 from quantlib.quantizers.registry import QuantizerRegistry, quantizer_registry
 
 __all__ = [
+    "AWQQuantizer",
     "BaseQuantizer",
     "GPTQQuantizer",
     "GroupInputs",

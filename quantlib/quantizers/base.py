@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from quantlib.formats import CheckpointScheme, format_registry
-from quantlib.recipe import QuantizationSection
+from quantlib.recipe import QuantizationSection, WeightType
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,8 @@ class BaseQuantizer(ABC):
     Attributes:
         options_type: The type of the method's settings.
         types: Types of codes that the method can produce: int, float.
+        formats: Checkpoint formats in order of preference: the first that can hold the scheme is
+            written where a recipe names none.
         needs_hessian: Whether :meth:`quantize` uses the Hessian of the linears' input. Without it
             no calibration text is read.
         section: The recipe's ``quantization``.
@@ -72,7 +74,8 @@ class BaseQuantizer(ABC):
     """
 
     options_type: ClassVar[type[Options]] = Options
-    types: ClassVar[tuple[str, ...]] = ("int",)
+    types: ClassVar[tuple[WeightType, ...]] = ("int",)
+    formats: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
     needs_hessian: ClassVar[bool] = False
 
     def __init__(self, section: QuantizationSection) -> None:

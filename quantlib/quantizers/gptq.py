@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from quantlib.quantizers.scales import GroupScales
 
-SHRINKS = tuple(1.0 - 0.05 * step for step in range(13))
-"""Factors on a group's range that the search tries: 1.0 down to 0.4."""
-
 
 class GPTQOptions(Options):
     """Settings of GPTQ."""
@@ -52,6 +49,7 @@ class GPTQQuantizer(BaseQuantizer):
     """Frantar et al. 2023, with static groups and a scale search."""
 
     options_type: ClassVar[type[Options]] = GPTQOptions
+    formats: ClassVar[tuple[str, ...]] = ("gptq", "compressed-tensors")
     needs_hessian: ClassVar[bool] = True
     options: GPTQOptions
 
@@ -66,8 +64,7 @@ class GPTQQuantizer(BaseQuantizer):
             factorize,
             round_columns,
         )
-        from quantlib.quantizers.rounding import to_quantized_linear
-        from quantlib.quantizers.scales import GroupScales
+        from quantlib.quantizers.rounding import to_quantized_linears
 
         hessian = inputs.hessian
         if hessian is None:
@@ -85,17 +82,11 @@ class GPTQQuantizer(BaseQuantizer):
         codes = round_columns(
             stacked, factor, scales.scales, scales.zero_points, self.section.weights.bits
         )
-        linears = {}
-        start = 0
-        for name, weight in weights.items():
-            rows = slice(start, start + len(weight))
-            part = GroupScales(scales.scales[rows], scales.zero_points[rows])
-            linears[name] = to_quantized_linear(codes[rows], part, self.section.weights, stored)
-            start = rows.stop
+        linears = to_quantized_linears(weights, codes, scales, self.section.weights, stored)
         return QuantizedGroup(linears, damping=factor.damping, damping_attempts=factor.attempts)
 
     def _scales(self, weight: Tensor, importance: Tensor, stored: torch.dtype) -> GroupScales:
-        from quantlib.quantizers.scales import range_scales, searched_scales
+        from quantlib.quantizers.scales import SHRINKS, range_scales, searched_scales
 
         if self.options.scale_search == "minmax":
             return range_scales(weight, self.section.weights, stored)

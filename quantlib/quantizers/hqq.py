@@ -46,23 +46,23 @@ class HQQQuantizer(BaseQuantizer):
         self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
     ) -> QuantizedGroup:
         """Rounds each weight to the nearest code of its optimized groups."""
+        import torch
+
         from quantlib.quantizers.hqq_solver import half_quadratic_scales
-        from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
+        from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linears
 
         scheme = self.section.weights
-        linears = {}
-        for name, weight in weights.items():
-            scales = half_quadratic_scales(
-                weight,
-                scheme,
-                stored,
-                norm=self.options.norm,
-                iterations=self.options.iterations,
-                shrinks=_SHRINKS,
-            )
-            codes = round_to_nearest(weight, scales, scheme)
-            linears[name] = to_quantized_linear(codes, scales, scheme, stored)
-        return QuantizedGroup(linears)
+        weight = torch.cat(list(weights.values()))
+        scales = half_quadratic_scales(
+            weight,
+            scheme,
+            stored,
+            norm=self.options.norm,
+            iterations=self.options.iterations,
+            shrinks=_SHRINKS,
+        )
+        codes = round_to_nearest(weight, scales, scheme)
+        return QuantizedGroup(to_quantized_linears(weights, codes, scales, scheme, stored))
 
     @classmethod
     def get_supported_bits(cls) -> tuple[int, ...]:

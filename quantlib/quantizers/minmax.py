@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quantlib.quantizers.base import BaseQuantizer, GroupInputs, QuantizedGroup
 from quantlib.quantizers.registry import quantizer_registry
+from quantlib.recipe import WeightType
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class MinMaxQuantizer(BaseQuantizer):
     """Needs no calibration: a weight's codes follow from the weight alone."""
 
-    types: ClassVar[tuple[str, ...]] = ("int", "float")
+    types: ClassVar[tuple[WeightType, ...]] = ("int", "float")
 
     def quantize(
         self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype

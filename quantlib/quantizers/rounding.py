@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,30 @@ def to_quantized_linear(
         zero_points=None if scheme.symmetric else scales.zero_points.to(torch.uint8),
         scheme=scheme,
     )
+
+
+def to_quantized_linears(
+    weights: Mapping[str, Tensor],
+    codes: Tensor,
+    scales: GroupScales,
+    scheme: WeightScheme,
+    stored: torch.dtype,
+) -> dict[str, QuantizedLinear]:
+    """Linears that were quantized as one, one below the other.
+
+    Args:
+        weights: ``[out_features, in_features]`` by name, in the order in which they were stacked.
+        codes: uint8 ``[sum of out_features, in_features]``.
+        scales: Of the stacked weights' groups, exact in ``stored``.
+        scheme: Bits, group size and symmetry.
+        stored: The dtype in which scales are stored.
+    """
+    rows = [len(weight) for weight in weights.values()]
+    parts = zip(codes.split(rows), scales.scales.split(rows), scales.zero_points.split(rows))
+    return {
+        name: to_quantized_linear(part, GroupScales(part_scales, zeros), scheme, stored)
+        for name, (part, part_scales, zeros) in zip(weights, parts, strict=True)
+    }
 
 
 def round_to_float8(weight: Tensor, scheme: WeightScheme, stored: torch.dtype) -> QuantizedLinear:

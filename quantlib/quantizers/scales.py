@@ -10,6 +10,9 @@ from torch import Tensor
 from quantlib.quantized import group_count
 from quantlib.recipe import WeightScheme
 
+SHRINKS = tuple(1.0 - 0.05 * step for step in range(13))
+"""Factors on a group's range that a search tries: 1.0 down to 0.4."""
+
 _CHUNK_ELEMENTS = 1 << 17
 """Weights searched at once: small enough for the cache of a CPU core."""
 
@@ -27,6 +30,17 @@ class GroupScales:
 
     scales: Tensor
     zero_points: Tensor
+
+
+@dataclass(frozen=True)
+class SearchedScales(GroupScales):
+    """What a search found.
+
+    Attributes:
+        errors: What rounding costs with these scales, float32 ``[out_features, groups]``.
+    """
+
+    errors: Tensor
 
 
 def range_scales(
@@ -54,29 +68,33 @@ def searched_scales(
     scheme: WeightScheme,
     stored: torch.dtype,
     shrinks: tuple[float, ...],
-) -> GroupScales:
+) -> SearchedScales:
     """For each group the shrunken range with the least error, weighted by importance.
 
     The error of a group is the sum over its columns of importance times the squared rounding error.
     With the diagonal of the Hessian as importance, this is the output error that rounding alone
-    would cause if input channels were uncorrelated.
+    would cause if input channels were uncorrelated; with its diagonal blocks, if channels of
+    different groups were.
 
     Args:
         weight: float32 ``[out_features, in_features]``.
-        importance: float32 ``[in_features]``, not negative.
+        importance: float32 ``[in_features]``, not negative; or a positive semidefinite block for
+            each group, ``[groups, group_size, group_size]``.
         scheme: Bits, group size and symmetry.
         stored: The dtype in which scales are stored.
         shrinks: Factors on the range to try.
     """
     columns = weight.shape[1]
-    groups = group_count(columns, scheme.group_size)
-    importance = importance.reshape(groups, columns // groups)
+    if importance.ndim == 1:
+        importance = importance.unflatten(0, (group_count(columns, scheme.group_size), -1))
     found = [
         _search(by_group(chunk, scheme), importance, scheme, stored, shrinks)
         for chunk in row_chunks(weight)
     ]
-    return GroupScales(
-        torch.cat([part.scales for part in found]), torch.cat([part.zero_points for part in found])
+    return SearchedScales(
+        torch.cat([part.scales for part in found]),
+        torch.cat([part.zero_points for part in found]),
+        torch.cat([part.errors for part in found]),
     )
 
 
@@ -86,7 +104,7 @@ def _search(
     scheme: WeightScheme,
     stored: torch.dtype,
     shrinks: tuple[float, ...],
-) -> GroupScales:
+) -> SearchedScales:
     low, high = groups.amin(-1), groups.amax(-1)
     top = (1 << scheme.bits) - 1
     middle = 1 << (scheme.bits - 1)
@@ -102,13 +120,21 @@ def _search(
         else:
             zeros = candidate.zero_points[..., None]
             rounded.add_(zeros).clamp_(0, top).sub_(zeros)
-        error = torch.einsum("rgc,gc->rg", rounded.sub_(scaled).square_(), importance)
+        error = _weighted_squares(rounded.sub_(scaled), importance)
         error *= candidate.scales.square()
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scales = torch.where(better, candidate.scales, best_scales)
         best_zeros = torch.where(better, candidate.zero_points, best_zeros)
-    return GroupScales(best_scales, best_zeros)
+    return SearchedScales(best_scales, best_zeros, best_error)
+
+
+def _weighted_squares(change: Tensor, importance: Tensor) -> Tensor:
+    """The error of each row and group; overwrites ``change``, ``[rows, groups, group_size]``."""
+    if importance.ndim == 2:
+        return torch.einsum("rgc,gc->rg", change.square_(), importance)
+    by_group = change.transpose(0, 1)
+    return torch.bmm(by_group, importance).mul_(by_group).sum(-1).t()
 
 
 def row_chunks(weight: Tensor) -> tuple[Tensor, ...]:

@@ -197,7 +197,12 @@ BAD: list[tuple[str, Change, list[str], str]] = [
     ("group size", nothing, ["--group-size", "128"], "128 does not divide self_attn.q_proj (64"),
     ("bits", nothing, ["--bits", "5"], "gptq does not support 5; supported: 4, 8"),
     ("format", nothing, ["--format", "gptq", "--asymmetric"], "symmetric weights only"),
-    ("method", nothing, ["--method", "magic"], "unknown quantization method 'magic'; known: gptq"),
+    (
+        "method",
+        nothing,
+        ["--method", "magic"],
+        "unknown quantization method 'magic'; known: awq, gptq",
+    ),
     ("activations", nothing, ["--activations", "int8"], "go with weights of 8 bits"),
     ("layer", nothing, ["--layers", "0,4"], "4 out of range; the model has blocks 0 to 3"),
     ("layers", nothing, ["--layers", "0,x"], "no list of block indices"),

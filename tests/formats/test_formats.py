@@ -94,11 +94,41 @@ def test_gptq_layout_unpacked_by_hand(weights: WeightScheme) -> None:
         assert (code - zero) * scale == pytest.approx(float(expected[row, column]))
 
 
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_awq_layout_unpacked_by_hand(group_size: int, symmetric: bool) -> None:
+    linear = quantized(WeightScheme(bits=4, group_size=group_size, symmetric=symmetric))
+    tensors = format_registry.get_format("awq").tensors(linear, "none")
+    words = tensors["qweight"].numpy().astype("uint32")
+    zeros = tensors["qzeros"].numpy().astype("uint32")
+    assert words.shape == (256, 64 // 8)
+    assert zeros.shape == (256 // group_size, 64 // 8)
+    expected = linear.dequantize()
+    # Where in its word the code of each of eight output channels stands.
+    nibbles = {0: 0, 2: 1, 4: 2, 6: 3, 1: 4, 3: 5, 5: 6, 7: 7}
+    for row, column in [(0, 0), (1, 5), (3, 17), (20, 128), (46, 77), (63, 255)]:
+        shift, group = 4 * nibbles[row % 8], column // group_size
+        code = (int(words[column, row // 8]) >> shift) & 15
+        zero = (int(zeros[group, row // 8]) >> shift) & 15
+        scale = float(tensors["scales"][group, row])
+        assert (code - zero) * scale == pytest.approx(float(expected[row, column]))
+        assert zero == 8 or not symmetric
+
+
+def test_awq_config_is_what_vllm_reads() -> None:
+    auto_awq = pytest.importorskip("vllm.model_executor.layers.quantization.auto_awq")
+    weights = WeightScheme(bits=4, group_size=64)
+    ours = format_registry.get_format("awq").quantization_config(scheme_of("awq", weights))
+    config = auto_awq.AutoAWQConfig.from_config(ours)
+    assert (config.weight_bits, config.group_size, config.zero_point) == (4, 64, True)
+    assert config.modules_to_not_convert == ["lm_head", "model.layers.1.mlp.down_proj"]
+
+
 @pytest.mark.parametrize(
     ("name", "weights"),
     [
         (name, weights)
-        for name in ("gptq", "compressed-tensors")
+        for name in ("awq", "gptq", "compressed-tensors")
         for weights in SCHEMES
         if not format_registry.get_format(name).scheme_problem(weights, "none")
     ],

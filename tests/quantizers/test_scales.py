@@ -65,6 +65,31 @@ def test_search_finds_the_best_of_the_grid(symmetric: bool) -> None:
     assert (found < grid[0]).double().mean() > 0.4
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_search_finds_the_best_by_blocks_of_the_hessian(symmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(700, 64, generator=generator)
+    tokens = torch.randn(40, 2, 32, generator=generator)
+    blocks = torch.einsum("tgc,tgd->gcd", tokens, tokens)
+    scheme = WeightScheme(bits=4, group_size=32, symmetric=symmetric)
+    shrinks = (1.0, 0.9, 0.8, 0.7, 0.6)
+
+    def errors(scales) -> torch.Tensor:
+        codes = round_to_nearest(weight, scales, scheme)
+        restored = to_quantized_linear(codes, scales, scheme, torch.bfloat16).dequantize()
+        change = (restored - weight).unflatten(1, (2, 32))
+        return torch.einsum("tgc,rgc->trg", tokens, change).square().sum(0)
+
+    found = searched_scales(weight, blocks, scheme, torch.bfloat16, shrinks)
+    grid = [errors(range_scales(weight, scheme, torch.bfloat16, shrink)) for shrink in shrinks]
+    torch.testing.assert_close(found.errors, torch.stack(grid).amin(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.errors, errors(found), rtol=1e-3, atol=1e-3)
+    by_diagonal = searched_scales(
+        weight, blocks.diagonal(dim1=1, dim2=2).flatten(), scheme, torch.bfloat16, shrinks
+    )
+    assert found.errors.sum() < 0.97 * errors(by_diagonal).sum()
+
+
 def test_scales_are_exact_in_the_dtype_that_stores_them() -> None:
     weight = torch.randn(8, 64)
     scheme = WeightScheme(bits=4, group_size=32)

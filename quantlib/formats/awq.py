@@ -1,0 +1,123 @@
+"""The AWQ checkpoint format, AutoAWQ's "gemm" layout: vLLM's auto_awq.py reads it.
+
+| tensor | dtype | shape | content |
+|---|---|---|---|
+| `qweight` | int32 | `[in_features, out_features / 8]` | codes packed along the output |
+| `qzeros` | int32 | `[groups, out_features / 8]` | zero points, packed alike |
+| `scales` | as the model | `[groups, out_features]` | |
+
+A word holds the codes of eight output channels in the order 0, 2, 4, 6, 1, 3, 5, 7, the lowest bits
+first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from quantlib.formats.base import BaseFormat, CheckpointScheme
+from quantlib.formats.registry import format_registry
+from quantlib.recipe import Activations, WeightScheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantlib.quantized import QuantizedLinear
+
+_BITS = 4
+_GROUP_SIZES = (32, 64, 128)
+_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Which output channel's code stands at each place of a word."""
+
+
+@format_registry.register("awq")
+class AWQFormat(BaseFormat):
+    """Weights only, 4 bits, with zero points.
+
+    Symmetric weights are written with the zero point 8 everywhere: vLLM's Marlin kernel takes AWQ
+    with zero points only, and without them a GPU would fall back to a slower kernel.
+    """
+
+    name = "awq"
+    vllm_name = "awq"
+
+    def scheme_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
+        """Why the format, or vLLM reading it, cannot hold a scheme; None where they can."""
+        if activations != "none":
+            return "it holds weights only; use compressed-tensors for quantized activations"
+        if weights.type != "int":
+            return "it holds whole numbers only; use compressed-tensors for FP8"
+        if weights.bits != _BITS:
+            return f"vLLM serves it for {_BITS} bits, not {weights.bits}"
+        if weights.group_size not in _GROUP_SIZES:
+            return f"it is written for group sizes {_GROUP_SIZES}, not {weights.group_size}"
+        return None
+
+    def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
+        """Why vLLM cannot serve the scheme on a CPU, though on a GPU; None where it can."""
+        return None
+
+    def tensors(self, linear: QuantizedLinear, activations: Activations) -> dict[str, Tensor]:
+        """The tensors of a linear, by the last part of their names."""
+        import torch
+
+        zero_points = linear.zero_points
+        if zero_points is None:
+            zero_points = torch.full_like(linear.scales, linear.middle, dtype=torch.uint8)
+        return {
+            "qweight": _pack(linear.codes.t()),
+            "qzeros": _pack(zero_points.t()),
+            "scales": linear.scales.t().contiguous(),
+        }
+
+    def parse(self, tensors: Mapping[str, Tensor], weights: WeightScheme) -> QuantizedLinear:
+        """The inverse of :meth:`tensors`."""
+        from quantlib.quantized import QuantizedLinear
+
+        return QuantizedLinear(
+            codes=_unpack(tensors["qweight"]).t().contiguous(),
+            scales=tensors["scales"].t().contiguous(),
+            zero_points=None if weights.symmetric else _unpack(tensors["qzeros"]).t().contiguous(),
+            scheme=weights,
+        )
+
+    def quantization_config(self, scheme: CheckpointScheme) -> dict[str, Any]:
+        """The ``quantization_config`` of config.json.
+
+        vLLM looks for ``modules_to_not_convert`` anywhere within a linear's name, and for fused
+        linears by the names of their parts. ``sym`` is what :meth:`read_scheme` needs; vLLM goes by
+        ``zero_point``.
+        """
+        return {
+            "quant_method": "awq",
+            "version": "gemm",
+            "bits": scheme.weights.bits,
+            "group_size": scheme.weights.group_size,
+            "zero_point": True,
+            "sym": scheme.weights.symmetric,
+            "modules_to_not_convert": list(scheme.exact),
+        }
+
+    def read_scheme(self, config: Mapping[str, Any]) -> tuple[WeightScheme, Callable[[str], bool]]:
+        """The inverse of :meth:`quantization_config`."""
+        weights = WeightScheme(
+            bits=config["bits"], group_size=config["group_size"], symmetric=config["sym"]
+        )
+        exact = set(config["modules_to_not_convert"])
+        return weights, lambda name: name not in exact
+
+
+def _pack(codes: Tensor) -> Tensor:
+    """uint8 ``[rows, columns]`` to int32 ``[rows, columns / 8]``."""
+    from quantlib.formats.packing import pack_int32
+
+    return pack_int32(codes.unflatten(1, (-1, len(_ORDER)))[..., _ORDER].flatten(1), _BITS)
+
+
+def _unpack(words: Tensor) -> Tensor:
+    """The inverse of :func:`_pack`."""
+    from quantlib.formats.packing import unpack_int32
+
+    codes = unpack_int32(words, _BITS, words.shape[1] * len(_ORDER))
+    inverse = sorted(range(len(_ORDER)), key=_ORDER.__getitem__)
+    return codes.unflatten(1, (-1, len(_ORDER)))[..., inverse].flatten(1)

@@ -1,0 +1,189 @@
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.source import FolderSource
+from quantlib.errors import QuantizationError
+from quantlib.models import model_registry
+from quantlib.models.folding import Fold
+from quantlib.models.streamed import StreamedModel
+from quantlib.quantizers import AWQQuantizer, GroupInputs, MinMaxQuantizer, QuantizedGroup
+from quantlib.quantizers.block import QuantizedBlock, quantize_block
+from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
+from quantlib.quantizers.scales import SHRINKS, range_scales
+from quantlib.recipe import QuantizationSection, WeightScheme
+
+pytestmark = pytest.mark.usefixtures("float32_products")
+SALIENT = [3, 17, 40]
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Any, tmp_path_factory: pytest.TempPathFactory) -> StreamedModel:
+    """Four query heads of which two in a row share a key and value head."""
+    folder = make_model(
+        tmp_path_factory.mktemp("awq") / "grouped",
+        dtype="float32",
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    checkpoint = Checkpoint.open(FolderSource(folder))
+    adapter = model_registry.adapter_for(checkpoint.config)
+    return adapter.load_model(checkpoint, torch.device("cpu"))
+
+
+def section(symmetric: bool, **options: Any) -> QuantizationSection:
+    weights = WeightScheme(bits=4, group_size=32, symmetric=symmetric)
+    return QuantizationSection(method="awq", weights=weights, options=options)
+
+
+def fold_of(model: StreamedModel, group: int, stored: torch.dtype = torch.float32) -> Fold:
+    block = model.block(0)
+    producer = block.groups[group].producer
+    assert producer is not None
+    return Fold.of(block, producer, 64, stored)
+
+
+def salient_case() -> tuple[Tensor, Tensor]:
+    """A weight ``[96, 64]`` and tokens ``[512, 64]`` of which few channels are large."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(512, 64, generator=generator)
+    tokens[:, SALIENT] *= 12
+    return torch.randn(96, 64, generator=generator), tokens
+
+
+def output_error(group: QuantizedGroup, weight: Tensor, tokens: Tensor) -> float:
+    scales = torch.ones(64) if group.input_scales is None else group.input_scales
+    output = (tokens / scales) @ group.linears["x"].dequantize().t()
+    exact = tokens @ weight.t()
+    return float((output - exact).square().sum() / exact.square().sum())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_salient_channels_are_protected(model: StreamedModel, symmetric: bool) -> None:
+    weight, tokens = salient_case()
+    inputs = GroupInputs(tokens.t() @ tokens / len(tokens), fold_of(model, 0, torch.bfloat16))
+
+    def error(quantizer: Any) -> float:
+        return output_error(
+            quantizer.quantize({"x": weight}, inputs, torch.bfloat16), weight, tokens
+        )
+
+    awq = error(AWQQuantizer(section(symmetric)))
+    assert awq < 0.9 * error(AWQQuantizer(section(symmetric, scaling="none")))
+    assert awq < 0.9 * error(AWQQuantizer(section(symmetric, clipping=False)))
+    assert awq < 0.4 * error(MinMaxQuantizer(section(symmetric)))
+    scales = AWQQuantizer(section(symmetric)).quantize({"x": weight}, inputs, torch.bfloat16)
+    assert scales.input_scales is not None
+    others = [channel for channel in range(64) if channel not in SALIENT]
+    assert scales.input_scales[SALIENT].min() > scales.input_scales[others].max()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("scaling", ["duo", "activations"])
+def test_scales_are_the_best_of_the_grid(
+    model: StreamedModel, scaling: str, symmetric: bool
+) -> None:
+    weight, tokens = salient_case()
+    quantizer = AWQQuantizer(section(symmetric, scaling=scaling))
+    scheme = quantizer.section.weights
+    inputs = GroupInputs(tokens.t() @ tokens / len(tokens), fold_of(model, 0))
+    found = quantizer.quantize({"x": weight}, inputs, torch.float32).input_scales
+    assert found is not None
+
+    by_group = weight.abs().unflatten(1, (2, 32))
+    weights = (by_group / by_group.amax(-1, keepdim=True)).mean(0).flatten()
+    activations = tokens.square().mean(0).sqrt()
+    candidates = []
+    errors = []
+    for a, b in itertools.product(
+        (0.0, 0.15, 0.3, 0.45, 0.6), (0.0, 0.5, 1.0) if scaling == "duo" else (0.0,)
+    ):
+        scales = activations**a / weights**b
+        tried = []
+        for shrink in SHRINKS[::2]:
+            ranges = range_scales(weight * scales, scheme, torch.float32, shrink)
+            codes = round_to_nearest(weight * scales, ranges, scheme)
+            rounded = to_quantized_linear(codes, ranges, scheme, torch.float32).dequantize()
+            change = (rounded / scales - weight).unflatten(1, (2, 32))
+            outputs = torch.einsum("tgc,rgc->trg", tokens.unflatten(1, (2, 32)), change)
+            tried.append(outputs.square().sum(0))
+        candidates.append(scales.view(2, 32))
+        errors.append(torch.stack(tried).amin(0).sum(0))
+    best = torch.stack(errors).argmin(0)
+    for group in range(2):
+        expected = candidates[int(best[group])][group]
+        ratio = found.view(2, 32)[group] / expected
+        torch.testing.assert_close(ratio, ratio[:1].expand(32), rtol=1e-3, atol=0)
+
+
+def test_an_input_that_has_to_stay_is_not_scaled() -> None:
+    weight, tokens = salient_case()
+    inputs = GroupInputs(tokens.t() @ tokens / len(tokens))
+    awq = AWQQuantizer(section(True)).quantize({"x": weight}, inputs, torch.bfloat16)
+    assert awq.input_scales is None
+    plain = MinMaxQuantizer(section(True)).quantize({"x": weight}, inputs, torch.bfloat16)
+    assert output_error(awq, weight, tokens) < 0.8 * output_error(plain, weight, tokens)
+
+
+def test_heads_that_share_values_get_the_same_scales(model: StreamedModel) -> None:
+    weight, tokens = salient_case()
+    inputs = GroupInputs(tokens.t() @ tokens / len(tokens), fold_of(model, 1))
+    group = AWQQuantizer(section(True)).quantize({"x": weight}, inputs, torch.float32)
+    assert group.input_scales is not None
+    heads = group.input_scales.unflatten(0, (2, 2, 16))
+    torch.testing.assert_close(heads[:, 0], heads[:, 1])
+    assert heads.std() > 0.05
+
+
+def test_dead_channels_and_dead_inputs_stay_finite(model: StreamedModel) -> None:
+    weight, tokens = salient_case()
+    weight[:, :32] = 0
+    for dead in (slice(0, 8), slice(None)):
+        tokens[:, dead] = 0
+        inputs = GroupInputs(tokens.t() @ tokens / len(tokens), fold_of(model, 0, torch.float16))
+        group = AWQQuantizer(section(False)).quantize({"x": weight}, inputs, torch.float16)
+        assert group.input_scales is not None
+        assert group.input_scales.isfinite().all()
+        assert (group.input_scales > 1e-3).all()
+        assert group.linears["x"].dequantize().isfinite().all()
+
+
+def test_activations_that_overflow_name_the_linears() -> None:
+    hessian = torch.eye(64)
+    hessian[3, 3] = torch.inf
+    weights = {"q": torch.randn(8, 64), "k": torch.randn(8, 64)}
+    with pytest.raises(QuantizationError, match=r"q and k: .* not finite"):
+        AWQQuantizer(section(True)).quantize(weights, GroupInputs(hessian), torch.bfloat16)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@torch.no_grad()
+def test_a_block_is_closer_than_by_rounding_and_folds_its_scales(
+    model: StreamedModel, symmetric: bool
+) -> None:
+    tokens = torch.randint(0, 512, (8, 64), generator=torch.Generator().manual_seed(0))
+    hidden = model.embed(tokens).float()
+    # Two channels of the residual stream dominate, as in trained models.
+    hidden[..., [5, 50]] *= 10
+    reference = model.block(0).forward(hidden)
+
+    def run(quantizer: Any) -> tuple[QuantizedBlock, Tensor]:
+        batches = list(hidden.split(4))
+        result = quantize_block(model.block(0), batches, quantizer, (), torch.float32)
+        return result, torch.cat(batches)
+
+    result, output = run(AWQQuantizer(section(symmetric)))
+    written = model.block(0)
+    written.tensors |= result.changed
+    for name, linear in result.linears.items():
+        written.tensors[f"{name}.weight"] = linear.dequantize()
+    torch.testing.assert_close(written.forward(hidden), output, rtol=1e-3, atol=1e-3)
+    assert set(result.changed) == {"input_layernorm.weight", "post_attention_layernorm.weight"}
+
+    _, rounded = run(MinMaxQuantizer(section(symmetric)))
+    assert (output - reference).norm() < 0.8 * (rounded - reference).norm()
