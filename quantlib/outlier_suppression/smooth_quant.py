@@ -36,7 +36,7 @@ CANDIDATES = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 _SMALLEST = 1e-5
 
 Pair = Literal["norms", "value_output", "up_down"]
-Alpha = Annotated[float, Field(ge=0, le=1)]
+Alpha = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
 class SmoothQuantOptions(Options):
@@ -54,7 +54,6 @@ class SmoothQuantOptions(Options):
     pairs: Annotated[
         tuple[Pair, ...],
         Field(
-            min_length=1,
             description="What scales are folded into. norms: the norms before q, k and v and "
             "before gate and up. value_output: v, for the input of o. up_down: up, for the input "
             "of down.",
@@ -70,6 +69,13 @@ class SmoothQuantOptions(Options):
             raise ValueError(
                 "must be a number from 0 to 1, a list of such numbers, one per block, or auto"
             ) from None
+
+    @field_validator("pairs")
+    @classmethod
+    def _not_empty(cls, value: tuple[Pair, ...]) -> tuple[Pair, ...]:
+        if not value:
+            raise ValueError("names none; leave it out for norms")
+        return value
 
 
 def pair_of(group: LinearGroup) -> Pair | None:

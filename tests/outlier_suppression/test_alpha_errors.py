@@ -40,7 +40,7 @@ def int8(values: Tensor, steps: Tensor) -> Tensor:
 
 
 def brute_force(block: DecoderBlock, hidden: Tensor, alpha: float, static: bool) -> float:
-    """Equation 4, asymmetric weights and int8 inputs, both to nearest, and the relative errors of all seven linears."""
+    """The sum of all linears' relative errors: weights and int8 inputs rounded to nearest."""
     inputs: dict[str, Tensor] = {}
     block.forward(hidden, lambda group, x: inputs.update({group.name: x.flatten(0, 1).double()}))
     total = 0.0
@@ -64,7 +64,9 @@ def brute_force(block: DecoderBlock, hidden: Tensor, alpha: float, static: bool)
             zero = (-low / step).round()
             codes = ((scaled / step).round() + zero).clamp(0, 255) - zero
             wanted = x @ weight.t()
-            total += float((rounded @ (codes * step).t() - wanted).square().sum() / wanted.square().sum())
+            total += float(
+                (rounded @ (codes * step).t() - wanted).square().sum() / wanted.square().sum()
+            )
     return total
 
 

@@ -76,12 +76,20 @@ def test_auto_takes_the_least_sum_over_the_scaled_groups() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"alpha": 1.5}, {"alpha": "best"}, {"alpha": [0.5, -1]}, {"pairs": []}, {"pairs": ["all"]}],
+    [
+        {"alpha": 1.5},
+        {"alpha": True},
+        {"alpha": "best"},
+        {"alpha": [0.5, -1]},
+        {"pairs": []},
+        {"pairs": ["all"]},
+    ],
 )
 def test_other_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as refused:
         SmoothQuantSuppressor(options)
-    assert {fault["loc"][0] for fault in refused.value.errors()} == set(options)
+    (fault,) = refused.value.errors()
+    assert fault["loc"][0] in options
 
 
 @pytest.fixture(params=["llama", "qwen2"])

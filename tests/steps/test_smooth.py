@@ -149,6 +149,7 @@ def test_smoothing_makes_activations_easier_to_round(
         found[name] = divergence(made, outliers, tmp_path / name)
         if name.startswith("auto"):
             assert set(made.smoothing.facts["alpha"]) <= set(CANDIDATES)
-    assert 0 < found["fixed"] < found["plain"] / 2
-    assert found["auto"] < found["plain"] / 2
-    assert found["auto, all pairs"] < found["auto"] / 2
+    assert 0 < found["fixed"] < 0.95 * found["plain"]
+    assert found["auto"] < 0.95 * found["plain"]
+    # What is left lies in the inputs of o and down, which no norm reaches.
+    assert found["auto, all pairs"] < found["auto"] / 10
