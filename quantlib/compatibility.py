@@ -115,7 +115,7 @@ def _option_problems(
                 ".".join([where, *map(str, fault["loc"])]),
                 f"unknown option; known: {known}"
                 if fault["type"] == "extra_forbidden"
-                else f"{fault['msg']} (given: {fault['input']!r})",
+                else f"{fault['msg'].removeprefix('Value error, ')} (given: {fault['input']!r})",
             )
             for fault in error.errors()
         ]
@@ -227,6 +227,10 @@ def model_problems(
     if not problems:
         problems = _fusion_problems(recipe.quantization, adapter)
     problems += _shape_problems(recipe.quantization, checkpoint, adapter)
+    if recipe.outlier_suppression is not None:
+        suppression = recipe.outlier_suppression
+        suppressor = outlier_suppression_registry.get_suppressor(suppression.method)
+        problems += suppressor(suppression.options).problems(adapter)
     for field, section in (
         ("calibration", recipe.calibration if needs_calibration(recipe) else None),
         ("validation", recipe.validation),

@@ -55,6 +55,22 @@ def test_all_faults_at_once_each_with_its_path() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": "best"}, "alpha: must be a number from 0 to 1, a list of such numbers, one per"),
+        ({"alpha": [0.5, 2]}, "or auto (given: [0.5, 2])"),
+        ({"pairs": []}, "pairs: names none; leave it out for norms"),
+        ({"pairs": ["down"]}, "pairs.0: Input should be 'norms', 'value_output' or 'up_down'"),
+        ({"strength": 1}, "strength: unknown option; known: alpha, pairs"),
+    ],
+)
+def test_options_of_a_suppressor_are_refused_with_their_path(options: dict, message: str) -> None:
+    (found,) = problems({"outlier_suppression": {"method": "smooth_quant", "options": options}})
+    assert "outlier_suppression.options." in found
+    assert message in found
+
+
+@pytest.mark.parametrize(
     ("quantization", "message"),
     [
         ({"weights": {"bits": 3}}, "gptq does not support 3; supported: 4, 8"),

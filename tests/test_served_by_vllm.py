@@ -58,6 +58,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "float32",
         CT | {"weights": {"bits": 8, "group_size": -1}, "activations": "int8"},
     ),
+    "qwen2-w8a8-static": (
+        "qwen2",
+        "bfloat16",
+        CT | {"weights": {"bits": 8, "group_size": -1}, "activations": "int8-static"},
+    ),
 }
 """Family, dtype of the original and quantization."""
 

@@ -61,11 +61,42 @@ class ChannelObserver:
         self._inputs[group.name] = largest if before is None else torch.maximum(before, largest)
 
     def tensors(self) -> dict[str, Tensor]:
-        """``<block>.<group>.input_absmax`` and ``.weight_absmax``, float32 ``[in_features]``."""
+        """``<group>.input_absmax`` and ``.weight_absmax``, float32 ``[in_features]``."""
         tensors = {}
         for group in self._block.groups:
-            name = f"{self._block.index}.{group.name}"
             weights = [self._block.tensors[f"{linear}.weight"] for linear in group.linears]
-            tensors[f"{name}.input_absmax"] = self._inputs[group.name]
-            tensors[f"{name}.weight_absmax"] = torch.cat(weights).abs().amax(0).float()
+            tensors[f"{group.name}.input_absmax"] = self._inputs[group.name]
+            tensors[f"{group.name}.weight_absmax"] = torch.cat(weights).abs().amax(0).float()
         return tensors
+
+
+class TokenSample:
+    """A few of the calibration tokens of one input, drawn at random over all of them.
+
+    Which ones depends on the counts alone. Tokens at a fixed distance would do worse: where it
+    divides the length of a window, the first token of every window is among them, and models give
+    first tokens activations like no others.
+    """
+
+    def __init__(self, total: int, limit: int) -> None:
+        """Draws the positions.
+
+        Args:
+            total: How many tokens will come.
+            limit: How many of them to keep at most.
+        """
+        generator = torch.Generator().manual_seed(0)
+        self._positions = torch.randperm(total, generator=generator)[:limit].sort().values
+        self._seen = 0
+        self._kept: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """Looks at tokens, ``[..., in_features]``."""
+        tokens = x.reshape(-1, x.shape[-1])
+        start, self._seen = self._seen, self._seen + len(tokens)
+        here = self._positions[(self._positions >= start) & (self._positions < self._seen)]
+        self._kept.append(tokens[(here - start).to(tokens.device)])
+
+    def tokens(self) -> Tensor:
+        """The tokens that were kept, ``[kept, in_features]``, as they came."""
+        return torch.cat(self._kept)

@@ -111,16 +111,6 @@ def _rounding(
     kind: str, scale: Tensor | None
 ) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
     """Rounds an input to int8 or FP8, with the given scale or with one per token."""
-    top = 127.0 if kind == "int" else torch.finfo(torch.float8_e4m3fn).max
+    from quantlib.quantizers.rounding import round_input
 
-    def rounded(_module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        (values,) = inputs
-        wide = values.float()
-        steps = scale
-        if steps is None:
-            steps = wide.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / top
-        codes = (wide / steps).clamp(-top, top)
-        codes = codes.round() if kind == "int" else codes.to(torch.float8_e4m3fn).float()
-        return ((codes * steps).to(values.dtype),)
-
-    return rounded
+    return lambda _module, inputs: (round_input(inputs[0], kind, scale),)

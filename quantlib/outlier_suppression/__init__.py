@@ -3,7 +3,12 @@
 Importing this package registers the suppressors that ship; it imports neither torch nor numpy.
 """
 
-from quantlib.outlier_suppression.base import BaseOutlierSuppressor, ChannelStatistics
+from quantlib.outlier_suppression.base import (
+    BaseOutlierSuppressor,
+    BlockObserver,
+    BlockScales,
+    ChannelStatistics,
+)
 from quantlib.outlier_suppression.registry import (
     OutlierSuppressionRegistry,
     outlier_suppression_registry,
@@ -12,6 +17,8 @@ from quantlib.outlier_suppression.smooth_quant import SmoothQuantSuppressor
 
 __all__ = [
     "BaseOutlierSuppressor",
+    "BlockObserver",
+    "BlockScales",
     "ChannelStatistics",
     "OutlierSuppressionRegistry",
     "SmoothQuantSuppressor",

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
+
+from quantlib.errors import Problem
+from quantlib.models import BaseModelAdapter
+from quantlib.models.base import LinearGroup
+from quantlib.recipe import QuantizationSection
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from torch import Tensor
 
     from quantlib.models.decoder import DecoderBlock
 
@@ -20,6 +26,19 @@ class Options(BaseModel):
     """A suppressor's settings, ``outlier_suppression.options`` of a recipe; closed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BlockObserver(Protocol):
+    """Collects what a suppressor wants to know of one block.
+
+    Called with each group and its input, as :meth:`DecoderBlock.forward` does.
+    """
+
+    def __call__(self, group: LinearGroup, x: Tensor) -> None:
+        """Observes tokens, ``[batch, sequence, in_features]``."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The statistics, float32, by name within the block."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +54,48 @@ class ChannelStatistics:
     input_absmax: np.ndarray
     weight_absmax: np.ndarray
 
+    @classmethod
+    def of(cls, group: LinearGroup, statistics: Mapping[str, np.ndarray]) -> ChannelStatistics:
+        """The extremes that :class:`ChannelObserver` collected of a group.
+
+        Channels that come from the same channel of the producer (query heads that share a value
+        head) are one channel to whoever scales it: each gets the largest extreme among them.
+
+        Args:
+            group: A group with a producer.
+            statistics: float32 by name within the block.
+        """
+        producer = group.producer
+        if producer is None:
+            raise ValueError(f"the input of {group.name} cannot be scaled")
+
+        def extremes(kind: str) -> np.ndarray:
+            values = statistics[f"{group.name}.{kind}"]
+            heads = values.reshape(-1, producer.repeats, producer.head_dim)
+            return heads.max(1, keepdims=True).repeat(producer.repeats, 1).reshape(-1)
+
+        return cls(extremes("input_absmax"), extremes("weight_absmax"))
+
+
+@dataclass(frozen=True)
+class BlockScales:
+    """What a suppressor decided for one block.
+
+    Attributes:
+        scales: What the input of a group is divided by, per channel, by the name of the group;
+            float32 ``[in_features]``.
+        alpha: The strength that they were computed with; None for a suppressor that has none.
+    """
+
+    scales: Mapping[str, np.ndarray]
+    alpha: float | None = None
+
 
 class BaseOutlierSuppressor(ABC):
     """A suppressor, set up for one recipe.
+
+    The calibrate step runs :meth:`observer` over every block, the smooth step turns what it
+    collected into :meth:`scales`, and the quantize step lets :meth:`apply` fold them into weights.
 
     Attributes:
         options_type: The type of the suppressor's settings.
@@ -49,9 +107,50 @@ class BaseOutlierSuppressor(ABC):
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = self.options_type.model_validate(options)
 
+    def problems(self, adapter: BaseModelAdapter) -> list[Problem]:
+        """What of the settings does not go with a model."""
+        return []
+
+    def statistics_key(self, section: QuantizationSection) -> dict[str, Any]:
+        """What decides the statistics besides model and text, as JSON.
+
+        Recipes that agree on it share a calibration. A suppressor with an observer of its own says
+        so here.
+
+        Args:
+            section: The recipe's ``quantization``.
+        """
+        return {}
+
+    def observer(
+        self, block: DecoderBlock, tokens: int, section: QuantizationSection
+    ) -> BlockObserver:
+        """What collects a block's statistics: the extremes of each group's channels.
+
+        Args:
+            block: The block of the original model.
+            tokens: How many calibration tokens will come.
+            section: The recipe's ``quantization``.
+        """
+        from quantlib.calibration.statistics import ChannelObserver
+
+        return ChannelObserver(block)
+
     @abstractmethod
-    def scales(self, statistics: ChannelStatistics) -> np.ndarray:
-        """What the input of a group is divided by, per channel; float32 ``[in_features]``."""
+    def scaled(self, group: LinearGroup) -> bool:
+        """Whether the suppressor scales the input of a group, where nothing in it stays exact."""
+
+    @abstractmethod
+    def scales(
+        self, block: int, groups: Sequence[LinearGroup], statistics: Mapping[str, np.ndarray]
+    ) -> BlockScales:
+        """What the inputs of a block's groups are divided by.
+
+        Args:
+            block: Index of the block.
+            groups: The groups to scale, at least one.
+            statistics: What :meth:`observer` collected of the block.
+        """
 
     @abstractmethod
     def apply(
@@ -65,6 +164,6 @@ class BaseOutlierSuppressor(ABC):
             stored: The dtype in which the block's other tensors are stored.
 
         Returns:
-            The tensors that changed besides the weights of the scaled linears, by name within the
-            block, as they are stored unless they are quantized.
+            The tensors that changed besides the weights of linears that are to be quantized, by
+            name within the block, as they are stored.
         """

@@ -6,13 +6,23 @@ Models", 2023, equation 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
-from quantlib.outlier_suppression.base import BaseOutlierSuppressor, ChannelStatistics, Options
+from quantlib.errors import Problem
+from quantlib.models import BaseModelAdapter
+from quantlib.models.base import LinearGroup
+from quantlib.outlier_suppression.base import (
+    BaseOutlierSuppressor,
+    BlockObserver,
+    BlockScales,
+    ChannelStatistics,
+    Options,
+)
 from quantlib.outlier_suppression.registry import outlier_suppression_registry
+from quantlib.recipe import QuantizationSection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,44 +30,143 @@ if TYPE_CHECKING:
 
     from quantlib.models.decoder import DecoderBlock
 
+CANDIDATES = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+"""The alphas among which ``auto`` chooses."""
+
 _SMALLEST = 1e-5
+
+Pair = Literal["norms", "value_output", "up_down"]
+Alpha = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
 class SmoothQuantOptions(Options):
     """Settings of SmoothQuant."""
 
     alpha: Annotated[
-        float,
+        Alpha | Literal["auto"] | tuple[Alpha, ...],
         Field(
-            ge=0,
-            le=1,
             description="Migration strength: 0 leaves activations as they are, 1 moves all of "
-            "their spread into the weights.",
+            "their spread into the weights. A number for all blocks, a list with one number per "
+            "block, or auto: for each block the one with the least output error on calibration "
+            "tokens."
         ),
     ] = 0.8
+    pairs: Annotated[
+        tuple[Pair, ...],
+        Field(
+            description="What scales are folded into. norms: the norms before q, k and v and "
+            "before gate and up. value_output: v, for the input of o. up_down: up, for the input "
+            "of down.",
+        ),
+    ] = ("norms",)
+
+    @field_validator("alpha", mode="wrap")
+    @classmethod
+    def _one_message(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(
+                "must be a number from 0 to 1, a list of such numbers, one per block, or auto"
+            ) from None
+
+    @field_validator("pairs")
+    @classmethod
+    def _not_empty(cls, value: tuple[Pair, ...]) -> tuple[Pair, ...]:
+        if not value:
+            raise ValueError("names none; leave it out for norms")
+        return value
+
+
+def pair_of(group: LinearGroup) -> Pair | None:
+    """Which of the pairs a group and what gives its input are; None where nothing can be folded."""
+    if group.producer is None:
+        return None
+    if group.producer.norm:
+        return "norms"
+    return "value_output" if group.name == "attention_output" else "up_down"
+
+
+def smoothing_scales(statistics: ChannelStatistics, alpha: float) -> np.ndarray:
+    """``max|X| ** alpha / max|W| ** (1 - alpha)``, per channel; float32 ``[in_features]``."""
+    import numpy as np
+
+    inputs = np.maximum(statistics.input_absmax.astype(np.float64), _SMALLEST)
+    weights = np.maximum(statistics.weight_absmax.astype(np.float64), _SMALLEST)
+    scales = inputs**alpha / weights ** (1 - alpha)
+    return np.maximum(scales, _SMALLEST).astype(np.float32)
 
 
 @outlier_suppression_registry.register("smooth_quant")
 class SmoothQuantSuppressor(BaseOutlierSuppressor):
-    """Divides a norm's weight by a scale per channel, and multiplies the linears behind it."""
+    """Divides what gives an input by a scale per channel, and multiplies the linears behind it."""
 
     options_type: ClassVar[type[Options]] = SmoothQuantOptions
     options: SmoothQuantOptions
 
-    def scales(self, statistics: ChannelStatistics) -> np.ndarray:
-        """``max|X| ** alpha / max|W| ** (1 - alpha)``, per channel."""
+    def problems(self, adapter: BaseModelAdapter) -> list[Problem]:
+        """A list of alphas that is not one per block."""
+        alpha = self.options.alpha
+        if not isinstance(alpha, tuple) or len(alpha) == adapter.blocks:
+            return []
+        return [
+            Problem(
+                "outlier_suppression.options.alpha",
+                f"lists {len(alpha)} numbers; the model has {adapter.blocks} blocks",
+                "give one per block, one number for all of them, or auto",
+            )
+        ]
+
+    def statistics_key(self, section: QuantizationSection) -> dict[str, Any]:
+        """Only ``auto`` measures errors, which depend on what weights and inputs are rounded to."""
+        if self.options.alpha != "auto":
+            return {}
+        return {
+            "alphas": list(CANDIDATES),
+            "pairs": sorted(set(self.options.pairs)),
+            "weights": section.weights.model_dump(mode="json"),
+            "activations": section.activations,
+        }
+
+    def observer(
+        self, block: DecoderBlock, tokens: int, section: QuantizationSection
+    ) -> BlockObserver:
+        """The extremes of each channel; for ``auto`` also the error of every candidate."""
+        if self.options.alpha != "auto":
+            return super().observer(block, tokens, section)
+        from quantlib.outlier_suppression.alpha_errors import AlphaErrors
+
+        groups = [group for group in block.groups if self.scaled(group)]
+        return AlphaErrors(block, groups, tokens, CANDIDATES, section)
+
+    def scaled(self, group: LinearGroup) -> bool:
+        """Whether the recipe names the pair that the group belongs to."""
+        return pair_of(group) in self.options.pairs
+
+    def scales(
+        self, block: int, groups: Sequence[LinearGroup], statistics: Mapping[str, np.ndarray]
+    ) -> BlockScales:
+        """Equation 4, with the block's alpha."""
         import numpy as np
 
-        inputs = np.maximum(statistics.input_absmax.astype(np.float64), _SMALLEST)
-        weights = np.maximum(statistics.weight_absmax.astype(np.float64), _SMALLEST)
         alpha = self.options.alpha
-        scales = inputs**alpha / weights ** (1 - alpha)
-        return np.maximum(scales, _SMALLEST).astype(np.float32)
+        if alpha == "auto":
+            errors = np.sum([statistics[f"{group.name}.alpha_errors"] for group in groups], axis=0)
+            alpha = CANDIDATES[int(errors.argmin())]
+        elif isinstance(alpha, tuple):
+            alpha = alpha[block]
+        return BlockScales(
+            {
+                group.name: smoothing_scales(ChannelStatistics.of(group, statistics), alpha)
+                for group in groups
+            },
+            alpha,
+        )
 
     def apply(
         self, block: DecoderBlock, scales: Mapping[str, torch.Tensor], stored: torch.dtype
     ) -> dict[str, torch.Tensor]:
-        """Folds scales into a block's norms and the linears behind them."""
+        """Folds scales into what gives each group's input, and into the group's linears."""
         from quantlib.models.folding import Fold
 
         changed: dict[str, torch.Tensor] = {}
@@ -67,11 +176,19 @@ class SmoothQuantSuppressor(BaseOutlierSuppressor):
             scale = scales[group.name].to(block.rotary.frequencies.device)
             fold = Fold.of(block, group.producer, len(scale), stored)
             effective = fold.effective(scale)
-            folded = fold.tensors(scale)
             for linear in group.linears:
-                # float32: rounding here would add to the error of quantizing.
-                weight = block.tensors[f"{linear}.weight"]
-                block.tensors[f"{linear}.weight"] = weight * effective
+                _multiply(block, linear, effective)
+            if group.producer.norm:
+                folded = fold.tensors(scale)
+            else:
+                folded = fold.bias(scale)
+                _multiply(block, group.producer.name, 1 / fold.divisors(scale)[:, None])
             block.tensors |= folded
             changed |= folded
         return changed
+
+
+def _multiply(block: DecoderBlock, linear: str, factors: torch.Tensor) -> None:
+    # The product is float32: rounding here would add to the error of quantizing.
+    weight = block.tensors[f"{linear}.weight"]
+    block.tensors[f"{linear}.weight"] = weight * factors

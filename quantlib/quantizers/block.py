@@ -111,7 +111,10 @@ def quantize_block(
                 columns = block.tensors[f"{names[0]}.weight"].shape[1]
                 fold = Fold.of(block, group.producer, columns, stored)
             inputs = GroupInputs(hessian, fold)
-            input_scale = torch.tensor([largest / 127]) if static_activations else None
+            input_scale = None
+            if static_activations:
+                # An input of zeros would make the scale one that nothing can be divided by.
+                input_scale = torch.tensor([max(largest, 1e-12) / 127])
             _quantize_group(block, names, inputs, quantizer, stored, input_scale, result)
     if not last:
         batches += [finish(walk) for walk in walks]

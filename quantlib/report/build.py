@@ -66,7 +66,7 @@ def build_report(
         return Report(
             verdict=_verdict(judged),
             model=_model(recipe, steps["fetch"], checkpoint),
-            method=_method(recipe),
+            method=_method(recipe, steps.get("smooth")),
             sizes=Sizes(
                 bytes_original=checkpoint.facts["bytes_original"],
                 bytes_quantized=checkpoint.facts["bytes_quantized"],
@@ -168,7 +168,7 @@ def _model(recipe: Recipe, fetched: Receipt, checkpoint: Receipt) -> Model:
     )
 
 
-def _method(recipe: Recipe) -> Method:
+def _method(recipe: Recipe, smoothed: Receipt | None) -> Method:
     quantization, suppression = recipe.quantization, recipe.outlier_suppression
     return Method(
         quantizer=quantization.method,
@@ -179,6 +179,7 @@ def _method(recipe: Recipe) -> Method:
         weight_type=quantization.weights.type,
         format=resolve_format(quantization),
         outlier_suppression=suppression.method if suppression else None,
+        alpha=smoothed.facts.get("alpha") if smoothed else None,
     )
 
 

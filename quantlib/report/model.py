@@ -73,6 +73,13 @@ class Method(Part):
     weight_type: Literal["int", "float"]
     format: str
     outlier_suppression: str | None
+    alpha: Annotated[
+        tuple[float | None, ...] | None,
+        Field(
+            description="Strength of the outlier suppression in each block; null for a block that "
+            "is left alone. None without suppression, or where it has no strength."
+        ),
+    ] = None
 
     @property
     def scheme(self) -> str:
@@ -80,6 +87,12 @@ class Method(Part):
         if self.weight_type == "float":
             return "FP8"
         return f"W{self.bits}A{16 if self.activations == 'none' else 8}"
+
+    @property
+    def alphas(self) -> dict[float, int]:
+        """How many blocks were suppressed with each strength, the least strength first."""
+        used = [alpha for alpha in self.alpha or () if alpha is not None]
+        return {alpha: used.count(alpha) for alpha in sorted(set(used))}
 
     @property
     def grouping(self) -> str:

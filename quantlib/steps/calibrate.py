@@ -12,13 +12,14 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.compatibility import needs_calibration, needs_hidden_states
 from quantlib.models import model_registry
+from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
 from quantlib.progress import progress_bar
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.contract import StepCall
 from quantlib.steps.plan import parse_range
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
-VERSION = 1
+VERSION = 2
 STATISTICS_NAME = "statistics.safetensors"
 
 
@@ -44,18 +45,25 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
     ranges = [parse_range(text) for text in plan.facts["ranges"]]
     needed = needs_hidden_states(recipe.quantization)
     boundaries = [start for start, _ in ranges] if needed else []
-    observed_to = ranges[-1][1] if recipe.outlier_suppression is not None else 0
+    suppressor = None
+    if recipe.outlier_suppression is not None:
+        suppression = recipe.outlier_suppression
+        suppressor = outlier_suppression_registry.get_suppressor(suppression.method)(
+            suppression.options
+        )
+    observed_to = 0 if suppressor is None else ranges[-1][1]
     parameters = {
         "calibration": recipe.calibration.model_dump(mode="json")
         if needs_calibration(recipe)
         else None,
         "boundaries": boundaries,
         "statistics_to": observed_to,
+        "statistics": {} if suppressor is None else suppressor.statistics_key(recipe.quantization),
     }
 
     def work(output: StepOutput) -> None:
         if parameters["calibration"] is not None:
-            _collect(store, recipe, model, boundaries, observed_to, device, output)
+            _collect(store, recipe, model, boundaries, suppressor, observed_to, device, output)
 
     # The boundaries stand in the parameters: plans with the same ones share their calibration.
     return commit_step(store, "calibrate", VERSION, parameters, {"model": model}, work)
@@ -66,13 +74,13 @@ def _collect(
     recipe: Recipe,
     model: Receipt,
     boundaries: list[int],
+    suppressor: BaseOutlierSuppressor | None,
     observed_to: int,
     device: str,
     output: StepOutput,
 ) -> None:
     import torch
 
-    from quantlib.calibration.statistics import ChannelObserver
     from quantlib.checkpoint.tensors import write_tensors
     from quantlib.compute import resolve_device, split_batches
 
@@ -109,11 +117,14 @@ def _collect(
                 if index == stop:
                     break
                 block = streamed.block(index)
-                observer = ChannelObserver(block) if index < observed_to else None
+                observer = None
+                if suppressor is not None and index < observed_to:
+                    observer = suppressor.observer(block, windows.tokens.size, recipe.quantization)
                 for number, batch in enumerate(batches):
                     batches[number] = block.forward(batch, observer)
                 if observer is not None:
-                    statistics |= observer.tensors()
+                    collected = observer.tensors()
+                    statistics |= {f"{index}.{name}": value for name, value in collected.items()}
                 advance(1)
     if statistics:
         save(STATISTICS_NAME, statistics)

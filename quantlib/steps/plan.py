@@ -49,7 +49,9 @@ def plan(store: Store, recipe: Recipe, model: Receipt, num_ranges: int) -> Recei
         "quantization": recipe.quantization.model_dump(mode="json"),
         "calibration": recipe.calibration.model_dump(mode="json"),
         "validation": recipe.validation.model_dump(mode="json"),
-        "outlier_suppression": recipe.outlier_suppression is not None,
+        "outlier_suppression": None
+        if recipe.outlier_suppression is None
+        else recipe.outlier_suppression.model_dump(mode="json"),
         "num_ranges": wanted,
     }
     return commit_step(store, "plan", VERSION, parameters, {"model": model}, work)

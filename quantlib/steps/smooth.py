@@ -1,4 +1,4 @@
-"""smooth: from channel statistics to smoothing scales, one vector per norm."""
+"""smooth: from channel statistics to smoothing scales, one vector per scaled input."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.compatibility import exact_linears
 from quantlib.models import model_registry
-from quantlib.outlier_suppression import ChannelStatistics, outlier_suppression_registry
+from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.calibrate import STATISTICS_NAME
 from quantlib.steps.contract import StepCall
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
-VERSION = 1
+VERSION = 2
 SCALES_NAME = "scales.safetensors"
 
 
 def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -> Receipt:
-    """Computes smoothing scales for every group of linears behind a norm.
+    """Computes smoothing scales for the groups of linears that the suppressor scales.
 
-    Groups that stay exact are left alone.
+    Groups with a linear that stays exact, or whose input such a linear gives, are left alone.
 
     Args:
         store: Where the steps' files are.
@@ -32,8 +32,9 @@ def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -
         calibration: Receipt of the calibrate step.
 
     Returns:
-        A receipt with the file of scales, float32 ``<block>.<group>``; with no file where the
-        recipe suppresses nothing.
+        A receipt with the file of scales, float32 ``<block>.<group>``, and the fact ``alpha``: the
+        strength for each block, None where nothing is scaled. With neither where the recipe
+        suppresses nothing.
     """
     section = recipe.outlier_suppression
     parameters = {
@@ -50,25 +51,33 @@ def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -
         source = ReceiptSource(store, calibration)
         statistics = Checkpoint(source, {}, read_header(source, STATISTICS_NAME))
 
-        def read(name: str) -> np.ndarray:
-            return np.frombuffer(statistics.read(name), dtype="<f4")
-
+        alphas: list[float | None] = []
         with SafetensorsWriter(output.local(SCALES_NAME)) as writer:
             for block, exact in enumerate(exact_linears(recipe.quantization, adapter)):
-                for group in adapter.groups():
-                    if group.producer is None or not group.producer.norm:
-                        continue
-                    if exact.issuperset(group.linears):
-                        continue
-                    name = f"{block}.{group.name}"
-                    scales = suppressor.scales(
-                        ChannelStatistics(
-                            read(f"{name}.input_absmax"), read(f"{name}.weight_absmax")
-                        )
-                    )
-                    writer.add(name, "F32", scales.shape, scales.astype("<f4").tobytes())
+                groups = [
+                    group
+                    for group in adapter.groups()
+                    if group.producer is not None
+                    and suppressor.scaled(group)
+                    and exact.isdisjoint([group.producer.name, *group.linears])
+                ]
+                if not groups:
+                    alphas.append(None)
+                    continue
+                prefix = f"{block}."
+                of_block = {
+                    name.removeprefix(prefix): np.frombuffer(statistics.read(name), dtype="<f4")
+                    for name in statistics.tensors
+                    if name.startswith(prefix)
+                }
+                chosen = suppressor.scales(block, groups, of_block)
+                alphas.append(chosen.alpha)
+                for group_name, scales in chosen.scales.items():
+                    data = scales.astype("<f4").tobytes()
+                    writer.add(f"{block}.{group_name}", "F32", scales.shape, data)
             digest, count = writer.finish()
         output.add(SCALES_NAME, sha256=digest, tensors=count)
+        output.facts["alpha"] = alphas
 
     inputs = {"model": model, "calibration": calibration}
     return commit_step(store, "smooth", VERSION, parameters, inputs, work)

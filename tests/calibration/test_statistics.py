@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantlib.calibration.statistics import ChannelObserver, HessianAccumulator
+from quantlib.calibration.statistics import ChannelObserver, HessianAccumulator, TokenSample
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
 from quantlib.models import model_registry
@@ -45,6 +45,29 @@ def test_observer_keeps_the_extremes_of_all_batches(tiny_llama: Path) -> None:
             observer(group, batch[..., :1].expand(1, 2, width))
     tensors = observer.tensors()
     assert len(tensors) == 8
-    assert (tensors["1.mlp_input.input_absmax"] == 3).all()
+    assert (tensors["mlp_input.input_absmax"] == 3).all()
     both = torch.cat([block.tensors["mlp.gate_proj.weight"], block.tensors["mlp.up_proj.weight"]])
-    assert torch.equal(tensors["1.mlp_input.weight_absmax"], both.abs().amax(0))
+    assert torch.equal(tensors["mlp_input.weight_absmax"], both.abs().amax(0))
+
+
+def test_a_sample_is_spread_over_all_tokens() -> None:
+    tokens = torch.arange(4096.0)[:, None] * torch.ones(3)
+    samples = [TokenSample(4096, 100), TokenSample(4096, 100)]
+    for sample, batch in zip(samples, (64, 512), strict=True):
+        for part in tokens.unflatten(0, (-1, 64)).split(batch // 64):
+            sample.add(part)
+    first, other = (sample.tokens() for sample in samples)
+    assert torch.equal(first, other)
+    positions = first[:, 0]
+    assert first.shape == (100, 3)
+    assert len(positions.unique()) == 100
+    # Every eighth of the text is there, and no one place within a window of 64.
+    assert torch.histc(positions, 8, 0, 4096).min() > 4
+    assert len((positions % 64).unique()) > 40
+
+
+def test_a_sample_of_few_tokens_is_all_of_them() -> None:
+    sample = TokenSample(10, 100)
+    tokens = torch.randn(2, 5, 4)
+    sample.add(tokens)
+    assert torch.equal(sample.tokens(), tokens.flatten(0, 1))

@@ -78,6 +78,26 @@ def test_exact_linears_are_left_alone(model, batches: list[torch.Tensor]) -> Non
         assert torch.equal(block.tensors[f"{name}.weight"], original.tensors[f"{name}.weight"])
 
 
+def test_static_activations_get_the_largest_input_of_all_tokens(
+    model, batches: list[torch.Tensor]
+) -> None:
+    inputs = torch.cat(batches)
+    block = model.block(0)
+    block.tensors["post_attention_layernorm.weight"].zero_()
+    result = quantize_block(
+        block, batches, MinMaxQuantizer(SECTION), (), torch.bfloat16, static_activations=True
+    )
+    largest: dict[str, torch.Tensor] = {}
+    block.forward(inputs, lambda g, x: largest.update(dict.fromkeys(g.linears, x.abs().max())))
+    for name, linear in result.linears.items():
+        assert linear.input_scale is not None
+        assert linear.input_scale.dtype is torch.float32
+        # An input of zeros still has a scale that it can be divided by.
+        expected = max(float(largest[name]), 1e-12) / 127
+        assert linear.input_scale.tolist() == pytest.approx([expected], rel=1e-5)
+    assert largest["mlp.down_proj"] == 0 < largest["self_attn.o_proj"]
+
+
 def test_activations_that_overflow_name_the_linears(model, batches: list[torch.Tensor]) -> None:
     block = model.block(0)
     block.tensors["input_layernorm.weight"][3] = torch.inf

@@ -124,6 +124,8 @@ def commit_run(
     layers: tuple[int, ...] | None = None,
     weights: dict[str, bytes] = WEIGHTS,
     text: dict[str, Any] | None = CALIBRATION_TEXT,
+    suppression: dict[str, Any] | None = None,
+    alpha: list[float | None] | None = None,
 ) -> Run:
     """Commits every step from fetch to validate in a store below ``root``."""
     store = LocalStore(root / "store")
@@ -135,6 +137,7 @@ def commit_run(
                 "weights": {"bits": 4, "group_size": 64},
                 **({"layers": list(layers)} if layers else {}),
             },
+            "outlier_suppression": suppression,
         }
     )
     quantized = list(layers) if layers else list(range(blocks))
@@ -177,7 +180,12 @@ def commit_run(
         facts={"text": text} if text else {},
     )
     smoothing = commit(
-        "smooth", {}, {"model": fetched, "calibration": calibration}, seconds=0.25, peak_mib=61
+        "smooth",
+        {},
+        {"model": fetched, "calibration": calibration},
+        seconds=0.25,
+        peak_mib=61,
+        facts={"alpha": alpha} if alpha else {},
     )
     half = blocks // 2
     parts = {

@@ -56,6 +56,19 @@ def test_a_method_without_calibration_leaves_no_text(make_run, tmp_path) -> None
     assert report.provenance.calibration_digest is None
 
 
+def test_strengths_of_the_suppression_are_reported(make_run, run, tmp_path) -> None:
+    alpha = [0.8, None, 0.55, 0.8, 0.8, 0.8]
+    smoothed = make_run(
+        tmp_path / "smoothed", suppression={"options": {"alpha": "auto"}}, alpha=alpha
+    )
+    method = build_report(smoothed.store, smoothed.recipe, smoothed.checkpoint, None).method
+    assert method.outlier_suppression == "smooth_quant"
+    assert method.alpha == tuple(alpha)
+    assert list(method.alphas.items()) == [(0.55, 1), (0.8, 4)]
+    plain = build_report(run.store, run.recipe, run.checkpoint, None).method
+    assert (plain.outlier_suppression, plain.alpha, plain.alphas) == (None, None, {})
+
+
 def test_steps_without_run_facts_are_reported_without_times(run) -> None:
     run.store.delete(f"{run.checkpoint.folder}/run.json")
     report = build_report(run.store, run.recipe, run.checkpoint, None)

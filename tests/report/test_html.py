@@ -105,6 +105,14 @@ def test_without_evaluation_the_page_says_how_to_validate(run) -> None:
     assert "Side by side" not in page.text
 
 
+def test_strengths_of_the_suppression_are_told(make_run, tmp_path: Path) -> None:
+    alpha = [0.8, None, 0.55, 0.8, 0.8, 0.8]
+    run = make_run(tmp_path / "smoothed", suppression={"options": {"alpha": "auto"}}, alpha=alpha)
+    _, page = page_of(run, None)
+    expected = "Outlier suppression smooth_quant, alpha 0.55 in 1 block, 0.8 in 4 blocks"
+    assert expected in page.text
+
+
 def test_a_fallback_of_the_engine_is_told(run) -> None:
     evaluation = run.evaluation | {
         "engine": "transformers",

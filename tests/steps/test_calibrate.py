@@ -68,3 +68,30 @@ def test_other_recipes_share_a_calibration(
     other = calibrated(store, small_recipe(calibration={"seed": 1}), tiny_llama)
     assert four == eight
     assert four.key != other.key
+
+
+def test_statistics_are_shared_by_all_that_they_serve(
+    store: LocalStore, tiny_llama: Path, small_recipe: Callable[..., Any]
+) -> None:
+    def smoothed(bits: int = 8, **options: Any) -> Receipt:
+        recipe = small_recipe(
+            quantization={"weights": {"bits": bits, "group_size": 32}},
+            outlier_suppression={"method": "smooth_quant", "options": options},
+        )
+        return calibrated(store, recipe, tiny_llama)
+
+    half = smoothed(alpha=0.5)
+    assert half == smoothed(alpha=[0.1, 0.2, 0.3, 0.4], pairs=["norms", "up_down"])
+    assert half == smoothed(alpha=0.5, bits=4)
+    auto = smoothed(alpha="auto")
+    assert auto.key != half.key
+    assert auto.key != smoothed(alpha="auto", bits=4).key
+    assert auto.key != smoothed(alpha="auto", pairs=["norms", "up_down"]).key
+    names = set(read_tensors(ReceiptSource(store, auto), STATISTICS_NAME))
+    errors = {name for name in names if name.endswith("alpha_errors")}
+    assert len(names - errors) == 4 * 4 * 2
+    assert errors == {
+        f"{block}.{group}.alpha_errors"
+        for block in range(4)
+        for group in ("attention_input", "mlp_input")
+    }

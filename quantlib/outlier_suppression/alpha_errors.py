@@ -1,0 +1,107 @@
+"""What each strength of smoothing would cost a block, measured on a sample of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from quantlib.calibration.statistics import ChannelObserver, TokenSample
+from quantlib.models.base import LinearGroup
+from quantlib.models.decoder import DecoderBlock
+from quantlib.outlier_suppression.base import ChannelStatistics
+from quantlib.outlier_suppression.smooth_quant import smoothing_scales
+from quantlib.quantizers import GroupInputs, MinMaxQuantizer
+from quantlib.quantizers.rounding import round_input
+from quantlib.recipe import QuantizationSection
+
+SAMPLE_TOKENS = 512
+
+
+class AlphaErrors:
+    """The extremes of each channel, and the output error that each alpha leads to.
+
+    Weights are rounded to nearest, whatever quantizer the recipe names: its own would cost as much
+    as quantizing, once per alpha.
+    """
+
+    def __init__(
+        self,
+        block: DecoderBlock,
+        groups: Sequence[LinearGroup],
+        tokens: int,
+        alphas: Sequence[float],
+        section: QuantizationSection,
+    ) -> None:
+        """Observes a block.
+
+        Args:
+            block: The block of the original model.
+            groups: Those of its groups that are to be scaled.
+            tokens: How many calibration tokens will come.
+            alphas: The strengths to try.
+            section: Says what weights and activations are rounded to.
+        """
+        self._block = block
+        self._alphas = alphas
+        self._activations = section.activations
+        self._nearest = MinMaxQuantizer(section.model_copy(update={"options": {}}))
+        self._channels = ChannelObserver(block)
+        size = section.weights.group_size
+        self._samples = {
+            group.name: TokenSample(tokens, SAMPLE_TOKENS)
+            for group in groups
+            # What the group size does not divide stays exact.
+            if size == -1 or block.tensors[f"{group.linears[0]}.weight"].shape[1] % size == 0
+        }
+
+    def __call__(self, group: LinearGroup, x: Tensor) -> None:
+        """Observes tokens, ``[batch, sequence, in_features]``."""
+        self._channels(group, x)
+        if group.name in self._samples:
+            self._samples[group.name].add(x)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of :class:`ChannelObserver` and ``<group>.alpha_errors``, float32 ``[alphas]``."""
+        tensors = self._channels.tensors()
+        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        for group in self._block.groups:
+            if group.name in self._samples:
+                statistics = ChannelStatistics.of(group, arrays)
+                x = self._samples.pop(group.name).tokens().float()
+                tensors[f"{group.name}.alpha_errors"] = self._errors(group, x, statistics)
+        return tensors
+
+    def _errors(self, group: LinearGroup, x: Tensor, statistics: ChannelStatistics) -> Tensor:
+        """The sum over a group's linears of the energy of the error over that of the output."""
+        weights = self._weights(group)
+        outputs = {name: x @ weight.t() for name, weight in weights.items()}
+        extremes = torch.from_numpy(statistics.input_absmax).to(x.device)
+        errors = []
+        for alpha in self._alphas:
+            scales = torch.from_numpy(smoothing_scales(statistics, alpha)).to(x.device)
+            rounded = self._rounded(x / scales, (extremes / scales).max()[None])
+            scaled = {name: weight * scales for name, weight in weights.items()}
+            quantized = self._nearest.quantize(scaled, GroupInputs(), torch.float32)
+            errors.append(
+                sum(
+                    _relative_error(rounded @ linear.dequantize().t(), outputs[name])
+                    for name, linear in quantized.linears.items()
+                )
+            )
+        return torch.tensor(errors)
+
+    def _rounded(self, x: Tensor, largest: Tensor) -> Tensor:
+        if self._activations == "none":
+            return x
+        step = largest / 127 if self._activations == "int8-static" else None
+        return round_input(x, "float" if self._activations == "fp8" else "int", step)
+
+    def _weights(self, group: LinearGroup) -> Mapping[str, Tensor]:
+        return {name: self._block.tensors[f"{name}.weight"].float() for name in group.linears}
+
+
+def _relative_error(found: Tensor, wanted: Tensor) -> float:
+    energy = float(wanted.square().sum())
+    return float((found - wanted).square().sum()) / energy if energy > 0 else 0.0
