@@ -21,7 +21,8 @@ from components.publish.component import publish
 from components.quantize.component import quantize
 from components.smooth.component import smooth
 from components.validate.component import validate
-from quantlib.recipe import SHIPPED_RECIPES, load_config
+from quantlib.config import load_config
+from quantlib.recipe import SHIPPED_RECIPES
 
 # In one line: kfp writes a default into a comment of the compiled file without minding its line
 # breaks, and the form of the Kubeflow UI has a single line for text, with an editor for JSON.

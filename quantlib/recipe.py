@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from quantlib.config import YamlFormat, load_config
 from quantlib.errors import InvalidInputError, Problem
 
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
@@ -60,9 +60,9 @@ class WeightScheme(Section):
 class QuantizationSection(Section):
     """The algorithm, the representation and what it applies to."""
 
-    method: Annotated[str, Field(description="A registered quantizer: awq, gptq, hqq, minmax, ...")] = (
-        "gptq"
-    )
+    method: Annotated[
+        str, Field(description="A registered quantizer: awq, gptq, hqq, minmax, ...")
+    ] = "gptq"
     weights: WeightScheme = WeightScheme()
     activations: Annotated[
         Activations,
@@ -289,43 +289,6 @@ def _without_faults(data: Mapping[str, Any], error: ValidationError) -> Recipe:
         return Recipe()
 
 
-def _parse_yaml(text: str) -> Any:
-    return yaml.safe_load(text)
-
-
-CONFIG_PARSERS: dict[str, Callable[[str], Any]] = {
-    ".yaml": _parse_yaml,
-    ".yml": _parse_yaml,
-    ".json": json.loads,
-}
-"""Parsers of :func:`load_config` by file suffix; add one to read another config format."""
-
-
-def load_config(path: Path | str) -> dict[str, Any]:
-    """Reads a mapping from a YAML or JSON file.
-
-    Raises:
-        InvalidInputError: The file is missing, has an unknown suffix, cannot be parsed, or holds
-            something other than a mapping.
-    """
-    path = Path(path)
-    parser = CONFIG_PARSERS.get(path.suffix.lower())
-    if parser is None:
-        known = ", ".join(sorted(CONFIG_PARSERS))
-        raise InvalidInputError.one(str(path), f"unknown config format {path.suffix!r}", known)
-    try:
-        data = parser(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError.one(str(path), f"cannot be read: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise InvalidInputError.one(str(path), f"cannot be parsed: {error}") from None
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise InvalidInputError.one(str(path), "does not hold a mapping")
-    return data
-
-
 def recipe_path(name: Path | str) -> Path:
     """The file of a recipe given by path, or by the name of a shipped recipe (``gptq``)."""
     shipped = SHIPPED_RECIPES / f"{name}.yaml"
@@ -349,8 +312,8 @@ def recipe_from_text(text: str) -> Recipe:
         InvalidInputError: ``text`` is no valid recipe.
     """
     try:
-        data = _parse_yaml(text)
-    except yaml.YAMLError as error:
+        data = YamlFormat().parse(text)
+    except ValueError as error:
         raise InvalidInputError.one("recipe", f"cannot be parsed: {error}") from None
     if not isinstance(data, dict):
         raise InvalidInputError.one("recipe", "does not hold a mapping")

@@ -9,7 +9,6 @@ from quantlib.errors import InvalidInputError
 from quantlib.recipe import (
     SHIPPED_RECIPES,
     Recipe,
-    load_config,
     load_recipe,
     parse_recipe,
     recipe_from_text,
@@ -104,23 +103,6 @@ def test_yaml_json_and_text_give_the_same_recipe(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "r.yaml") == recipe
     assert recipe_from_text(recipe.canonical_json()) == recipe
     assert recipe.digest() == parse_recipe(data).digest() != Recipe().digest()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("r.yaml", "a: [", "cannot be parsed"),
-        ("r.json", "{", "cannot be parsed"),
-        ("r.yaml", "- 1", "does not hold a mapping"),
-        ("r.toml", "", "unknown config format"),
-        ("missing.yaml", None, "cannot be read"),
-    ],
-)
-def test_unreadable_files(tmp_path: Path, name: str, content: str | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(InvalidInputError, match=message):
-        load_config(tmp_path / name)
 
 
 def test_layers_are_sorted_and_unique() -> None:

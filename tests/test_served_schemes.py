@@ -82,7 +82,8 @@ def test_vllm_computes_what_the_quantizer_meant(
 
 def test_every_method_and_format_is_among_them() -> None:
     assert {section.method for section in SECTIONS} >= {"awq", "gptq", "hqq", "minmax"}
-    assert {resolve_format(section) for section in SECTIONS} == set(format_registry)
+    formats = {format_registry.get_format(name).name for name in format_registry}
+    assert {resolve_format(section) for section in SECTIONS} == formats
     assert len({name_of(section) for section in SECTIONS}) == len(SECTIONS)
 
 

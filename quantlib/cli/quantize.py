@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 import click
 
+from quantlib.config import load_config
 from quantlib.errors import GateFailedError, InvalidInputError
-from quantlib.recipe import Activations, Recipe, load_config, parse_recipe, recipe_path
+from quantlib.recipe import Activations, Recipe, parse_recipe, recipe_path
 
 
 def _layers(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:

@@ -152,11 +152,12 @@ class BaseOutlierSuppressor(ABC):
             statistics: What :meth:`observer` collected of the block.
         """
 
-    @abstractmethod
     def apply(
         self, block: DecoderBlock, scales: Mapping[str, torch.Tensor], stored: torch.dtype
     ) -> dict[str, torch.Tensor]:
         """Folds scales into a block; its function does not change.
+
+        They go into what gives each group's input, and into the group's linears.
 
         Args:
             block: The block.
@@ -167,3 +168,28 @@ class BaseOutlierSuppressor(ABC):
             The tensors that changed besides the weights of linears that are to be quantized, by
             name within the block, as they are stored.
         """
+        from quantlib.models.folding import Fold
+
+        changed: dict[str, torch.Tensor] = {}
+        for group in block.groups:
+            if group.name not in scales or group.producer is None:
+                continue
+            scale = scales[group.name].to(block.rotary.frequencies.device)
+            fold = Fold.of(block, group.producer, len(scale), stored)
+            effective = fold.effective(scale)
+            for linear in group.linears:
+                _multiply(block, linear, effective)
+            if group.producer.norm:
+                folded = fold.tensors(scale)
+            else:
+                folded = fold.bias(scale)
+                _multiply(block, group.producer.name, 1 / fold.divisors(scale)[:, None])
+            block.tensors |= folded
+            changed |= folded
+        return changed
+
+
+def _multiply(block: DecoderBlock, linear: str, factors: torch.Tensor) -> None:
+    # The product is float32: rounding here would add to the error of quantizing.
+    weight = block.tensors[f"{linear}.weight"]
+    block.tensors[f"{linear}.weight"] = weight * factors
