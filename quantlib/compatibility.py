@@ -90,7 +90,7 @@ def _option_problems(
                 ".".join([where, *map(str, fault["loc"])]),
                 f"unknown option; known: {known}"
                 if fault["type"] == "extra_forbidden"
-                else f"{fault['msg']} (given: {fault['input']!r})",
+                else f"{fault['msg'].removeprefix('Value error, ')} (given: {fault['input']!r})",
             )
             for fault in error.errors()
         ]

@@ -64,6 +64,8 @@ def test_all_faults_at_once_each_with_its_path() -> None:
         ({"activations": "int8"}, "int8 activations go with weights of 8 bits"),
         ({"format": "ggml"}, "known: compressed_tensors, gptq"),
         ({"options": {"damping": 0}}, "quantization.options.damping"),
+        ({"options": {"act_order": "group"}}, "act_order: group sorts columns into groups, which"),
+        ({"options": {"act_order": "group"}}, "static keeps the order of importance without one"),
         ({"method": "minmax", "options": {"damping": 0.1}}, "unknown option; known: none"),
         ({"layers": []}, "names no block"),
         ({"layers": [-1]}, "quantization.layers.0"),
