@@ -13,7 +13,7 @@ import pytest
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import OUTCOME_NAME, REFERENCE_NAME, Job
-from quantlib.evaluation.process import Workers, last_lines
+from quantlib.evaluation.process import Workers
 
 MakeJob = Callable[..., Job]
 
@@ -109,29 +109,3 @@ def test_a_killed_job_is_said_to_be_killed(
 
     with pytest.raises(QuantlibError, match="killed by SIGKILL, most likely for lack of memory"):
         workers.run(make_job(tiny_llama), "original", tmp_path / "log", "the log", kill)
-
-
-def test_the_last_error_of_a_log_is_found(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text(
-        "INFO loading\n"
-        "Traceback (most recent call last):\n"
-        '    raise ValueError("first")\n'
-        "ValueError: first\n"
-        "\n"
-        "The above exception was the direct cause of the following exception:\n"
-        "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n"
-        "  Value error, Unsupported quantization config: bits=4, sym=False\n"
-    )
-    assert last_lines(log) == (
-        "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n"
-        "  Value error, Unsupported quantization config: bits=4, sym=False"
-    )
-
-
-def test_a_log_without_an_error_ends_with_its_last_lines(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text("\n".join(f"line {number}" for number in range(20)))
-    assert last_lines(log).splitlines() == [f"line {number}" for number in range(12, 20)]
-    log.write_text("")
-    assert last_lines(log) == ""

@@ -1,0 +1,44 @@
+"""Processes that are started with all their children in a group of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+SECONDS_TO_END = 10.0
+_LAST_LINES = 8
+_ERROR_LINE = re.compile(r"^(?:\([^)]*\) |\[rank\d+\]: )?[\w.]*(?:Error|Exception|Interrupt)\b: ")
+
+
+def end_group(process: subprocess.Popen[bytes], seconds: float = SECONDS_TO_END) -> None:
+    """Ends a process that was started with ``start_new_session``, and whatever it has started.
+
+    Args:
+        process: The leader of the group.
+        seconds: What it gets to end by itself after SIGTERM.
+    """
+    if process.poll() is None:
+        signal_group(process, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    signal_group(process, signal.SIGKILL)  # whatever it has started itself, too
+    process.wait()
+
+
+def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Sends a signal to every process of a group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def last_lines(log: Path) -> str:
+    """What a log ends with: from its last error on, at most eight lines."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    errors = [number for number, line in enumerate(lines) if _ERROR_LINE.match(line)]
+    start = errors[-1] if errors else max(0, len(lines) - _LAST_LINES)
+    return "\n".join(lines[start : start + _LAST_LINES])
