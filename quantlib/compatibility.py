@@ -14,6 +14,7 @@ from quantlib.models import BaseModelAdapter
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
+from quantlib.serving.tensor_parallel import sharding_of
 
 _KERNEL_MULTIPLE = 32
 """vLLM's kernels for packed weights take linears whose sides are multiples of this."""
@@ -197,6 +198,7 @@ def model_problems(
     if not problems:
         problems = _fusion_problems(recipe.quantization, adapter)
     problems += _shape_problems(recipe.quantization, checkpoint, adapter)
+    problems += _serving_problems(recipe, adapter)
     for field, section in (
         ("calibration", recipe.calibration if needs_calibration(recipe) else None),
         ("validation", recipe.validation),
@@ -267,6 +269,23 @@ def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) ->
                 )
             )
     return problems
+
+
+def _serving_problems(recipe: Recipe, adapter: BaseModelAdapter) -> list[Problem]:
+    exact = exact_linears(recipe.quantization, adapter)
+    quantized = {
+        linear.rpartition(".")[2] for names in exact for linear in set(adapter.linears()) - names
+    }
+    sharding = sharding_of(adapter.config, recipe.quantization.weights, quantized)
+    size = recipe.serving.tensor_parallel_size
+    return [
+        Problem(
+            "serving.tensor_parallel_size",
+            f"{size} GPUs cannot share the model: {what}",
+            f"sizes that work: {', '.join(map(str, sharding.sizes()))}",
+        )
+        for what in (sharding.problems(size) if size > 1 else ())
+    ]
 
 
 def _shape_problems(

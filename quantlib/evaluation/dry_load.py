@@ -24,7 +24,7 @@ from quantlib.models import BaseModelAdapter
 from quantlib.process_group import end_group, last_lines
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection
-from quantlib.report.serving import serving_dtype
+from quantlib.serving.options import serving_dtype
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
 STEP = "dry_load"

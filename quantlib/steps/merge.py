@@ -18,7 +18,7 @@ from quantlib.formats import format_registry
 from quantlib.models import BaseModelAdapter, model_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe, recipe_from_text
-from quantlib.report.serving import serving_dtype
+from quantlib.serving.options import serving_dtype
 from quantlib.steps.contract import StepCall
 from quantlib.steps.plan import parse_range
 from quantlib.steps.quantize import BLOCKS_NAME, LINEARS_NAME

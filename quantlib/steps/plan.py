@@ -54,6 +54,7 @@ def plan(store: Store, recipe: Recipe, model: Receipt, num_ranges: int) -> Recei
         "quantization": recipe.quantization.model_dump(mode="json"),
         "calibration": recipe.calibration.model_dump(mode="json"),
         "validation": recipe.validation.model_dump(mode="json"),
+        "serving": recipe.serving.model_dump(mode="json"),
         "outlier_suppression": recipe.outlier_suppression is not None,
         "num_ranges": wanted,
     }
