@@ -6,15 +6,17 @@ import os
 import re
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
-SECONDS_TO_END = 10.0
+_SECONDS_TO_END = 10.0
+_SECONDS_TO_VANISH = 1.0
 _LAST_LINES = 8
 _ERROR_LINE = re.compile(r"^(?:\([^)]*\) |\[rank\d+\]: )?[\w.]*(?:Error|Exception|Interrupt)\b: ")
 
 
-def end_group(process: subprocess.Popen[bytes], seconds: float = SECONDS_TO_END) -> None:
+def end_group(process: subprocess.Popen[bytes], seconds: float = _SECONDS_TO_END) -> None:
     """Ends a process that was started with ``start_new_session``, and whatever it has started.
 
     Args:
@@ -27,6 +29,21 @@ def end_group(process: subprocess.Popen[bytes], seconds: float = SECONDS_TO_END)
             process.wait(seconds)
     signal_group(process, signal.SIGKILL)  # whatever it has started itself, too
     process.wait()
+    # The others are no children of this process: it can only look whether they are gone.
+    deadline = time.monotonic() + _SECONDS_TO_VANISH
+    while living(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def living(group: int) -> list[int]:
+    """The processes of a group, those left out that have ended and wait to be reaped."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, _, of_process = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(of_process) == group and state != "Z":
+                found.append(int(entry.name))
+    return found
 
 
 def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from quantlib.errors import InvalidInputError
-from quantlib.report.compare import Comparison, compare_runs, read_runs
+from quantlib.report.compare import Comparison, compare_runs
 from quantlib.report.compare_rows import Row, description_rows, figure_rows
+from quantlib.report.run_reports import read_runs
 
 _HINT = "note: runs that are not validated lack figures; `quantlib quantize --validate` adds them"
 _EXAMPLES = """\b

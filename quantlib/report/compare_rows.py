@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantlib.report.compare import Comparison, Figure, Run, short_digest
+from quantlib.report.compare import Comparison, Figure
+from quantlib.report.run_reports import Run, short_digest
 from quantlib.report.text import (
     ABSENT,
     change,

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import OUTCOME_NAME, REFERENCE_NAME, Job
 from quantlib.evaluation.process import Workers
+from quantlib.process_group import living
 
 MakeJob = Callable[..., Job]
 
@@ -65,16 +65,8 @@ def test_an_engine_that_cannot_be_imported_is_quoted(
 
 
 def group_of(workers: Workers) -> list[int]:
-    """The living processes of the workers' group."""
     assert workers.process is not None
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with suppress(OSError):
-                state, _, group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
-                if int(group) == workers.process.pid and state != "Z":
-                    found.append(int(process.name))
-    return found
+    return living(workers.process.pid)
 
 
 @pytest.mark.slow

@@ -10,9 +10,10 @@ import pytest
 
 from quantlib.errors import InvalidInputError
 from quantlib.report.build import build_report
-from quantlib.report.compare import Comparison, compare_runs, find_report, read_runs
+from quantlib.report.compare import Comparison, compare_runs
 from quantlib.report.compare_rows import change_rows, description_rows, figure_rows
 from quantlib.report.model import JSON_NAME
+from quantlib.report.run_reports import find_report, read_runs
 
 Change = Callable[[dict[str, Any]], None]
 Save = Callable[..., Path]

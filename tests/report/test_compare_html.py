@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 import pytest
 
 from quantlib.report.build import build_report
-from quantlib.report.compare import Comparison, Run, compare_runs
+from quantlib.report.compare import Comparison, compare_runs
 from quantlib.report.compare_html import render_comparison
 from quantlib.report.model import Report
+from quantlib.report.run_reports import Run
 
 
 @pytest.fixture
