@@ -16,6 +16,7 @@ from quantlib.models import BaseModelAdapter
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import BaseQuantizer, quantizer_registry
 from quantlib.recipe import Activations, QuantizationSection, Recipe, WeightScheme
+from quantlib.serving.tensor_parallel import sharding_of
 
 _KERNEL_MULTIPLE = 32
 """vLLM's kernels for packed weights take linears whose sides are multiples of this."""
@@ -231,6 +232,7 @@ def model_problems(
         suppression = recipe.outlier_suppression
         suppressor = outlier_suppression_registry.get_suppressor(suppression.method)
         problems += suppressor(suppression.options).problems(adapter)
+    problems += _serving_problems(recipe, adapter)
     for field, section in (
         ("calibration", recipe.calibration if needs_calibration(recipe) else None),
         ("validation", recipe.validation),
@@ -301,6 +303,23 @@ def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) ->
                 )
             )
     return problems
+
+
+def _serving_problems(recipe: Recipe, adapter: BaseModelAdapter) -> list[Problem]:
+    exact = exact_linears(recipe.quantization, adapter)
+    quantized = {
+        linear.rpartition(".")[2] for names in exact for linear in set(adapter.linears()) - names
+    }
+    sharding = sharding_of(adapter.config, recipe.quantization.weights, quantized)
+    size = recipe.serving.tensor_parallel_size
+    return [
+        Problem(
+            "serving.tensor_parallel_size",
+            f"{size} GPUs cannot share the model: {what}",
+            f"sizes that work: {', '.join(map(str, sharding.sizes()))}",
+        )
+        for what in (sharding.problems(size) if size > 1 else ())
+    ]
 
 
 def _shape_problems(

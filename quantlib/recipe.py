@@ -199,6 +199,19 @@ class PublishSection(Section):
     ] = None
 
 
+class ServingSection(Section):
+    """Where the checkpoint will be served, as far as it limits how it can be quantized."""
+
+    tensor_parallel_size: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="GPUs that share the served model. A model or scheme that cannot be cut "
+            "into so many parts, at the borders of its groups, is refused.",
+        ),
+    ] = 1
+
+
 class Recipe(Section):
     """Everything that decides what a quantized checkpoint will be."""
 
@@ -219,6 +232,7 @@ class Recipe(Section):
         Field(ge=1, le=64, description="Ranges of blocks that are quantized independently."),
     ] = 1
     validation: ValidationSection = ValidationSection()
+    serving: ServingSection = ServingSection()
     publish: PublishSection = PublishSection()
 
     def canonical_json(self) -> str:

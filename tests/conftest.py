@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Seconds for each of the many tiny models; tests of the dry load switch it on.
+os.environ.setdefault("QUANTLIB_DRY_LOAD", "never")
 
 import pytest
 

@@ -85,6 +85,8 @@ def test_options_of_a_suppressor_are_refused_with_their_path(options: dict, mess
         ({"method": "awq", "options": {"scaling": "all"}}, "quantization.options.scaling"),
         ({"format": "ggml"}, "known: awq, compressed_tensors, gptq"),
         ({"options": {"damping": 0}}, "quantization.options.damping"),
+        ({"options": {"act_order": "group"}}, "act_order: group sorts columns into groups, which"),
+        ({"options": {"act_order": "group"}}, "static keeps the order of importance without one"),
         ({"method": "minmax", "options": {"damping": 0.1}}, "unknown option; known: none"),
         ({"layers": []}, "names no block"),
         ({"layers": [-1]}, "quantization.layers.0"),

@@ -23,7 +23,8 @@ TORCH_DTYPES = {
 }
 """torch's dtype by the name that safetensors gives it."""
 
-_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+"""What safetensors calls a dtype of torch."""
 
 
 def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
@@ -39,7 +40,7 @@ def write_tensor(writer: SafetensorsWriter, name: str, tensor: torch.Tensor) -> 
     """Appends a tensor, in its own dtype."""
     tensor = tensor.detach().cpu().contiguous()
     data = tensor.flatten().view(torch.uint8).numpy().data
-    writer.add(name, _NAMES[tensor.dtype], tensor.shape, data)
+    writer.add(name, DTYPE_NAMES[tensor.dtype], tensor.shape, data)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int]:

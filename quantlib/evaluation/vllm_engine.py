@@ -67,7 +67,7 @@ class VllmEngine:
                 f"; products of unquantized weights in float32, rounded to {job.dtype}, since "
                 "this processor has no instruction for them"
             )
-        _register_without_subprocess(config)
+        register_without_subprocess(config)
         sequence = _sequence_length(job)
         sequences = max(1, len(job.prompts))
         self._llm = LLM(
@@ -167,7 +167,7 @@ def _kv_cache_bytes(config: dict[str, Any], sequence: int, sequences: int) -> in
     return config["num_hidden_layers"] * per_layer * blocks * _KV_BLOCK
 
 
-def _register_without_subprocess(config: dict[str, Any]) -> None:
+def register_without_subprocess(config: dict[str, Any]) -> None:
     """Imports the model class here, where vLLM would start a process to look at it first."""
     from vllm import ModelRegistry
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from quantlib.errors import QuantizationError
 from quantlib.quantizers.base import BaseQuantizer, GroupInputs, Options, QuantizedGroup
@@ -31,7 +31,10 @@ class GPTQOptions(Options):
     ] = "importance"
     act_order: Annotated[
         Literal["static", "none"],
-        Field(description="static: round columns in order of importance. none: left to right."),
+        Field(
+            description="static: round columns in order of importance, within groups that stay "
+            "consecutive. none: left to right. group is refused: vLLM serves no such checkpoint."
+        ),
     ] = "static"
     damping: Annotated[
         float,
@@ -42,6 +45,19 @@ class GPTQOptions(Options):
             "where the factorization fails, and reported.",
         ),
     ] = 0.01
+
+    @field_validator("act_order", mode="before")
+    @classmethod
+    def _no_group_index(cls, value: object) -> object:
+        # vLLM 0.32: compressed_tensors.py refuses actorder group and dynamic, gptq_utils.py
+        # refuses desc_act, and base_config.py drops g_idx, after which answers would be garbage.
+        if value == "group":
+            raise ValueError(
+                "group sorts columns into groups, which needs a group index (g_idx) that vLLM no "
+                "longer reads: it refuses desc_act and actorder group; static keeps the order of "
+                "importance without one"
+            )
+        return value
 
 
 @quantizer_registry.register("gptq")

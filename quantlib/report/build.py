@@ -189,6 +189,7 @@ def _step_run(receipt: Receipt, run: Mapping[str, Any]) -> StepRun:
         range=receipt.parameters.get("range"),
         seconds=run.get("seconds"),
         peak_mib=run.get("peak_mib"),
+        remarks=tuple(run.get("remarks", ())),
     )
 
 

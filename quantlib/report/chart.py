@@ -29,6 +29,16 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """What is to be drawn: an error in a block, as a point of a line."""
+
+    line: str
+    block: int
+    error: float
+    raised: bool = False
+
+
+@dataclass(frozen=True)
 class Point:
     """One linear of one block."""
 
@@ -40,16 +50,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """The linears of one name over the blocks.
+    """One line over the blocks: the linears of one name, or a run.
 
     Attributes:
         index: Decides colour and marker.
-        linear: Name within the block.
+        line: Its name.
         segments: Points of consecutive blocks; a line joins those of one segment.
     """
 
     index: int
-    linear: str
+    line: str
     segments: tuple[tuple[Point, ...], ...]
 
 
@@ -113,10 +123,23 @@ def error_chart(
         None where there is no error to draw.
     """
     measure = measure_of(linears)
-    errors = [
-        (record, value) for record in linears if (value := getattr(record, measure)) is not None
+    marks = [
+        Mark(record.linear, record.block, value, record.damping_rose)
+        for record in linears
+        if (value := getattr(record, measure)) is not None
     ]
-    positive = [value for _, value in errors if math.isfinite(value) and value > 0]
+    return lay_out(marks, blocks, quantized_blocks, width, height)
+
+
+def lay_out(
+    marks: Sequence[Mark],
+    blocks: int,
+    quantized_blocks: Iterable[int],
+    width: float,
+    height: float,
+) -> ErrorChart | None:
+    """Lays out lines of errors over the blocks, one per name; see :func:`error_chart`."""
+    positive = [mark.error for mark in marks if math.isfinite(mark.error) and mark.error > 0]
     if not positive:
         return None
     lowest, highest = _domain(positive)
@@ -133,12 +156,12 @@ def error_chart(
         return round(bottom - share * (bottom - top), 2)
 
     points: dict[str, dict[int, Point]] = {}
-    for record, value in errors:
-        points.setdefault(record.linear, {})[record.block] = Point(
-            x=x_of(record.block),
-            y=y_of(value),
-            title=f"block {record.block}, {record.linear}: {significant(value, 3)}",
-            raised=record.damping_rose,
+    for mark in marks:
+        points.setdefault(mark.line, {})[mark.block] = Point(
+            x=x_of(mark.block),
+            y=y_of(mark.error),
+            title=f"block {mark.block}, {mark.line}: {significant(mark.error, 3)}",
+            raised=mark.raised,
         )
     return ErrorChart(
         width=width,
@@ -158,8 +181,8 @@ def error_chart(
             for first, last, text in _exact_runs(blocks, quantized_blocks)
         ),
         series=tuple(
-            Series(index, linear, _segments(of_block))
-            for index, (linear, of_block) in enumerate(points.items())
+            Series(index, line, _segments(of_block))
+            for index, (line, of_block) in enumerate(points.items())
         ),
     )
 

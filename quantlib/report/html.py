@@ -9,8 +9,8 @@ import yaml
 from quantlib.report._templates import environment
 from quantlib.report.chart import error_chart, measure_of, summarize
 from quantlib.report.model import Check, Generation, Report
-from quantlib.report.serving import serve_line
 from quantlib.report.text import percent, significant
+from quantlib.serving.options import serve_line
 
 _WIDE = (1040, 440)
 _NARROW = (400, 340)

@@ -229,12 +229,14 @@ class StepRun(Part):
         range: The blocks of a quantize step, such as ``8:16``.
         seconds: Wall-clock time of the run that committed it; None where it was not recorded.
         peak_mib: Largest resident memory of its process; None where it was not recorded.
+        remarks: Sentences on that run.
     """
 
     step: str
     range: str | None
     seconds: float | None
     peak_mib: float | None
+    remarks: tuple[str, ...] = ()
 
 
 class StepReceipt(Part):

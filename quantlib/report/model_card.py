@@ -9,7 +9,7 @@ import yaml
 from quantlib.report._templates import environment
 from quantlib.report.html import check_row
 from quantlib.report.model import Report
-from quantlib.report.serving import serve_line
+from quantlib.serving.options import serve_line
 
 CARD_NAME = "README.md"
 

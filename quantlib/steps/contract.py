@@ -162,6 +162,12 @@ class StepCall:
             path.write_bytes(data)
         self._metadata[name] = dict(metadata or {})
 
+    def write_beside(self, name: str, file: str, data: bytes) -> None:
+        """Writes a file beside an output artifact: a local run keeps it, Kubeflow does not."""
+        path = local_path(self.outputs[name]["uri"]).with_name(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
     def finish(self) -> None:
         """Writes the executor output."""
         output: dict[str, Any] = {

@@ -18,6 +18,7 @@ from quantlib.formats import format_registry
 from quantlib.models import BaseModelAdapter, model_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.serving.options import serving_dtype
 from quantlib.steps.contract import StepCall
 from quantlib.steps.plan import parse_range
 from quantlib.steps.quantize import BLOCKS_NAME, LINEARS_NAME
@@ -136,10 +137,9 @@ def serving_arguments(recipe: Recipe, adapter: BaseModelAdapter) -> dict[str, An
     section = recipe.quantization
     scheme = checkpoint_scheme(section, adapter)
     checkpoint_format = format_registry.get_format(scheme.format)
-    stored = adapter.config.get("dtype") or adapter.config.get("torch_dtype")
     return {
         "quantization": checkpoint_format.vllm_name,
-        "dtype": stored if stored in ("bfloat16", "float16") else "bfloat16",
+        "dtype": serving_dtype(adapter.config),
         "max_model_len": adapter.max_sequence_length,
     }
 

@@ -9,6 +9,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource, ReceiptSource
 from quantlib.compatibility import exact_linears, model_problems, needs_calibration
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.evaluation.dry_load import dry_load
 from quantlib.models import BaseModelAdapter, model_registry
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.contract import StepCall
@@ -20,6 +21,8 @@ VERSION = 1
 def plan(store: Store, recipe: Recipe, model: Receipt, num_ranges: int) -> Receipt:
     """Checks everything that can be checked before expensive work, and chooses the ranges.
 
+    Where vLLM is installed, it builds the quantized model with dummy weights.
+
     Args:
         store: Where the steps' files are.
         recipe: What to do.
@@ -30,7 +33,8 @@ def plan(store: Store, recipe: Recipe, model: Receipt, num_ranges: int) -> Recei
         A receipt whose fact ``ranges`` lists the ranges, ``"0:8"``.
 
     Raises:
-        InvalidInputError: Recipe, model and texts do not go together; all problems at once.
+        InvalidInputError: Recipe, model and texts do not go together; all problems at once. Or
+            vLLM refuses the model.
     """
     wanted = num_ranges or recipe.num_ranges
 
@@ -44,11 +48,13 @@ def plan(store: Store, recipe: Recipe, model: Receipt, num_ranges: int) -> Recei
         ranges = plan_ranges(recipe, checkpoint, adapter, wanted)
         output.facts["ranges"] = [f"{start}:{stop}" for start, stop in ranges]
         output.facts["blocks"] = adapter.blocks
+        output.remarks.append(dry_load(store, recipe.quantization, model, checkpoint, adapter))
 
     parameters = {
         "quantization": recipe.quantization.model_dump(mode="json"),
         "calibration": recipe.calibration.model_dump(mode="json"),
         "validation": recipe.validation.model_dump(mode="json"),
+        "serving": recipe.serving.model_dump(mode="json"),
         "outlier_suppression": None
         if recipe.outlier_suppression is None
         else recipe.outlier_suppression.model_dump(mode="json"),

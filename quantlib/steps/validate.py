@@ -25,6 +25,7 @@ from quantlib.evaluation.process import Workers
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
 from quantlib.report.html import render_html
+from quantlib.report.model import JSON_NAME
 from quantlib.steps.contract import StepCall
 from quantlib.store import Receipt, StepOutput, Store, commit_step, read_lineage
 
@@ -102,6 +103,7 @@ def main(call: StepCall) -> None:
     call.write_receipt("validation", store, receipt)
     call.write_artifact("metrics", None, _finite_numbers(receipt.facts))
     call.write_artifact("report", render_html(report).encode())
+    call.write_beside("report", JSON_NAME, report.to_json())
     call.write_parameter("verdict", receipt.facts["verdict"])
     call.write_parameter("reason", receipt.facts["reason"])
 

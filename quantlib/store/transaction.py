@@ -23,7 +23,7 @@ from quantlib.store.receipt import FileRecord, Receipt, step_folder, step_key
 
 RECEIPT_NAME = "receipt.json"
 RUN_NAME = "run.json"
-"""Seconds and peak memory of the run that committed a step; no part of the receipt."""
+"""Seconds, peak memory and remarks of the run that committed a step; no part of the receipt."""
 
 
 @dataclass
@@ -34,6 +34,7 @@ class StepOutput:
         store: The store that the files go to.
         scratch: A local folder for files in the making; removed when the step ends.
         facts: Small results that go into the receipt.
+        remarks: Sentences on this run, which depend on the machine and stay out of the receipt.
     """
 
     store: Store
@@ -41,6 +42,7 @@ class StepOutput:
     scratch: Path
     facts: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def local(self, name: str) -> Path:
         """A path in the scratch folder to write the file ``name`` at, before :meth:`add`."""
@@ -163,17 +165,19 @@ def commit_step(
         files=dict(sorted(output.files.items())),
         facts=output.facts,
     )
-    run = {
+    run: dict[str, Any] = {
         "seconds": round(time.monotonic() - started, 3),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
+    if output.remarks:
+        run["remarks"] = output.remarks
     store.put_bytes(json.dumps(run).encode(), f"{folder}/{RUN_NAME}")
     store.put_bytes(receipt.to_json(), f"{folder}/{RECEIPT_NAME}")
     return receipt
 
 
 def run_facts(store: Store, receipt: Receipt) -> dict[str, Any]:
-    """Seconds and peak memory (``seconds``, ``peak_mib``) of the run that committed a step."""
+    """``seconds``, ``peak_mib`` and, if any, ``remarks`` of the run that committed a step."""
     path = f"{receipt.folder}/{RUN_NAME}"
     return json.loads(bytes(store.read(path))) if store.exists(path) else {}
 

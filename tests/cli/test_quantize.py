@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantlib.cli import main
+from quantlib.errors import InvalidInputError
 
 Command = Callable[..., "Done"]
 
@@ -355,3 +356,22 @@ def test_validate_judges_and_still_writes(
     report = json.loads((output / "quantization_report.json").read_text())
     assert report["verdict"]["outcome"] == "failed"
     assert report["evaluation"]["quantized"]["tokens_per_second"] > 0
+
+
+def test_what_vllm_refuses_leaves_nothing_behind(
+    quantlib: Command,
+    tiny_llama: Path,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> str:
+        raise InvalidInputError.one("vLLM 0.32.0", "refuses the model")
+
+    monkeypatch.setattr("quantlib.steps.plan.dry_load", refuse)
+    before = files_below(tmp_path)
+    command = ["quantize", "--model-path", tiny_llama, "--output-path", tmp_path / "out"]
+    done = quantlib(*command, "--config", recipe, *SMALL)
+    assert done.returncode == 2
+    assert "error: vLLM 0.32.0: refuses the model" in done.stderr
+    assert files_below(tmp_path) == before

@@ -6,14 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import OUTCOME_NAME, REFERENCE_NAME, Job
-from quantlib.evaluation.process import Workers, last_lines
+from quantlib.evaluation.process import Workers
+from quantlib.process_group import living
 
 MakeJob = Callable[..., Job]
 
@@ -65,16 +65,8 @@ def test_an_engine_that_cannot_be_imported_is_quoted(
 
 
 def group_of(workers: Workers) -> list[int]:
-    """The living processes of the workers' group."""
     assert workers.process is not None
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with suppress(OSError):
-                state, _, group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
-                if int(group) == workers.process.pid and state != "Z":
-                    found.append(int(process.name))
-    return found
+    return living(workers.process.pid)
 
 
 @pytest.mark.slow
@@ -109,29 +101,3 @@ def test_a_killed_job_is_said_to_be_killed(
 
     with pytest.raises(QuantlibError, match="killed by SIGKILL, most likely for lack of memory"):
         workers.run(make_job(tiny_llama), "original", tmp_path / "log", "the log", kill)
-
-
-def test_the_last_error_of_a_log_is_found(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text(
-        "INFO loading\n"
-        "Traceback (most recent call last):\n"
-        '    raise ValueError("first")\n'
-        "ValueError: first\n"
-        "\n"
-        "The above exception was the direct cause of the following exception:\n"
-        "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n"
-        "  Value error, Unsupported quantization config: bits=4, sym=False\n"
-    )
-    assert last_lines(log) == (
-        "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n"
-        "  Value error, Unsupported quantization config: bits=4, sym=False"
-    )
-
-
-def test_a_log_without_an_error_ends_with_its_last_lines(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text("\n".join(f"line {number}" for number in range(20)))
-    assert last_lines(log).splitlines() == [f"line {number}" for number in range(12, 20)]
-    log.write_text("")
-    assert last_lines(log) == ""

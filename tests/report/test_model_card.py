@@ -6,7 +6,7 @@ import yaml
 
 from quantlib.report.build import build_report
 from quantlib.report.model_card import render_model_card
-from quantlib.report.serving import serve_line, serve_options
+from quantlib.serving.options import serve_line, serve_options
 
 
 def card_of(run, evaluation) -> tuple[dict, str]:

@@ -10,7 +10,7 @@ import pytest
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.evaluate import LOG_NAME
-from quantlib.report.model import Evaluation
+from quantlib.report.model import Evaluation, Report
 from quantlib.steps.contract import StepCall
 from quantlib.steps.validate import EVALUATION_NAME, main, read_evaluation, validate
 from quantlib.store import LocalStore, read_lineage, run_facts
@@ -134,6 +134,9 @@ def test_the_step_writes_verdict_metrics_and_report(made: Any, passed: Any, tmp_
     assert (tmp_path / "reason").read_text() == passed.facts["reason"]
     assert (tmp_path / "validation").read_bytes() == passed.to_json()
     assert "<html" in (tmp_path / "report").read_text()
+    beside = Report.from_json((tmp_path / "quantization_report.json").read_bytes())
+    assert beside.evaluation is not None
+    assert beside.evaluation.kl_mean == passed.facts["kl_mean"]
     written = json.loads((tmp_path / "output.json").read_text())["artifacts"]
     metrics = written["metrics"]["artifacts"][0]["metadata"]
     assert metrics["kl_mean"] == passed.facts["kl_mean"]

@@ -8,6 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def serving_dtype(config: Mapping[str, Any]) -> str:
+    """The dtype that a model is served in: its own, or bfloat16 where vLLM has no kernels for it.
+
+    Args:
+        config: The parsed ``config.json``.
+    """
+    stored = config.get("dtype") or config.get("torch_dtype")
+    return stored if stored in ("bfloat16", "float16") else "bfloat16"
+
+
 def serve_options(arguments: Mapping[str, Any]) -> list[str]:
     """Arguments of vLLM's server as words of a command.
 

@@ -1,0 +1,167 @@
+"""Lets vLLM refuse a checkpoint before the work that makes it. Imports neither torch nor vLLM.
+
+The work itself is done by a process of its own: :mod:`quantlib.evaluation.dry_load_worker`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from quantlib.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
+from quantlib.compatibility import checkpoint_scheme, resolve_format
+from quantlib.errors import InvalidInputError
+from quantlib.evaluation.engines import installed_vllm
+from quantlib.formats import format_registry
+from quantlib.models import BaseModelAdapter
+from quantlib.process_group import end_group, last_lines
+from quantlib.quantizers import quantizer_registry
+from quantlib.recipe import QuantizationSection
+from quantlib.serving.options import serving_dtype
+from quantlib.store import Receipt, StepOutput, Store, commit_step
+
+STEP = "dry_load"
+VERSION = 1
+JOB_NAME = "job.json"
+OUTCOME_NAME = "outcome.json"
+SWITCH_VARIABLE = "QUANTLIB_DRY_LOAD"
+"""Environment variable: ``never`` leaves the dry load out, as where another vLLM will serve."""
+
+_SECONDS = 600
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+
+
+class DryLoadJob(BaseModel):
+    """What the worker has to know besides ``config.json``.
+
+    Attributes:
+        quantization: The recipe's section.
+        tensors: Dtype, as safetensors writes it, and shape of the original's tensors.
+        dtype: What the model is served in.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    quantization: dict[str, Any]
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    dtype: str
+
+
+class DryLoadOutcome(BaseModel):
+    """What the worker found.
+
+    Attributes:
+        detail: The device of a model that was loaded, else vLLM's reason.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    result: Literal["loaded", "refused", "skipped"]
+    detail: str
+
+
+class _SkippedError(Exception):
+    """The model could not be tried."""
+
+
+def dry_load(
+    store: Store,
+    section: QuantizationSection,
+    model: Receipt,
+    checkpoint: Checkpoint,
+    adapter: BaseModelAdapter,
+    environment: Mapping[str, str] = os.environ,
+) -> str:
+    """Lets vLLM build the quantized model with dummy weights, once for equal configurations.
+
+    Args:
+        store: Gets the receipt of a model that was loaded.
+        section: How the model will be quantized.
+        model: Receipt of the fetch step.
+        checkpoint: The original's headers.
+        adapter: The original's family.
+        environment: Where :data:`SWITCH_VARIABLE` is looked up.
+
+    Returns:
+        What was done, or why nothing was, as a sentence.
+
+    Raises:
+        InvalidInputError: vLLM refuses the model; the problem quotes it.
+    """
+    vllm = installed_vllm()
+    if vllm is None:
+        return "Not tried with dummy weights: vLLM is not installed here."
+    if environment.get(SWITCH_VARIABLE) == "never":
+        return f"Not tried with dummy weights: {SWITCH_VARIABLE} is never."
+    name = resolve_format(section)
+    missing = format_registry.get_format(name).cpu_problem(section.weights, section.activations)
+    if vllm.on_cpu and missing:
+        return f"Not tried with dummy weights: the vLLM installed here is for CPUs; {missing}."
+    scheme = checkpoint_scheme(section, adapter)
+    quantizer = quantizer_registry.get_quantizer(section.method)(section)
+    config = dict(adapter.config) | {
+        "quantization_config": quantizer._add_vllm_compatibility(scheme)
+    }
+    job = DryLoadJob(
+        quantization=section.model_dump(mode="json"),
+        tensors={name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()},
+        dtype=serving_dtype(adapter.config),
+    )
+
+    def work(output: StepOutput) -> None:
+        outcome = _run(output.scratch / STEP, config, job)
+        if outcome.result == "skipped":
+            raise _SkippedError(outcome.detail)
+        if outcome.result == "refused":
+            raise InvalidInputError.one(
+                f"vLLM {vllm.version}",
+                f"refuses the model that this recipe makes: {outcome.detail}",
+                f"change the recipe, or set {SWITCH_VARIABLE}=never if another vLLM will serve it",
+            )
+        output.facts["device"] = outcome.detail
+
+    parameters = {
+        "vllm": f"{vllm.distribution} {vllm.version}",
+        "quantization_config": config["quantization_config"],
+        "dtype": job.dtype,
+    }
+    try:
+        receipt = commit_step(store, STEP, VERSION, parameters, {"model": model}, work)
+    except _SkippedError as error:
+        return f"Not tried with dummy weights: {error}."
+    device = receipt.facts["device"]
+    return f"vLLM {vllm.version} loaded the model with dummy weights on {device}."
+
+
+def _run(folder: Path, config: Mapping[str, Any], job: DryLoadJob) -> DryLoadOutcome:
+    folder.mkdir()
+    (folder / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+    (folder / JOB_NAME).write_text(job.model_dump_json(), encoding="utf-8")
+    log = folder / "log.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "quantlib.evaluation.dry_load_worker", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=_ENVIRONMENT | os.environ,
+        )
+    try:
+        process.wait(_SECONDS)
+    except subprocess.TimeoutExpired:
+        return DryLoadOutcome(result="skipped", detail=f"vLLM took more than {_SECONDS} s")
+    finally:
+        end_group(process)
+    outcome = folder / OUTCOME_NAME
+    if not outcome.exists():
+        detail = f"its process ended with {process.returncode}: {last_lines(log)}"
+        return DryLoadOutcome(result="skipped", detail=detail)
+    return DryLoadOutcome.model_validate_json(outcome.read_bytes())

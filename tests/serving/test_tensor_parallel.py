@@ -1,0 +1,84 @@
+"""Which numbers of GPUs can share a model, against what vLLM's rules give by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantlib.checkpoint.source import FolderSource
+from quantlib.recipe import Recipe, WeightScheme
+from quantlib.serving.tensor_parallel import sharding_of
+from quantlib.steps.plan import input_problems
+
+SMOLLM2 = {
+    "hidden_size": 576,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+}
+LLAMA_70B = {
+    "hidden_size": 8192,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 28672,
+}
+MIXTURE = LLAMA_70B | {"moe_intermediate_size": 768}
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "quantized", "expected"),
+    [
+        (SMOLLM2, None, (), [1, 3]),  # not 9, which does not divide 1536
+        (SMOLLM2, {"group_size": 64}, ("o_proj", "down_proj"), [1, 3]),
+        (SMOLLM2, {"group_size": 128}, ("down_proj",), [1, 3]),  # the 576 inputs stay exact
+        (SMOLLM2, {"group_size": 128}, ("o_proj", "down_proj"), [1]),
+        (LLAMA_70B, None, (), [1, 2, 4, 8, 16, 32, 64]),
+        (LLAMA_70B, {"group_size": 128}, ("o_proj", "down_proj"), [1, 2, 4, 8, 16, 32]),
+        (LLAMA_70B, {"group_size": -1}, ("o_proj", "down_proj"), [1, 2, 4, 8, 16, 32, 64]),
+        (MIXTURE, {"group_size": 128}, ("o_proj", "down_proj"), [1, 2]),
+        (
+            MIXTURE,
+            {"group_size": -1, "bits": 8, "type": "float"},
+            ("o_proj", "down_proj"),
+            [1, 2, 4, 8, 16, 32, 64],
+        ),
+    ],
+)
+def test_sizes_that_work(
+    config: dict[str, Any],
+    weights: dict[str, Any] | None,
+    quantized: tuple[str, ...],
+    expected: list[int],
+) -> None:
+    scheme = None if weights is None else WeightScheme(**weights)
+    assert sharding_of(config, scheme, quantized).sizes() == expected
+
+
+def test_every_reason_is_given() -> None:
+    found = sharding_of(SMOLLM2, WeightScheme(group_size=64)).problems(4)
+    assert found == [
+        "9 attention heads cannot be divided by 4",
+        "3 key/value heads can be neither divided by 4 nor repeated evenly",
+        "each GPU would get 144 inputs of o_proj, which are no whole groups of 64",
+    ]
+    assert sharding_of(SMOLLM2, WeightScheme(group_size=64)).problems(7)[-1] == (
+        "the 1536 inputs of down_proj cannot be divided by 7"
+    )
+
+
+def test_a_recipe_for_more_gpus_than_can_share_the_model_is_refused(
+    tiny_llama: Path, small_recipe: Callable[..., Recipe]
+) -> None:
+    source = FolderSource(tiny_llama)
+    assert not input_problems(small_recipe(serving={"tensor_parallel_size": 2}), source)
+    weights = {"bits": 4, "group_size": 64}
+    recipe = small_recipe(quantization={"weights": weights}, serving={"tensor_parallel_size": 2})
+    (problem,) = input_problems(recipe, source)
+    assert str(problem) == (
+        "serving.tensor_parallel_size: 2 GPUs cannot share the model: each GPU would get 32 inputs "
+        "of o_proj, which are no whole groups of 64; sizes that work: 1"
+    )
+    kept = {"weights": weights, "ignore": ["o_proj"]}
+    recipe = small_recipe(quantization=kept, serving={"tensor_parallel_size": 2})
+    assert not input_problems(recipe, source)
