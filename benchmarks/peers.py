@@ -1,11 +1,11 @@
-"""Our quantization beside llm-compressor's: same model, calibration windows and held-out text.
+"""Our quantization beside that of llm-compressor and hqq: same model, calibration windows and held-out text.
 
     make benchmark                      # or: python benchmarks/peers.py
     python benchmarks/peers.py --only gptq
 
 Prints a table per comparison and writes build/benchmarks/peers.json. Every job runs in processes of
 its own with OMP_NUM_THREADS=1; CPU seconds and peak memory are those that the kernel accounts to
-them. llm-compressor is installed into an environment of its own, build/benchmarks/peers.
+them. The others are installed into an environment of their own, build/benchmarks/peers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from quantlib.store import LocalStore
 
 FOLDER = ROOT / "build" / "benchmarks"
 PEER = FOLDER / "peers" / "bin" / "python"
-PEER_PACKAGES = ("torch==2.13.0", "llmcompressor==0.14.0")
+PEER_PACKAGES = ("torch==2.13.0", "llmcompressor==0.14.0", "hqq==0.2.8.post1")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 CALIBRATION = {"num_samples": 32, "sequence_length": 512}
 W4 = {"weights": {"bits": 4, "group_size": 64, "symmetric": True}}
@@ -48,6 +48,9 @@ W8A8 = {
     "quantization": {"weights": {"bits": 8, "group_size": -1}, "activations": "int8"},
     "outlier_suppression": {"method": "smooth_quant"},
 }
+
+
+AUTO = {"outlier_suppression": {"method": "smooth_quant", "options": {"alpha": "auto"}}}
 
 
 @dataclass
@@ -84,17 +87,19 @@ def measured(name: str, command: list[str], **options: Any) -> Row:
 
 
 def install_peers() -> None:
-    """Makes the environment of llm-compressor, once."""
-    if PEER.exists() and (FOLDER / "peers" / ".done").exists():
+    """Makes the environment of the others, once."""
+    done = FOLDER / "peers" / ".done"
+    installed = "\n".join(PEER_PACKAGES)
+    if PEER.exists() and done.exists() and done.read_text() == installed:
         return
-    print("installing llm-compressor", flush=True)
+    print(f"installing {', '.join(PEER_PACKAGES)}", flush=True)
     subprocess.run([sys.executable, "-m", "venv", str(FOLDER / "peers")], check=True)
     pip = [str(PEER), "-m", "pip", "--quiet", "--disable-pip-version-check"]
     for package in PEER_PACKAGES:
         subprocess.run([*pip, "install", package], check=True)
     # Built for another torch than the CPU one; they fail on import.
     subprocess.run([*pip, "uninstall", "-y", "torchvision", "torchaudio", "torchcodec"], check=True)
-    (FOLDER / "peers" / ".done").touch()
+    done.write_text(installed)
 
 
 def model_folder() -> Path:
@@ -128,8 +133,14 @@ def quantlib_row(name: str, model: Path, data: dict[str, Any], *options: str) ->
     return measured(name, [*command, *options])
 
 
-def peer_row(name: str, model: Path, scheme: str, samples: int | None = None) -> Row:
-    """Quantizes with llm-compressor."""
+def peer_row(
+    name: str,
+    model: Path,
+    scheme: str,
+    samples: int | None = None,
+    script: str = "llm_compressor_peer.py",
+) -> Row:
+    """Quantizes with another tool."""
     slug = slug_of(name)
     output = FOLDER / "out" / slug
     shutil.rmtree(output, ignore_errors=True)
@@ -146,8 +157,7 @@ def peer_row(name: str, model: Path, scheme: str, samples: int | None = None) ->
     }
     path = FOLDER / f"{slug}.json"
     path.write_text(json.dumps(job))
-    script = Path(__file__).with_name("llm_compressor_peer.py")
-    return measured(name, [str(PEER), str(script), str(path)])
+    return measured(name, [str(PEER), str(Path(__file__).with_name(script)), str(path)])
 
 
 def pipeline_row(name: str, model: Path, data: dict[str, Any]) -> Row:
@@ -220,7 +230,32 @@ def compare_w8a8(model: Path) -> list[Row]:
     rows = [
         peer_row("llm-compressor W8A8 SmoothQuant", model, "w8a8"),
         quantlib_row("quantlib W8A8 SmoothQuant", model, W8A8),
+        quantlib_row("quantlib W8A8 SmoothQuant, auto", model, W8A8 | AUTO),
     ]
+    judge(rows, model)
+    return rows
+
+
+def compare_hqq(model: Path) -> list[Row]:
+    """W4A16, group 64, asymmetric HQQ."""
+    ours = {"method": "hqq", "weights": W4["weights"] | {"symmetric": False}}
+    rows = [
+        peer_row("hqq package", model, "hqq", script="hqq_peer.py"),
+        quantlib_row("quantlib HQQ", model, {"quantization": ours}),
+    ]
+    judge(rows, model)
+    return rows
+
+
+def compare_minmax(model: Path) -> list[Row]:
+    """W4A16, group 64, rounding to nearest with and without zero points."""
+    rows = []
+    for kind, symmetric in (("symmetric", True), ("asymmetric", False)):
+        ours = {"method": "minmax", "weights": W4["weights"] | {"symmetric": symmetric}}
+        rows += [
+            peer_row(f"llm-compressor rounding, {kind}", model, f"rounding-{kind}"),
+            quantlib_row(f"quantlib MinMax, {kind}", model, {"quantization": ours}),
+        ]
     judge(rows, model)
     return rows
 
@@ -243,6 +278,8 @@ COMPARISONS: dict[str, Callable[[Path], list[Row]]] = {
     "gptq": compare_gptq,
     "awq": compare_awq,
     "w8a8": compare_w8a8,
+    "hqq": compare_hqq,
+    "minmax": compare_minmax,
     "depth": compare_depth,
 }
 
