@@ -1,4 +1,4 @@
-"""Our quantization beside that of llm-compressor and hqq: same model, calibration windows and held-out text.
+"""Our quantization beside that of llm-compressor and hqq: same model, windows and held-out text.
 
     make benchmark                      # or: python benchmarks/peers.py
     python benchmarks/peers.py --only gptq
