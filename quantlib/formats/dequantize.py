@@ -46,7 +46,7 @@ def dequantized_state(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
             parts[module].append(part)
         else:
             yield name, read_tensor(checkpoint, name)
-    stored = TORCH_DTYPES[checkpoint.info(f"{adapter.block_prefix(0)}input_layernorm.weight").dtype]
+    stored = TORCH_DTYPES[checkpoint.info(f"{adapter.embedding}.weight").dtype]
     for module, names in parts.items():
         tensors = {part: read_tensor(checkpoint, f"{module}.{part}") for part in names}
         try:

@@ -4,18 +4,28 @@ Importing this package registers the families that ship; it does not import torc
 """
 
 from quantlib.models.base import BaseModelAdapter, LinearGroup, Producer
+from quantlib.models.gemma import Gemma3Adapter, GemmaAdapter
+from quantlib.models.granite import GraniteAdapter
 from quantlib.models.huggingface import BaseHuggingFaceAdapter
 from quantlib.models.llama import LlamaAdapter
-from quantlib.models.qwen import QwenAdapter
+from quantlib.models.olmo import OlmoAdapter
+from quantlib.models.phi import PhiAdapter
+from quantlib.models.qwen import Qwen3Adapter, QwenAdapter
 from quantlib.models.registry import ModelRegistry, model_registry
 
 __all__ = [
     "BaseHuggingFaceAdapter",
     "BaseModelAdapter",
+    "Gemma3Adapter",
+    "GemmaAdapter",
+    "GraniteAdapter",
     "LinearGroup",
     "LlamaAdapter",
     "ModelRegistry",
+    "OlmoAdapter",
+    "PhiAdapter",
     "Producer",
+    "Qwen3Adapter",
     "QwenAdapter",
     "model_registry",
 ]

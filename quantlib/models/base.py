@@ -80,6 +80,11 @@ class BaseModelAdapter(ABC):
     def max_sequence_length(self) -> int:
         """Tokens that the model was made for."""
 
+    @property
+    def served_length(self) -> int:
+        """Tokens that a server should be set up for where nobody says otherwise."""
+        return self.max_sequence_length
+
     @abstractmethod
     def block_prefix(self, block: int) -> str:
         """What the names of a block's tensors start with: ``model.layers.3.``."""
@@ -91,6 +96,11 @@ class BaseModelAdapter(ABC):
     @abstractmethod
     def fused(self) -> Mapping[str, tuple[str, ...]]:
         """The linears that vLLM fuses, by the name that it gives the fused one."""
+
+    @property
+    @abstractmethod
+    def embedding(self) -> str:
+        """Name of the token embedding; it is never quantized."""
 
     @property
     @abstractmethod

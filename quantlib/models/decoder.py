@@ -2,13 +2,14 @@
 
 Calibration needs the inputs of a block's linears one group after the other, each computed with
 the groups before it quantized already. A block is therefore walked: the walk stops wherever linears
-take their input, and no linear is computed twice. The arithmetic is that of transformers'
-``modeling_llama.py`` and ``modeling_qwen3.py``; the tests compare with them.
+take their input, and no linear is computed twice. The arithmetic is that of each family's
+``modeling_*.py`` in transformers; the tests compare with them. What differs between families is
+data: a block's groups, its tensors and its settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional
 from quantlib.models.attention import causal_attention
 from quantlib.models.base import LinearGroup
 from quantlib.models.rotary import Rotary, rotate
+from quantlib.models.settings import BlockSettings
 
 Walk = Generator[tuple[LinearGroup, Tensor], None, Tensor]
 """A block being computed: yields each group with its input, ``[..., in_features]``, before its
@@ -42,13 +44,7 @@ class DecoderBlock:
         tensors: Its tensors by name within the block.
         dtype: The dtype of its matrix products, and of what its linears take in and give.
         rotary: The rotary embedding.
-        heads: Query heads.
-        key_value_heads: Key and value heads.
-        head_dim: Channels of a head.
-        norm_eps: Added to the mean square within the norms.
-        activation: Name of the MLP's activation.
-        sliding_window: Tokens that the attention reaches back, or None.
-        norm_offset: What is added to the stored weight of a norm.
+        settings: The numbers that it is computed with.
     """
 
     index: int
@@ -56,13 +52,7 @@ class DecoderBlock:
     tensors: dict[str, Tensor]
     dtype: torch.dtype
     rotary: Rotary
-    heads: int
-    key_value_heads: int
-    head_dim: int
-    norm_eps: float
-    activation: str
-    sliding_window: int | None
-    norm_offset: float = 0.0
+    settings: BlockSettings
 
     def walk(self, hidden: Tensor) -> Walk:
         """Computes the block, and stops at the input of each group.
@@ -77,19 +67,23 @@ class DecoderBlock:
             The generator; what it returns is the block's output, of the same shape.
         """
         attention_input, attention_output, *_ = self.groups
-        x = self._norm("input_layernorm", hidden)
+        norms = self.settings.norms
+        x = self._norm(norms.before_attention, hidden)
         yield attention_input, x
         x = self._attention(x)
         yield attention_output, x
-        hidden = hidden + self._linear("self_attn.o_proj", x)
-        x = self._norm("post_attention_layernorm", hidden)
-        return hidden + (yield from self._walk_mlp(x))
+        x = self._linear("self_attn.o_proj", x)
+        hidden = self._add(hidden, x, norms.after_attention)
+        x = self._norm(norms.before_mlp, hidden)
+        x = yield from self._walk_mlp(x)
+        return self._add(hidden, x, norms.after_mlp)
 
     def _walk_mlp(self, x: Tensor) -> Walk:
         *_, mlp_input, mlp_output = self.groups
         yield mlp_input, x
-        activation = _ACTIVATIONS[self.activation]
-        x = activation(self._linear("mlp.gate_proj", x)) * self._linear("mlp.up_proj", x)
+        half = self.tensors["mlp.down_proj.weight"].shape[1]
+        gate, up = self._outputs(mlp_input, x, (half, half))
+        x = _ACTIVATIONS[self.settings.activation](gate) * up
         yield mlp_output, x
         return self._linear("mlp.down_proj", x)
 
@@ -120,33 +114,59 @@ class DecoderBlock:
             None if bias is None else bias.to(self.dtype),
         )
 
-    def _norm(self, name: str, x: Tensor) -> Tensor:
+    def _outputs(self, group: LinearGroup, x: Tensor, sizes: tuple[int, ...]) -> Sequence[Tensor]:
+        """What the linears of a group give, in parts of so many channels.
+
+        A checkpoint has a linear for each part, or one for all of them in a row.
+        """
+        given = [self._linear(name, x) for name in group.linears]
+        return given if len(given) == len(sizes) else torch.cat(given, -1).split(sizes, -1)
+
+    def _norm(self, name: str | None, x: Tensor) -> Tensor:
+        if name is None:
+            return x.to(self.dtype)
         wide = x.float()
-        normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.norm_eps)
-        weight = self.tensors[f"{name}.weight"] + self.norm_offset
+        mean_square = wide.square().mean(-1, keepdim=True)
+        normalized = wide * torch.rsqrt(mean_square + self.settings.norm_eps)
+        # An offset is added in float32: in 16 bits the sum would lose the weight's last bits.
+        weight = self.tensors[f"{name}.weight"].float() + self.settings.norms.offset
         return (weight * normalized).to(self.dtype)
 
+    def _add(self, hidden: Tensor, x: Tensor, norm: str | None) -> Tensor:
+        if norm is not None:
+            x = self._norm(norm, x)
+        return torch.add(hidden, x, alpha=self.settings.residual_multiplier)
+
     def _attention(self, x: Tensor) -> Tensor:
-        length = x.shape[1]
-        query = self._heads("q", x)
-        key = self._heads("k", x)
-        value = self._heads("v", x)
+        settings, length = self.settings, x.shape[1]
+        keys = settings.key_value_heads * settings.head_dim
+        sizes = (settings.heads * settings.head_dim, keys, keys)
+        query, key, value = self._outputs(self.groups[0], x, sizes)
         cosines, sines = self.rotary.tables(length, x.dtype)
         mixed = causal_attention(
-            rotate(query, cosines, sines),
-            rotate(key, cosines, sines),
-            value,
-            scale=self.head_dim**-0.5,
-            window=self.sliding_window,
+            rotate(self._heads(self._head_norm("q", query)), cosines, sines),
+            rotate(self._heads(self._head_norm("k", key)), cosines, sines),
+            self._heads(value),
+            scale=settings.score_scale,
+            window=settings.sliding_window,
+            softcap=settings.score_softcap,
         )
         return mixed.transpose(1, 2).flatten(2)
 
-    def _heads(self, kind: str, x: Tensor) -> Tensor:
-        projected = self._linear(f"self_attn.{kind}_proj", x).unflatten(-1, (-1, self.head_dim))
-        norm = f"self_attn.{kind}_norm"
-        if f"{norm}.weight" in self.tensors:
-            projected = self._norm(norm, projected)
-        return projected.transpose(1, 2)
+    def _head_norm(self, kind: str, projected: Tensor) -> Tensor:
+        """Normalizes queries or keys in a block that does.
+
+        The norm is as wide as its weight: a head, or all heads together.
+        """
+        name = f"self_attn.{kind}_norm"
+        weight = self.tensors.get(f"{name}.weight")
+        if weight is None:
+            return projected
+        return self._norm(name, projected.unflatten(-1, (-1, len(weight)))).flatten(-2)
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """``[batch, heads, sequence, head_dim]``."""
+        return projected.unflatten(-1, (-1, self.settings.head_dim)).transpose(1, 2)
 
 
 def finish(walk: Walk) -> Tensor:

@@ -62,9 +62,9 @@ class Fold:
         """
         if not self.producer.norm:
             return scales
-        before = self._norm_weight() + self.block.norm_offset
-        after = self.tensors(scales)[f"{self.producer.name}.weight"].float()
-        after = after + self.block.norm_offset
+        offset = self.block.settings.norms.offset
+        before = self._norm_weight() + offset
+        after = self.tensors(scales)[f"{self.producer.name}.weight"].float() + offset
         divided = before / after
         return torch.where(divided.isfinite() & (divided > 0), divided, scales)
 
@@ -84,7 +84,7 @@ class Fold:
         name = self.producer.name
         divisors = self.divisors(scales)
         if self.producer.norm:
-            offset = self.block.norm_offset
+            offset = self.block.settings.norms.offset
             return {
                 f"{name}.weight": ((self._norm_weight() + offset) / divisors - offset).to(
                     self.stored

@@ -3,50 +3,69 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.models.base import BaseModelAdapter, LinearGroup, Producer
+from quantlib.models.rope import rope_parameters, rope_problems
+from quantlib.models.settings import BlockSettings, Norms
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from quantlib.models.decoder import DecoderBlock
     from quantlib.models.streamed import StreamedModel
 
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-_ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
-_REQUIRED = (
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "vocab_size",
-)
-
-
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary embedding's parameters, as transformers 5 or as earlier releases write them."""
-    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    parameters.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    parameters["rope_type"] = parameters.get("rope_type", parameters.get("type", "default"))
-    return parameters
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+_IGNORED_TENSORS = "rotary_emb.inv_freq"
+"""Old checkpoints of Llama hold the rotary embedding's frequencies; the config says the same."""
 
 
 class BaseHuggingFaceAdapter(BaseModelAdapter):
     """A decoder of blocks with one norm before the attention and one before the MLP.
 
-    This is the layout of Llama and of the families after it. A family with another one overrides
-    :meth:`groups`, :meth:`fused` and :meth:`build_block`.
+    This is the layout of Llama and of the families after it. A family with another one states what
+    differs in the attributes below, and overrides :meth:`groups`, :meth:`fused`, the methods that
+    give shapes, and :meth:`block_settings`.
+
+    Attributes:
+        required: Fields of the config that have to be positive whole numbers.
+        required_numbers: Fields that have to be positive numbers.
+        rejected: Fields that have to be absent, null or false, since what they ask for is not
+            computed.
+        activation_field: The field that names the MLP's activation.
+        activations: The activations that the family may have.
+        rope_types: The types of rotary embedding that it may have.
+        partial_rotary: Whether it may rotate a part of each head only.
+        tied_by_default: Whether a config that does not say so ties the embeddings.
+        always_biased: Linears that have a bias whatever the config says.
+        norms: The norms on the residual stream.
     """
 
     embedding = "model.embed_tokens"
     final_norm = "model.norm"
+    required: ClassVar[tuple[str, ...]] = (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "vocab_size",
+    )
+    required_numbers: ClassVar[tuple[str, ...]] = ()
+    rejected: ClassVar[tuple[str, ...]] = ("use_bidirectional_attention", "attention_sinks")
+    activation_field: ClassVar[str] = "hidden_act"
+    activations: ClassVar[tuple[str, ...]] = ("silu", "gelu", "gelu_pytorch_tanh")
+    rope_types: ClassVar[tuple[str, ...]] = ("default", "linear", "llama3", "yarn")
+    partial_rotary: ClassVar[bool] = False
+    tied_by_default: ClassVar[bool] = False
+    always_biased: ClassVar[tuple[str, ...]] = ()
+    norms: ClassVar[Norms] = Norms()
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Checks the config.
@@ -55,35 +74,59 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
             InvalidInputError: A field is missing, or asks for what is not supported.
         """
         super().__init__(config)
-        problems = [
-            Problem(f"config.json: {field}", "is missing or no positive whole number")
-            for field in _REQUIRED
-            if not isinstance(config.get(field), int) or config[field] < 1
-        ]
-        rope = rope_parameters(config)
-        if rope["rope_type"] not in _ROPE_TYPES:
-            problems.append(
-                Problem(
-                    "config.json: rope_type",
-                    f"{rope['rope_type']!r} is not supported",
-                    f"supported: {', '.join(_ROPE_TYPES)}",
-                )
-            )
-        problems += [
-            Problem("config.json: partial_rotary_factor", f"{factor} is not supported")
-            for factor in (config.get("partial_rotary_factor"), rope.get("partial_rotary_factor"))
-            if factor not in (None, 1, 1.0)
-        ]
-        if config.get("hidden_act", "silu") not in _ACTIVATIONS:
-            problems.append(
-                Problem(
-                    "config.json: hidden_act",
-                    f"{config['hidden_act']!r} is not supported",
-                    f"supported: {', '.join(_ACTIVATIONS)}",
-                )
-            )
+        problems = self._config_problems()
         if problems:
             raise InvalidInputError(problems)
+
+    def _config_problems(self) -> list[Problem]:
+        problems = [
+            Problem(f"config.json: {field}", "is missing or no positive whole number")
+            for field in self.required
+            if not _is_positive(self.config.get(field), whole=True)
+        ]
+        problems += [
+            Problem(f"config.json: {field}", "is missing or no positive number")
+            for field in self.required_numbers
+            if not _is_positive(self.config.get(field), whole=False)
+        ]
+        head_dim = None if problems else self.head_dim
+        problems += [
+            Problem(f"config.json: {field}", f"{self.config[field]!r} is not supported")
+            for field in self.rejected
+            if self.config.get(field) not in (None, False)
+        ]
+        if self.activation not in self.activations:
+            problems.append(
+                Problem(
+                    f"config.json: {self.activation_field}",
+                    f"{self.activation!r} is not supported",
+                    f"supported: {', '.join(self.activations)}",
+                )
+            )
+        if not _is_positive(self.config.get("num_hidden_layers"), whole=True):
+            return problems
+        kinds = self.layer_types
+        if kinds is not None and (
+            len(kinds) != self.blocks or not set(kinds).issubset(_LAYER_TYPES)
+        ):
+            problems.append(
+                Problem(
+                    "config.json: layer_types",
+                    f"does not give each of {self.blocks} blocks one of {', '.join(_LAYER_TYPES)}",
+                )
+            )
+            return problems
+        of_rope = [
+            problem
+            for block in range(self.blocks)
+            for problem in rope_problems(
+                self.rope_parameters(block),
+                self.rope_types,
+                partial=self.partial_rotary,
+                head_dim=head_dim,
+            )
+        ]
+        return problems + list(dict.fromkeys(of_rope))
 
     @property
     def blocks(self) -> int:
@@ -111,6 +154,16 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         return int(self.config.get("head_dim") or self.config["hidden_size"] // self.heads)
 
     @property
+    def activation(self) -> str:
+        """Name of the MLP's activation."""
+        return str(self.config.get(self.activation_field, "silu"))
+
+    @property
+    def layer_types(self) -> Sequence[str] | None:
+        """Full or sliding attention, of each block; None where the config does not say."""
+        return self.config.get("layer_types")
+
+    @property
     def head(self) -> str:
         """Name of the linear that gives the logits; it is never quantized."""
         return "lm_head"
@@ -125,7 +178,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
             LinearGroup(
                 "attention_input",
                 ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-                Producer("input_layernorm", norm=True),
+                self._norm_producer(self.norms.before_attention),
             ),
             LinearGroup(
                 "attention_output",
@@ -139,10 +192,14 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
             LinearGroup(
                 "mlp_input",
                 ("mlp.gate_proj", "mlp.up_proj"),
-                Producer("post_attention_layernorm", norm=True),
+                self._norm_producer(self.norms.before_mlp),
             ),
             LinearGroup("mlp_output", ("mlp.down_proj",), Producer("mlp.up_proj")),
         )
+
+    @staticmethod
+    def _norm_producer(name: str | None) -> Producer | None:
+        return None if name is None else Producer(name, norm=True)
 
     def fused(self) -> Mapping[str, tuple[str, ...]]:
         """The linears that vLLM fuses, by the name that it gives the fused one."""
@@ -151,36 +208,76 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
 
     def sliding_window(self, block: int) -> int | None:
         """Tokens that a block's attention reaches back, or None for all of them."""
-        window = self.config.get("sliding_window")
-        kinds = self.config.get("layer_types")
+        window, kinds = self.config.get("sliding_window"), self.layer_types
         if kinds is not None and kinds[block] != "sliding_attention":
             return None
         return None if window is None else int(window)
 
-    def problems(self, checkpoint: Checkpoint) -> list[Problem]:
-        """What is missing or misshapen in a checkpoint of this family."""
+    def rope_parameters(self, block: int) -> dict[str, Any]:
+        """The parameters of a block's rotary embedding, by transformers' names."""
+        return rope_parameters(self.config)
+
+    def scale_embeddings(self, embedded: Tensor) -> Tensor:
+        """The first block's input from the rows of the embedding, which it mostly is."""
+        return embedded
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """``(out_features, in_features)`` of a block's linears, by name within the block."""
         hidden, intermediate = self.config["hidden_size"], self.config["intermediate_size"]
         queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
+        return {
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "mlp.gate_proj": (intermediate, hidden),
+            "mlp.up_proj": (intermediate, hidden),
+            "mlp.down_proj": (hidden, intermediate),
+        }
+
+    def norm_widths(self) -> dict[str, int]:
+        """Channels of a block's norms, by name within the block."""
+        return dict.fromkeys(self.norms.names, self.config["hidden_size"])
+
+    def head_norm_widths(self) -> dict[str, int]:
+        """The norms of queries and keys, head by head, in the families that have them."""
+        return dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), self.head_dim)
+
+    def biased(self) -> tuple[str, ...]:
+        """The linears of a block that have a bias, by name within the block."""
+        starts = [
+            start
+            for start, field in (("self_attn.", "attention_bias"), ("mlp.", "mlp_bias"))
+            if self.config.get(field, False)
+        ]
+        return tuple(
+            name
+            for name in self.linear_shapes()
+            if name in self.always_biased or name.startswith(tuple(starts))
+        )
+
+    def block_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors of a block, by name within the block."""
+        linears = self.linear_shapes()
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{name}.weight": shape for name, shape in linears.items()
+        }
+        shapes |= {f"{name}.bias": linears[name][:1] for name in self.biased()}
+        return shapes | {f"{name}.weight": (width,) for name, width in self.norm_widths().items()}
+
+    def problems(self, checkpoint: Checkpoint) -> list[Problem]:
+        """What is missing, misshapen or unknown in a checkpoint of this family."""
+        vocabulary, hidden = self.config["vocab_size"], self.config["hidden_size"]
         expected: dict[str, tuple[int, ...]] = {
-            f"{self.embedding}.weight": (self.config["vocab_size"], hidden),
+            f"{self.embedding}.weight": (vocabulary, hidden),
             f"{self.final_norm}.weight": (hidden,),
         }
-        if not self.config.get("tie_word_embeddings", False):
-            expected[f"{self.head}.weight"] = (self.config["vocab_size"], hidden)
-        for block in range(self.blocks):
-            shapes = {
-                "self_attn.q_proj": (queries, hidden),
-                "self_attn.k_proj": (keys, hidden),
-                "self_attn.v_proj": (keys, hidden),
-                "self_attn.o_proj": (hidden, queries),
-                "mlp.gate_proj": (intermediate, hidden),
-                "mlp.up_proj": (intermediate, hidden),
-                "mlp.down_proj": (hidden, intermediate),
-                "input_layernorm": (hidden,),
-                "post_attention_layernorm": (hidden,),
-            }
-            prefix = self.block_prefix(block)
-            expected |= {f"{prefix}{name}.weight": shape for name, shape in shapes.items()}
+        if not self.config.get("tie_word_embeddings", self.tied_by_default):
+            expected[f"{self.head}.weight"] = (vocabulary, hidden)
+        shapes = self.block_shapes()
+        prefixes = tuple(self.block_prefix(block) for block in range(self.blocks))
+        for prefix in prefixes:
+            expected |= {prefix + name: shape for name, shape in shapes.items()}
         problems = []
         for name, shape in expected.items():
             info = checkpoint.tensors.get(name)
@@ -190,7 +287,14 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
                 problems.append(
                     Problem(name, f"has shape {list(info.shape)}; the config says {list(shape)}")
                 )
-        return problems
+        model_type = self.config["model_type"]
+        return problems + [
+            Problem(name, f"is no tensor that a block of {model_type} with this config has")
+            for name in checkpoint.tensors
+            if name.startswith(prefixes)
+            and name not in expected
+            and not name.endswith(_IGNORED_TENSORS)
+        ]
 
     def load_model(self, checkpoint: Checkpoint, device: torch.device) -> StreamedModel:
         """Opens a model whose weights are read block by block.
@@ -202,6 +306,19 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         from quantlib.models.streamed import StreamedModel
 
         return StreamedModel(self, checkpoint, device)
+
+    def block_settings(self, block: int) -> BlockSettings:
+        """The numbers that a block is computed with."""
+        return BlockSettings(
+            heads=self.heads,
+            key_value_heads=self.key_value_heads,
+            head_dim=self.head_dim,
+            score_scale=self.head_dim**-0.5,
+            activation=self.activation,
+            norm_eps=float(self.config.get("rms_norm_eps", 1e-6)),
+            norms=self.norms,
+            sliding_window=self.sliding_window(block),
+        )
 
     def build_block(self, model: StreamedModel, block: int) -> DecoderBlock:
         """Reads one block and makes it computable."""
@@ -216,13 +333,8 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
                 for name in self.block_tensors(model.checkpoint, block)
             },
             dtype=model.dtype,
-            rotary=model.rotary,
-            heads=self.heads,
-            key_value_heads=self.key_value_heads,
-            head_dim=self.head_dim,
-            norm_eps=float(self.config.get("rms_norm_eps", 1e-6)),
-            activation=self.config.get("hidden_act", "silu"),
-            sliding_window=self.sliding_window(block),
+            rotary=model.rotary(block),
+            settings=self.block_settings(block),
         )
 
     def save_model(
@@ -266,6 +378,12 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         config = dict(self.config) | {"quantization_config": dict(quantization_config)}
         _write_json(output / CONFIG_NAME, config)
         return digest
+
+
+def _is_positive(value: Any, *, whole: bool) -> bool:
+    if isinstance(value, bool) or (whole and not isinstance(value, int)):
+        return False
+    return isinstance(value, (int, float)) and value > 0
 
 
 def _write_json(path: Path, value: Any) -> None:

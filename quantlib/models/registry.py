@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from quantlib.models.base import BaseModelAdapter
 
 
+_GUIDE = "docs/extension_guide.md"
+
+
 class ModelRegistry(Registry[type["BaseModelAdapter"]]):
     """Adapter classes by model type."""
 
@@ -28,14 +31,23 @@ class ModelRegistry(Registry[type["BaseModelAdapter"]]):
 
         Raises:
             UnknownNameError: No adapter knows the model type.
-            InvalidInputError: The config names none, or asks for what the adapter cannot do.
+            InvalidInputError: The config names none, is that of a multimodal model, or asks for
+                what the adapter cannot do.
         """
         model_type = config.get("model_type")
         if not isinstance(model_type, str):
             raise InvalidInputError.one("config.json: model_type", "is missing")
+        text = config.get("text_config")
+        if isinstance(text, Mapping) and model_type not in self:
+            raise InvalidInputError.one(
+                "config.json: model_type",
+                f"{model_type!r} takes in more than text",
+                f"give its language model ({text.get('model_type')}) as a checkpoint of its own, "
+                f"or add an adapter: {_GUIDE}",
+            )
         return self.get_adapter(model_type)(config)
 
 
 model_registry = ModelRegistry(
-    "model type", "quantlib.models", "other families are added by an adapter class"
+    "model type", "quantlib.models", f"other families are added by an adapter class: {_GUIDE}"
 )

@@ -12,7 +12,6 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
 from quantlib.compute import product_dtype
 from quantlib.models.decoder import DecoderBlock
-from quantlib.models.huggingface import rope_parameters
 from quantlib.models.rotary import Rotary
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ class StreamedModel:
         device: Where it is computed.
         dtype: The dtype of its matrix products.
         stored_dtype: The dtype that the checkpoint's linears are stored in.
-        rotary: The rotary embedding.
     """
 
     def __init__(
@@ -40,17 +38,20 @@ class StreamedModel:
         first_linear = adapter.linear_name(0, adapter.linears()[0])
         self.stored_dtype = TORCH_DTYPES[checkpoint.info(f"{first_linear}.weight").dtype]
         self.dtype = product_dtype(device, self.stored_dtype)
-        self.rotary = Rotary.from_parameters(
-            rope_parameters(adapter.config),
-            adapter.head_dim,
-            adapter.max_sequence_length,
-            device,
-        )
 
     def tensor(self, name: str) -> Tensor:
         """One tensor on the device, in the wider of its own dtype and that of the products."""
         stored = read_tensor(self.checkpoint, name)
         return stored.to(self.device, torch.promote_types(stored.dtype, self.dtype))
+
+    def rotary(self, block: int) -> Rotary:
+        """A block's rotary embedding."""
+        return Rotary.from_parameters(
+            self.adapter.rope_parameters(block),
+            self.adapter.head_dim,
+            self.adapter.max_sequence_length,
+            self.device,
+        )
 
     def block(self, index: int) -> DecoderBlock:
         """One block with its weights."""
@@ -66,4 +67,4 @@ class StreamedModel:
             ``[samples, sequence, hidden_size]`` in the checkpoint's dtype, on the CPU.
         """
         table = read_tensor(self.checkpoint, f"{self.adapter.embedding}.weight")
-        return functional.embedding(tokens, table)
+        return self.adapter.scale_embeddings(functional.embedding(tokens, table))

@@ -140,7 +140,7 @@ def serving_arguments(recipe: Recipe, adapter: BaseModelAdapter) -> dict[str, An
     return {
         "quantization": checkpoint_format.vllm_name,
         "dtype": serving_dtype(adapter.config),
-        "max_model_len": adapter.max_sequence_length,
+        "max_model_len": adapter.served_length,
     }
 
 

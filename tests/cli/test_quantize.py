@@ -186,7 +186,12 @@ BAD: list[tuple[str, Change, list[str], str]] = [
     ),
     ("pickles", pickles_only, [], "pickled weights only (pytorch_model.bin)"),
     ("missing tensor", drop_tensor, [], "model.layers.3.mlp.up_proj.weight: the checkpoint has no"),
-    ("model type", configure(model_type="mamba"), [], "known: llama, mistral, qwen2, qwen3"),
+    (
+        "model type",
+        configure(model_type="mamba"),
+        [],
+        "known: gemma2, gemma3_text, granite, llama, mistral, ",
+    ),
     ("quantized", configure(quantization_config={"quant_method": "gptq"}), [], "quantized already"),
     (
         "NaN",

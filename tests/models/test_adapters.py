@@ -18,7 +18,9 @@ CONFIG = {
 
 
 def test_unknown_family_lists_the_supported() -> None:
-    with pytest.raises(UnknownNameError, match=r"'mamba'; known: llama, mistral, qwen2, qwen3"):
+    with pytest.raises(
+        UnknownNameError, match=r"'mamba'; known: gemma2, gemma3_text, granite, llama, mistral, "
+    ):
         model_registry.adapter_for({"model_type": "mamba"})
     with pytest.raises(InvalidInputError, match="model_type: is missing"):
         model_registry.adapter_for({})

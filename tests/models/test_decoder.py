@@ -12,6 +12,14 @@ from quantlib.checkpoint.source import FolderSource
 from quantlib.models import model_registry
 
 LENGTH = 96
+GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+PARTIAL = {"rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.75}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "short_factor": [1.0 + pair / 16 for pair in range(16)],
+    "long_factor": [2.0 + pair for pair in range(16)],
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-untied-biases": (
@@ -54,7 +62,59 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", {}),
     "qwen3-gelu": ("qwen3", {"hidden_act": "gelu_pytorch_tanh"}),
+    "gemma2": ("gemma2", {"query_pre_attn_scalar": 12, "attn_logit_softcapping": 2.0}),
+    "gemma2-sliding": ("gemma2", GROUPED | {"sliding_window": 16, "attention_bias": True}),
+    "gemma3": ("gemma3_text", GROUPED | {"query_pre_attn_scalar": 12}),
+    "gemma3-sliding": (
+        "gemma3_text",
+        {
+            "sliding_window": 16,
+            "sliding_window_pattern": 2,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
+    "gemma3-layer-types": (
+        "gemma3_text",
+        {"sliding_window": 16, "layer_types": ["full_attention", *["sliding_attention"] * 3]},
+    ),
+    "phi3": ("phi3", GROUPED),
+    "phi3-sliding": ("phi3", {"sliding_window": 16}),
+    "phi3-partial": ("phi3", {"rope_parameters": PARTIAL}),
+    "phi3-longrope-short": (
+        "phi3",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": LENGTH},
+    ),
+    "phi3-longrope-long": (
+        "phi3",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": LENGTH - 1},
+    ),
+    "phi3-longrope-partial": (
+        "phi3",
+        {
+            "rope_parameters": PARTIAL
+            | LONGROPE
+            | {"short_factor": [1.5] * 12, "long_factor": [4.0] * 12, "factor": 3.0},
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "granite": (
+        "granite",
+        GROUPED
+        | {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.25,
+            "attention_multiplier": 0.4,
+            "logits_scaling": 2.0,
+            "attention_bias": True,
+        },
+    ),
+    "olmo2": ("olmo2", {}),
+    "olmo2-grouped": ("olmo2", GROUPED),
 }
+"""Family and config; TINY of conftest.py has two heads of 32 channels that share keys."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -68,7 +128,10 @@ def test_blocks_equal_those_of_transformers(case: str, make_model: Any, tmp_path
     model = adapter.load_model(checkpoint, torch.device("cpu"))
     tokens = torch.randint(0, 512, (2, LENGTH), generator=torch.Generator().manual_seed(1))
 
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    # Only the eager attention caps scores.
+    reference = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
     expected: list[torch.Tensor] = []
     for layer in reference.model.layers:
         layer.register_forward_hook(lambda _, __, output: expected.append(output))
@@ -78,6 +141,33 @@ def test_blocks_equal_those_of_transformers(case: str, make_model: Any, tmp_path
     for index in range(adapter.blocks):
         hidden = model.block(index).forward(hidden)
         torch.testing.assert_close(hidden, expected[index], rtol=5e-4, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [
+        ("llama", {}),
+        ("gemma2", {}),
+        ("gemma3_text", {}),
+        ("granite", {"embedding_multiplier": 1.3}),
+    ],
+)
+@torch.no_grad()
+def test_embeddings_equal_those_of_transformers_to_the_last_bit(
+    model_type: str, config: dict[str, Any], make_model: Any, tmp_path: Path
+) -> None:
+    # The root of 96 is rounded in bfloat16, and so is 1.3.
+    folder = make_model(tmp_path / "m", model_type, hidden_size=96, **config)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    first: list[torch.Tensor] = []
+    reference.model.layers[0].register_forward_pre_hook(lambda _, inputs: first.append(inputs[0]))
+    tokens = torch.arange(64)[None]
+    reference(tokens)
+    checkpoint = Checkpoint.open(FolderSource(folder))
+    model = model_registry.adapter_for(checkpoint.config).load_model(
+        checkpoint, torch.device("cpu")
+    )
+    assert torch.equal(model.embed(tokens), first[0])
 
 
 @pytest.mark.usefixtures("bfloat16_products")

@@ -1,6 +1,7 @@
 """Folded scales leave a block's function as it was."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def test_a_quantizer_may_scale_every_input(model: StreamedModel, exact: tuple[st
 @torch.no_grad()
 def test_the_rounding_of_a_norm_is_made_up_for(model: StreamedModel) -> None:
     block = model.block(0)
-    block.norm_offset = 1.0
+    norms = replace(block.settings.norms, offset=1.0)
+    block.settings = replace(block.settings, norms=norms)
     producer = block.groups[0].producer
     assert producer is not None
     fold = Fold.of(block, producer, 64, torch.bfloat16)
