@@ -170,6 +170,8 @@ def test_errors_of_smoothed_weights_cannot_be_compared_with_others(save: Save) -
         "Errors of linears cannot be compared, the weights were transformed before: A: not "
         "transformed; B: smooth_quant.",
     )
+    rows = {row.name: row.cells for row in figure_rows(comparison)}
+    assert [cell.beside for cell in rows["Weight error of linears, mean"]] == ["", ""]
 
 
 def test_errors_are_of_linears_that_all_have_quantized(save: Save) -> None:
