@@ -89,10 +89,12 @@ class QuantizationManager:
         ]
         checkpoint = merge(store, recipe, model, quantized)
         if not validated:
-            return QuantizationResult(checkpoint, build_report(store, recipe, checkpoint, None))
+            return QuantizationResult(
+                checkpoint, build_report(store, recipe, checkpoint, None, planned=ranges)
+            )
         validation = validate(store, recipe, model, checkpoint, device)
         evaluation = read_evaluation(store, validation)
-        report = build_report(store, recipe, checkpoint, evaluation, validation)
+        report = build_report(store, recipe, checkpoint, evaluation, validation, ranges)
         return QuantizationResult(checkpoint, report)
 
     def save(self, result: QuantizationResult, output: Path) -> None:

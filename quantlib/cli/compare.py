@@ -71,8 +71,8 @@ def _print(comparison: Comparison) -> None:
         console.print(_table(comparison, rows))
     for sentence in comparison.unfair:
         console.print(f"not a fair comparison: {sentence}", markup=False)
-    if comparison.other_calibration:
-        console.print(f"note: {comparison.other_calibration}", markup=False)
+    for sentence in comparison.unlike_errors:
+        console.print(f"note: {sentence}", markup=False)
     if not comparison.all_validated:
         console.print(_HINT, markup=False)
 

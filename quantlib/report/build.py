@@ -43,6 +43,7 @@ def build_report(
     checkpoint: Receipt,
     evaluation: Mapping[str, Any] | None,
     validation: Receipt | None = None,
+    planned: Receipt | None = None,
 ) -> Report:
     """The report of a checkpoint.
 
@@ -52,6 +53,7 @@ def build_report(
         checkpoint: The merge step's receipt.
         evaluation: Content of ``evaluation.json``; None where nobody compared the models.
         validation: The validate step's receipt, where that step is done.
+        planned: The plan step's receipt, where it is at hand: the checkpoint does not rest on it.
 
     Raises:
         InvalidInputError: A step recorded something that is no part of a report.
@@ -59,7 +61,10 @@ def build_report(
     """
     lineage = read_lineage(store, validation or checkpoint)
     steps = {receipt.step: receipt for receipt in lineage}
-    runs = {receipt.digest(): run_facts(store, receipt) for receipt in lineage}
+    ran = (
+        lineage if planned is None or planned in lineage else [*lineage[:1], planned, *lineage[1:]]
+    )
+    runs = {receipt.digest(): run_facts(store, receipt) for receipt in ran}
     try:
         judged = None if evaluation is None else Evaluation.model_validate(evaluation)
         calibration = _calibration(steps.get("calibrate"))
@@ -80,7 +85,7 @@ def build_report(
                 LinearError.model_validate(record)
                 for record in read_json(store, checkpoint, LINEARS_NAME)
             ),
-            steps=tuple(_step_run(receipt, runs[receipt.digest()]) for receipt in lineage),
+            steps=tuple(_step_run(receipt, runs[receipt.digest()]) for receipt in ran),
             longest_path_seconds=_longest_path_seconds(lineage, runs),
             serve=checkpoint.facts["serve"],
             versions=package_versions(),

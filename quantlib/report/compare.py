@@ -40,8 +40,7 @@ class Comparison:
         runs: In the order in which they were given; the first is what others are compared with.
         figures: Numbers by name.
         unfair: Sentences on what makes figures of different runs incomparable.
-        other_calibration: The same of the errors of linears, which are measured on the calibration
-            text; None where it is one text.
+        unlike_errors: The same of the errors of linears.
         block_errors: For each run, the mean error of a block's linears, by block.
         measure: Which error that is: relative_error or relative_weight_error.
         left_out: Linears that not all runs have quantized, which the errors leave out.
@@ -51,7 +50,7 @@ class Comparison:
     runs: tuple[Run, ...]
     figures: Mapping[str, Figure]
     unfair: tuple[str, ...]
-    other_calibration: str | None
+    unlike_errors: tuple[str, ...]
     block_errors: tuple[Mapping[int, float], ...]
     measure: str
     left_out: int
@@ -83,7 +82,7 @@ class Comparison:
                 ],
                 "error_measure": self.measure,
                 "unfair": self.unfair,
-                "other_calibration": self.other_calibration,
+                "unlike_errors": self.unlike_errors,
                 "changes": self.changes,
             },
             indent=1,
@@ -104,12 +103,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
             for name, value in _FIGURES.items()
         },
         unfair=tuple(_unfair(runs)),
-        other_calibration=_parting(
-            [run for run in runs if run.report.calibration is not None],
-            lambda r: r.calibration and r.calibration.digest,
-            "Errors of linears cannot be compared, they were calibrated on other texts",
-            lambda r: r.calibration and _text_of(r.calibration),
-        ),
+        unlike_errors=tuple(_unlike_errors(runs, measure)),
         block_errors=tuple(_block_errors(run.report.linears, measure, common) for run in runs),
         measure=measure,
         left_out=left_out,
@@ -152,6 +146,25 @@ def _unfair(runs: Sequence[Run]) -> list[str]:
         _parting(judged, _engine_of, "They were judged by other engines", _engine_of),
     ]
     return [sentence for sentence in found if sentence]
+
+
+def _unlike_errors(runs: Sequence[Run], measure: str) -> list[str]:
+    """Output errors depend on the calibration text, weight errors on what was done to weights."""
+    if measure == "relative_error":
+        found = _parting(
+            runs,
+            lambda r: r.calibration and r.calibration.digest,
+            "Errors of linears cannot be compared, they were measured on other texts",
+            lambda r: r.calibration and _text_of(r.calibration),
+        )
+    else:
+        found = _parting(
+            runs,
+            lambda r: r.method.outlier_suppression,
+            "Errors of linears cannot be compared, the weights were transformed before",
+            lambda r: r.method.outlier_suppression or "not transformed",
+        )
+    return [found] if found else []
 
 
 def _parting(

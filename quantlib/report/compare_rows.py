@@ -72,7 +72,12 @@ def figure_rows(comparison: Comparison) -> list[Row]:
         _row("Perplexity", figures["perplexity"], significant, original),
         _row("Mean KL divergence, nats", figures["kl_mean"], _three_digits, deviation),
         _row("Same top token", figures["top1_agreement"], percent, relative=False),
-        _row(f"{kind} error of linears, mean", errors, _three_digits),
+        _row(
+            f"{kind} error of linears, mean",
+            errors,
+            _three_digits,
+            relative=not comparison.unlike_errors,
+        ),
         _row("Weights", figures["bytes"], lambda v: size(int(v)), ratio),
         _row("Time to quantize", figures["seconds"], duration),
         _row("Peak memory", figures["peak_mib"], mebibytes),

@@ -14,8 +14,8 @@ from quantlib.report.model import JSON_NAME, SCHEMA, Report
 MOST_RUNS = 7
 """As many as there are colours and markers."""
 
-_JUDGING = ("reference", "validate", "publish", "gate")
-"""Steps that judge and deliver, and make nothing of the checkpoint."""
+_BESIDE = ("plan", "reference", "validate", "publish", "gate")
+"""Steps that check, judge and deliver, and make nothing of the checkpoint."""
 
 _PLACES = (JSON_NAME, f"validate/artifacts/{JSON_NAME}")
 _ADDRESS = "publish/parameters/address"
@@ -40,13 +40,13 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """Time of the steps that make the checkpoint; None where one was not recorded."""
-        taken = [step.seconds for step in self.report.steps if step.step not in _JUDGING]
+        taken = [step.seconds for step in self.report.steps if step.step not in _BESIDE]
         return None if None in taken else sum(filter(None, taken))
 
     @property
     def peak_mib(self) -> float | None:
         """Largest memory of such a step; None where none was recorded."""
-        steps = [step for step in self.report.steps if step.step not in _JUDGING]
+        steps = [step for step in self.report.steps if step.step not in _BESIDE]
         return max((step.peak_mib for step in steps if step.peak_mib is not None), default=None)
 
 

@@ -88,6 +88,9 @@ def test_one_command_writes_a_checkpoint(
     report = json.loads((output / "quantization_report.json").read_text())
     assert report["verdict"]["outcome"] == "not_validated"
     assert len(report["linears"]) == 28
+    (planned,) = [step for step in report["steps"] if step["step"] == "plan"]
+    assert planned["remarks"][0].startswith("Not tried with dummy weights: ")
+    assert "Not tried with dummy weights: " in (output / "quantization_report.html").read_text()
     # Nothing else stays behind: neither the store nor a half-written folder.
     assert {path.name for path in tmp_path.iterdir()} == {"out", "recipe.yaml"}
 

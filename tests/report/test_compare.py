@@ -64,11 +64,11 @@ def test_figures_of_every_run(save: Save) -> None:
     assert figures["kl_mean"].change(0) is None
     assert figures["kl_standard_error"].values == (0.0031, 0.002)
     assert figures["bytes"].values == (121_634_816, 121_634_816)
-    # Without validate (50 s, 1400 MiB) and the reference that it is judged by (20 s).
-    assert figures["seconds"].values == (99.75, 99.75)
+    # Without validate (50 s, 1400 MiB), the reference it is judged by (20 s) and plan (0.5 s).
+    assert figures["seconds"].values == (99.25, 99.25)
     assert figures["peak_mib"].values == (640, 640)
     assert comparison.unfair == ()
-    assert comparison.other_calibration is None
+    assert comparison.unlike_errors == ()
     assert comparison.all_validated
     first, second = comparison.block_errors
     report = comparison.runs[0].report
@@ -147,12 +147,31 @@ def test_what_makes_it_unfair(save: Save, change: Change, sentence: str) -> None
     assert compared(save("a"), save("b"), save("c", change)).unfair == (sentence,)
 
 
-def test_other_calibration_makes_errors_of_linears_incomparable(save: Save) -> None:
+def test_errors_measured_on_other_texts_cannot_be_compared(save: Save) -> None:
     change = set_path("calibration", "digest", to=OTHER_DIGEST)
     comparison = compared(save("a"), save("b", change))
     assert comparison.unfair == ()
-    assert comparison.other_calibration is not None
-    assert "B: the calibration text that ships with quantlib" in comparison.other_calibration
+    (sentence,) = comparison.unlike_errors
+    assert "measured on other texts: A: the calibration text that" in sentence
+
+
+def rounded(data: dict[str, Any]) -> None:
+    for record in data["linears"]:
+        record["relative_error"] = None
+
+
+def test_errors_of_smoothed_weights_cannot_be_compared_with_others(save: Save) -> None:
+    def smoothed(data: dict[str, Any]) -> None:
+        better(data | {"linears": []})
+        rounded(data)
+
+    comparison = compared(save("a", rounded), save("b", smoothed))
+    assert comparison.unlike_errors == (
+        "Errors of linears cannot be compared, the weights were transformed before: A: not "
+        "transformed; B: smooth_quant.",
+    )
+    rows = {row.name: row.cells for row in figure_rows(comparison)}
+    assert [cell.beside for cell in rows["Weight error of linears, mean"]] == ["", ""]
 
 
 def test_errors_are_of_linears_that_all_have_quantized(save: Save) -> None:
@@ -164,10 +183,6 @@ def test_errors_are_of_linears_that_all_have_quantized(save: Save) -> None:
 
 
 def test_errors_of_weights_where_a_method_looks_at_no_inputs(save: Save) -> None:
-    def rounded(data: dict[str, Any]) -> None:
-        for record in data["linears"]:
-            record["relative_error"] = None
-
     comparison = compared(save("a"), save("b", rounded))
     assert comparison.measure == "relative_weight_error"
     assert comparison.block_errors[1][0] == pytest.approx(0.008 + 0.0005 * 3)
