@@ -6,7 +6,11 @@ Importing this package registers the families that ship; it does not import torc
 from quantlib.models.base import BaseModelAdapter, LinearGroup, Producer
 from quantlib.models.huggingface import BaseHuggingFaceAdapter
 from quantlib.models.llama import LlamaAdapter
+from quantlib.models.mixtral import MixtralAdapter
+from quantlib.models.mixture import MixtureAdapter
+from quantlib.models.opening import open_model
 from quantlib.models.qwen import QwenAdapter
+from quantlib.models.qwen3_moe import Qwen3MoeAdapter
 from quantlib.models.registry import ModelRegistry, model_registry
 
 __all__ = [
@@ -14,8 +18,12 @@ __all__ = [
     "BaseModelAdapter",
     "LinearGroup",
     "LlamaAdapter",
+    "MixtralAdapter",
+    "MixtureAdapter",
     "ModelRegistry",
     "Producer",
+    "Qwen3MoeAdapter",
     "QwenAdapter",
     "model_registry",
+    "open_model",
 ]

@@ -19,12 +19,13 @@ from quantlib.models.attention import causal_attention
 from quantlib.models.base import LinearGroup
 from quantlib.models.rotary import Rotary, rotate
 
-Walk = Generator[tuple[LinearGroup, Tensor], None, Tensor]
+Walk = Generator[tuple[LinearGroup, Tensor], bool | None, Tensor]
 """A block being computed: yields each group with its input, ``[..., in_features]``, before its
-linears are used, and returns the block's output."""
+linears are used, and returns the block's output. A walk that stands at a group of an expert and is
+sent True yields the group again, with what its input would be if all tokens came to the expert."""
 
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
@@ -88,7 +89,7 @@ class DecoderBlock:
     def _walk_mlp(self, x: Tensor) -> Walk:
         *_, mlp_input, mlp_output = self.groups
         yield mlp_input, x
-        activation = _ACTIVATIONS[self.activation]
+        activation = ACTIVATIONS[self.activation]
         x = activation(self._linear("mlp.gate_proj", x)) * self._linear("mlp.up_proj", x)
         yield mlp_output, x
         return self._linear("mlp.down_proj", x)

@@ -119,7 +119,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         """What the names of a block's tensors start with: ``model.layers.3.``."""
         return f"model.layers.{block}."
 
-    def groups(self) -> tuple[LinearGroup, ...]:
+    def groups(self, block: int) -> tuple[LinearGroup, ...]:
         """The linears of a block, in the order in which their inputs arise."""
         return (
             LinearGroup(
@@ -144,9 +144,9 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
             LinearGroup("mlp_output", ("mlp.down_proj",), Producer("mlp.up_proj")),
         )
 
-    def fused(self) -> Mapping[str, tuple[str, ...]]:
-        """The linears that vLLM fuses, by the name that it gives the fused one."""
-        attention, _, mlp, _ = self.groups()
+    def fused(self, block: int) -> Mapping[str, tuple[str, ...]]:
+        """The linears that vLLM fuses, by the name that it gives the fused one or all of them."""
+        attention, _, mlp, _ = self.groups(block)
         return {"self_attn.qkv_proj": attention.linears, "mlp.gate_up_proj": mlp.linears}
 
     def sliding_window(self, block: int) -> int | None:
@@ -157,10 +157,26 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
             return None
         return None if window is None else int(window)
 
-    def problems(self, checkpoint: Checkpoint) -> list[Problem]:
-        """What is missing or misshapen in a checkpoint of this family."""
+    def block_shapes(self, block: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors that a block has to have, by name within the block."""
         hidden, intermediate = self.config["hidden_size"], self.config["intermediate_size"]
         queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
+        shapes = {
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "mlp.gate_proj": (intermediate, hidden),
+            "mlp.up_proj": (intermediate, hidden),
+            "mlp.down_proj": (hidden, intermediate),
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+        }
+        return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+    def problems(self, checkpoint: Checkpoint) -> list[Problem]:
+        """What is missing or misshapen in a checkpoint of this family."""
+        hidden = self.config["hidden_size"]
         expected: dict[str, tuple[int, ...]] = {
             f"{self.embedding}.weight": (self.config["vocab_size"], hidden),
             f"{self.final_norm}.weight": (hidden,),
@@ -168,19 +184,8 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         if not self.config.get("tie_word_embeddings", False):
             expected[f"{self.head}.weight"] = (self.config["vocab_size"], hidden)
         for block in range(self.blocks):
-            shapes = {
-                "self_attn.q_proj": (queries, hidden),
-                "self_attn.k_proj": (keys, hidden),
-                "self_attn.v_proj": (keys, hidden),
-                "self_attn.o_proj": (hidden, queries),
-                "mlp.gate_proj": (intermediate, hidden),
-                "mlp.up_proj": (intermediate, hidden),
-                "mlp.down_proj": (hidden, intermediate),
-                "input_layernorm": (hidden,),
-                "post_attention_layernorm": (hidden,),
-            }
             prefix = self.block_prefix(block)
-            expected |= {f"{prefix}{name}.weight": shape for name, shape in shapes.items()}
+            expected |= {prefix + name: shape for name, shape in self.block_shapes(block).items()}
         problems = []
         for name, shape in expected.items():
             info = checkpoint.tensors.get(name)
@@ -210,7 +215,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         prefix = self.block_prefix(block)
         return DecoderBlock(
             index=block,
-            groups=self.groups(),
+            groups=self.groups(block),
             tensors={
                 name.removeprefix(prefix): model.tensor(name)
                 for name in self.block_tensors(model.checkpoint, block)

@@ -18,7 +18,7 @@ CONFIG = {
 
 
 def test_unknown_family_lists_the_supported() -> None:
-    with pytest.raises(UnknownNameError, match=r"'mamba'; known: llama, mistral, qwen2, qwen3"):
+    with pytest.raises(UnknownNameError, match=r"'mamba'; known: llama, mistral, .*qwen2, qwen3"):
         model_registry.adapter_for({"model_type": "mamba"})
     with pytest.raises(InvalidInputError, match="model_type: is missing"):
         model_registry.adapter_for({})
