@@ -13,6 +13,7 @@ from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
 from quantlib.errors import Problem, UnknownNameError
 from quantlib.formats import CheckpointScheme, format_registry
 from quantlib.models import BaseModelAdapter
+from quantlib.models.base import without_expert
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import BaseQuantizer, quantizer_registry
 from quantlib.recipe import Activations, QuantizationSection, Recipe, WeightScheme
@@ -153,7 +154,7 @@ def exact_linears(section: QuantizationSection, adapter: BaseModelAdapter) -> li
     """For each block, the names within it of the linears that stay exact."""
     exact = []
     for block in range(adapter.blocks):
-        linears = adapter.linears()
+        linears = adapter.linears(block)
         if section.layers is not None and block not in section.layers:
             exact.append(set(linears))
             continue
@@ -180,12 +181,21 @@ def checkpoint_scheme(section: QuantizationSection, adapter: BaseModelAdapter) -
     """What the quantized checkpoint holds, for its ``quantization_config``."""
     exact = [adapter.head]
     fused: list[str] = []
+    modules: list[str] = []
     for block, linears in enumerate(exact_linears(section, adapter)):
-        exact += [adapter.linear_name(block, name) for name in adapter.linears() if name in linears]
-        fused += [
+        within: set[str] = set()
+        for name, parts in adapter.fused(block).items():
+            if not linears.issuperset(parts):
+                continue
+            if all(part.startswith(f"{name}.") for part in parts):
+                within.update(parts)
+                modules.append(adapter.linear_name(block, name))
+            else:
+                fused.append(adapter.linear_name(block, name))
+        exact += [
             adapter.linear_name(block, name)
-            for name, parts in adapter.fused().items()
-            if linears.issuperset(parts)
+            for name in (*adapter.linears(block), *adapter.routers(block))
+            if name in adapter.routers(block) or name in linears - within
         ]
     return CheckpointScheme(
         format=resolve_format(section),
@@ -194,6 +204,7 @@ def checkpoint_scheme(section: QuantizationSection, adapter: BaseModelAdapter) -
         activations=section.activations,
         exact=tuple(exact),
         exact_fused=tuple(fused),
+        exact_modules=tuple(modules),
     )
 
 
@@ -227,6 +238,7 @@ def model_problems(
     problems += _layer_problems(recipe.quantization, adapter)
     if not problems:
         problems = _fusion_problems(recipe.quantization, adapter)
+    problems += _expert_problems(recipe.quantization, adapter)
     problems += _shape_problems(recipe.quantization, checkpoint, adapter)
     if recipe.outlier_suppression is not None:
         suppression = recipe.outlier_suppression
@@ -251,7 +263,7 @@ def _pattern_problems(section: QuantizationSection, adapter: BaseModelAdapter) -
     names = [
         adapter.linear_name(block, linear)
         for block in range(adapter.blocks)
-        for linear in adapter.linears()
+        for linear in (*adapter.linears(block), *adapter.routers(block))
     ]
     problems = []
     for pattern in section.ignore:
@@ -263,7 +275,7 @@ def _pattern_problems(section: QuantizationSection, adapter: BaseModelAdapter) -
             )
             continue
         if not found:
-            known = ", ".join(name.rpartition(".")[2] for name in adapter.linears())
+            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
             problems.append(
                 Problem("quantization.ignore", f"{pattern!r} matches no linear", f"known: {known}")
             )
@@ -286,29 +298,54 @@ def _layer_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> 
 def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
     problems = []
     exact = exact_linears(section, adapter)
-    if all(len(linears) == len(adapter.linears()) for linears in exact):
+    if all(linears.issuperset(adapter.linears(block)) for block, linears in enumerate(exact)):
         problems.append(Problem("quantization", "layers and ignore leave no linear to quantize"))
-    for fused, parts in adapter.fused().items():
-        split = [
-            block
-            for block, linears in enumerate(exact)
-            if 0 < len(linears & set(parts)) < len(parts)
-        ]
-        if split:
-            problems.append(
-                Problem(
+    split: dict[str, Problem] = {}
+    for block, linears in enumerate(exact):
+        for fused, parts in adapter.fused(block).items():
+            if fused not in split and 0 < len(linears & set(parts)) < len(parts):
+                named = ", ".join(dict.fromkeys(map(without_expert, parts)))
+                split[fused] = Problem(
                     "quantization.ignore",
-                    f"splits {', '.join(parts)} in block {split[0]}, which vLLM fuses into {fused}",
+                    f"splits {named} in block {block}, which vLLM fuses into {fused}",
                     "quantize all of them or none",
                 )
-            )
-    return problems
+    return [*problems, *split.values()]
+
+
+def quantizes_experts(section: QuantizationSection, adapter: BaseModelAdapter) -> bool:
+    """Whether a recipe quantizes the linears of experts."""
+    return any(
+        group.expert is not None and not exact.issuperset(group.linears)
+        for block, exact in enumerate(exact_linears(section, adapter))
+        for group in adapter.groups(block)
+    )
+
+
+def cpu_problem(section: QuantizationSection, adapter: BaseModelAdapter) -> str | None:
+    """Why vLLM cannot serve a model on a CPU as a recipe quantizes it; None where it can."""
+    scheme = (section.weights, section.activations)
+    made_by = format_registry.get_format(resolve_format(section))
+    problem = made_by.cpu_problem(*scheme)
+    if problem is None and quantizes_experts(section, adapter):
+        problem = made_by.experts_cpu_problem(*scheme)
+    return problem
+
+
+def _expert_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
+    name = resolve_format(section)
+    reason = format_registry.get_format(name).experts_problem(section.weights, section.activations)
+    if reason is None or not quantizes_experts(section, adapter):
+        return []
+    return [Problem("quantization", reason, "change the scheme, or ignore the experts")]
 
 
 def _serving_problems(recipe: Recipe, adapter: BaseModelAdapter) -> list[Problem]:
     exact = exact_linears(recipe.quantization, adapter)
     quantized = {
-        linear.rpartition(".")[2] for names in exact for linear in set(adapter.linears()) - names
+        linear.rpartition(".")[2]
+        for block, names in enumerate(exact)
+        for linear in set(adapter.linears(block)) - names
     }
     sharding = sharding_of(adapter.config, recipe.quantization.weights, quantized)
     size = recipe.serving.tensor_parallel_size
@@ -329,9 +366,10 @@ def _shape_problems(
     # Blocks are alike, so that shapes can be judged where a wrong list of layers selects none.
     everywhere = section.model_copy(update={"layers": None})
     for block, exact in enumerate(exact_linears(everywhere, adapter)):
-        for linear in adapter.linears():
+        for linear in adapter.linears(block):
             if linear not in exact:
-                shapes.setdefault(linear, adapter.linear_shape(checkpoint, block, linear))
+                shape = adapter.linear_shape(checkpoint, block, linear)
+                shapes.setdefault(without_expert(linear), shape)
     problems = []
     size = section.weights.group_size
     ragged = {name: columns for name, (_, columns) in shapes.items() if size > 0 and columns % size}

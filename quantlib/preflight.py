@@ -10,7 +10,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
 from quantlib.compatibility import exact_linears, needs_calibration
 from quantlib.errors import Problem
-from quantlib.models import model_registry
+from quantlib.models import BaseModelAdapter, open_model
 from quantlib.recipe import Recipe
 from quantlib.sources import FolderAddress, parse_address, source_problems
 from quantlib.sources.space import existing_ancestor
@@ -34,7 +34,7 @@ def input_problems(recipe: Recipe, source: str, store: Path) -> list[Problem]:
         files = FolderSource(address.path)
         faults = plan_problems(recipe, files)
         if not faults:
-            problems += _space_problems(recipe, Checkpoint.open(files), store)
+            problems += _space_problems(recipe, *open_model(files), store)
     return problems + faults
 
 
@@ -57,8 +57,10 @@ def writable_problems(folder: Path) -> list[Problem]:
     return []
 
 
-def _space_problems(recipe: Recipe, checkpoint: Checkpoint, store: Path) -> list[Problem]:
-    needed = required_bytes(recipe, checkpoint)
+def _space_problems(
+    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter, store: Path
+) -> list[Problem]:
+    needed = required_bytes(recipe, checkpoint, adapter)
     ancestor = existing_ancestor(store.absolute())
     free = shutil.disk_usage(ancestor).free
     if free >= needed:
@@ -72,14 +74,13 @@ def _space_problems(recipe: Recipe, checkpoint: Checkpoint, store: Path) -> list
     ]
 
 
-def required_bytes(recipe: Recipe, checkpoint: Checkpoint) -> int:
+def required_bytes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter) -> int:
     """About how much a run writes, the model itself (linked, not copied) left out."""
     section = recipe.quantization
-    adapter = model_registry.adapter_for(checkpoint.config)
     total = sum(info.bytes for info in checkpoint.tensors.values())
     codes = 0
     for block, exact in enumerate(exact_linears(section, adapter)):
-        for linear in set(adapter.linears()) - exact:
+        for linear in set(adapter.linears(block)) - exact:
             info = checkpoint.info(f"{adapter.linear_name(block, linear)}.weight")
             total -= info.bytes
             codes += info.elements * section.weights.bits // 8

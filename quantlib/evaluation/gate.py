@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from quantlib.calibration.experts import Experts
 from quantlib.recipe import Thresholds
 
 
@@ -77,10 +78,13 @@ def judge(
     Args:
         figures: What was measured.
         thresholds: The recipe's.
-        linears: What the quantizer recorded of each linear; its errors have to be finite.
+        linears: What the quantizer recorded of each linear; its errors have to be finite. Experts
+            among them are checked for having seen enough calibration tokens.
     """
+    linears = list(linears)
     not_finite = figures.not_finite + sum(map(_has_not_finite, linears))
-    checks = (
+    experts = Experts.of(linears)
+    checks = [
         _at_most(
             "perplexity_increase", figures.perplexity_increase, thresholds.max_perplexity_increase
         ),
@@ -92,12 +96,13 @@ def judge(
             figures.top1_agreement >= thresholds.min_top1_agreement,
         ),
         _at_most("not_finite", not_finite, 0),
-    )
-    failed = [check for check in checks if not check.passed]
-    reason = (
-        "; ".join(map(_in_words, failed)) or f"all {len(checks)} checks are within their limits"
-    )
-    return Gate(checks, reason)
+    ]
+    if experts.tokens:
+        limit = thresholds.max_undercalibrated_experts
+        checks.append(_at_most("undercalibrated_experts", experts.undercalibrated_share, limit))
+    failed = [_in_words(check, experts) for check in checks if not check.passed]
+    reason = "; ".join(failed) or f"all {len(checks)} checks are within their limits"
+    return Gate(tuple(checks), reason)
 
 
 def _at_most(name: str, value: float, limit: float) -> Check:
@@ -108,7 +113,7 @@ def _has_not_finite(record: Mapping[str, Any]) -> bool:
     return any(isinstance(v, float) and not math.isfinite(v) for v in record.values())
 
 
-def _in_words(check: Check) -> str:
+def _in_words(check: Check, experts: Experts) -> str:
     value, limit = check.value, check.limit
     match check.name:
         case "perplexity_increase":
@@ -117,5 +122,10 @@ def _in_words(check: Check) -> str:
             return f"mean KL divergence is {value:.4g} nats, above {limit:.4g}"
         case "top1_agreement":
             return f"top-1 agreement is {value:.1%}, below {limit:.1%}"
+        case "undercalibrated_experts":
+            return (
+                f"too few calibration tokens came to {value:.1%} of the experts, more than "
+                f"{limit:.1%}: {experts.undercalibrated_in_words()}"
+            )
         case _:
             return f"{value:.0f} figures are not finite numbers"

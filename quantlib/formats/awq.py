@@ -95,7 +95,7 @@ class AWQFormat(BaseFormat):
             "group_size": scheme.weights.group_size,
             "zero_point": True,
             "sym": scheme.weights.symmetric,
-            "modules_to_not_convert": list(scheme.exact),
+            "modules_to_not_convert": [*scheme.exact, *scheme.exact_modules],
         }
 
     def read_scheme(self, config: Mapping[str, Any]) -> tuple[WeightScheme, Callable[[str], bool]]:
@@ -103,8 +103,9 @@ class AWQFormat(BaseFormat):
         weights = WeightScheme(
             bits=config["bits"], group_size=config["group_size"], symmetric=config["sym"]
         )
-        exact = set(config["modules_to_not_convert"])
-        return weights, lambda name: name not in exact
+        exact = config["modules_to_not_convert"]
+        linears, modules = set(exact), tuple(f"{name}." for name in exact)
+        return weights, lambda name: name not in linears and not name.startswith(modules)
 
 
 def _pack(codes: Tensor) -> Tensor:

@@ -24,8 +24,11 @@ class CheckpointScheme:
         method: Name of the quantizer.
         weights: Type, bits, group size and symmetry.
         activations: What inputs are rounded to.
-        exact: Full names of the linears that are not quantized, the head included.
+        exact: Full names of the linears that are not quantized, head and routers included, and
+            those within ``exact_modules`` not.
         exact_fused: Names that vLLM gives to fused linears that are not quantized.
+        exact_modules: Full names of modules of which no linear is quantized: the experts of a
+            block.
     """
 
     format: str
@@ -34,6 +37,7 @@ class CheckpointScheme:
     activations: Activations
     exact: tuple[str, ...]
     exact_fused: tuple[str, ...]
+    exact_modules: tuple[str, ...] = ()
 
 
 class BaseFormat(ABC):
@@ -54,6 +58,14 @@ class BaseFormat(ABC):
     @abstractmethod
     def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why vLLM cannot serve the scheme on a CPU, though on a GPU; None where it can."""
+
+    def experts_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
+        """Why vLLM cannot serve experts in a scheme that it serves otherwise; None where it can."""
+        return None
+
+    def experts_cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
+        """Why vLLM cannot serve experts in the scheme on a CPU; None where it can."""
+        return "vLLM's CPU kernels for quantized experts need AMX instructions"
 
     @abstractmethod
     def tensors(self, linear: QuantizedLinear, activations: Activations) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ int-quantized (W8A8) and float-quantized (FP8): `weight` int8 or float8_e4m3fn
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,14 @@ class CompressedTensorsFormat(BaseFormat):
             if not weights.symmetric:
                 return "vLLM has a kernel for asymmetric 8-bit weights alone on Hopper GPUs only"
             return "vLLM has no CPU kernel for 8-bit weights alone"
+        return None
+
+    def experts_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
+        """Why vLLM cannot serve experts in a scheme that it serves otherwise; None where it can."""
+        if activations == "int8-static":
+            return "vLLM serves experts with int8 activations per token only"
+        if weights.type == "int" and weights.bits == 8 and not weights.symmetric:
+            return "vLLM has no kernel for experts with asymmetric 8-bit weights"
         return None
 
     def tensors(self, linear: QuantizedLinear, activations: Activations) -> dict[str, Tensor]:
@@ -132,7 +141,10 @@ class CompressedTensorsFormat(BaseFormat):
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
             "format": layout,
-            "ignore": list(scheme.exact),
+            "ignore": [
+                *scheme.exact,
+                *(rf"re:^{re.escape(name)}\." for name in scheme.exact_modules),
+            ],
             "config_groups": {
                 "group_0": {
                     "targets": ["Linear"],
@@ -160,5 +172,11 @@ class CompressedTensorsFormat(BaseFormat):
             group_size=-1 if weights["strategy"] == "channel" else weights["group_size"],
             symmetric=weights["symmetric"],
         )
-        exact = set(config["ignore"])
-        return scheme, lambda name: name not in exact
+        exact = {name for name in config["ignore"] if not name.startswith("re:")}
+        patterns = [
+            re.compile(name.removeprefix("re:")) for name in config["ignore"] if name not in exact
+        ]
+        return (
+            scheme,
+            lambda name: name not in exact and not any(pattern.match(name) for pattern in patterns),
+        )

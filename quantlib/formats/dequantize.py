@@ -37,7 +37,7 @@ def dequantized_state(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     linears = {
         adapter.linear_name(block, linear)
         for block in range(adapter.blocks)
-        for linear in adapter.linears()
+        for linear in adapter.linears(block)
     }
     parts: dict[str, list[str]] = defaultdict(list)
     for name in checkpoint.tensors:

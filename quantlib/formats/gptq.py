@@ -85,6 +85,7 @@ class GPTQFormat(BaseFormat):
         matches against its own, fused names.
         """
         rules = [rf"-:{re.escape(name)}$" for name in (*scheme.exact, *scheme.exact_fused)]
+        rules += [rf"-:{re.escape(name)}(\.|$)" for name in scheme.exact_modules]
         return {
             "quant_method": "gptq",
             "checkpoint_format": "gptq",

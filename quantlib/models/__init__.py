@@ -8,9 +8,13 @@ from quantlib.models.gemma import Gemma3Adapter, GemmaAdapter
 from quantlib.models.granite import GraniteAdapter
 from quantlib.models.huggingface import BaseHuggingFaceAdapter
 from quantlib.models.llama import LlamaAdapter
+from quantlib.models.mixtral import MixtralAdapter
+from quantlib.models.mixture import MixtureAdapter
 from quantlib.models.olmo import OlmoAdapter
+from quantlib.models.opening import open_model
 from quantlib.models.phi import PhiAdapter
 from quantlib.models.qwen import Qwen3Adapter, QwenAdapter
+from quantlib.models.qwen3_moe import Qwen3MoeAdapter
 from quantlib.models.registry import ModelRegistry, model_registry
 
 __all__ = [
@@ -21,11 +25,15 @@ __all__ = [
     "GraniteAdapter",
     "LinearGroup",
     "LlamaAdapter",
+    "MixtralAdapter",
+    "MixtureAdapter",
     "ModelRegistry",
     "OlmoAdapter",
     "PhiAdapter",
     "Producer",
     "Qwen3Adapter",
+    "Qwen3MoeAdapter",
     "QwenAdapter",
     "model_registry",
+    "open_model",
 ]

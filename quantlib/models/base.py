@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,11 +52,19 @@ class LinearGroup:
         name: What the input is: ``attention_input``.
         linears: Their names within the block, in the order in which vLLM fuses them.
         producer: Where a scale per input channel can be folded; None where it cannot.
+        expert: Which expert of a mixture they belong to; its input is the tokens routed to it.
+            None outside of experts.
     """
 
     name: str
     linears: tuple[str, ...]
     producer: Producer | None = None
+    expert: int | None = None
+
+
+def without_expert(linear: str) -> str:
+    """The name that the same linear has in every expert: ``mlp.experts.*.up_proj``."""
+    return re.sub(r"\.\d+\.", ".*.", linear)
 
 
 class BaseModelAdapter(ABC):
@@ -90,12 +99,16 @@ class BaseModelAdapter(ABC):
         """What the names of a block's tensors start with: ``model.layers.3.``."""
 
     @abstractmethod
-    def groups(self) -> tuple[LinearGroup, ...]:
+    def groups(self, block: int) -> tuple[LinearGroup, ...]:
         """The linears of a block, in the order in which their inputs arise."""
 
     @abstractmethod
-    def fused(self) -> Mapping[str, tuple[str, ...]]:
-        """The linears that vLLM fuses, by the name that it gives the fused one."""
+    def fused(self, block: int) -> Mapping[str, tuple[str, ...]]:
+        """The linears that vLLM fuses, by the name that it gives the fused one or all of them."""
+
+    def routers(self, block: int) -> tuple[str, ...]:
+        """Names of a block's linears that choose experts; they are never quantized."""
+        return ()
 
     @property
     @abstractmethod
@@ -130,9 +143,16 @@ class BaseModelAdapter(ABC):
     def build_block(self, model: StreamedModel, block: int) -> DecoderBlock:
         """Reads one block and makes it computable."""
 
-    def linears(self) -> tuple[str, ...]:
-        """Names of all linears of a block."""
-        return tuple(linear for group in self.groups() for linear in group.linears)
+    def arranged(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint with the names and shapes that the adapter and vLLM go by.
+
+        A family that is stored in several layouts says here which bytes of a file are which linear.
+        """
+        return checkpoint
+
+    def linears(self, block: int) -> tuple[str, ...]:
+        """Names of all linears of a block that can be quantized."""
+        return tuple(linear for group in self.groups(block) for linear in group.linears)
 
     def linear_name(self, block: int, linear: str) -> str:
         """The full name of a linear: ``model.layers.3.mlp.up_proj``."""

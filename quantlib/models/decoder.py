@@ -21,16 +21,18 @@ from quantlib.models.base import LinearGroup
 from quantlib.models.rotary import Rotary, rotate
 from quantlib.models.settings import BlockSettings
 
-Walk = Generator[tuple[LinearGroup, Tensor], None, Tensor]
+Walk = Generator[tuple[LinearGroup, Tensor], bool | None, Tensor]
 """A block being computed: yields each group with its input, ``[..., in_features]``, before its
-linears are used, and returns the block's output."""
+linears are used, and returns the block's output. A walk that stands at a group of an expert and is
+sent True yields the group again, with what its input would be if all tokens came to the expert."""
 
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
 }
+"""The activations of MLPs, by their names in configs."""
 
 
 @dataclass
@@ -83,7 +85,7 @@ class DecoderBlock:
         yield mlp_input, x
         half = self.tensors["mlp.down_proj.weight"].shape[1]
         gate, up = self._outputs(mlp_input, x, (half, half))
-        x = _ACTIVATIONS[self.settings.activation](gate) * up
+        x = ACTIVATIONS[self.settings.activation](gate) * up
         yield mlp_output, x
         return self._linear("mlp.down_proj", x)
 

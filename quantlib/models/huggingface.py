@@ -172,7 +172,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         """What the names of a block's tensors start with: ``model.layers.3.``."""
         return f"model.layers.{block}."
 
-    def groups(self) -> tuple[LinearGroup, ...]:
+    def groups(self, block: int) -> tuple[LinearGroup, ...]:
         """The linears of a block, in the order in which their inputs arise."""
         return (
             LinearGroup(
@@ -201,9 +201,9 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
     def _norm_producer(name: str | None) -> Producer | None:
         return None if name is None else Producer(name, norm=True)
 
-    def fused(self) -> Mapping[str, tuple[str, ...]]:
-        """The linears that vLLM fuses, by the name that it gives the fused one."""
-        attention, _, mlp, _ = self.groups()
+    def fused(self, block: int) -> Mapping[str, tuple[str, ...]]:
+        """The linears that vLLM fuses, by the name that it gives the fused one or all of them."""
+        attention, _, mlp, _ = self.groups(block)
         return {"self_attn.qkv_proj": attention.linears, "mlp.gate_up_proj": mlp.linears}
 
     def sliding_window(self, block: int) -> int | None:
@@ -221,7 +221,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         """The first block's input from the rows of the embedding, which it mostly is."""
         return embedded
 
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+    def linear_shapes(self, block: int) -> dict[str, tuple[int, int]]:
         """``(out_features, in_features)`` of a block's linears, by name within the block."""
         hidden, intermediate = self.config["hidden_size"], self.config["intermediate_size"]
         queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
@@ -243,7 +243,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         """The norms of queries and keys, head by head, in the families that have them."""
         return dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), self.head_dim)
 
-    def biased(self) -> tuple[str, ...]:
+    def biased(self, block: int) -> tuple[str, ...]:
         """The linears of a block that have a bias, by name within the block."""
         starts = [
             start
@@ -252,17 +252,17 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         ]
         return tuple(
             name
-            for name in self.linear_shapes()
+            for name in self.linear_shapes(block)
             if name in self.always_biased or name.startswith(tuple(starts))
         )
 
-    def block_shapes(self) -> dict[str, tuple[int, ...]]:
+    def block_shapes(self, block: int) -> dict[str, tuple[int, ...]]:
         """The shapes of all tensors of a block, by name within the block."""
-        linears = self.linear_shapes()
+        linears = self.linear_shapes(block)
         shapes: dict[str, tuple[int, ...]] = {
             f"{name}.weight": shape for name, shape in linears.items()
         }
-        shapes |= {f"{name}.bias": linears[name][:1] for name in self.biased()}
+        shapes |= {f"{name}.bias": linears[name][:1] for name in self.biased(block)}
         return shapes | {f"{name}.weight": (width,) for name, width in self.norm_widths().items()}
 
     def problems(self, checkpoint: Checkpoint) -> list[Problem]:
@@ -274,9 +274,9 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         }
         if not self.config.get("tie_word_embeddings", self.tied_by_default):
             expected[f"{self.head}.weight"] = (vocabulary, hidden)
-        shapes = self.block_shapes()
         prefixes = tuple(self.block_prefix(block) for block in range(self.blocks))
-        for prefix in prefixes:
+        for block, prefix in enumerate(prefixes):
+            shapes = self.block_shapes(block)
             expected |= {prefix + name: shape for name, shape in shapes.items()}
         problems = []
         for name, shape in expected.items():
@@ -327,7 +327,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         prefix = self.block_prefix(block)
         return DecoderBlock(
             index=block,
-            groups=self.groups(),
+            groups=self.groups(block),
             tensors={
                 name.removeprefix(prefix): model.tensor(name)
                 for name in self.block_tensors(model.checkpoint, block)

@@ -34,9 +34,9 @@ class PhiAdapter(BaseHuggingFaceAdapter):
             return self.max_sequence_length
         return int(rope["original_max_position_embeddings"])
 
-    def groups(self) -> tuple[LinearGroup, ...]:
+    def groups(self, block: int) -> tuple[LinearGroup, ...]:
         """The linears of a block, in the order in which their inputs arise."""
-        attention_input, attention_output, mlp_input, mlp_output = super().groups()
+        attention_input, attention_output, mlp_input, mlp_output = super().groups(block)
         values = Producer(
             "self_attn.qkv_proj",
             first_row=(self.heads + self.key_value_heads) * self.head_dim,
@@ -51,11 +51,11 @@ class PhiAdapter(BaseHuggingFaceAdapter):
             LinearGroup(mlp_output.name, mlp_output.linears, up),
         )
 
-    def fused(self) -> Mapping[str, tuple[str, ...]]:
+    def fused(self, block: int) -> Mapping[str, tuple[str, ...]]:
         """Nothing: the checkpoint's linears are vLLM's."""
         return {}
 
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+    def linear_shapes(self, block: int) -> dict[str, tuple[int, int]]:
         """``(out_features, in_features)`` of a block's linears, by name within the block."""
         hidden, intermediate = self.config["hidden_size"], self.config["intermediate_size"]
         queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim

@@ -35,7 +35,7 @@ class StreamedModel:
         self.adapter = adapter
         self.checkpoint = checkpoint
         self.device = device
-        first_linear = adapter.linear_name(0, adapter.linears()[0])
+        first_linear = adapter.linear_name(0, adapter.linears(0)[0])
         self.stored_dtype = TORCH_DTYPES[checkpoint.info(f"{first_linear}.weight").dtype]
         self.dtype = product_dtype(device, self.stored_dtype)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,11 @@ class LinearError:
         relative_weight_error: Energy of the change of its weight over the energy of its weight.
         damping: Share of the Hessian's mean diagonal that was added to it, or None.
         damping_attempts: Factorizations tried.
+        expert: Which expert of a mixture it belongs to, or None.
+        expert_tokens: Calibration tokens that were routed to the expert; None outside of experts
+            and without calibration.
+        calibrated_on: Whether those tokens were looked at, or all that enter the mixture, since
+            they are too few; None where there is no such number.
     """
 
     block: int
@@ -37,6 +42,9 @@ class LinearError:
     relative_weight_error: float
     damping: float | None
     damping_attempts: int
+    expert: int | None = None
+    expert_tokens: int | None = None
+    calibrated_on: Literal["routed", "all"] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The record of the report."""
@@ -67,6 +75,7 @@ def quantize_block(
     stored: torch.dtype,
     *,
     static_activations: bool = False,
+    min_expert_tokens: int = 1,
     last: bool = False,
 ) -> QuantizedBlock:
     """Quantizes a block and moves the calibration tokens through it.
@@ -82,6 +91,8 @@ def quantize_block(
         exact: Names within the block of the linears that stay exact.
         stored: The dtype in which scales are stored.
         static_activations: Whether the quantized linears' inputs get one scale each.
+        min_expert_tokens: An expert that fewer tokens are routed to is calibrated on all tokens
+            that enter its mixture.
         last: Whether no other block takes this one's outputs, which are then not computed.
 
     Raises:
@@ -92,33 +103,70 @@ def quantize_block(
     batches.clear()  # the walks hold what they need
     for group in block.groups:
         names = [name for name in group.linears if name not in exact]
-        accumulator: HessianAccumulator | None = None
-        largest = 0.0
+        seen = _Inputs(quantizer.needs_hessian and bool(names), static_activations and bool(names))
         for walk in walks:
-            _, x = next(walk)
-            if not names:
-                continue
-            if quantizer.needs_hessian:
-                if accumulator is None:
-                    accumulator = HessianAccumulator(x.shape[-1], x.device)
-                accumulator.add(x)
-            if static_activations:
-                largest = max(largest, float(x.abs().max()))
-        if names:
-            hessian = None if accumulator is None else accumulator.hessian()
-            fold = None
-            if group.producer is not None and len(names) == len(group.linears):
-                columns = block.tensors[f"{names[0]}.weight"].shape[1]
-                fold = Fold.of(block, group.producer, columns, stored)
-            inputs = GroupInputs(hessian, fold)
-            input_scale = None
-            if static_activations:
-                # An input of zeros would make the scale one that nothing can be divided by.
-                input_scale = torch.tensor([max(largest, 1e-12) / 127])
-            _quantize_group(block, names, inputs, quantizer, stored, input_scale, result)
+            seen.add(next(walk)[1])
+        calibrated_on: Literal["routed", "all"] | None = None
+        expert_tokens = None
+        if names and walks and group.expert is not None:
+            expert_tokens, calibrated_on = seen.tokens, "routed"
+            if expert_tokens < min_expert_tokens:
+                calibrated_on = "all"
+                seen = _Inputs(quantizer.needs_hessian, static_activations)
+                for walk in walks:
+                    seen.add(walk.send(True)[1])
+        if not names:
+            continue
+        fold = None
+        if group.producer is not None and len(names) == len(group.linears):
+            columns = block.tensors[f"{names[0]}.weight"].shape[1]
+            fold = Fold.of(block, group.producer, columns, stored)
+        inputs = GroupInputs(seen.hessian(), fold)
+        errors = _quantize_group(block, names, inputs, quantizer, stored, seen.scale(), result)
+        result.errors.extend(
+            replace(
+                error,
+                expert=group.expert,
+                expert_tokens=expert_tokens,
+                calibrated_on=calibrated_on,
+            )
+            for error in errors
+        )
     if not last:
         batches += [finish(walk) for walk in walks]
     return result
+
+
+class _Inputs:
+    """What is kept of the inputs of a group, as they come."""
+
+    def __init__(self, needs_hessian: bool, needs_scale: bool) -> None:
+        self._needs_hessian = needs_hessian
+        self._needs_scale = needs_scale
+        self._accumulator: HessianAccumulator | None = None
+        self._largest = 0.0
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """Looks at tokens, ``[..., in_features]``."""
+        self.tokens += x.numel() // x.shape[-1]
+        if self._needs_hessian:
+            if self._accumulator is None:
+                self._accumulator = HessianAccumulator(x.shape[-1], x.device)
+            self._accumulator.add(x)
+        if self._needs_scale and x.numel():
+            self._largest = max(self._largest, float(x.abs().max()))
+
+    def hessian(self) -> Tensor | None:
+        """None where nobody needs it."""
+        return None if self._accumulator is None else self._accumulator.hessian()
+
+    def scale(self) -> Tensor | None:
+        """The step to which inputs are rounded; None where it does not have to be known."""
+        if not self._needs_scale:
+            return None
+        # An input of zeros would make the scale one that nothing can be divided by.
+        return torch.tensor([max(self._largest, 1e-12) / 127])
 
 
 def _quantize_group(
@@ -129,8 +177,8 @@ def _quantize_group(
     stored: torch.dtype,
     input_scale: Tensor | None,
     result: QuantizedBlock,
-) -> None:
-    """Quantizes linears that share an input and adds them to the result."""
+) -> list[LinearError]:
+    """Quantizes linears that share an input and adds them to the result, apart from the errors."""
     weights = {name: block.tensors[f"{name}.weight"].float() for name in names}
     try:
         group = quantizer.quantize(weights, inputs, stored)
@@ -139,13 +187,14 @@ def _quantize_group(
     if group.input_scales is not None:
         _fold(inputs, group.input_scales, result)
     hessian = inputs.hessian
+    errors = []
     for name, linear in group.linears.items():
         weight, restored = weights[name], linear.dequantize()
         if group.input_scales is not None:
             # The walks go on with the input as it was.
             restored = restored / group.input_scales
         change = restored - weight
-        result.errors.append(
+        errors.append(
             LinearError(
                 block=block.index,
                 linear=name,
@@ -157,6 +206,7 @@ def _quantize_group(
         )
         block.tensors[f"{name}.weight"] = restored.to(block.dtype)
         result.linears[name] = replace(linear, input_scale=input_scale)
+    return errors
 
 
 def _fold(inputs: GroupInputs, scales: Tensor, result: QuantizedBlock) -> None:

@@ -109,8 +109,8 @@ def error_chart(
 ) -> ErrorChart | None:
     """Lays out the errors over the blocks, on a logarithmic scale.
 
-    Errors of zero are drawn at the lower end of the scale, errors that are no finite number at the
-    upper end.
+    The experts of a block are one point, their median. Errors of zero are drawn at the lower end of
+    the scale, errors that are no finite number at the upper end.
 
     Args:
         linears: The records; those without the charted measure are left out.
@@ -123,10 +123,17 @@ def error_chart(
         None where there is no error to draw.
     """
     measure = measure_of(linears)
+    values: dict[tuple[str, int], list[float]] = {}
+    raised = set()
+    for record in linears:
+        place = (record.line, record.block)
+        if (value := getattr(record, measure)) is not None:
+            values.setdefault(place, []).append(value)
+        if record.damping_rose:
+            raised.add(place)
     marks = [
-        Mark(record.linear, record.block, value, record.damping_rose)
-        for record in linears
-        if (value := getattr(record, measure)) is not None
+        Mark(*place, statistics.median(of_experts), place in raised)
+        for place, of_experts in values.items()
     ]
     return lay_out(marks, blocks, quantized_blocks, width, height)
 
@@ -189,7 +196,7 @@ def lay_out(
 
 @dataclass(frozen=True)
 class LinearSummary:
-    """The linears of one name over all blocks.
+    """The linears of one name over all blocks and experts.
 
     Attributes:
         index: As in :class:`Series`.
@@ -214,7 +221,7 @@ def summarize(linears: Sequence[LinearError]) -> tuple[LinearSummary, ...]:
     measure = measure_of(linears)
     by_name: dict[str, list[LinearError]] = {}
     for record in linears:
-        by_name.setdefault(record.linear, []).append(record)
+        by_name.setdefault(record.line, []).append(record)
     rows = []
     for index, (linear, records) in enumerate(by_name.items()):
         errors = [record.relative_error for record in records if record.relative_error is not None]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 import yaml
 
+from quantlib.calibration.experts import Experts
 from quantlib.report._templates import environment
 from quantlib.report.chart import error_chart, measure_of, summarize
 from quantlib.report.model import Check, Generation, Report
@@ -18,8 +20,9 @@ _CHECK_NAMES = {
     "perplexity_increase": "Perplexity increase",
     "kl_mean": "Mean KL divergence, nats",
     "top1_agreement": "Same top token",
+    "undercalibrated_experts": "Experts with too few tokens",
 }
-_SHARES = ("perplexity_increase", "top1_agreement")
+_SHARES = ("perplexity_increase", "top1_agreement", "undercalibrated_experts")
 _LOWER_LIMITS = ("top1_agreement",)
 
 
@@ -36,6 +39,18 @@ class CheckRow:
     bound: str
     limit: str
     passed: bool
+
+
+@dataclass(frozen=True)
+class ExpertRow:
+    """The calibration tokens that came to the experts of one block."""
+
+    block: int
+    experts: int
+    fewest: int
+    median: float
+    most: int
+    undercalibrated: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,8 @@ def render_html(report: Report) -> str:
             charts=[(name, chart) for name, chart in charts if chart is not None],
             measure=measure_of(report.linears),
             summaries=summarize(report.linears),
+            expert_rows=expert_rows(report),
+            single=[record for record in report.linears if record.expert is None],
             raised=[record for record in report.linears if record.damping_rose],
             dampings=sorted({r.damping for r in report.linears if r.damping is not None}),
             longest_step=max((step.seconds or 0.0 for step in report.steps), default=0.0),
@@ -82,6 +99,22 @@ def render_html(report: Report) -> str:
             serve_line=serve_line(".", report.serve),
         )
     )
+
+
+def expert_rows(report: Report) -> list[ExpertRow]:
+    """One row per block with experts that were calibrated."""
+    experts = Experts.of(record.model_dump() for record in report.linears)
+    return [
+        ExpertRow(
+            block=block,
+            experts=len(tokens),
+            fewest=min(tokens.values()),
+            median=statistics.median(tokens.values()),
+            most=max(tokens.values()),
+            undercalibrated=", ".join(map(str, experts.undercalibrated_of(block))) or "none",
+        )
+        for block, tokens in experts.by_block().items()
+    ]
 
 
 def check_row(check: Check) -> CheckRow:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib.errors import InvalidInputError
+from quantlib.models.base import without_expert
 from quantlib.recipe import Activations
 from quantlib.store.receipt import Digest, FileRecord
 
@@ -207,6 +208,10 @@ class LinearError(Part):
         relative_weight_error: The same of the weight itself.
         damping: Share of the Hessian's mean diagonal that was added to it; None without a Hessian.
         damping_attempts: How many dampings were tried; above 1, the first was too little.
+        expert: Which expert of a mixture it belongs to; None outside of experts.
+        expert_tokens: Calibration tokens that were routed to the expert; None outside of experts
+            and where the method looks at no inputs.
+        calibrated_on: Those tokens, or all that enter the mixture, since they are too few.
     """
 
     block: int
@@ -215,6 +220,14 @@ class LinearError(Part):
     relative_weight_error: float
     damping: float | None
     damping_attempts: int
+    expert: int | None = None
+    expert_tokens: int | None = None
+    calibrated_on: Literal["routed", "all"] | None = None
+
+    @property
+    def line(self) -> str:
+        """Its name, which it shares with the same linear of the block's other experts."""
+        return self.linear if self.expert is None else without_expert(self.linear)
 
     @property
     def damping_rose(self) -> bool:

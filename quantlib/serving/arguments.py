@@ -94,7 +94,7 @@ def checkpoint_sharding(folder: Path) -> Sharding | None:
         if any(
             is_quantized(adapter.linear_name(block, linear))
             for block in range(adapter.blocks)
-            for linear in adapter.linears()
+            for linear in adapter.linears(block)
             if linear.rpartition(".")[2] == part
         )
     ]

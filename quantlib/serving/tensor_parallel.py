@@ -10,8 +10,8 @@ from typing import Any
 from quantlib.recipe import WeightScheme
 
 _OUTPUT = "o_proj"
-_MLP_OUTPUT = "down_proj"
-ROW_PARALLEL = (_OUTPUT, _MLP_OUTPUT)
+_MLP_OUTPUTS = ("down_proj", "w2")
+ROW_PARALLEL = (_OUTPUT, *_MLP_OUTPUTS)
 """Linears whose input channels are spread over the GPUs, by the last part of their names. Of the
 other linears the outputs are spread: heads, and channels of the MLP."""
 
@@ -86,13 +86,13 @@ def sharding_of(
     """
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    inputs = [(_OUTPUT, _OUTPUT, heads * head_dim)]
+    inputs: list[tuple[tuple[str, ...], str, int]] = [((_OUTPUT,), _OUTPUT, heads * head_dim)]
     for field, label in (
-        ("intermediate_size", _MLP_OUTPUT),
-        ("moe_intermediate_size", f"an expert's {_MLP_OUTPUT}"),
+        ("intermediate_size", _MLP_OUTPUTS[0]),
+        ("moe_intermediate_size", f"an expert's {_MLP_OUTPUTS[0]}"),
     ):
         if config.get(field):
-            inputs.append((_MLP_OUTPUT, label, config[field]))
+            inputs.append((_MLP_OUTPUTS, label, config[field]))
     multiple = 1
     if weights is not None and weights.type == "int":
         # Codes are packed into words of 32 bits.
@@ -101,7 +101,7 @@ def sharding_of(
         heads=heads,
         key_value_heads=config.get("num_key_value_heads") or heads,
         inputs=tuple(
-            SharedInput(label, channels, multiple if name in quantized else 1)
-            for name, label, channels in inputs
+            SharedInput(label, channels, multiple if any(n in quantized for n in names) else 1)
+            for names, label, channels in inputs
         ),
     )

@@ -8,10 +8,9 @@ run ends at the start of the last range.
 from __future__ import annotations
 
 from quantlib.calibration.inputs import calibration_windows
-from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.compatibility import needs_calibration, needs_hidden_states
-from quantlib.models import model_registry
+from quantlib.models import open_model
 from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
 from quantlib.progress import progress_bar
 from quantlib.recipe import Recipe, recipe_from_text
@@ -94,8 +93,7 @@ def _collect(
         "tokens": windows.tokens.size,
         "shipped": windows.shipped,
     }
-    checkpoint = Checkpoint.open(source)
-    adapter = model_registry.adapter_for(checkpoint.config)
+    checkpoint, adapter = open_model(source)
     streamed = adapter.load_model(checkpoint, resolve_device(device))
 
     def save(name: str, tensors: dict[str, torch.Tensor]) -> None:

@@ -9,13 +9,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
+from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from quantlib.checkpoint.header import TensorInfo, read_header
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.compatibility import checkpoint_scheme, exact_linears
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.formats import format_registry
-from quantlib.models import BaseModelAdapter, model_registry
+from quantlib.models import BaseModelAdapter, open_model
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.serving.options import serving_dtype
@@ -85,8 +85,7 @@ def _merge(
     store: Store, recipe: Recipe, model: Receipt, ranges: Sequence[Receipt], output: StepOutput
 ) -> None:
     source = ReceiptSource(store, model)
-    original = Checkpoint.open(source)
-    adapter = model_registry.adapter_for(original.config)
+    original, adapter = open_model(source)
     count = len(ranges) + 1
     parts: dict[str, dict[str, TensorInfo]] = {}
     errors: list[dict[str, Any]] = []
@@ -122,7 +121,9 @@ def _merge(
         "bytes_quantized": _weight_bytes(files),
         "blocks": adapter.blocks,
         "quantized_blocks": [
-            block for block, linears in enumerate(exact) if len(linears) < len(adapter.linears())
+            block
+            for block, linears in enumerate(exact)
+            if len(linears) < len(adapter.linears(block))
         ],
         "serve": serve,
     }

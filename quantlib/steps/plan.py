@@ -10,7 +10,7 @@ from quantlib.checkpoint.source import FileSource, ReceiptSource
 from quantlib.compatibility import exact_linears, model_problems, needs_calibration
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
-from quantlib.models import BaseModelAdapter, model_registry
+from quantlib.models import BaseModelAdapter, open_model
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.contract import StepCall
 from quantlib.store import Receipt, StepOutput, Store, commit_step
@@ -43,8 +43,7 @@ def plan(store: Store, recipe: Recipe, model: Receipt, num_ranges: int) -> Recei
         problems = input_problems(recipe, source)
         if problems:
             raise InvalidInputError(problems)
-        checkpoint = Checkpoint.open(source)
-        adapter = model_registry.adapter_for(checkpoint.config)
+        checkpoint, adapter = open_model(source)
         ranges = plan_ranges(recipe, checkpoint, adapter, wanted)
         output.facts["ranges"] = [f"{start}:{stop}" for start, stop in ranges]
         output.facts["blocks"] = adapter.blocks
@@ -66,8 +65,7 @@ def plan(store: Store, recipe: Recipe, model: Receipt, num_ranges: int) -> Recei
 def input_problems(recipe: Recipe, source: FileSource) -> list[Problem]:
     """Everything about a recipe, a model and the texts that makes quantizing impossible."""
     try:
-        checkpoint = Checkpoint.open(source)
-        adapter = model_registry.adapter_for(checkpoint.config)
+        checkpoint, adapter = open_model(source)
     except InvalidInputError as error:
         return list(error.problems)
     problems = model_problems(recipe, checkpoint, adapter)
@@ -101,7 +99,7 @@ def plan_ranges(
     """
     sizes = [0] * adapter.blocks
     for block, exact in enumerate(exact_linears(recipe.quantization, adapter)):
-        for linear in adapter.linears():
+        for linear in adapter.linears(block):
             if linear not in exact:
                 rows, columns = adapter.linear_shape(checkpoint, block, linear)
                 sizes[block] += rows * columns

@@ -7,11 +7,10 @@ wait for each other.
 
 from __future__ import annotations
 
-from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.compatibility import exact_linears, needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
-from quantlib.models import model_registry
+from quantlib.models import open_model
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.progress import progress_bar
 from quantlib.quantizers import quantizer_registry
@@ -91,8 +90,7 @@ def _quantize_blocks(
     from quantlib.quantizers.block import quantize_block
 
     section = recipe.quantization
-    checkpoint = Checkpoint.open(ReceiptSource(store, model))
-    adapter = model_registry.adapter_for(checkpoint.config)
+    checkpoint, adapter = open_model(ReceiptSource(store, model))
     streamed = adapter.load_model(checkpoint, resolve_device(device))
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
     checkpoint_format = format_registry.get_format(resolve_format(section))
@@ -130,6 +128,7 @@ def _quantize_blocks(
                 exact_of[index],
                 streamed.stored_dtype,
                 static_activations=section.activations == "int8-static",
+                min_expert_tokens=recipe.calibration.min_expert_tokens,
                 last=index == blocks[-1],
             )
             changed = smoothed | quantized.changed

@@ -9,7 +9,7 @@ from quantlib.checkpoint.header import read_header
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.compatibility import exact_linears
-from quantlib.models import model_registry
+from quantlib.models import open_model
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.calibrate import STATISTICS_NAME
@@ -19,11 +19,15 @@ from quantlib.store import Receipt, StepOutput, Store, commit_step
 VERSION = 2
 SCALES_NAME = "scales.safetensors"
 
+_SEEN = np.ones(1, dtype="<f4")
+"""Stands for the extremes of an input, with a suppressor that does not collect them."""
+
 
 def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -> Receipt:
     """Computes smoothing scales for the groups of linears that the suppressor scales.
 
-    Groups with a linear that stays exact, or whose input such a linear gives, are left alone.
+    Groups with a linear that stays exact, or whose input such a linear gives, are left alone, and
+    so are experts that no calibration token came to.
 
     Args:
         store: Where the steps' files are.
@@ -47,29 +51,30 @@ def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -
         if section is None:
             return
         suppressor = outlier_suppression_registry.get_suppressor(section.method)(section.options)
-        adapter = model_registry.adapter_for(Checkpoint.open(ReceiptSource(store, model)).config)
+        _, adapter = open_model(ReceiptSource(store, model))
         source = ReceiptSource(store, calibration)
         statistics = Checkpoint(source, {}, read_header(source, STATISTICS_NAME))
 
         alphas: list[float | None] = []
         with SafetensorsWriter(output.local(SCALES_NAME)) as writer:
             for block, exact in enumerate(exact_linears(recipe.quantization, adapter)):
-                groups = [
-                    group
-                    for group in adapter.groups()
-                    if group.producer is not None
-                    and suppressor.scaled(group)
-                    and exact.isdisjoint([group.producer.name, *group.linears])
-                ]
-                if not groups:
-                    alphas.append(None)
-                    continue
                 prefix = f"{block}."
                 of_block = {
                     name.removeprefix(prefix): np.frombuffer(statistics.read(name), dtype="<f4")
                     for name in statistics.tensors
                     if name.startswith(prefix)
                 }
+                groups = [
+                    group
+                    for group in adapter.groups(block)
+                    if group.producer is not None
+                    and suppressor.scaled(group)
+                    and exact.isdisjoint([group.producer.name, *group.linears])
+                    and of_block.get(f"{group.name}.input_absmax", _SEEN).any()
+                ]
+                if not groups:
+                    alphas.append(None)
+                    continue
                 chosen = suppressor.scales(block, groups, of_block)
                 alphas.append(chosen.alpha)
                 for group_name, scales in chosen.scales.items():

@@ -12,6 +12,7 @@ from typing import Any
 from quantlib.calibration.corpus import load_tokenizer
 from quantlib.calibration.inputs import evaluation_windows
 from quantlib.checkpoint.source import ReceiptSource
+from quantlib.compatibility import cpu_problem
 from quantlib.evaluation.engines import choose_engine
 from quantlib.evaluation.evaluate import (
     REFERENCE_STEP,
@@ -22,6 +23,7 @@ from quantlib.evaluation.evaluate import (
 )
 from quantlib.evaluation.gate import Figures, judge
 from quantlib.evaluation.process import Workers
+from quantlib.models import open_model
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
 from quantlib.report.html import render_html
@@ -112,8 +114,9 @@ def _setting(
     store: Store, recipe: Recipe, model: Receipt, checkpoint: Receipt, device: str
 ) -> Setting:
     section = recipe.validation
-    engine = choose_engine(section.engine)
     source = ReceiptSource(store, model)
+    _, adapter = open_model(source)
+    engine = choose_engine(section.engine, cpu_problem=cpu_problem(recipe.quantization, adapter))
     return Setting(
         engine=engine,
         device=device,

@@ -204,7 +204,7 @@ def test_observed_inputs_are_the_inputs_of_the_linears(tiny_llama: Path) -> None
     reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     expected: dict[str, torch.Tensor] = {}
     layer = reference.model.layers[0]
-    for name in adapter.linears():
+    for name in adapter.linears(0):
         layer.get_submodule(name).register_forward_pre_hook(
             lambda _, inputs, name=name: expected.__setitem__(name, inputs[0])
         )
@@ -215,7 +215,7 @@ def test_observed_inputs_are_the_inputs_of_the_linears(tiny_llama: Path) -> None
         model.embed(tokens).float(),
         lambda group, x: observed.update(dict.fromkeys(group.linears, x)),
     )
-    assert set(observed) == set(adapter.linears())
+    assert set(observed) == set(adapter.linears(0))
     for name, x in observed.items():
         torch.testing.assert_close(x, expected[name], rtol=1e-5, atol=1e-5)
 
