@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from quantlib.compatibility import resolve_format
 from quantlib.errors import InvalidInputError
 from quantlib.recipe import (
     SHIPPED_RECIPES,
@@ -95,6 +96,23 @@ def test_options_of_a_suppressor_are_refused_with_their_path(options: dict, mess
 def test_what_does_not_go_together(quantization: dict, message: str) -> None:
     found = problems({"quantization": quantization})
     assert any(message in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "expected"),
+    [
+        ({}, "gptq"),
+        ({"weights": {"symmetric": False}}, "compressed-tensors"),
+        ({"method": "minmax"}, "compressed-tensors"),
+        ({"method": "awq"}, "awq"),
+        ({"method": "awq", "weights": {"symmetric": False, "group_size": 32}}, "awq"),
+        ({"method": "minmax", "format": "awq"}, "awq"),
+    ],
+)
+def test_the_format_follows_from_the_method_and_the_scheme(
+    quantization: dict, expected: str
+) -> None:
+    assert resolve_format(parse_recipe({"quantization": quantization}).quantization) == expected
 
 
 def test_yaml_json_and_text_give_the_same_recipe(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import pytest
 from quantlib.errors import UnknownNameError
 from quantlib.models import LlamaAdapter, QwenAdapter, model_registry
 from quantlib.outlier_suppression import SmoothQuantSuppressor, outlier_suppression_registry
-from quantlib.quantizers import GPTQQuantizer, MinMaxQuantizer, quantizer_registry
+from quantlib.quantizers import AWQQuantizer, GPTQQuantizer, MinMaxQuantizer, quantizer_registry
 from quantlib.registry import Registry
 
 
@@ -37,6 +37,7 @@ def test_a_name_belongs_to_one_class() -> None:
 
 def test_the_parts_that_ship() -> None:
     assert quantizer_registry.get_quantizer("gptq") is GPTQQuantizer
+    assert quantizer_registry.get_quantizer("awq") is AWQQuantizer
     assert quantizer_registry.get_quantizer("minmax") is MinMaxQuantizer
     assert (
         model_registry.get_adapter("llama") is model_registry.get_adapter("mistral") is LlamaAdapter

@@ -59,7 +59,7 @@ def search_scales(
     """The scales of the input with the least output error, of ``input ** a / weight ** b``.
 
     Lin et al. 2023, equations 4 and 5: the scale of a channel is a power of the magnitude of its
-    activations; ``weight`` adds the magnitude of its weights, as AutoAWQ does. Other than there,
+    activations; ``b`` brings in the magnitude of its weights, as AutoAWQ does. Other than there,
     ``a`` and ``b`` are free of each other, every candidate is rounded with the ranges searched, and
     each group of columns takes a candidate of its own, because groups share no scale. Where several
     channels come from one channel of the producer, all groups take the same candidate.
