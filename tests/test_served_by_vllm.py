@@ -63,8 +63,35 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "bfloat16",
         CT | {"weights": {"bits": 8, "group_size": -1}, "activations": "int8-static"},
     ),
+    "gemma2-packed": ("gemma2", "bfloat16", CT | {"ignore": ["down_proj"]}),
+    "gemma3-gptq": ("gemma3_text", "bfloat16", {}),
+    "phi3-packed-layers": ("phi3", "bfloat16", CT | {"layers": [0, 3]}),
+    "phi3-gptq-ignore": ("phi3", "bfloat16", {"ignore": ["gate_up_proj"]}),
+    "granite-gptq": ("granite", "bfloat16", {}),
+    "olmo2-gptq-layers": ("olmo2", "bfloat16", {"layers": [1, 2]}),
 }
 """Family, dtype of the original and quantization."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0, "sliding_window": 16},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 16, "sliding_window_pattern": 2},
+    "phi3": {
+        "original_max_position_embeddings": 128,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.5] * 8,
+            "long_factor": [8.0] * 8,
+        },
+    },
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.25,
+        "logits_scaling": 2.0,
+    },
+}
+"""What a family's tiny model has besides."""
 
 LOGPROBS = """
 import json, os, sys
@@ -101,7 +128,8 @@ def logprobs(
     root = tmp_path_factory.mktemp("served")
     for name, (model_type, dtype, quantization) in CASES.items():
         folder = root / name / "source"
-        source = make_model(folder, model_type, dtype=dtype, initializer_range=0.1)
+        settings = {"initializer_range": 0.1} | SETTINGS.get(model_type, {})
+        source = make_model(folder, model_type, dtype=dtype, **settings)
         recipe = small_recipe(num_ranges=2, quantization=quantization)
         store = LocalStore(root / name / "store")
         made = run_steps(store, recipe, source)

@@ -42,7 +42,17 @@ class TransformersEngine:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[rows, vocabulary]`` of hidden states ``[rows, hidden_size]``."""
-        return self._model.get_output_embeddings()(hidden.to(self.device))
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        # Some families cap or scale what the head gives; the model's own forward does that, here
+        # on hidden states that are there already.
+        given = BaseModelOutputWithPast(last_hidden_state=hidden.to(self.device)[None])
+        decoder = self._model.base_model
+        decoder.forward = lambda **_: given
+        try:
+            return self._model(use_cache=False).logits[0]
+        finally:
+            del decoder.forward
 
     def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Continues token sequences greedily; gives the new tokens of each."""

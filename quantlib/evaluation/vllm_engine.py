@@ -164,7 +164,10 @@ def _kv_cache_bytes(config: dict[str, Any], sequence: int, sequences: int) -> in
     head_size = config.get("head_dim") or config["hidden_size"] // heads
     per_layer = 2 * (config.get("num_key_value_heads") or heads) * head_size * 2
     blocks = sequences * math.ceil(sequence / _KV_BLOCK) + 2
-    return config["num_hidden_layers"] * per_layer * blocks * _KV_BLOCK
+    layers = config["num_hidden_layers"]
+    if config.get("sliding_window"):
+        layers *= 2  # vLLM pads groups of layers with and without a window to the same size
+    return layers * per_layer * blocks * _KV_BLOCK
 
 
 def register_without_subprocess(config: dict[str, Any]) -> None:

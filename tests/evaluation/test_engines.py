@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation import engines
+from quantlib.evaluation.transformers_engine import TransformersEngine
 
 
 def test_an_installed_engine_is_taken() -> None:
@@ -46,3 +50,24 @@ def test_no_fallback_where_vllm_is_installed() -> None:
     choice = engines.choose_engine("vllm", {engines.FALLBACK_VARIABLE: "transformers"})
     assert choice.name == "vllm"
     assert choice.version != "unknown"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [
+        ("llama", {}),
+        ("gemma2", {"final_logit_softcapping": 2.0}),
+        ("granite", {"logits_scaling": 3.0}),
+    ],
+)
+@torch.inference_mode()
+def test_logits_are_those_of_the_model_and_not_only_of_its_head(
+    model_type: str, config: dict[str, Any], make_model: Any, make_job: Any, tmp_path: Path
+) -> None:
+    engine = TransformersEngine(make_job(make_model(tmp_path / "m", model_type, **config)))
+    window = torch.arange(2, 34)
+    expected = engine._model(window[None]).logits[0]
+    scored = engine.score(window, own_logprobs=True)
+    torch.testing.assert_close(engine.logits(scored.hidden), expected)
+    # And once more, so that nothing of the call stays.
+    torch.testing.assert_close(engine.score(window, own_logprobs=False).hidden, scored.hidden)

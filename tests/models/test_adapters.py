@@ -1,6 +1,8 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
@@ -18,12 +20,16 @@ CONFIG = {
 
 
 def test_unknown_family_lists_the_supported() -> None:
-    with pytest.raises(
-        UnknownNameError, match=r"'mamba'; known: gemma2, gemma3_text, granite, llama, mistral, "
-    ):
+    with pytest.raises(UnknownNameError, match=r"'mamba'; known: gemma2, .*olmo2, .*guide\.md"):
         model_registry.adapter_for({"model_type": "mamba"})
     with pytest.raises(InvalidInputError, match="model_type: is missing"):
         model_registry.adapter_for({})
+
+
+def test_a_multimodal_model_is_refused_with_a_pointer_to_its_language_model() -> None:
+    config = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}
+    with pytest.raises(InvalidInputError, match=r"'gemma3' takes in more .*\(gemma3_text\)"):
+        model_registry.adapter_for(config)
 
 
 def test_config_faults_are_named_together() -> None:
@@ -46,6 +52,123 @@ def test_missing_and_misshapen_tensors(tiny_llama: Path) -> None:
     found = [str(problem) for problem in model_registry.adapter_for(config).problems(checkpoint)]
     assert "model.embed_tokens.weight: has shape [512, 64]; the config says [500, 64]" in found
     assert "model.layers.4.mlp.down_proj.weight: the checkpoint has no such tensor" in found
+
+
+def test_tensors_that_a_family_does_not_have(make_model: Any, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m", "llama", attention_bias=True, tie_word_embeddings=True)
+    checkpoint = Checkpoint.open(FolderSource(folder))
+    assert model_registry.adapter_for(checkpoint.config).problems(checkpoint) == []
+    config = dict(checkpoint.config) | {"attention_bias": False}
+    found = [str(problem) for problem in model_registry.adapter_for(config).problems(checkpoint)]
+    assert len(found) == 4 * 4
+    assert (
+        "model.layers.2.self_attn.o_proj.bias: is no tensor that a block of llama with this config "
+        "has" in found
+    )
+    config |= {"model_type": "qwen3"}
+    found = [str(problem) for problem in model_registry.adapter_for(config).problems(checkpoint)]
+    assert "model.layers.0.self_attn.k_norm.weight: the checkpoint has no such tensor" in found
+
+
+GEMMA = CONFIG | {
+    "num_hidden_layers": 8,
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "sliding_window": 16,
+}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [
+        ("gemma2", {}),
+        ("gemma2", {"rope_theta": 500.0}),
+        ("gemma3_text", {}),
+        (
+            "gemma3_text",
+            {
+                "sliding_window_pattern": 3,
+                "rope_theta": 1e5,
+                "rope_local_base_freq": 300.0,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+        ),
+    ],
+)
+def test_configs_as_they_are_on_the_hub_mean_what_transformers_makes_of_them(
+    model_type: str, config: dict[str, Any]
+) -> None:
+    config = GEMMA | config | {"model_type": model_type}
+    adapter: Any = model_registry.adapter_for(config)
+    meant = AutoConfig.for_model(**config)
+    assert adapter.layer_types == meant.layer_types
+    for block, kind in enumerate(meant.layer_types):
+        expected = meant.rope_parameters.get(kind, meant.rope_parameters)
+        found = adapter.rope_parameters(block)
+        assert {name: found[name] for name in expected} == expected
+        assert adapter.sliding_window(block) == (16 if kind == "sliding_attention" else None)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("gemma2", {"query_pre_attn_scalar": None}, "query_pre_attn_scalar: is missing or no"),
+        ("gemma2", {"head_dim": None}, "head_dim: is missing or no"),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation: 'gelu' is not supported"),
+        ("gemma2", {"layer_types": ["full_attention"]}, "layer_types: does not give each of 8"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention: True"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: 50.0"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            "rope_parameters: has to be given by type: full_attention, sliding_attention",
+        ),
+        ("granite", {"attention_multiplier": None}, "attention_multiplier: is missing or no"),
+        ("olmo2", {"sliding_window": 16}, "sliding_window: 16 is not supported"),
+        ("phi3", {"rope_scaling": LONGROPE}, "original_max_position_embeddings: is missing"),
+        (
+            "phi3",
+            {"rope_scaling": LONGROPE, "original_max_position_embeddings": 64, "head_dim": 16},
+            "short_factor: has to list 8 numbers",
+        ),
+        (
+            "phi3",
+            {"rope_scaling": LONGROPE | {"short_mscale": 1.2}},
+            "short_mscale: is not known with longrope",
+        ),
+        ("phi3", {"rope_scaling": {"type": "yarn"}}, "rope_type: 'yarn' is not supported"),
+        ("phi3", {"partial_rotary_factor": 0.1}, "rotates 3 of a head's 32 channels"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "factor: is missing; linear needs it"),
+        ("llama", {"rope_theta": "10000"}, "rope_theta: '10000' is no positive number"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "default", "mrope_section": [1]}},
+            "mrope_section: is not known with default",
+        ),
+    ],
+)
+def test_what_is_not_computed_is_refused(
+    model_type: str, changes: dict[str, Any], message: str
+) -> None:
+    multipliers = dict.fromkeys(
+        ("embedding_multiplier", "residual_multiplier", "attention_multiplier"), 1.0
+    )
+    config = GEMMA | multipliers | {"model_type": model_type, "sliding_window": None}
+    model_registry.adapter_for(config)
+    with pytest.raises(InvalidInputError) as caught:
+        model_registry.adapter_for(config | changes)
+    assert message in str(caught.value)
+
+
+def test_phi_is_served_at_the_length_that_it_was_calibrated_for() -> None:
+    config = CONFIG | {"model_type": "phi3", "max_position_embeddings": 4096, "head_dim": 32}
+    assert model_registry.adapter_for(config).served_length == 4096
+    config |= {"rope_scaling": LONGROPE, "original_max_position_embeddings": 64}
+    adapter = model_registry.adapter_for(config)
+    assert (adapter.served_length, adapter.max_sequence_length) == (64, 4096)
+    assert adapter.fused() == {}
 
 
 def test_qwen_ignores_a_sliding_window_that_is_switched_off() -> None:

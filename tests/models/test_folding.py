@@ -1,7 +1,6 @@
 """Folded scales leave a block's function as it was."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from quantlib.checkpoint.source import FolderSource
 from quantlib.models import model_registry
 from quantlib.models.folding import Fold
 from quantlib.models.streamed import StreamedModel
+from quantlib.outlier_suppression import SmoothQuantSuppressor
 from quantlib.quantizers import GroupInputs, MinMaxQuantizer, QuantizedGroup
 from quantlib.quantizers.block import quantize_block
 from quantlib.recipe import QuantizationSection, WeightScheme
@@ -23,7 +23,7 @@ SECTION = QuantizationSection(method="minmax", weights=WeightScheme(bits=8, grou
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
-@pytest.fixture(params=["llama", "qwen2"])
+@pytest.fixture(params=["llama", "qwen2", "gemma2", "gemma3_text", "phi3", "olmo2"])
 def model(request: Any, make_model: Any, tmp_path: Path) -> StreamedModel:
     folder = make_model(tmp_path / "m", request.param, dtype="float32", **GROUPED)
     checkpoint = Checkpoint.open(FolderSource(folder))
@@ -32,12 +32,13 @@ def model(request: Any, make_model: Any, tmp_path: Path) -> StreamedModel:
 
 
 class ScalingQuantizer(MinMaxQuantizer):
-    """Divides every input by scales of its own."""
+    """Divides every input that may be scaled by scales of its own."""
 
     def quantize(
         self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
     ) -> QuantizedGroup:
-        assert inputs.fold is not None
+        if inputs.fold is None:
+            return super().quantize(weights, inputs, stored)
         columns = next(iter(weights.values())).shape[1]
         wanted = torch.rand(columns, generator=torch.Generator().manual_seed(columns)) * 2 + 0.5
         scales = inputs.fold.effective(inputs.fold.tie(wanted))
@@ -45,17 +46,15 @@ class ScalingQuantizer(MinMaxQuantizer):
         return QuantizedGroup(super().quantize(scaled, inputs, stored).linears, scales)
 
 
-@pytest.mark.parametrize(
-    "exact", [(), ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")]
-)
+@pytest.mark.parametrize("exact_attention", [False, True])
 @torch.no_grad()
-def test_a_quantizer_may_scale_every_input(model: StreamedModel, exact: tuple[str, ...]) -> None:
+def test_a_quantizer_may_scale_every_input(model: StreamedModel, exact_attention: bool) -> None:
     hidden = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(0))
     batches = [hidden.clone()]
+    block = model.block(1)
+    exact = block.groups[0].linears if exact_attention else ()
     reference = model.block(1).forward(hidden)
-    result = quantize_block(
-        model.block(1), batches, ScalingQuantizer(SECTION), exact, torch.float32
-    )
+    result = quantize_block(block, batches, ScalingQuantizer(SECTION), exact, torch.float32)
     written = model.block(1)
     written.tensors |= result.changed
     for name, linear in result.linears.items():
@@ -64,18 +63,36 @@ def test_a_quantizer_may_scale_every_input(model: StreamedModel, exact: tuple[st
     torch.testing.assert_close(output, batches[0], rtol=1e-3, atol=1e-3)
     error = (output - reference).norm() / reference.norm()
     assert error < 0.04
-    changed = {"post_attention_layernorm.weight"}
-    changed |= {f"{name}.weight" for name in exact if name.endswith("v_proj")}
-    changed |= {"input_layernorm.weight"} if not exact else set()
-    changed |= {name for name in written.tensors if name.endswith("v_proj.bias")}
+    attention, values, mlp, _ = (group.producer for group in block.groups)
+    changed = {f"{values.name}.bias"} & set(written.tensors) if values else set()
+    changed |= {f"{values.name}.weight"} if values and exact_attention else set()
+    changed |= {f"{attention.name}.weight"} if attention and not exact_attention else set()
+    changed |= {f"{mlp.name}.weight"} if mlp else set()
     assert set(result.changed) == changed
 
 
+@pytest.mark.parametrize("model", ["llama", "gemma2", "phi3"], indirect=True)
+@torch.no_grad()
+def test_smoothing_keeps_the_function(model: StreamedModel) -> None:
+    hidden = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(0))
+    before, after = model.block(1), model.block(1)
+    generator = torch.Generator().manual_seed(1)
+    scales = {}
+    for group in after.groups:
+        assert group.producer is not None
+        columns = after.tensors[f"{group.linears[0]}.weight"].shape[1]
+        wanted = torch.rand(columns, generator=generator) * 4 + 0.5
+        scales[group.name] = Fold.of(after, group.producer, columns, torch.float32).tie(wanted)
+    changed = SmoothQuantSuppressor({}).apply(after, scales, torch.float32)
+    torch.testing.assert_close(after.forward(hidden), before.forward(hidden), rtol=1e-3, atol=1e-3)
+    for name in changed:
+        assert not torch.allclose(after.tensors[name], before.tensors[name])
+
+
+@pytest.mark.parametrize("model", ["gemma2", "gemma3_text"], indirect=True)
 @torch.no_grad()
 def test_the_rounding_of_a_norm_is_made_up_for(model: StreamedModel) -> None:
     block = model.block(0)
-    norms = replace(block.settings.norms, offset=1.0)
-    block.settings = replace(block.settings, norms=norms)
     producer = block.groups[0].producer
     assert producer is not None
     fold = Fold.of(block, producer, 64, torch.bfloat16)

@@ -32,8 +32,18 @@ def export(made: Any, folder: Path) -> Path:
         ("qwen3", CT | {"weights": {"bits": 8, "group_size": -1}, "activations": "int8"}),
         ("mistral", CT | {"layers": [1, 2]}),
         ("llama", CT | {"ignore": ["o_proj", "down_proj"]}),
+        ("phi3", CT),
+        ("gemma3_text", CT | {"layers": [0, 3]}),
     ],
-    ids=["llama", "qwen2-asymmetric", "qwen3-w8a8", "mistral-layers", "llama-ignore"],
+    ids=[
+        "llama",
+        "qwen2-asymmetric",
+        "qwen3-w8a8",
+        "mistral-layers",
+        "llama-ignore",
+        "phi3",
+        "gemma3-layers",
+    ],
 )
 @torch.no_grad()
 def test_transformers_loads_what_the_quantizer_meant(
