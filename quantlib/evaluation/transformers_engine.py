@@ -81,8 +81,11 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder)
+    settings: dict[str, Any] = {"config": config, "dtype": dtype}
+    if getattr(config, "attn_logit_softcapping", None):
+        settings["attn_implementation"] = "eager"  # torch's fused attention caps no scores
     if getattr(config, "quantization_config", None) is None:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(folder, **settings)
 
     from quantlib.checkpoint.checkpoint import Checkpoint
     from quantlib.checkpoint.source import FolderSource
@@ -96,7 +99,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
         model_class = type(AutoModelForCausalLM.from_config(config))
     state = dict(dequantized_state(checkpoint))
-    model = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    model = model_class.from_pretrained(None, state_dict=state, **settings)
     activations = _activations(quantization)
     if activations is not None:
         format = format_registry.get(quantization["quant_method"])()

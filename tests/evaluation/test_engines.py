@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation import engines
@@ -50,6 +51,19 @@ def test_no_fallback_where_vllm_is_installed() -> None:
     choice = engines.choose_engine("vllm", {engines.FALLBACK_VARIABLE: "transformers"})
     assert choice.name == "vllm"
     assert choice.version != "unknown"
+
+
+@torch.inference_mode()
+def test_scores_are_capped_where_the_config_says_so(
+    make_model: Any, make_job: Any, tmp_path: Path
+) -> None:
+    folder = make_model(tmp_path / "m", "gemma2", dtype="float32", attn_logit_softcapping=0.5)
+    window = torch.arange(2, 34)
+    reference = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    found = TransformersEngine(make_job(folder)).score(window, own_logprobs=False).hidden
+    torch.testing.assert_close(found, reference.model(window[None]).last_hidden_state[0])
 
 
 @pytest.mark.parametrize(
