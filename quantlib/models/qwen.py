@@ -17,7 +17,11 @@ class QwenAdapter(BaseHuggingFaceAdapter):
         "self_attn.k_proj",
         "self_attn.v_proj",
     )
-    rejected: ClassVar[tuple[str, ...]] = (*BaseHuggingFaceAdapter.rejected, "use_mrope")
+    rejected: ClassVar[tuple[str, ...]] = (
+        *BaseHuggingFaceAdapter.rejected,
+        "use_mrope",
+        "dual_chunk_attention_config",
+    )
 
     def sliding_window(self, block: int) -> int | None:
         """Tokens that a block's attention reaches back, or None for all of them."""

@@ -101,3 +101,13 @@ def test_something_must_be_left_to_quantize(tiny_llama: Path, small_recipe: Make
     recipe = small_recipe(quantization={"ignore": ["re:.*"]})
     (problem,) = input_problems(recipe, FolderSource(tiny_llama))
     assert "leave no linear to quantize" in str(problem)
+
+
+def test_smoothing_needs_a_norm_before_the_linears(
+    make_model: Callable[..., Path], small_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    folder = make_model(tmp_path / "m", "olmo2")
+    recipe = small_recipe(outlier_suppression={"method": "smooth_quant"})
+    (problem,) = input_problems(recipe, FolderSource(folder))
+    assert "outlier_suppression: no norm of olmo2 gives linears their input" in str(problem)
+    assert input_problems(small_recipe(), FolderSource(folder)) == []
