@@ -44,13 +44,7 @@ PEER_PACKAGES = ("torch==2.13.0", "llmcompressor==0.14.0", "hqq==0.2.8.post1")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 CALIBRATION = {"num_samples": 32, "sequence_length": 512}
 W4 = {"weights": {"bits": 4, "group_size": 64, "symmetric": True}}
-W8A8 = {
-    "quantization": {"weights": {"bits": 8, "group_size": -1}, "activations": "int8"},
-    "outlier_suppression": {"method": "smooth_quant"},
-}
-
-
-AUTO = {"outlier_suppression": {"method": "smooth_quant", "options": {"alpha": "auto"}}}
+W8A8 = {"weights": {"bits": 8, "group_size": -1}, "activations": "int8"}
 
 
 @dataclass
@@ -226,11 +220,22 @@ def compare_awq(model: Path) -> list[Row]:
 
 
 def compare_w8a8(model: Path) -> list[Row]:
-    """W8A8 with SmoothQuant."""
+    """W8A8 with SmoothQuant; activations dynamic per token unless said."""
+
+    def ours(name: str, activations: str, **options: Any) -> Row:
+        recipe = {
+            "quantization": W8A8 | {"activations": activations},
+            "outlier_suppression": {"method": "smooth_quant", "options": options},
+        }
+        return quantlib_row(f"quantlib W8A8 SmoothQuant{name}", model, recipe)
+
+    every_pair = {"alpha": "auto", "pairs": ["norms", "value_output", "up_down"]}
     rows = [
         peer_row("llm-compressor W8A8 SmoothQuant", model, "w8a8"),
-        quantlib_row("quantlib W8A8 SmoothQuant", model, W8A8),
-        quantlib_row("quantlib W8A8 SmoothQuant, auto", model, W8A8 | AUTO),
+        ours("", "int8"),
+        ours(", alpha auto", "int8", alpha="auto"),
+        ours(", static", "int8-static"),
+        ours(", static, auto, all pairs", "int8-static", **every_pair),
     ]
     judge(rows, model)
     return rows

@@ -89,7 +89,7 @@ def test_a_group_of_which_a_part_stays_exact_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # vLLM refuses such a checkpoint for the linears that it fuses; other families have others.
-    monkeypatch.setattr("quantlib.models.LlamaAdapter.fused", lambda _: {})
+    monkeypatch.setattr("quantlib.models.LlamaAdapter.fused", lambda *_: {})
     recipe = small_recipe(
         quantization=W8A8 | {"ignore": ["gate_proj"]}, outlier_suppression=smooth_quant()
     )
