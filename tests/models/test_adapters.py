@@ -168,7 +168,7 @@ def test_phi_is_served_at_the_length_that_it_was_calibrated_for() -> None:
     config |= {"rope_scaling": LONGROPE, "original_max_position_embeddings": 64}
     adapter = model_registry.adapter_for(config)
     assert (adapter.served_length, adapter.max_sequence_length) == (64, 4096)
-    assert adapter.fused() == {}
+    assert adapter.fused(0) == {}
 
 
 def test_qwen_ignores_a_sliding_window_that_is_switched_off() -> None:
