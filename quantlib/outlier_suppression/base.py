@@ -109,7 +109,16 @@ class BaseOutlierSuppressor(ABC):
 
     def problems(self, adapter: BaseModelAdapter) -> list[Problem]:
         """What of the settings does not go with a model."""
-        return []
+        groups = (group for block in range(adapter.blocks) for group in adapter.groups(block))
+        if any(self.scaled(group) for group in groups):
+            return []
+        return [
+            Problem(
+                "outlier_suppression",
+                f"no group of linears of {adapter.config['model_type']} has a place for the scales",
+                "choose other pairs, or leave it out",
+            )
+        ]
 
     def statistics_key(self, section: QuantizationSection) -> dict[str, Any]:
         """What decides the statistics besides model and text, as JSON.

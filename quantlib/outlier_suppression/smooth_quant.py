@@ -104,16 +104,18 @@ class SmoothQuantSuppressor(BaseOutlierSuppressor):
     options: SmoothQuantOptions
 
     def problems(self, adapter: BaseModelAdapter) -> list[Problem]:
-        """A list of alphas that is not one per block."""
+        """Pairs that the model has none of, and a list of alphas that is not one per block."""
+        problems = super().problems(adapter)
         alpha = self.options.alpha
         if not isinstance(alpha, tuple) or len(alpha) == adapter.blocks:
-            return []
+            return problems
         return [
+            *problems,
             Problem(
                 "outlier_suppression.options.alpha",
                 f"lists {len(alpha)} numbers; the model has {adapter.blocks} blocks",
                 "give one per block, one number for all of them, or auto",
-            )
+            ),
         ]
 
     def statistics_key(self, section: QuantizationSection) -> dict[str, Any]:

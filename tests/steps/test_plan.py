@@ -103,11 +103,16 @@ def test_something_must_be_left_to_quantize(tiny_llama: Path, small_recipe: Make
     assert "leave no linear to quantize" in str(problem)
 
 
-def test_smoothing_needs_a_norm_before_the_linears(
+def test_smoothing_needs_something_that_takes_the_scales(
     make_model: Callable[..., Path], small_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     folder = make_model(tmp_path / "m", "olmo2")
-    recipe = small_recipe(outlier_suppression={"method": "smooth_quant"})
-    (problem,) = input_problems(recipe, FolderSource(folder))
-    assert "outlier_suppression: no norm of olmo2 gives linears their input" in str(problem)
-    assert input_problems(small_recipe(), FolderSource(folder)) == []
+
+    def problems(**options: list[str]) -> list[str]:
+        smoothing = {"method": "smooth_quant", "options": options}
+        recipe = small_recipe(outlier_suppression=smoothing)
+        return [str(problem) for problem in input_problems(recipe, FolderSource(folder))]
+
+    (problem,) = problems()
+    assert "outlier_suppression: no group of linears of olmo2 has a place for the scales" in problem
+    assert problems(pairs=["norms", "up_down"]) == []
