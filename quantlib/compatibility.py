@@ -334,10 +334,15 @@ def cpu_problem(section: QuantizationSection, adapter: BaseModelAdapter) -> str 
 
 def _expert_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
     name = resolve_format(section)
+    problems = []
     reason = format_registry.get_format(name).experts_problem(section.weights, section.activations)
-    if reason is None or not quantizes_experts(section, adapter):
-        return []
-    return [Problem("quantization", reason, "change the scheme, or ignore the experts")]
+    if reason is not None and quantizes_experts(section, adapter):
+        problems.append(Problem("quantization", reason, "change the scheme, or ignore the experts"))
+    reason = adapter.format_problem(name, exact_linears(section, adapter))
+    if reason is not None:
+        remedy = "use compressed-tensors, or ignore gate_proj and up_proj"
+        problems.append(Problem("quantization.format", f"{name}: {reason}", remedy))
+    return problems
 
 
 def _serving_problems(recipe: Recipe, adapter: BaseModelAdapter) -> list[Problem]:

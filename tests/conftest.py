@@ -66,6 +66,7 @@ def make_model(tiny_tokenizer: Any) -> MakeModel:
         from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
         shards = config.pop("max_shard_size", "1GB")
+        stacked = config.pop("stacked_experts", False)
         torch.manual_seed(0)
         settings = AutoConfig.for_model(model_type, **TINY | config)
         model = AutoModelForCausalLM.from_config(settings)
@@ -73,7 +74,9 @@ def make_model(tiny_tokenizer: Any) -> MakeModel:
             # Biases and norms start as zeros and ones, which would hide mistakes with them.
             if name.endswith(("bias", "norm.weight")):
                 torch.nn.init.normal_(parameter, float("norm" in name), 0.2)
-        model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shards)
+        model.to(getattr(torch, dtype)).save_pretrained(
+            folder, max_shard_size=shards, save_original_format=not stacked
+        )
         PreTrainedTokenizerFast(
             tokenizer_object=tiny_tokenizer, bos_token="<s>", eos_token="</s>"
         ).save_pretrained(folder)

@@ -38,15 +38,18 @@ if __name__ == "__main__":
 """
 
 
-def served_logprobs(folders: Sequence[Path], root: Path) -> list[np.ndarray]:
+def served_logprobs(folders: Sequence[Path], root: Path, preparation: str = "") -> list[np.ndarray]:
     """What vLLM predicts after each of :data:`TOKENS`, ``[positions, vocabulary]`` per checkpoint.
 
     Args:
         folders: Of checkpoints with a vocabulary of 512 tokens.
         root: A folder for files in between.
+        preparation: Python to run in vLLM's process before anything is loaded.
     """
     script, output = root / "logprobs.py", root / "logprobs.json"
-    script.write_text(_SCRIPT)
+    script.write_text(
+        _SCRIPT.replace("    found = []\n", f"    exec({preparation!r})\n    found = []\n")
+    )
     job = json.dumps([[str(folder) for folder in folders], TOKENS, str(output)])
     done = subprocess.run(
         [sys.executable, str(script), job], capture_output=True, text=True, check=False

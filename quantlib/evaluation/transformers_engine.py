@@ -77,6 +77,10 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
 
     A quantized checkpoint's linears get the weights that their codes stand for, and where it
     quantizes activations, their inputs are rounded as vLLM rounds them.
+
+    Raises:
+        QuantlibError: Inputs of experts would have to be rounded: transformers computes all experts
+            in one module.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -92,6 +96,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     from quantlib.checkpoint.tensors import read_tensor
     from quantlib.formats import format_registry
     from quantlib.formats.dequantize import dequantized_state
+    from quantlib.models import model_registry
 
     checkpoint = Checkpoint.open(FolderSource(folder))
     quantization = checkpoint.config["quantization_config"]
@@ -104,6 +109,15 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     if activations is not None:
         format = format_registry.get(quantization["quant_method"])()
         _, is_quantized = format.read_scheme(quantization)
+        adapter = model_registry.adapter_for(checkpoint.config)
+        for block in range(adapter.blocks):
+            for group in adapter.groups(block):
+                if group.expert is not None and is_quantized(
+                    adapter.linear_name(block, group.linears[0])
+                ):
+                    raise QuantlibError(
+                        "transformers cannot round the inputs of experts: judge with vLLM on a GPU"
+                    )
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and is_quantized(name):
                 scale = None

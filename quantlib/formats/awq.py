@@ -84,9 +84,9 @@ class AWQFormat(BaseFormat):
     def quantization_config(self, scheme: CheckpointScheme) -> dict[str, Any]:
         """The ``quantization_config`` of config.json.
 
-        vLLM looks for ``modules_to_not_convert`` anywhere within a linear's name, and for fused
-        linears by the names of their parts. ``sym`` is what :meth:`read_scheme` needs; vLLM goes by
-        ``zero_point``.
+        vLLM looks for ``modules_to_not_convert`` anywhere within a linear's name; for fused linears
+        by the names of their parts, or by their own where it does not know the parts. ``sym`` is
+        what :meth:`read_scheme` needs; vLLM goes by ``zero_point``.
         """
         return {
             "quant_method": "awq",
@@ -95,7 +95,11 @@ class AWQFormat(BaseFormat):
             "group_size": scheme.weights.group_size,
             "zero_point": True,
             "sym": scheme.weights.symmetric,
-            "modules_to_not_convert": [*scheme.exact, *scheme.exact_modules],
+            "modules_to_not_convert": [
+                *scheme.exact,
+                *scheme.exact_fused,
+                *scheme.exact_modules,
+            ],
         }
 
     def read_scheme(self, config: Mapping[str, Any]) -> tuple[WeightScheme, Callable[[str], bool]]:

@@ -124,7 +124,11 @@ class CompressedTensorsFormat(BaseFormat):
         return QuantizedLinear(codes, scales, zero_points, weights, tensors.get("input_scale"))
 
     def quantization_config(self, scheme: CheckpointScheme) -> dict[str, Any]:
-        """The ``quantization_config`` of config.json."""
+        """The ``quantization_config`` of config.json.
+
+        Fused names stand among those to ignore too: vLLM does not know of every model which parts
+        it has fused.
+        """
         weights = scheme.weights
         layout = _LAYOUTS[scheme.activations]
         quantized_activations = None
@@ -143,6 +147,7 @@ class CompressedTensorsFormat(BaseFormat):
             "format": layout,
             "ignore": [
                 *scheme.exact,
+                *scheme.exact_fused,
                 *(rf"re:^{re.escape(name)}\." for name in scheme.exact_modules),
             ],
             "config_groups": {

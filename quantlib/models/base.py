@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +142,15 @@ class BaseModelAdapter(ABC):
     @abstractmethod
     def build_block(self, model: StreamedModel, block: int) -> DecoderBlock:
         """Reads one block and makes it computable."""
+
+    def format_problem(self, format_name: str, exact: Sequence[Collection[str]]) -> str | None:
+        """Why vLLM cannot read the family in a format that it reads otherwise; None where it can.
+
+        Args:
+            format_name: The format.
+            exact: For each block, the names within it of the linears that stay exact.
+        """
+        return None
 
     def arranged(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint with the names and shapes that the adapter and vLLM go by.

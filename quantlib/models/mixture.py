@@ -218,10 +218,13 @@ class MixtureAdapter(BaseHuggingFaceAdapter):
     def problems(self, checkpoint: Checkpoint) -> list[Problem]:
         """What is missing or misshapen in a checkpoint of this family."""
         problems = super().problems(checkpoint)
+        misshapen = []
         for block in range(self.blocks):
             for name, shape in self._stacked_shapes(block).items():
                 if name not in checkpoint.tensors:
                     continue
+                given = list(checkpoint.info(name).shape)
+                what = f"has shape {given}; the config says {list(shape)}"
                 # What it should hold is not missing besides, nor is it unknown.
                 experts = f"{self.block_prefix(block)}{self.mlp}.experts."
                 problems = [
@@ -229,9 +232,8 @@ class MixtureAdapter(BaseHuggingFaceAdapter):
                     for found in problems
                     if not found.where.startswith(experts) and found.where != name
                 ]
-                given = list(checkpoint.info(name).shape)
-                problems.append(Problem(name, f"has shape {given}; the config says {list(shape)}"))
-        return problems
+                misshapen.append(Problem(name, what))
+        return problems + misshapen
 
     def build_block(self, model: StreamedModel, block: int) -> DecoderBlock:
         """Reads one block, all its experts included, and makes it computable."""

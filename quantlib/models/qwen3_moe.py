@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from quantlib.errors import Problem
@@ -41,6 +41,21 @@ class Qwen3MoeAdapter(MixtureAdapter):
     def norm_widths(self) -> dict[str, int]:
         """Channels of a block's norms, by name within the block."""
         return super().norm_widths() | self.head_norm_widths()
+
+    def format_problem(self, format_name: str, exact: Sequence[Collection[str]]) -> str | None:
+        """Why vLLM cannot read the family in a format that it reads otherwise; None where it can.
+
+        vLLM does not tell the gptq format that ``mlp.gate_up_proj`` is fused, and so does not find
+        it among the quantized linears.
+        """
+        dense = [
+            block
+            for block, linears in enumerate(exact)
+            if not self.is_mixture(block) and not {"mlp.gate_proj", "mlp.up_proj"} <= set(linears)
+        ]
+        if format_name != "gptq" or not dense:
+            return None
+        return f"vLLM takes gate and up of blocks without experts (block {dense[0]}) for exact"
 
     def sliding_window(self, block: int) -> int | None:
         """Tokens that a block's attention reaches back, or None for all of them."""
