@@ -1,4 +1,4 @@
-"""HQQ: scales and zero points by half-quadratic optimization, without calibration."""
+"""HQQ: zero points by half-quadratic optimization, without calibration."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_SHRINKS = (1.0, 0.9, 0.8, 0.7)
-"""Factors on a group's range that the optimization starts from."""
-
 
 class HQQOptions(Options):
     """Settings of HQQ."""
@@ -31,13 +28,13 @@ class HQQOptions(Options):
         ),
     ] = 0.7
     iterations: Annotated[
-        int, Field(ge=1, le=100, description="Alternations from each of four starts.")
-    ] = 10
+        int, Field(ge=1, le=100, description="Alternations of the half-quadratic solver.")
+    ] = 20
 
 
 @quantizer_registry.register("hqq")
 class HQQQuantizer(BaseQuantizer):
-    """Badri and Shaji 2023, with whole zero points and the scale solved for."""
+    """Badri and Shaji 2023, with whole zero points and rounding that makes up for that."""
 
     options_type: ClassVar[type[Options]] = HQQOptions
     options: HQQOptions
@@ -45,23 +42,18 @@ class HQQQuantizer(BaseQuantizer):
     def quantize(
         self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
     ) -> QuantizedGroup:
-        """Rounds each weight to the nearest code of its optimized groups."""
+        """Rounds each weight, with zero points solved for and errors that sum to nothing."""
         import torch
 
-        from quantlib.quantizers.hqq_solver import half_quadratic_scales
-        from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linears
+        from quantlib.quantizers.hqq_solver import half_quadratic_scales, round_balanced
+        from quantlib.quantizers.rounding import to_quantized_linears
 
-        scheme = self.section.weights
+        scheme, options = self.section.weights, self.options
         weight = torch.cat(list(weights.values()))
         scales = half_quadratic_scales(
-            weight,
-            scheme,
-            stored,
-            norm=self.options.norm,
-            iterations=self.options.iterations,
-            shrinks=_SHRINKS,
+            weight, scheme, stored, norm=options.norm, iterations=options.iterations
         )
-        codes = round_to_nearest(weight, scales, scheme)
+        codes = round_balanced(weight, scales, scheme)
         return QuantizedGroup(to_quantized_linears(weights, codes, scales, scheme, stored))
 
     @classmethod
