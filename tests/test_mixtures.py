@@ -11,18 +11,22 @@ import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs
+from documents import ROOT
 from transformers import AutoModelForCausalLM
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.tensors import read_tensor
 from quantlib.compatibility import checkpoint_scheme, cpu_problem, exact_linears, model_problems
-from quantlib.errors import QuantlibError
+from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.evaluation.engines import FALLBACK_VARIABLE, installed_vllm
 from quantlib.evaluation.transformers_engine import load_model
 from quantlib.formats.dequantize import dequantized_state
 from quantlib.models import open_model
 from quantlib.preflight import required_bytes
+from quantlib.report.build import build_report
 from quantlib.steps.plan import plan_ranges
+from quantlib.steps.validate import read_evaluation, validate
 from quantlib.store import LocalStore
 
 Fixture = Callable[..., Any]
@@ -263,7 +267,9 @@ def test_what_cannot_be_served_is_refused(mixtral: Path, qwen: Path, small_recip
 
 def test_no_cpu_serves_quantized_experts(mixtral: Path, small_recipe: Fixture) -> None:
     _, adapter = open_model(FolderSource(mixtral))
-    assert "AMX" in str(cpu_problem(small_recipe().quantization, adapter))
+    problem = cpu_problem(small_recipe().quantization, adapter)
+    assert problem is not None and "AMX" in problem
+    assert problem in (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     exact = small_recipe(quantization={"ignore": ["re:experts"]}).quantization
     assert cpu_problem(exact, adapter) is None
 
@@ -315,3 +321,39 @@ def test_transformers_does_not_judge_rounded_inputs_of_experts(
     made = run_steps(store, small_recipe(quantization=W8 | {"activations": "int8"}), mixtral)
     with pytest.raises(QuantlibError, match="inputs of experts"):
         load_model(export(made, tmp_path / "out"), torch.float32)
+
+
+@pytest.mark.slow
+def test_the_gate_refuses_what_saw_too_few_tokens(
+    mixtral: Path,
+    store: LocalStore,
+    small_recipe: Fixture,
+    run_steps: Fixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(FALLBACK_VARIABLE, raising=False)
+    lenient = {"max_perplexity_increase": 9, "max_kl_mean": 9, "min_top1_agreement": 0.01}
+    settings = {"engine": "transformers", "max_new_tokens": 4, "prompts": ["A prompt"]}
+
+    def recipe_with(engine: str, share: float) -> Any:
+        thresholds = lenient | {"max_undercalibrated_experts": share}
+        return small_recipe(
+            calibration={"min_expert_tokens": 220},
+            validation=settings | {"engine": engine, "thresholds": thresholds},
+        )
+
+    made = run_steps(store, recipe_with("transformers", 1), mixtral)
+    passed = validate(store, made.recipe, made.model, made.checkpoint, "cpu")
+    assert passed.facts["verdict"] == "passed"
+    strict = recipe_with("transformers", 0)
+    failed = validate(store, strict, made.model, made.checkpoint, "cpu")
+    assert failed.facts["verdict"] == "failed"
+    assert "too few calibration tokens came to" in failed.facts["reason"]
+    report = build_report(store, strict, made.checkpoint, read_evaluation(store, failed), failed)
+    assert report.verdict.outcome == "failed"
+    few = {(r.block, r.expert) for r in report.linears if r.calibrated_on == "all"}
+    (check,) = (c for c in report.evaluation.gate.checks if c.name == "undercalibrated_experts")
+    assert check.value == len(few) / (4 * 4)
+    if (vllm := installed_vllm()) is not None and vllm.on_cpu:
+        with pytest.raises(InvalidInputError, match="AMX"):
+            validate(store, recipe_with("vllm", 1), made.model, made.checkpoint, "cpu")

@@ -72,6 +72,7 @@ def test_scores_are_capped_where_the_config_says_so(
         ("llama", {}),
         ("gemma2", {"final_logit_softcapping": 2.0}),
         ("granite", {"logits_scaling": 3.0}),
+        ("mixtral", {"num_local_experts": 4}),
     ],
 )
 @torch.inference_mode()
