@@ -42,11 +42,11 @@ class TransformersEngine:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[rows, vocabulary]`` of hidden states ``[rows, hidden_size]``."""
-        from transformers.modeling_outputs import BaseModelOutputWithPast
+        from transformers.modeling_outputs import MoeModelOutputWithPast
 
         # Some families cap or scale what the head gives; the model's own forward does that, here
         # on hidden states that are there already.
-        given = BaseModelOutputWithPast(last_hidden_state=hidden.to(self.device)[None])
+        given = MoeModelOutputWithPast(last_hidden_state=hidden.to(self.device)[None])
         decoder = self._model.base_model
         decoder.forward = lambda **_: given
         try:

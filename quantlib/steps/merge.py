@@ -25,7 +25,7 @@ from quantlib.steps.quantize import BLOCKS_NAME, LINEARS_NAME
 from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step
 from quantlib.store.receipt import files_digest
 
-VERSION = 1
+VERSION = 2
 VLLM_CONFIG_NAME = "vllm_config.json"
 
 

@@ -21,7 +21,7 @@ from quantlib.steps.plan import parse_range
 from quantlib.steps.smooth import SCALES_NAME
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
-VERSION = 1
+VERSION = 2
 BLOCKS_NAME = "blocks.safetensors"
 LINEARS_NAME = "linears.json"
 

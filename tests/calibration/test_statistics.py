@@ -50,6 +50,22 @@ def test_observer_keeps_the_extremes_of_all_batches(tiny_llama: Path) -> None:
     assert torch.equal(tensors["mlp_input.weight_absmax"], both.abs().amax(0))
 
 
+def test_observer_takes_batches_without_tokens(tiny_llama: Path) -> None:
+    checkpoint = Checkpoint.open(FolderSource(tiny_llama))
+    adapter = model_registry.adapter_for(checkpoint.config)
+    block = adapter.load_model(checkpoint, torch.device("cpu")).block(1)
+    observer = ChannelObserver(block)
+    for group in block.groups:
+        width = block.tensors[f"{group.linears[0]}.weight"].shape[1]
+        observer(group, torch.ones(0, width))
+        if group.name == "mlp_input":
+            observer(group, torch.full((2, width), -2.0))
+            observer(group, torch.ones(0, width))
+    tensors = observer.tensors()
+    assert (tensors["mlp_input.input_absmax"] == 2).all()
+    assert (tensors["attention_input.input_absmax"] == 0).all()
+
+
 def test_a_sample_is_spread_over_all_tokens() -> None:
     tokens = torch.arange(4096.0)[:, None] * torch.ones(3)
     samples = [TokenSample(4096, 100), TokenSample(4096, 100)]

@@ -92,3 +92,46 @@ def test_errors_of_linears_have_to_be_finite() -> None:
     gate = judge(GOOD, THRESHOLDS, linears)
     assert not gate.passed
     assert gate.reason == "1 figures are not finite numbers"
+
+
+def of_experts(tokens: dict[tuple[int, int], int]) -> list[dict[str, object]]:
+    """Records of experts, of which fewer than 10 tokens are too few."""
+    return [
+        {
+            "block": block,
+            "linear": f"mlp.experts.{expert}.{name}",
+            "relative_error": 0.01,
+            "expert": expert,
+            "expert_tokens": count,
+            "calibrated_on": "all" if count < 10 else "routed",
+        }
+        for (block, expert), count in tokens.items()
+        for name in ("gate_proj", "up_proj", "down_proj")
+    ]
+
+
+def test_experts_with_too_few_tokens_can_fail_it() -> None:
+    thresholds = THRESHOLDS.model_copy(update={"max_undercalibrated_experts": 0.5})
+    linears = of_experts({(0, 0): 5, (0, 1): 40, (2, 0): 40, (2, 3): 0})
+    gate = judge(GOOD, thresholds, linears)
+    assert gate.passed
+    assert gate.reason == "all 5 checks are within their limits"
+    linears += of_experts({(3, 1): 9})
+    gate = judge(GOOD, thresholds, linears)
+    assert [check.name for check in gate.checks if not check.passed] == ["undercalibrated_experts"]
+    assert gate.reason == (
+        "too few calibration tokens came to 60.0% of the experts, more than 50.0%: "
+        "block 0: 0; block 2: 3; block 3: 1"
+    )
+
+
+def test_many_experts_are_not_all_named() -> None:
+    linears = of_experts({(block, expert): 0 for block in range(4) for expert in range(10)})
+    reason = judge(GOOD, THRESHOLDS, linears).reason
+    assert reason.endswith("block 1: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more")
+
+
+def test_models_without_counted_experts_have_no_such_check() -> None:
+    uncounted = [record | {"expert_tokens": None} for record in of_experts({(0, 0): 0})]
+    names = [check.name for check in judge(GOOD, THRESHOLDS, uncounted).checks]
+    assert "undercalibrated_experts" not in names

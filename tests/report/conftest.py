@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,25 @@ def linear_records(blocks: list[int]) -> list[dict[str, Any]]:
     ]
 
 
+def expert_records(block: int, tokens: Sequence[int]) -> list[dict[str, Any]]:
+    """A mixture of experts; one that fewer than 256 tokens came to saw all of them."""
+    return [
+        {
+            "block": block,
+            "linear": f"mlp.experts.{expert}.{name}",
+            "relative_error": 0.01,
+            "relative_weight_error": 0.01,
+            "damping": 0.01,
+            "damping_attempts": 1,
+            "expert": expert,
+            "expert_tokens": count,
+            "calibrated_on": "all" if count < 256 else "routed",
+        }
+        for expert, count in enumerate(tokens)
+        for name in ("gate_proj", "up_proj", "down_proj")
+    ]
+
+
 def evaluation_of(passed: bool) -> dict[str, Any]:
     """What the validate step measured."""
     kl_mean = 0.108 if passed else 0.3125
@@ -126,6 +145,7 @@ def commit_run(
     text: dict[str, Any] | None = CALIBRATION_TEXT,
     suppression: dict[str, Any] | None = None,
     alpha: list[float | None] | None = None,
+    experts: Sequence[dict[str, Any]] = (),
 ) -> Run:
     """Commits every step from fetch to validate in a store below ``root``."""
     store = LocalStore(root / "store")
@@ -211,7 +231,10 @@ def commit_run(
         {"model": fetched, **parts},
         seconds=3.0,
         peak_mib=100,
-        files={**files, "linears.json": json.dumps(linear_records(quantized)).encode()},
+        files={
+            **files,
+            "linears.json": json.dumps([*linear_records(quantized), *experts]).encode(),
+        },
         facts={
             "checkpoint_digest": digest,
             "checkpoint_files": sorted(files),
@@ -243,6 +266,12 @@ def commit_run(
 def run(tmp_path: Path) -> Run:
     """A run whose checkpoint passed the gate."""
     return commit_run(tmp_path)
+
+
+@pytest.fixture
+def make_experts() -> Callable[..., list[dict[str, Any]]]:
+    """:func:`expert_records`."""
+    return expert_records
 
 
 @pytest.fixture

@@ -126,3 +126,29 @@ def test_summary_gives_median_worst_block_and_damping() -> None:
     [row] = summarize(linears)
     assert (row.linear, row.count, row.error_median, row.worst.block) == ("q", 3, 0.02, 1)
     assert (row.dampings, row.raised) == ((0.01, 0.1), 1)
+
+
+def of_expert(block: int, expert: int, error: float) -> LinearError:
+    return record(block, f"mlp.experts.{expert}.up_proj", error).model_copy(
+        update={"expert": expert, "expert_tokens": 5, "calibrated_on": "routed"}
+    )
+
+
+def test_experts_of_a_block_are_one_point_and_one_row() -> None:
+    linears = [
+        record(0, "self_attn.o_proj", 0.01),
+        *(of_expert(0, expert, error) for expert, error in enumerate((0.1, 0.2, 0.9))),
+        of_expert(1, 0, 0.3),
+    ]
+    chart = error_chart(linears, 2, range(2), 400, 300)
+    assert chart is not None
+    assert [series.line for series in chart.series] == ["self_attn.o_proj", "mlp.experts.*.up_proj"]
+    (segment,) = chart.series[1].segments
+    assert [point.title.rpartition(" ")[2] for point in segment] == ["0.200", "0.300"]
+    row = summarize(linears)[1]
+    assert (row.linear, row.count, row.worst.linear) == (
+        "mlp.experts.*.up_proj",
+        4,
+        "mlp.experts.2.up_proj",
+    )
+    assert row.error_median == pytest.approx(0.25)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from quantlib.report.build import build_report
-from quantlib.report.html import check_row, generation_row, render_html
+from quantlib.report.html import CheckRow, check_row, generation_row, render_html
 from quantlib.report.model import Check, Generation
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -205,3 +205,23 @@ def test_kept_blocks_are_shaded(make_run, tmp_path: Path) -> None:
     html, page = page_of(run, run.evaluation)
     assert "4 of 6 blocks kept exact" in page.text
     assert html.count('class="band"') == 4  # two runs of blocks, in two drawings
+
+
+def test_experts_are_a_table_of_their_own(run, make_run, make_experts, tmp_path: Path) -> None:
+    assert "Too few tokens" not in page_of(run, None)[1].text
+    experts = [*make_experts(1, (300, 90, 4000, 0)), *make_experts(4, (500, 700))]
+    mixture = make_run(tmp_path / "mixture", experts=experts)
+    _, page = page_of(mixture, None)
+    assert "One that fewer than 256 came to" in page.text
+    assert "1 4 0 195 4,000 1, 3" in page.text
+    assert "4 2 500 600 700 none" in page.text
+    assert "All 42 linears outside of experts" in page.text
+    assert "mlp.experts.*.gate_proj" in page.text
+    assert "mlp.experts.2.gate_proj" not in page.text
+
+
+def test_the_check_of_experts_has_a_name_and_shares() -> None:
+    check = Check(name="undercalibrated_experts", value=0.3, limit=0.25, passed=False)
+    assert check_row(check) == CheckRow(
+        "Experts with too few tokens", "30.0%", "at most", "25.0%", False
+    )
