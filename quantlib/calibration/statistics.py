@@ -91,12 +91,20 @@ class TokenSample:
         self._seen = 0
         self._kept: list[Tensor] = []
 
-    def add(self, x: Tensor) -> None:
-        """Looks at tokens, ``[..., in_features]``."""
+    def add(self, x: Tensor) -> Tensor:
+        """Looks at tokens, ``[..., in_features]``.
+
+        Returns:
+            Those that were not kept, ``[tokens, in_features]``.
+        """
         tokens = x.reshape(-1, x.shape[-1])
         start, self._seen = self._seen, self._seen + len(tokens)
         here = self._positions[(self._positions >= start) & (self._positions < self._seen)]
-        self._kept.append(tokens[(here - start).to(tokens.device)])
+        kept = torch.zeros(len(tokens), dtype=torch.bool)
+        kept[here - start] = True
+        kept = kept.to(tokens.device)
+        self._kept.append(tokens[kept])
+        return tokens[~kept]
 
     def tokens(self) -> Tensor:
         """The tokens that were kept, ``[kept, in_features]``, as they came."""

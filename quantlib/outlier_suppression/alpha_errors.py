@@ -17,10 +17,15 @@ from quantlib.quantizers.rounding import round_input
 from quantlib.recipe import QuantizationSection
 
 SAMPLE_TOKENS = 512
+"""At most, and at most a quarter of all."""
 
 
 class AlphaErrors:
     """The extremes of each channel, and the output error that each alpha leads to.
+
+    Errors are measured on tokens that do not count towards the extremes: a strong alpha fits every
+    channel to the largest value that it was seen with, and what is larger in other text saturates
+    where activations have a static scale.
 
     Weights are rounded to nearest, whatever quantizer the recipe names: its own would cost as much
     as quantizing, once per alpha.
@@ -50,7 +55,7 @@ class AlphaErrors:
         self._channels = ChannelObserver(block)
         size = section.weights.group_size
         self._samples = {
-            group.name: TokenSample(tokens, SAMPLE_TOKENS)
+            group.name: TokenSample(tokens, min(SAMPLE_TOKENS, tokens // 4))
             for group in groups
             # What the group size does not divide stays exact.
             if size == -1 or block.tensors[f"{group.linears[0]}.weight"].shape[1] % size == 0
@@ -58,20 +63,20 @@ class AlphaErrors:
 
     def __call__(self, group: LinearGroup, x: Tensor) -> None:
         """Observes tokens, ``[batch, sequence, in_features]``."""
-        self._channels(group, x)
-        if group.name in self._samples:
-            self._samples[group.name].add(x)
+        sample = self._samples.get(group.name)
+        self._channels(group, x if sample is None else sample.add(x))
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of :class:`ChannelObserver` and ``<group>.alpha_errors``, float32 ``[alphas]``."""
-        tensors = self._channels.tensors()
-        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        others = {name: value.cpu().numpy() for name, value in self._channels.tensors().items()}
+        errors = {}
         for group in self._block.groups:
             if group.name in self._samples:
-                statistics = ChannelStatistics.of(group, arrays)
                 x = self._samples.pop(group.name).tokens().float()
-                tensors[f"{group.name}.alpha_errors"] = self._errors(group, x, statistics)
-        return tensors
+                statistics = ChannelStatistics.of(group, others)
+                errors[f"{group.name}.alpha_errors"] = self._errors(group, x, statistics)
+                self._channels(group, x)
+        return self._channels.tensors() | errors
 
     def _errors(self, group: LinearGroup, x: Tensor, statistics: ChannelStatistics) -> Tensor:
         """The sum over a group's linears of the energy of the error over that of the output."""

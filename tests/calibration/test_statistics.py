@@ -69,14 +69,18 @@ def test_observer_takes_batches_without_tokens(tiny_llama: Path) -> None:
 def test_a_sample_is_spread_over_all_tokens() -> None:
     tokens = torch.arange(4096.0)[:, None] * torch.ones(3)
     samples = [TokenSample(4096, 100), TokenSample(4096, 100)]
+    left: dict[int, list[torch.Tensor]] = {64: [], 512: []}
     for sample, batch in zip(samples, (64, 512), strict=True):
         for part in tokens.unflatten(0, (-1, 64)).split(batch // 64):
-            sample.add(part)
+            left[batch].append(sample.add(part))
     first, other = (sample.tokens() for sample in samples)
     assert torch.equal(first, other)
     positions = first[:, 0]
     assert first.shape == (100, 3)
     assert len(positions.unique()) == 100
+    for rest in left.values():
+        both = torch.cat([*rest, first])
+        assert torch.equal(both[:, 0].sort().values, tokens[:, 0])
     # Every eighth of the text is there, and no one place within a window of 64.
     assert torch.histc(positions, 8, 0, 4096).min() > 4
     assert len((positions % 64).unique()) > 40
@@ -85,5 +89,5 @@ def test_a_sample_is_spread_over_all_tokens() -> None:
 def test_a_sample_of_few_tokens_is_all_of_them() -> None:
     sample = TokenSample(10, 100)
     tokens = torch.randn(2, 5, 4)
-    sample.add(tokens)
+    assert sample.add(tokens).shape == (0, 4)
     assert torch.equal(sample.tokens(), tokens.flatten(0, 1))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from quantlib.calibration.statistics import ChannelObserver, TokenSample
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
 from quantlib.models import model_registry
@@ -39,15 +40,21 @@ def int8(values: Tensor, steps: Tensor) -> Tensor:
     return (values / steps).round().clamp(-128, 127) * steps
 
 
-def brute_force(block: DecoderBlock, hidden: Tensor, alpha: float, static: bool) -> float:
-    """The sum of all linears' relative errors: weights and int8 inputs rounded to nearest."""
+def brute_force(
+    block: DecoderBlock, hidden: Tensor, held_out: Tensor, alpha: float, static: bool
+) -> float:
+    """The sum of all linears' relative errors: weights and int8 inputs rounded to nearest.
+
+    On the tokens that are held out of the extremes.
+    """
     inputs: dict[str, Tensor] = {}
     block.forward(hidden, lambda group, x: inputs.update({group.name: x.flatten(0, 1).double()}))
     total = 0.0
     for group in block.groups:
         x = inputs[group.name]
         weights = [block.tensors[f"{name}.weight"].double() for name in group.linears]
-        largest_x = x.abs().amax(0)
+        seen, x = x[~held_out], x[held_out]
+        largest_x = seen.abs().amax(0)
         largest_w = torch.cat(weights).abs().amax(0)
         if group.name == "attention_output":  # heads 0 and 1 read value head 0, 2 and 3 the other
             for kind in (largest_x, largest_w):
@@ -55,7 +62,9 @@ def brute_force(block: DecoderBlock, hidden: Tensor, alpha: float, static: bool)
                 heads.copy_(heads.amax(1, keepdim=True).expand(2, 2, 16).clone())
         scales = largest_x**alpha / largest_w ** (1 - alpha)
         smooth = x / scales
-        largest = smooth.abs().max() if static else smooth.abs().amax(1, keepdim=True)
+        largest = smooth.abs().amax(1, keepdim=True)
+        if static:
+            largest = (largest_x / scales).max()
         rounded = int8(smooth, largest / 127)
         for weight in weights:
             scaled = weight * scales
@@ -89,12 +98,29 @@ def test_auto_finds_what_trying_every_alpha_finds(block: DecoderBlock, activatio
     for part in hidden.split(1):
         block.forward(part, observer)
     statistics = {name: value.numpy() for name, value in observer.tensors().items()}
-    expected = [brute_force(block, hidden, a, activations != "int8") for a in CANDIDATES]
+    sample = TokenSample(128, 32)
+    sample.add(torch.arange(128)[:, None])
+    held_out = torch.zeros(128, dtype=torch.bool)
+    held_out[sample.tokens()[:, 0]] = True
+    static = activations != "int8"
+    expected = [brute_force(block, hidden, held_out, alpha, static) for alpha in CANDIDATES]
     measured = sum(statistics[f"{group.name}.alpha_errors"] for group in block.groups)
     assert measured == pytest.approx(expected, rel=0.01)
     assert max(expected) > 1.3 * min(expected), "no alpha is better, so this test could not fail"
     chosen = suppressor.scales(0, block.groups, statistics)
     assert chosen.alpha == CANDIDATES[int(np.argmin(expected))]
+
+
+@torch.no_grad()
+def test_extremes_are_those_of_all_tokens(block: DecoderBlock) -> None:
+    hidden = torch.randn(2, 32, 64, generator=torch.Generator().manual_seed(1))
+    plain = ChannelObserver(block)
+    observer = SmoothQuantSuppressor(OPTIONS).observer(block, 64, QuantizationSection())
+    for part in hidden.split(1):
+        block.forward(part, plain)
+        block.forward(part, observer)
+    found = observer.tensors()
+    assert all(torch.equal(found[name], wanted) for name, wanted in plain.tensors().items())
 
 
 @torch.no_grad()

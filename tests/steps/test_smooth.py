@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from quantlib.calibration.inputs import calibration_windows
+from quantlib.calibration.inputs import calibration_windows, evaluation_windows
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.tensors import read_tensors
 from quantlib.errors import InvalidInputError
@@ -112,11 +112,13 @@ def test_a_list_that_does_not_fit_the_model_is_refused_before_work(
 
 
 @torch.no_grad()
-def divergence(made: Any, source: Path, folder: Path) -> float:
-    """Mean KL divergence of the checkpoint from the original on the calibration windows."""
+def divergence(
+    made: Any, source: Path, folder: Path, windows: Fixture = calibration_windows
+) -> float:
+    """Mean KL divergence of the checkpoint from the original."""
     for file in made.checkpoint.facts["checkpoint_files"]:
         made.store.export_file(made.checkpoint.path(file), folder / file)
-    tokens = torch.from_numpy(calibration_windows(made.recipe, FolderSource(source)).tokens)
+    tokens = torch.from_numpy(windows(made.recipe, FolderSource(source)).tokens)
     wanted, found = (
         load_model(path, torch.float32)(tokens).logits.log_softmax(-1) for path in (source, folder)
     )
@@ -153,3 +155,24 @@ def test_smoothing_makes_activations_easier_to_round(
     assert found["auto"] < 0.95 * found["plain"]
     # What is left lies in the inputs of o and down, which no norm reaches.
     assert found["auto, all pairs"] < found["auto"] / 10
+
+
+def test_auto_does_not_fit_static_scales_to_a_short_text(
+    store: LocalStore, tiny_llama: Path, small_recipe: Fixture, run_steps: Fixture, tmp_path: Path
+) -> None:
+    """A strong alpha looks best on the text that it was fitted to, and saturates on all other."""
+    found = {}
+    for name, suppression in (
+        ("plain", None),
+        ("strong", smooth_quant(alpha=0.95, pairs=ALL_PAIRS)),
+        ("auto", smooth_quant(alpha="auto", pairs=ALL_PAIRS)),
+    ):
+        recipe = small_recipe(
+            quantization=W8A8 | {"method": "minmax", "activations": "int8-static"},
+            calibration={"num_samples": 2, "sequence_length": 64},
+            outlier_suppression=suppression,
+        )
+        made = run_steps(store, recipe, tiny_llama)
+        found[name] = divergence(made, tiny_llama, tmp_path / name, evaluation_windows)
+    assert found["strong"] > 3 * found["plain"]
+    assert found["auto"] < 1.3 * found["plain"]
