@@ -1,13 +1,10 @@
-"""Half-quadratic quantization: zero points that forgive outliers.
+"""Half-quadratic quantization: scales and zero points that forgive outliers.
 
-Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023. With scales
-from the range of each group, the sum of ``|W - dequantized| ** p`` with p below 1 is minimized over
-the zero points, by alternating between the errors that are forgiven (their equation 4, a shrinkage)
-and the zero point for the rest (equation 5, a mean).
-
-There a zero point is a real number, which makes the errors of a group sum to nothing. The kernels
-that serve our checkpoints take whole ones. Rounding the weights makes up for what that loses: those
-nearest to a tie go the other way until the errors of a group sum to nothing again.
+Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023: the sum of
+``|W - dequantized| ** p`` with p below 1 is minimized by alternating between the errors that are
+forgiven (their equation 4, a shrinkage) and the representation of the rest (equation 5). There the
+scale is given and the zero point is a real number. Here zero points are whole numbers, as the
+kernels that serve them take, and the scale is solved for as well.
 """
 
 from __future__ import annotations
@@ -15,38 +12,82 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantlib.quantizers.scales import GroupScales, by_group, range_scales, row_chunks
+from quantlib.quantizers.scales import GroupScales, by_group, row_chunks, scales_of_range
 from quantlib.recipe import WeightScheme
 
-_PENALTY = 10.0
-_PENALTY_GROWTH = 1.01
-"""The paper's beta and kappa, for weights as they are."""
+_PENALTY = 2.0
+"""The first weight of the quadratic term, for errors in steps of the scale."""
+
+_PENALTY_GROWTH = 1.1
 
 
 def half_quadratic_scales(
-    weight: Tensor, scheme: WeightScheme, stored: torch.dtype, *, norm: float, iterations: int
+    weight: Tensor,
+    scheme: WeightScheme,
+    stored: torch.dtype,
+    *,
+    norm: float,
+    iterations: int,
+    shrinks: tuple[float, ...],
 ) -> GroupScales:
-    """Scales from each group's range, with the zero points solved for.
+    """For each group the representation with the least ``sum(|error| ** norm)`` that was found.
 
     Args:
         weight: float32 ``[out_features, in_features]``.
-        scheme: Bits, group size and symmetry; symmetric weights keep their zero point.
+        scheme: Bits, group size and symmetry.
         stored: The dtype in which scales are stored.
         norm: The exponent p.
-        iterations: Alternations.
+        iterations: Alternations from each start.
+        shrinks: Factors on the group's range to start from.
     """
-    start = range_scales(weight, scheme, stored)
-    if scheme.symmetric:
-        return start
-    groups, top = by_group(weight, scheme), (1 << scheme.bits) - 1
-    steps, zeros = start.scales[..., None], start.zero_points[..., None]
-    penalty = _PENALTY
-    for _ in range(iterations):
-        codes = (groups / steps + zeros).round_().clamp_(0, top)
-        errors = groups - (codes - zeros) * steps
-        zeros = (codes - (groups - _forgiven(errors, penalty, norm)) / steps).mean(-1, keepdim=True)
-        penalty *= _PENALTY_GROWTH
-    return GroupScales(start.scales, zeros[..., 0].round().clamp(0, top))
+    found = [
+        _solve(by_group(chunk, scheme), scheme, stored, norm, iterations, shrinks)
+        for chunk in row_chunks(weight)
+    ]
+    return GroupScales(
+        torch.cat([part.scales for part in found]), torch.cat([part.zero_points for part in found])
+    )
+
+
+def _solve(
+    groups: Tensor,
+    scheme: WeightScheme,
+    stored: torch.dtype,
+    norm: float,
+    iterations: int,
+    shrinks: tuple[float, ...],
+) -> GroupScales:
+    low, high = groups.amin(-1), groups.amax(-1)
+    best = scales_of_range(low, high, 1.0, scheme, stored)
+    least = _distance(groups, _codes(groups, best, scheme), best, norm)
+    for shrink in shrinks:
+        current = scales_of_range(low, high, shrink, scheme, stored)
+        penalty = _PENALTY
+        for _ in range(iterations):
+            codes = _codes(groups, current, scheme)
+            distance = _distance(groups, codes, current, norm)
+            better = distance < least
+            least = torch.where(better, distance, least)
+            best = GroupScales(
+                torch.where(better, current.scales, best.scales),
+                torch.where(better, current.zero_points, best.zero_points),
+            )
+            steps = current.scales[..., None]
+            errors = groups / steps - (codes - current.zero_points[..., None])
+            kept = groups - _forgiven(errors, penalty, norm) * steps
+            current = _fitted(codes, kept, current, scheme, stored)
+            penalty *= _PENALTY_GROWTH
+    return best
+
+
+def _codes(groups: Tensor, scales: GroupScales, scheme: WeightScheme) -> Tensor:
+    codes = (groups / scales.scales[..., None]).round_().add_(scales.zero_points[..., None])
+    return codes.clamp_(0, (1 << scheme.bits) - 1)
+
+
+def _distance(groups: Tensor, codes: Tensor, scales: GroupScales, norm: float) -> Tensor:
+    restored = (codes - scales.zero_points[..., None]) * scales.scales[..., None]
+    return (groups - restored).abs_().pow_(norm).sum(-1)
 
 
 def _forgiven(errors: Tensor, penalty: float, norm: float) -> Tensor:
@@ -56,38 +97,19 @@ def _forgiven(errors: Tensor, penalty: float, norm: float) -> Tensor:
     return errors.sign() * (sizes - threshold).clamp_(min=0)
 
 
-def round_balanced(weight: Tensor, scales: GroupScales, scheme: WeightScheme) -> Tensor:
-    """Codes whose errors sum to nearly nothing in each group.
-
-    Of the weights that were rounded in the direction of the sum, those nearest to a tie are rounded
-    the other way, as many as it takes.
-
-    Args:
-        weight: float32 ``[out_features, in_features]``.
-        scales: Of its groups.
-        scheme: Bits, group size and symmetry.
-
-    Returns:
-        uint8 ``[out_features, in_features]``.
-    """
-    chunks = row_chunks(weight)
-    size, top = len(chunks[0]), (1 << scheme.bits) - 1
-    of_rows = zip(chunks, scales.scales.split(size), scales.zero_points.split(size), strict=True)
-    return torch.cat(
-        [_balanced(by_group(rows, scheme), steps, zeros, top) for rows, steps, zeros in of_rows]
-    )
-
-
-def _balanced(groups: Tensor, scales: Tensor, zeros: Tensor, top: int) -> Tensor:
-    wanted = groups / scales[..., None] + zeros[..., None]
-    codes = wanted.round().clamp_(0, top)
-    excess = codes - wanted
-    total = excess.sum(-1, keepdim=True)
-    direction = total.sign()
-    # The further a weight was moved in the direction of the sum, the less it costs to move it back.
-    order = (excess * direction).argsort(-1, descending=True)
-    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(-1, order, places)
-    moved = (rank < total.abs().round()) & (excess * direction > 0)
-    codes = (codes - direction * moved).clamp_(0, top)
-    return codes.flatten(1).to(torch.uint8)
+def _fitted(
+    codes: Tensor, kept: Tensor, current: GroupScales, scheme: WeightScheme, stored: torch.dtype
+) -> GroupScales:
+    """Scales and zero points by least squares from codes to the weights that are kept."""
+    zeros = current.zero_points
+    if not scheme.symmetric:
+        centred = codes - codes.mean(-1, keepdim=True)
+        slope = (centred * kept).sum(-1) / centred.square().sum(-1).clamp(min=1e-12)
+        slope = torch.where(slope > 0, slope, current.scales)
+        zeros = (codes.mean(-1) - kept.mean(-1) / slope).round()
+        zeros = zeros.clamp(0, (1 << scheme.bits) - 1)
+    levels = codes - zeros[..., None]
+    slope = (levels * kept).sum(-1) / levels.square().sum(-1).clamp(min=1e-12)
+    usable = slope > torch.finfo(stored).tiny
+    scales = torch.where(usable, slope, current.scales).to(stored).float()
+    return GroupScales(scales, zeros)
