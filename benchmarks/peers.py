@@ -247,6 +247,11 @@ def compare_hqq(model: Path) -> list[Row]:
     rows = [
         peer_row("hqq package", model, "hqq", script="hqq_peer.py"),
         quantlib_row("quantlib HQQ", model, {"quantization": ours}),
+        quantlib_row(
+            "quantlib HQQ, no calibration",
+            model,
+            {"quantization": ours | {"options": {"importance": "none"}}},
+        ),
     ]
     judge(rows, model)
     return rows

@@ -141,7 +141,7 @@ def resolve_format(section: QuantizationSection) -> str:
 
 def needs_hidden_states(section: QuantizationSection) -> bool:
     """Whether blocks are quantized with calibration tokens running through them."""
-    quantizer = quantizer_registry.get_quantizer(section.method)
+    quantizer = quantizer_registry.get_quantizer(section.method)(section)
     return quantizer.needs_hessian or section.activations == "int8-static"
 
 

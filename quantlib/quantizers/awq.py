@@ -41,7 +41,7 @@ class AWQQuantizer(BaseQuantizer):
 
     options_type: ClassVar[type[Options]] = AWQOptions
     formats: ClassVar[tuple[str, ...]] = ("awq", "compressed-tensors")
-    needs_hessian: ClassVar[bool] = True
+    needs_hessian = True
     options: AWQOptions
 
     def quantize(

@@ -76,7 +76,7 @@ class BaseQuantizer(ABC):
     options_type: ClassVar[type[Options]] = Options
     types: ClassVar[tuple[WeightType, ...]] = ("int",)
     formats: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
-    needs_hessian: ClassVar[bool] = False
+    needs_hessian: bool = False
 
     def __init__(self, section: QuantizationSection) -> None:
         self.section = section

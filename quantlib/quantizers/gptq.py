@@ -44,7 +44,7 @@ class GPTQOptions(Options):
             description="Share of the Hessian's mean diagonal that is added to it; raised tenfold "
             "where the factorization fails, and reported.",
         ),
-    ] = 0.01
+    ] = 0.1
 
     @field_validator("act_order", mode="before")
     @classmethod
@@ -66,7 +66,7 @@ class GPTQQuantizer(BaseQuantizer):
 
     options_type: ClassVar[type[Options]] = GPTQOptions
     formats: ClassVar[tuple[str, ...]] = ("gptq", "compressed-tensors")
-    needs_hessian: ClassVar[bool] = True
+    needs_hessian = True
     options: GPTQOptions
 
     def quantize(

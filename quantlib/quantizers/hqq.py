@@ -1,26 +1,34 @@
-"""HQQ: scales and zero points by half-quadratic optimization, without calibration."""
+"""HQQ: scales and zero points by half-quadratic optimization."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from quantlib.quantizers.base import BaseQuantizer, GroupInputs, Options, QuantizedGroup
 from quantlib.quantizers.registry import quantizer_registry
+from quantlib.recipe import QuantizationSection
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_SHRINKS = (1.0, 0.9, 0.8, 0.7)
+_SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6)
 """Factors on a group's range that the optimization starts from."""
 
 
 class HQQOptions(Options):
     """Settings of HQQ."""
 
+    importance: Annotated[
+        Literal["hessian", "none"],
+        Field(
+            description="hessian: errors are weighted by the Hessian's diagonal. none: every "
+            "weight alike, as the paper has it; no calibration text is read."
+        ),
+    ] = "hessian"
     norm: Annotated[
         float,
         Field(
@@ -31,16 +39,20 @@ class HQQOptions(Options):
         ),
     ] = 2.0
     iterations: Annotated[
-        int, Field(ge=1, le=100, description="Alternations from each of four starts.")
+        int, Field(ge=1, le=100, description="Alternations from each of five starts.")
     ] = 10
 
 
 @quantizer_registry.register("hqq")
 class HQQQuantizer(BaseQuantizer):
-    """Badri and Shaji 2023, with whole zero points and the scale solved for."""
+    """Badri and Shaji 2023, with whole zero points, scales solved for, and importance."""
 
     options_type: ClassVar[type[Options]] = HQQOptions
     options: HQQOptions
+
+    def __init__(self, section: QuantizationSection) -> None:
+        super().__init__(section)
+        self.needs_hessian = self.options.importance == "hessian"
 
     def quantize(
         self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
@@ -53,8 +65,10 @@ class HQQQuantizer(BaseQuantizer):
 
         scheme = self.section.weights
         weight = torch.cat(list(weights.values()))
+        hessian = inputs.hessian
         scales = half_quadratic_scales(
             weight,
+            weight.new_ones(weight.shape[1]) if hessian is None else hessian.diagonal(),
             scheme,
             stored,
             norm=self.options.norm,

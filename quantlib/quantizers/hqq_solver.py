@@ -4,7 +4,8 @@ Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models",
 ``|W - dequantized| ** p`` with p below 1 is minimized by alternating between the errors that are
 forgiven (their equation 4, a shrinkage) and the representation of the rest (equation 5). There the
 scale is given and the zero point is a real number. Here zero points are whole numbers, as the
-kernels that serve them take, and the scale is solved for as well.
+kernels that serve them take, the scale is solved for as well, and errors can be weighted by the
+importance of their input channel.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quantlib.quantized import group_count
 from quantlib.quantizers.scales import GroupScales, by_group, row_chunks, scales_of_range
 from quantlib.recipe import WeightScheme
 
@@ -23,6 +25,7 @@ _PENALTY_GROWTH = 1.1
 
 def half_quadratic_scales(
     weight: Tensor,
+    importance: Tensor,
     scheme: WeightScheme,
     stored: torch.dtype,
     *,
@@ -30,18 +33,20 @@ def half_quadratic_scales(
     iterations: int,
     shrinks: tuple[float, ...],
 ) -> GroupScales:
-    """For each group the representation with the least ``sum(|error| ** norm)`` that was found.
+    """For each group the least ``sum(importance * |error| ** norm)`` that was found.
 
     Args:
         weight: float32 ``[out_features, in_features]``.
+        importance: float32 ``[in_features]``, not negative.
         scheme: Bits, group size and symmetry.
         stored: The dtype in which scales are stored.
         norm: The exponent p.
         iterations: Alternations from each start.
         shrinks: Factors on the group's range to start from.
     """
+    by_channel = importance.unflatten(0, (group_count(weight.shape[1], scheme.group_size), -1))
     found = [
-        _solve(by_group(chunk, scheme), scheme, stored, norm, iterations, shrinks)
+        _solve(by_group(chunk, scheme), by_channel, scheme, stored, norm, iterations, shrinks)
         for chunk in row_chunks(weight)
     ]
     return GroupScales(
@@ -51,6 +56,7 @@ def half_quadratic_scales(
 
 def _solve(
     groups: Tensor,
+    importance: Tensor,
     scheme: WeightScheme,
     stored: torch.dtype,
     norm: float,
@@ -59,13 +65,13 @@ def _solve(
 ) -> GroupScales:
     low, high = groups.amin(-1), groups.amax(-1)
     best = scales_of_range(low, high, 1.0, scheme, stored)
-    least = _distance(groups, _codes(groups, best, scheme), best, norm)
+    least = _distance(groups, _codes(groups, best, scheme), best, importance, norm)
     for shrink in shrinks:
         current = scales_of_range(low, high, shrink, scheme, stored)
         penalty = _PENALTY
         for _ in range(iterations):
             codes = _codes(groups, current, scheme)
-            distance = _distance(groups, codes, current, norm)
+            distance = _distance(groups, codes, current, importance, norm)
             better = distance < least
             least = torch.where(better, distance, least)
             best = GroupScales(
@@ -75,7 +81,7 @@ def _solve(
             steps = current.scales[..., None]
             errors = groups / steps - (codes - current.zero_points[..., None])
             kept = groups - _forgiven(errors, penalty, norm) * steps
-            current = _fitted(codes, kept, current, scheme, stored)
+            current = _fitted(codes, kept, importance, current, scheme, stored)
             penalty *= _PENALTY_GROWTH
     return best
 
@@ -85,9 +91,11 @@ def _codes(groups: Tensor, scales: GroupScales, scheme: WeightScheme) -> Tensor:
     return codes.clamp_(0, (1 << scheme.bits) - 1)
 
 
-def _distance(groups: Tensor, codes: Tensor, scales: GroupScales, norm: float) -> Tensor:
+def _distance(
+    groups: Tensor, codes: Tensor, scales: GroupScales, importance: Tensor, norm: float
+) -> Tensor:
     restored = (codes - scales.zero_points[..., None]) * scales.scales[..., None]
-    return (groups - restored).abs_().pow_(norm).sum(-1)
+    return (groups - restored).abs_().pow_(norm).mul_(importance).sum(-1)
 
 
 def _forgiven(errors: Tensor, penalty: float, norm: float) -> Tensor:
@@ -98,18 +106,26 @@ def _forgiven(errors: Tensor, penalty: float, norm: float) -> Tensor:
 
 
 def _fitted(
-    codes: Tensor, kept: Tensor, current: GroupScales, scheme: WeightScheme, stored: torch.dtype
+    codes: Tensor,
+    kept: Tensor,
+    importance: Tensor,
+    current: GroupScales,
+    scheme: WeightScheme,
+    stored: torch.dtype,
 ) -> GroupScales:
-    """Scales and zero points by least squares from codes to the weights that are kept."""
+    """Scales and zero points by weighted least squares from codes to the weights that are kept."""
     zeros = current.zero_points
     if not scheme.symmetric:
-        centred = codes - codes.mean(-1, keepdim=True)
-        slope = (centred * kept).sum(-1) / centred.square().sum(-1).clamp(min=1e-12)
+        shares = importance / importance.sum(-1, keepdim=True).clamp(min=1e-30)
+        middle = (shares * codes).sum(-1)
+        centred = shares * (codes - middle[..., None])
+        slope = (centred * kept).sum(-1) / (centred * codes).sum(-1).clamp(min=1e-12)
         slope = torch.where(slope > 0, slope, current.scales)
-        zeros = (codes.mean(-1) - kept.mean(-1) / slope).round()
+        zeros = (middle - (shares * kept).sum(-1) / slope).round()
         zeros = zeros.clamp(0, (1 << scheme.bits) - 1)
     levels = codes - zeros[..., None]
-    slope = (levels * kept).sum(-1) / levels.square().sum(-1).clamp(min=1e-12)
+    weighted = importance * levels
+    slope = (weighted * kept).sum(-1) / (weighted * levels).sum(-1).clamp(min=1e-30)
     usable = slope > torch.finfo(stored).tiny
     scales = torch.where(usable, slope, current.scales).to(stored).float()
     return GroupScales(scales, zeros)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from quantlib.compatibility import needs_hidden_states
 from quantlib.quantizers import GroupInputs, HQQQuantizer, MinMaxQuantizer
 from quantlib.quantizers.hqq_solver import half_quadratic_scales
 from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
@@ -40,7 +41,7 @@ def objective(
 def test_the_objective_falls_below_that_of_the_range(scheme: WeightScheme, norm: float) -> None:
     weight = heavy_tailed(48, 128)
     found = half_quadratic_scales(
-        weight, scheme, torch.bfloat16, norm=norm, iterations=10, shrinks=(1.0, 0.8)
+        weight, torch.ones(128), scheme, torch.bfloat16, norm=norm, iterations=9, shrinks=(1.0, 0.8)
     )
     plain = range_scales(weight, scheme, torch.bfloat16)
     # With 256 levels there is next to nothing to gain.
@@ -58,6 +59,7 @@ def test_it_is_near_what_an_exhaustive_search_finds(symmetric: bool) -> None:
         weight = heavy_tailed(6, 32)[seed : seed + 1]
         found = half_quadratic_scales(
             weight,
+            torch.ones(32),
             scheme,
             torch.bfloat16,
             norm=0.7,
@@ -86,7 +88,7 @@ def test_outliers_are_forgiven() -> None:
     section = QuantizationSection(
         method="hqq",
         weights=WeightScheme(bits=4, group_size=64, symmetric=False),
-        options={"norm": 0.7},
+        options={"norm": 0.7, "importance": "none"},
     )
     ours = HQQQuantizer(section).quantize({"x": weight}, GroupInputs(), torch.bfloat16)
     rounding = section.model_copy(update={"options": {}})
@@ -95,6 +97,36 @@ def test_outliers_are_forgiven() -> None:
         float((made.linears["x"].dequantize() - weight).abs().median()) for made in (ours, plain)
     ]
     assert medians[0] < 0.5 * medians[1]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[:2], ids=str)
+def test_important_channels_keep_smaller_errors(scheme: WeightScheme) -> None:
+    weight = heavy_tailed(48, 128)
+    diagonal = torch.ones(128)
+    diagonal[::8] = 400.0
+    section = QuantizationSection(method="hqq", weights=scheme)
+    inputs = GroupInputs(torch.diag(diagonal))
+    made = HQQQuantizer(section).quantize({"x": weight}, inputs, torch.bfloat16)
+    unweighted = section.model_copy(update={"options": {"importance": "none"}})
+    plain = HQQQuantizer(unweighted).quantize({"x": weight}, GroupInputs(), torch.bfloat16)
+    costs, errors = zip(
+        *(
+            (float((squares * diagonal).sum()), float(squares.sum()))
+            for squares in (
+                (group.linears["x"].dequantize() - weight).square() for group in (made, plain)
+            )
+        ),
+        strict=True,
+    )
+    assert costs[0] < 0.8 * costs[1]
+    assert errors[0] > errors[1]
+
+
+def test_text_is_read_only_where_errors_are_weighted() -> None:
+    section = QuantizationSection(method="hqq", weights=SCHEMES[0])
+    assert needs_hidden_states(section)
+    unweighted = section.model_copy(update={"options": {"importance": "none"}})
+    assert not needs_hidden_states(unweighted)
 
 
 def test_a_constant_group_stays_finite() -> None:
