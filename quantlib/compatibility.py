@@ -9,18 +9,12 @@ from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
-from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
 from quantlib.errors import Problem, UnknownNameError
 from quantlib.formats import CheckpointScheme, format_registry
 from quantlib.models import BaseModelAdapter
-from quantlib.models.base import without_expert
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import BaseQuantizer, quantizer_registry
 from quantlib.recipe import Activations, QuantizationSection, Recipe, WeightScheme
-from quantlib.serving.tensor_parallel import sharding_of
-
-_KERNEL_MULTIPLE = 32
-"""vLLM's kernels for packed weights take linears whose sides are multiples of this."""
 
 
 def scheme_problems(recipe: Recipe) -> list[Problem]:
@@ -163,7 +157,7 @@ def exact_linears(section: QuantizationSection, adapter: BaseModelAdapter) -> li
                 linear
                 for linear in linears
                 if any(
-                    _matches(pattern, adapter.linear_name(block, linear))
+                    matches(pattern, adapter.linear_name(block, linear))
                     for pattern in section.ignore
                 )
             }
@@ -171,7 +165,8 @@ def exact_linears(section: QuantizationSection, adapter: BaseModelAdapter) -> li
     return exact
 
 
-def _matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern of ``quantization.ignore`` names a linear."""
     if pattern.startswith("re:"):
         return re.search(pattern.removeprefix("re:"), name) is not None
     return name == pattern or name.endswith(f".{pattern}")
@@ -206,205 +201,3 @@ def checkpoint_scheme(section: QuantizationSection, adapter: BaseModelAdapter) -
         exact_fused=tuple(fused),
         exact_modules=tuple(modules),
     )
-
-
-def model_problems(
-    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter
-) -> list[Problem]:
-    """What of a recipe does not go with a model.
-
-    Args:
-        recipe: A valid recipe.
-        checkpoint: The model's headers.
-        adapter: The model's family.
-    """
-    if "quantization_config" in checkpoint.config:
-        return [
-            Problem(
-                "config.json: quantization_config",
-                "the checkpoint is quantized already",
-                "give the original",
-            )
-        ]
-    problems = adapter.problems(checkpoint)
-    problems += [
-        Problem(name, f"has dtype {info.dtype}", f"supported: {', '.join(FLOAT_DTYPES)}")
-        for name, info in checkpoint.tensors.items()
-        if info.dtype not in FLOAT_DTYPES
-    ]
-    if problems:
-        return problems
-    problems = _pattern_problems(recipe.quantization, adapter)
-    problems += _layer_problems(recipe.quantization, adapter)
-    if not problems:
-        problems = _fusion_problems(recipe.quantization, adapter)
-    problems += _expert_problems(recipe.quantization, adapter)
-    problems += _shape_problems(recipe.quantization, checkpoint, adapter)
-    if recipe.outlier_suppression is not None:
-        suppression = recipe.outlier_suppression
-        suppressor = outlier_suppression_registry.get_suppressor(suppression.method)
-        problems += suppressor(suppression.options).problems(adapter)
-    problems += _serving_problems(recipe, adapter)
-    for field, section in (
-        ("calibration", recipe.calibration if needs_calibration(recipe) else None),
-        ("validation", recipe.validation),
-    ):
-        if section is not None and section.sequence_length > adapter.max_sequence_length:
-            problems.append(
-                Problem(
-                    f"{field}.sequence_length",
-                    f"{section.sequence_length} is above the model's {adapter.max_sequence_length}",
-                )
-            )
-    return problems
-
-
-def _pattern_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
-    names = [
-        adapter.linear_name(block, linear)
-        for block in range(adapter.blocks)
-        for linear in (*adapter.linears(block), *adapter.routers(block))
-    ]
-    problems = []
-    for pattern in section.ignore:
-        try:
-            found = pattern == adapter.head or any(_matches(pattern, name) for name in names)
-        except re.error as error:
-            problems.append(
-                Problem("quantization.ignore", f"{pattern!r} is no regular expression: {error}")
-            )
-            continue
-        if not found:
-            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
-            problems.append(
-                Problem("quantization.ignore", f"{pattern!r} matches no linear", f"known: {known}")
-            )
-    return problems
-
-
-def _layer_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
-    outside = [layer for layer in section.layers or () if layer >= adapter.blocks]
-    if not outside:
-        return []
-    return [
-        Problem(
-            "quantization.layers",
-            f"{', '.join(map(str, outside))} out of range",
-            f"the model has blocks 0 to {adapter.blocks - 1}",
-        )
-    ]
-
-
-def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
-    problems = []
-    exact = exact_linears(section, adapter)
-    if all(linears.issuperset(adapter.linears(block)) for block, linears in enumerate(exact)):
-        problems.append(Problem("quantization", "layers and ignore leave no linear to quantize"))
-    split: dict[str, Problem] = {}
-    for block, linears in enumerate(exact):
-        for fused, parts in adapter.fused(block).items():
-            if fused not in split and 0 < len(linears & set(parts)) < len(parts):
-                named = ", ".join(dict.fromkeys(map(without_expert, parts)))
-                split[fused] = Problem(
-                    "quantization.ignore",
-                    f"splits {named} in block {block}, which vLLM fuses into {fused}",
-                    "quantize all of them or none",
-                )
-    return [*problems, *split.values()]
-
-
-def quantizes_experts(section: QuantizationSection, adapter: BaseModelAdapter) -> bool:
-    """Whether a recipe quantizes the linears of experts."""
-    return any(
-        group.expert is not None and not exact.issuperset(group.linears)
-        for block, exact in enumerate(exact_linears(section, adapter))
-        for group in adapter.groups(block)
-    )
-
-
-def cpu_problem(section: QuantizationSection, adapter: BaseModelAdapter) -> str | None:
-    """Why vLLM cannot serve a model on a CPU as a recipe quantizes it; None where it can."""
-    scheme = (section.weights, section.activations)
-    made_by = format_registry.get_format(resolve_format(section))
-    problem = made_by.cpu_problem(*scheme)
-    if problem is None and quantizes_experts(section, adapter):
-        problem = made_by.experts_cpu_problem(*scheme)
-    return problem
-
-
-def _expert_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
-    name = resolve_format(section)
-    problems = []
-    reason = format_registry.get_format(name).experts_problem(section.weights, section.activations)
-    if reason is not None and quantizes_experts(section, adapter):
-        problems.append(Problem("quantization", reason, "change the scheme, or ignore the experts"))
-    reason = adapter.format_problem(name, exact_linears(section, adapter))
-    if reason is not None:
-        remedy = "use compressed-tensors, or ignore gate_proj and up_proj"
-        problems.append(Problem("quantization.format", f"{name}: {reason}", remedy))
-    return problems
-
-
-def _serving_problems(recipe: Recipe, adapter: BaseModelAdapter) -> list[Problem]:
-    exact = exact_linears(recipe.quantization, adapter)
-    quantized = {
-        linear.rpartition(".")[2]
-        for block, names in enumerate(exact)
-        for linear in set(adapter.linears(block)) - names
-    }
-    sharding = sharding_of(adapter.config, recipe.quantization.weights, quantized)
-    size = recipe.serving.tensor_parallel_size
-    return [
-        Problem(
-            "serving.tensor_parallel_size",
-            f"{size} GPUs cannot share the model: {what}",
-            f"sizes that work: {', '.join(map(str, sharding.sizes()))}",
-        )
-        for what in (sharding.problems(size) if size > 1 else ())
-    ]
-
-
-def _shape_problems(
-    section: QuantizationSection, checkpoint: Checkpoint, adapter: BaseModelAdapter
-) -> list[Problem]:
-    shapes: dict[str, tuple[int, int]] = {}
-    # Blocks are alike, so that shapes can be judged where a wrong list of layers selects none.
-    everywhere = section.model_copy(update={"layers": None})
-    for block, exact in enumerate(exact_linears(everywhere, adapter)):
-        for linear in adapter.linears(block):
-            if linear not in exact:
-                shape = adapter.linear_shape(checkpoint, block, linear)
-                shapes.setdefault(without_expert(linear), shape)
-    problems = []
-    size = section.weights.group_size
-    ragged = {name: columns for name, (_, columns) in shapes.items() if size > 0 and columns % size}
-    if ragged:
-        supported = quantizer_registry.get_quantizer(section.method).get_supported_group_sizes()
-        fitting = [
-            str(other)
-            for other in supported
-            if other == -1 or all(columns % other == 0 for _, columns in shapes.values())
-        ]
-        named = ", ".join(f"{name} ({columns} columns)" for name, columns in ragged.items())
-        problems.append(
-            Problem(
-                "quantization.weights.group_size",
-                f"{size} does not divide {named}",
-                f"sizes that fit: {', '.join(fitting)}",
-            )
-        )
-    if section.activations == "none":
-        odd = [
-            f"{name} ({rows} x {columns})"
-            for name, (rows, columns) in shapes.items()
-            if rows % _KERNEL_MULTIPLE or columns % _KERNEL_MULTIPLE
-        ]
-        if odd:
-            problems.append(
-                Problem(
-                    "quantization",
-                    f"{', '.join(odd)}: vLLM's kernels need multiples of {_KERNEL_MULTIPLE}",
-                    "name them under quantization.ignore",
-                )
-            )
-    return problems

@@ -16,9 +16,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
-from quantlib.compatibility import checkpoint_scheme, cpu_problem
+from quantlib.compatibility import checkpoint_scheme
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import installed_vllm
+from quantlib.model_compatibility import cpu_problem
 from quantlib.models import BaseModelAdapter
 from quantlib.process_group import end_group, last_lines
 from quantlib.quantizers import quantizer_registry

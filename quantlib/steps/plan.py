@@ -7,9 +7,10 @@ from itertools import accumulate
 from quantlib.calibration.inputs import calibration_windows, evaluation_windows
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource, ReceiptSource
-from quantlib.compatibility import exact_linears, model_problems, needs_calibration
+from quantlib.compatibility import exact_linears, needs_calibration
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
+from quantlib.model_compatibility import model_problems
 from quantlib.models import BaseModelAdapter, open_model
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.contract import StepCall

@@ -12,7 +12,6 @@ from typing import Any
 from quantlib.calibration.corpus import load_tokenizer
 from quantlib.calibration.inputs import evaluation_windows
 from quantlib.checkpoint.source import ReceiptSource
-from quantlib.compatibility import cpu_problem
 from quantlib.evaluation.engines import choose_engine
 from quantlib.evaluation.evaluate import (
     REFERENCE_STEP,
@@ -23,6 +22,7 @@ from quantlib.evaluation.evaluate import (
 )
 from quantlib.evaluation.gate import Figures, judge
 from quantlib.evaluation.process import Workers
+from quantlib.model_compatibility import cpu_problem
 from quantlib.models import open_model
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
