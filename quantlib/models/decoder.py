@@ -76,18 +76,21 @@ class DecoderBlock:
         yield attention_output, x
         x = self._linear("self_attn.o_proj", x)
         hidden = self._add(hidden, x, norms.after_attention)
-        x = self._norm(norms.before_mlp, hidden)
-        x = yield from self._walk_mlp(x)
+        x = yield from self._walk_mlp(self._norm(norms.before_mlp, hidden))
         return self._add(hidden, x, norms.after_mlp)
 
     def _walk_mlp(self, x: Tensor) -> Walk:
         *_, mlp_input, mlp_output = self.groups
         yield mlp_input, x
-        half = self.tensors["mlp.down_proj.weight"].shape[1]
-        gate, up = self._outputs(mlp_input, x, (half, half))
-        x = ACTIVATIONS[self.settings.activation](gate) * up
+        x = self._gated(mlp_input, x)
         yield mlp_output, x
         return self._linear("mlp.down_proj", x)
+
+    def _gated(self, group: LinearGroup, x: Tensor) -> Tensor:
+        # Not within the walk: while that stands, all that its frame names stays in memory.
+        half = self.tensors["mlp.down_proj.weight"].shape[1]
+        gate, up = self._outputs(group, x, (half, half))
+        return ACTIVATIONS[self.settings.activation](gate) * up
 
     def forward(
         self, hidden: Tensor, observe: Callable[[LinearGroup, Tensor], None] | None = None

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from quantlib.recipe import recipe_path
 from quantlib.report.manifest import verify_published
 
 RECIPE = {
@@ -124,6 +126,25 @@ def test_a_failed_gate_stops_before_publish(make_model: Any, tmp_path: Path) -> 
     assert run["tasks"]["validate"]["outputs"]["parameters"]["verdict"] == "failed"
     (report,) = run["tasks"]["validate"]["outputs"]["artifacts"]["report"]
     assert "Failed" in Path(report["path"]).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["awq", "fp8", "hqq", "smooth_quant"])
+def test_a_recipe_that_ships_goes_through(make_model: Any, tmp_path: Path, name: str) -> None:
+    model = make_model(tmp_path / "model", num_hidden_layers=2)
+    ships = yaml.safe_load(recipe_path(name).read_text(encoding="utf-8"))
+    if ships["quantization"]["weights"]["group_size"] > 0:
+        ships["quantization"]["weights"]["group_size"] = 32  # as narrow as the tiny model
+    pipeline = Pipeline(
+        tmp_path / "run",
+        model,
+        RECIPE | ships | {"num_ranges": 2, "validation": RECIPE["validation"]},
+    )
+    code, output = pipeline.run()
+    assert code == 0, output
+    verify_published(pipeline.published())
+    report = json.loads((pipeline.published() / "quantization_report.json").read_text())
+    assert report["method"]["quantizer"] == ships["quantization"]["method"]
 
 
 def test_bad_input_is_refused_before_anything_is_written(tiny_llama: Path, tmp_path: Path) -> None:
