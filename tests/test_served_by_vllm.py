@@ -4,9 +4,6 @@ vLLM loads the quantized checkpoint; transformers computes the reference in floa
 dequantized weights. Both see the same tokens; logits differ by the rounding of bfloat16.
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from serving import assert_served_as_meant, reference_logprobs, served_logprobs
 
-from quantlib.evaluation.transformers_engine import load_model
 from quantlib.store import LocalStore
 
 pytestmark = [
@@ -93,29 +89,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What a family's tiny model has besides."""
 
-LOGPROBS = """
-import json, os, sys
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-os.environ |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_INT4_W4A8": "0", "VLLM_NO_USAGE_STATS": "1"}
-if __name__ == "__main__":
-    from vllm import LLM, SamplingParams
-    folders, tokens, output = json.loads(sys.argv[1])
-    found = []
-    for folder in folders:
-        llm = LLM(model=folder, max_model_len=128, max_num_seqs=1, enforce_eager=True,
-                  dtype="bfloat16", distributed_executor_backend="uni", max_logprobs=512,
-                  skip_tokenizer_init=True, enable_prefix_caching=False)
-        parameters = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=512,
-                                    detokenize=False)
-        (result,) = llm.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)
-        found.append([[row[t].logprob for t in range(512)] for row in result.prompt_logprobs[1:]])
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-    with open(output, "w") as file:
-        json.dump(found, file)
-"""
-TOKENS = [(7 * n) % 512 for n in range(64)]
-
 
 @pytest.fixture(scope="module")
 def logprobs(
@@ -136,34 +109,13 @@ def logprobs(
         for file in made.checkpoint.facts["checkpoint_files"]:
             store.export_file(made.checkpoint.path(file), root / name / "quantized" / file)
     folders = [root / name / "quantized" for name in CASES]
-    output = root / "logprobs.json"
-    script = root / "logprobs.py"
-    script.write_text(LOGPROBS)
-    job = json.dumps([[str(folder) for folder in folders], TOKENS, str(output)])
-    done = subprocess.run(
-        [sys.executable, str(script), job], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    served = json.loads(output.read_text())
+    served = served_logprobs(folders, root)
     return {
         name: np.array([of_vllm, reference_logprobs(folder)])
         for name, folder, of_vllm in zip(CASES, folders, served, strict=True)
     }
 
 
-@torch.no_grad()
-def reference_logprobs(folder: Path) -> np.ndarray:
-    model = load_model(folder, torch.float32)
-    return model(torch.tensor([TOKENS])).logits[0, :-1].log_softmax(-1).numpy()
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_vllm_computes_what_the_quantizer_meant(case: str, logprobs: dict[str, np.ndarray]) -> None:
-    served, reference = logprobs[case]
-    assert np.isfinite(served).all()
-    divergence = (np.exp(reference) * (reference - served)).sum(-1)
-    # Rounding of activations gives about 1e-3; wrong scales or zero points, or a linear that is
-    # taken for exact, give more than 0.1.
-    assert divergence.mean() < 0.01
-    spread = reference.std(0).mean()
-    assert spread > 0.1, "the model says the same everywhere, so this test could not fail"
+    assert_served_as_meant(*logprobs[case])
