@@ -184,7 +184,14 @@ class ValidationSection(Section):
     text_field: Annotated[
         str, Field(description="Field or column that holds the text of a record.")
     ] = "text"
-    num_samples: Annotated[int, Field(ge=1, description="Token windows to judge on.")] = 10
+    num_samples: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Token windows to judge on: more of them make the standard error, which "
+            "the report gives, smaller.",
+        ),
+    ] = 8
     sequence_length: Annotated[int, Field(ge=8, description="Tokens in a window.")] = 512
     prompts: Annotated[
         tuple[str, ...], Field(description="Completed greedily by both models, side by side.")
