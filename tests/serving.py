@@ -16,46 +16,59 @@ from quantlib.evaluation.transformers_engine import load_model
 TOKENS = [(7 * n) % 512 for n in range(64)]
 
 _SCRIPT = """
-import json, os, sys
+import json, os, sys, traceback
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
 os.environ |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_INT4_W4A8": "0", "VLLM_NO_USAGE_STATS": "1"}
-if __name__ == "__main__":
-    from vllm import LLM, SamplingParams
-    folders, tokens, output = json.loads(sys.argv[1])
-    found = []
-    for folder in folders:
-        llm = LLM(model=folder, max_model_len=128, max_num_seqs=1, enforce_eager=True,
-                  dtype="bfloat16", distributed_executor_backend="uni", max_logprobs=512,
-                  skip_tokenizer_init=True, enable_prefix_caching=False)
-        parameters = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=512,
-                                    detokenize=False)
-        (result,) = llm.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)
-        found.append([[row[t].logprob for t in range(512)] for row in result.prompt_logprobs[1:]])
-        llm.llm_engine.engine_core.shutdown()
-        del llm
+
+def predict(folder, tokens, output):
+    llm = LLM(model=folder, max_model_len=128, max_num_seqs=1, enforce_eager=True,
+              dtype="bfloat16", distributed_executor_backend="uni", max_logprobs=512,
+              skip_tokenizer_init=True, enable_prefix_caching=False)
+    parameters = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=512, detokenize=False)
+    (result,) = llm.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)
+    found = [[row[t].logprob for t in range(512)] for row in result.prompt_logprobs[1:]]
     with open(output, "w") as file:
         json.dump(found, file)
+
+if __name__ == "__main__":
+    from vllm import LLM, SamplingParams
+    tokens, preparation, jobs = json.loads(sys.argv[1])
+    exec(preparation)
+    for folder, output in jobs:
+        if not os.fork():
+            try:
+                predict(folder, tokens, output)
+            except BaseException:
+                traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(0)
+        os.wait()
 """
 
 
 def served_logprobs(folders: Sequence[Path], root: Path, preparation: str = "") -> list[np.ndarray]:
     """What vLLM predicts after each of :data:`TOKENS`, ``[positions, vocabulary]`` per checkpoint.
 
+    vLLM is imported once, and each checkpoint is loaded by a forked process: within a process vLLM
+    remembers which parts it has fused.
+
     Args:
         folders: Of checkpoints with a vocabulary of 512 tokens.
         root: A folder for files in between.
         preparation: Python to run in vLLM's process before anything is loaded.
     """
-    script, output = root / "logprobs.py", root / "logprobs.json"
-    script.write_text(
-        _SCRIPT.replace("    found = []\n", f"    exec({preparation!r})\n    found = []\n")
-    )
-    job = json.dumps([[str(folder) for folder in folders], TOKENS, str(output)])
+    script = root / "logprobs.py"
+    script.write_text(_SCRIPT)
+    outputs = [root / f"logprobs-{number}.json" for number in range(len(folders))]
+    jobs = [[str(folder), str(file)] for folder, file in zip(folders, outputs, strict=True)]
     done = subprocess.run(
-        [sys.executable, str(script), job], capture_output=True, text=True, check=False
+        [sys.executable, str(script), json.dumps([TOKENS, preparation, jobs])],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [np.array(found) for found in json.loads(output.read_text())]
+    assert all(map(Path.exists, outputs)), done.stderr[-3000:]
+    return [np.array(json.loads(file.read_text())) for file in outputs]
 
 
 @torch.no_grad()

@@ -3,8 +3,7 @@
 vLLM has no kernel for them on a CPU without AMX. It builds the model, chooses the method for the
 experts and stacks our tensors as on a GPU; then, in place of preparing them for a kernel, the
 stacked codes are multiplied out here and given to its method for exact experts. Predictions are
-then compared as everywhere. Each model is loaded by a process of its own: vLLM remembers within a
-process which parts it has fused.
+then compared as everywhere.
 """
 
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from serving import assert_served_as_meant, reference_logprobs, served_logprobs
 
@@ -110,40 +110,55 @@ EXACT_EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture
-def quantized(
+Logprobs = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Of every case, by vLLM and as a reference; ``[positions, vocabulary]`` each."""
+
+Serve = Callable[[dict[str, tuple[str, dict[str, Any]]], str], Logprobs]
+
+
+@pytest.fixture(scope="module")
+def serve(
+    tmp_path_factory: pytest.TempPathFactory,
     make_model: Callable[..., Path],
     small_recipe: Callable[..., Any],
     run_steps: Callable[..., Any],
-    tmp_path: Path,
-) -> Callable[[str, dict[str, Any]], Path]:
-    """Writes a quantized mixture to a folder."""
+) -> Serve:
+    """Quantizes mixtures and asks vLLM what it predicts."""
 
-    def make(model_type: str, quantization: dict[str, Any]) -> Path:
-        config = SIZES | (MIXTRAL if model_type == "mixtral" else QWEN)
-        source = make_model(tmp_path / "source", model_type, stacked_experts=True, **config)
-        store = LocalStore(tmp_path / "store")
-        made = run_steps(store, small_recipe(num_ranges=2, quantization=quantization), source)
-        for file in made.checkpoint.facts["checkpoint_files"]:
-            store.export_file(made.checkpoint.path(file), tmp_path / "quantized" / file)
-        return tmp_path / "quantized"
+    def run(cases: dict[str, tuple[str, dict[str, Any]]], preparation: str) -> Logprobs:
+        root = tmp_path_factory.mktemp("experts")
+        folders = [root / name / "quantized" for name in cases]
+        for folder, (model_type, quantization) in zip(folders, cases.values(), strict=True):
+            config = SIZES | (MIXTRAL if model_type == "mixtral" else QWEN)
+            source = make_model(
+                folder.with_name("source"), model_type, stacked_experts=True, **config
+            )
+            store = LocalStore(folder.with_name("store"))
+            made = run_steps(store, small_recipe(num_ranges=2, quantization=quantization), source)
+            for file in made.checkpoint.facts["checkpoint_files"]:
+                store.export_file(made.checkpoint.path(file), folder / file)
+        served = served_logprobs(folders, root, preparation)
+        references = map(reference_logprobs, folders)
+        return dict(zip(cases, zip(served, references, strict=True), strict=True))
 
-    return make
+    return run
+
+
+@pytest.fixture(scope="module")
+def stacked(serve: Serve) -> Logprobs:
+    return serve(CASES, PREPARATION)
+
+
+@pytest.fixture(scope="module")
+def exact(serve: Serve) -> Logprobs:
+    return serve(EXACT_EXPERTS, "")
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_vllm_stacks_the_experts_that_were_meant(
-    case: str, quantized: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = quantized(*CASES[case])
-    (served,) = served_logprobs([folder], tmp_path, PREPARATION)
-    assert_served_as_meant(served, reference_logprobs(folder))
+def test_vllm_stacks_the_experts_that_were_meant(case: str, stacked: Logprobs) -> None:
+    assert_served_as_meant(*stacked[case])
 
 
 @pytest.mark.parametrize("case", EXACT_EXPERTS)
-def test_vllm_serves_exact_experts_on_a_cpu(
-    case: str, quantized: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = quantized(*EXACT_EXPERTS[case])
-    (served,) = served_logprobs([folder], tmp_path)
-    assert_served_as_meant(served, reference_logprobs(folder))
+def test_vllm_serves_exact_experts_on_a_cpu(case: str, exact: Logprobs) -> None:
+    assert_served_as_meant(*exact[case])
