@@ -39,7 +39,7 @@ style: $(STAMP) ## Fix what can be fixed by itself
 compile: $(STAMP) ## Compile the Kubeflow pipeline to build/pipeline.yaml
 	$(PYTHON) -m pipelines compile --output build/pipeline.yaml
 
-benchmark: $(STAMP) ## Compare with llm-compressor, side by side (about 20 minutes)
+benchmark: $(STAMP) ## Compare with llm-compressor and hqq, side by side (about an hour)
 	$(PYTHON) benchmarks/peers.py
 
 clean: ## Remove what the other targets made
