@@ -151,8 +151,9 @@ def _expert_problems(section: QuantizationSection, adapter: BaseModelAdapter) ->
         problems.append(Problem("quantization", reason, "change the scheme, or ignore the experts"))
     reason = adapter.format_problem(name, exact_linears(section, adapter))
     if reason is not None:
-        remedy = "use compressed-tensors, or ignore gate_proj and up_proj"
-        problems.append(Problem("quantization.format", f"{name}: {reason}", remedy))
+        problems.append(
+            Problem("quantization.format", f"{name}: {reason}", "use compressed-tensors")
+        )
     return problems
 
 

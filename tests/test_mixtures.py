@@ -262,6 +262,9 @@ def test_what_cannot_be_served_is_refused(mixtral: Path, qwen: Path, small_recip
     assert "gptq: vLLM takes gate and up of blocks without experts (block 1)" in of(qwen)
     assert of(qwen, **CT) == ""
     assert of(qwen, ignore=["re:1.mlp.(gate|up)_proj"]) == ""
+    exact = of(mixtral, ignore=["re:experts"])
+    assert "gptq: vLLM takes exact experts (block 0) for quantized ones" in exact
+    assert of(mixtral, **CT, ignore=["re:experts"]) == ""
     ragged = of(mixtral, weights={"bits": 4, "group_size": 128})
     assert ragged.count("block_sparse_moe.experts.*.w1 (64 columns)") == 1
 

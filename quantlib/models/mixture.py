@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -118,6 +118,26 @@ class MixtureAdapter(BaseHuggingFaceAdapter):
 
     def _expert(self, expert: int, linear: str) -> str:
         return f"{self.mlp}.experts.{expert}.{linear}"
+
+    def format_problem(self, format_name: str, exact: Sequence[Collection[str]]) -> str | None:
+        """Why vLLM cannot read the family in a format that it reads otherwise; None where it can.
+
+        Where its first choice of kernels does not take the hidden size, vLLM (moe_wna16.py) forgets
+        what the gptq format says of modules that stay exact.
+        """
+        hidden = self.config["hidden_size"]
+        exact_experts = [
+            block
+            for block, linears in enumerate(exact)
+            for group in self.groups(block)
+            if group.expert is not None and set(group.linears) <= set(linears)
+        ]
+        if format_name != "gptq" or hidden % 128 == 0 or not exact_experts:
+            return None
+        return (
+            f"vLLM takes exact experts (block {exact_experts[0]}) for quantized ones where the "
+            f"hidden size, {hidden}, is no multiple of 128"
+        )
 
     def groups(self, block: int) -> tuple[LinearGroup, ...]:
         """The linears of a block, in the order in which their inputs arise.

@@ -54,7 +54,7 @@ class Qwen3MoeAdapter(MixtureAdapter):
             if not self.is_mixture(block) and not {"mlp.gate_proj", "mlp.up_proj"} <= set(linears)
         ]
         if format_name != "gptq" or not dense:
-            return None
+            return super().format_problem(format_name, exact)
         return f"vLLM takes gate and up of blocks without experts (block {dense[0]}) for exact"
 
     def sliding_window(self, block: int) -> int | None:
