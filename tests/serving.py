@@ -36,13 +36,16 @@ if __name__ == "__main__":
     exec(preparation)
     for folder, output in jobs:
         if not os.fork():
+            status = 1
             try:
                 predict(folder, tokens, output)
+                status = 0
             except BaseException:
                 traceback.print_exc()
             sys.stderr.flush()
-            os._exit(0)
-        os.wait()
+            os._exit(status)
+        if os.wait()[1]:
+            sys.exit(f"{folder} failed")
 """
 
 
@@ -67,7 +70,7 @@ def served_logprobs(folders: Sequence[Path], root: Path, preparation: str = "") 
         text=True,
         check=False,
     )
-    assert all(map(Path.exists, outputs)), done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     return [np.array(json.loads(file.read_text())) for file in outputs]
 
 

@@ -247,7 +247,7 @@ def _outcome(folder: Path) -> DryLoadOutcome:
         return DryLoadOutcome(result="loaded", detail=attempt(folder, job))
     except NotPossibleError as error:
         return DryLoadOutcome(result="skipped", detail=str(error))
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # also how torch says what the meta device cannot do
         if "meta" not in str(error):
             return DryLoadOutcome(result="refused", detail=in_words(error))
         return DryLoadOutcome(result="skipped", detail="vLLM cannot build it without its weights")

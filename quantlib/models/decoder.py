@@ -88,8 +88,8 @@ class DecoderBlock:
 
     def _gated(self, group: LinearGroup, x: Tensor) -> Tensor:
         # Not within the walk: while that stands, all that its frame names stays in memory.
-        half = self.tensors["mlp.down_proj.weight"].shape[1]
-        gate, up = self._outputs(group, x, (half, half))
+        given = [self._linear(name, x) for name in group.linears]
+        gate, up = given if len(given) == 2 else given[0].chunk(2, -1)
         return ACTIVATIONS[self.settings.activation](gate) * up
 
     def forward(

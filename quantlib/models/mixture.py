@@ -126,13 +126,15 @@ class MixtureAdapter(BaseHuggingFaceAdapter):
         what the gptq format says of modules that stay exact.
         """
         hidden = self.config["hidden_size"]
+        if format_name != "gptq" or hidden % 128 == 0:
+            return None
         exact_experts = [
             block
             for block, linears in enumerate(exact)
             for group in self.groups(block)
             if group.expert is not None and set(group.linears) <= set(linears)
         ]
-        if format_name != "gptq" or hidden % 128 == 0 or not exact_experts:
+        if not exact_experts:
             return None
         return (
             f"vLLM takes exact experts (block {exact_experts[0]}) for quantized ones where the "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quantlib.models.base import LinearGroup
-from quantlib.models.decoder import ACTIVATIONS, DecoderBlock, Walk
+from quantlib.models.decoder import DecoderBlock, Walk
 from quantlib.models.mixture import Routing
 
 
@@ -64,7 +64,3 @@ class MixtureBlock(DecoderBlock):
         if self.routing.normalized:
             weights = weights / weights.sum(-1, keepdim=True)
         return weights, chosen
-
-    def _gated(self, group: LinearGroup, x: Tensor) -> Tensor:
-        gate, up = group.linears
-        return ACTIVATIONS[self.settings.activation](self._linear(gate, x)) * self._linear(up, x)
