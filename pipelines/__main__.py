@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -12,8 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.docker import DockerRunner
+from pipelines.ir import Container
 from pipelines.local import RunResult, run_pipeline
-from pipelines.process import ProcessRunner
+from pipelines.process import ProcessRunner, Runner
+from pipelines.reader import load_pipeline
 from pipelines.scheduler import StepRun
 from pipelines.status import log_tail
 from quantlib.errors import InvalidInputError, QuantlibError
@@ -22,7 +26,7 @@ from quantlib.preflight import input_problems, writable_problems
 from quantlib.recipe import load_recipe
 
 PIPELINE_NAME = "pipeline.yaml"
-RUNNERS = {"process": ProcessRunner}
+RUNNERS = ("process", "docker")
 _CPUS = len(os.sched_getaffinity(0))
 _COMPILE_EXAMPLES = """\b
 Examples:
@@ -35,6 +39,7 @@ Examples:
   python -m pipelines run gptq --model ./my-model
   python -m pipelines run recipe.yaml --model hf://org/name@main --num-ranges 3
   python -m pipelines run gptq --model model.gguf --publish-to ./published
+  python -m pipelines run gptq --model ./my-model --runner docker
 """
 
 
@@ -94,10 +99,17 @@ def compile_command(output: Path) -> None:
 )
 @click.option(
     "--runner",
-    type=click.Choice(list(RUNNERS)),
+    type=click.Choice(RUNNERS),
     default="process",
     show_default=True,
-    help="What runs a step: a process of this Python environment.",
+    help="What runs a step: a process of this Python environment, or a container of its image.",
+)
+@click.option(
+    "--docker-network",
+    default="bridge",
+    show_default=True,
+    metavar="NAME",
+    help="Network of the containers that need one; host: with what listens on this machine only.",
 )
 def run_command(
     recipe: str,
@@ -109,6 +121,7 @@ def run_command(
     parallel: int,
     run_dir: Path | None,
     runner: str,
+    docker_network: str,
 ) -> None:
     """Compiles the pipeline and runs it here, by RECIPE: a file, or the name of a shipped recipe.
 
@@ -119,7 +132,8 @@ def run_command(
     checked = load_recipe(recipe)
     if not (model or checked.model):
         raise InvalidInputError.one(recipe, "names no model", "give one with --model")
-    choose_engine(checked.validation.engine)
+    if runner == "process":
+        choose_engine(checked.validation.engine)
     problems = input_problems(checked, model or checked.model or "", Path(store))
     problems += writable_problems(Path(publish_to or checked.publish.destination or store))
     if problems:
@@ -127,6 +141,7 @@ def run_command(
     folder = _run_folder(run_dir)
     file = folder / PIPELINE_NAME
     _compile(file)
+    started = _start_runner(runner, docker_network, file)
     console = Console()
     result = run_pipeline(
         file,
@@ -139,7 +154,7 @@ def run_command(
             "device": device,
         },
         folder,
-        RUNNERS[runner](),
+        started,
         parallel,
         console,
     )
@@ -155,6 +170,20 @@ def _compile(file: Path) -> None:
             raise
         raise QuantlibError("kfp is not installed; pip install 'quantlib[pipelines]'") from None
     compile_pipeline(file)
+
+
+def _start_runner(name: str, network: str, file: Path) -> Runner:
+    """The runner, which can run what a compiled pipeline asks for."""
+    if name == "process":
+        return ProcessRunner()
+    implementations = [
+        component.implementation for component in load_pipeline(file).components.values()
+    ]
+    runner = DockerRunner(network)
+    asyncio.run(
+        runner.require({part.image for part in implementations if isinstance(part, Container)})
+    )
+    return runner
 
 
 def _run_folder(given: Path | None) -> Path:

@@ -31,7 +31,9 @@ class Launch:
         argv: The command with its arguments, no placeholders left.
         environment: Variables that the pipeline sets.
         threads: How many threads the process should compute with.
-        folder: The task's folder, which every path in ``argv`` lies in.
+        folder: The task's folder, which every output that ``argv`` names lies in.
+        parameters: Values of the input parameters.
+        artifacts: Files of the input artifacts, which lie in the folders of earlier tasks.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Launch:
     environment: Mapping[str, str]
     threads: int
     folder: Path
+    parameters: Mapping[str, Any]
+    artifacts: tuple[Path, ...]
 
     @property
     def log(self) -> Path:
@@ -113,7 +117,16 @@ def prepare(name: str, component: Component, inputs: Values, folder: Path, threa
             f"an argument of {longest} bytes is longer than the system's {MAX_ARGUMENT_BYTES}; "
             "use a shorter recipe or fewer ranges",
         )
-    return Launch(name, container.image, argv, container.environment, threads, folder)
+    return Launch(
+        name,
+        container.image,
+        argv,
+        container.environment,
+        threads,
+        folder,
+        parameters,
+        tuple(artifact.path for found in inputs.artifacts.values() for artifact in found),
+    )
 
 
 def collect(name: str, component: Component, folder: Path) -> Values:

@@ -1,8 +1,8 @@
 """Writes images/requirements-*.txt, what each image installs; ``--check`` only compares.
 
-The packages are what quantlib's extras come down to, by the metadata of the packages installed here,
-and their versions are those of constraints.txt. They are written for every Python and machine that an
-image may have, so an image needs nothing resolved.
+The packages are what quantlib's extras come down to, by the metadata of the packages installed
+here, and their versions are those of constraints.txt. They are written for every Python and machine
+that an image may have, so an image needs nothing resolved.
 """
 
 from __future__ import annotations
