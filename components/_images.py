@@ -2,15 +2,85 @@
 
 The tag is the version of quantlib, so a compiled pipeline always runs the code that it was compiled
 from. Set ``QUANTLIB_IMAGE`` and ``QUANTLIB_VALIDATE_IMAGE`` when compiling to take the images from
-a registry of your own, best by digest.
+a registry of your own, best by digest; ``make push-images`` writes a lock file that names them so.
 """
 
+import json
 import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
 
 from quantlib import __version__
+from quantlib.errors import InvalidInputError, Problem
 
 QUANTLIB_IMAGE = os.environ.get("QUANTLIB_IMAGE", f"quantlib:{__version__}")
 """Every step but validate."""
 
 VALIDATE_IMAGE = os.environ.get("QUANTLIB_VALIDATE_IMAGE", f"quantlib-validate:{__version__}")
 """Adds vLLM, which only validate needs."""
+
+IMAGE_VARIABLE = "QUANTLIB_IMAGE"
+"""In a container, the variable that says which image it runs; reports name it."""
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_FIXED_TAG = re.compile(r"v?\d+\.\d+\.\d+([.+-]?[0-9A-Za-z]+)*|[0-9a-f]{7,40}")
+_REFERENCE = re.compile(r"[a-z0-9][\w.:/-]*(@\S+)?")
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a pipeline.
+
+    Attributes:
+        quantlib: Of every step but validate.
+        validate: Of validate.
+    """
+
+    quantlib: str
+    validate: str
+
+
+def is_floating(image: str) -> bool:
+    """Whether a name may mean another image tomorrow.
+
+    A digest never does. A tag that is a version number or a revision of git is taken not to; any
+    other one does, and so does no tag at all.
+    """
+    name, _, digest = image.partition("@")
+    if digest:
+        return not _DIGEST.fullmatch(digest)
+    tag = name.rpartition("/")[2].partition(":")[2]
+    return tag.endswith("-dirty") or not _FIXED_TAG.fullmatch(tag)
+
+
+def read_lock(path: Path) -> Images:
+    """Reads the lock file that ``make images`` and ``make push-images`` write.
+
+    Raises:
+        InvalidInputError: It cannot be read, or does not name both images and nothing else.
+    """
+    where = f"lock file {path}"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError.one(
+            where, f"cannot be read: {error.strerror}", "make images, or make push-images"
+        ) from None
+    except ValueError as error:
+        raise InvalidInputError.one(where, f"is no JSON: {error}") from None
+    if not isinstance(entries, dict):
+        raise InvalidInputError.one(where, "is no mapping")
+    problems = [
+        Problem(f"{where}: {name}", "is unknown")
+        for name in sorted(entries.keys() - {"quantlib", "validate"})
+    ]
+    for name in ("quantlib", "validate"):
+        image = entries.get(name)
+        if image is None:
+            problems.append(Problem(f"{where}: {name}", "is missing"))
+        elif not isinstance(image, str) or not _REFERENCE.fullmatch(image):
+            problems.append(Problem(f"{where}: {name}", f"is no name of an image: {image!r}"))
+    if problems:
+        raise InvalidInputError(problems)
+    return Images(entries["quantlib"], entries["validate"])

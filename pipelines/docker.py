@@ -20,6 +20,7 @@ from collections.abc import Collection, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from components._images import IMAGE_VARIABLE
 from pipelines.access import Access, access_of
 from pipelines.launch import Launch
 from quantlib.errors import InvalidInputError, Problem, QuantlibError, StepError
@@ -68,7 +69,7 @@ def docker_arguments(
         names += [name for name in sorted(environment) if _SECRETS.fullmatch(name)]
     variables = {
         "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", str(launch.threads)),
-        "QUANTLIB_IMAGE": launch.image,
+        IMAGE_VARIABLE: launch.image,
         **launch.environment,
     }
     writable = [launch.folder]

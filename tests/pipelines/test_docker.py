@@ -1,0 +1,208 @@
+"""What a container of a step is created with; no engine is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.access import Access, access_of
+from pipelines.docker import RUN_LABEL, DockerRunner, docker_arguments
+from pipelines.launch import Launch
+from quantlib.errors import InvalidInputError, QuantlibError
+
+NOTHING = Access(read=(), store=None, destination=None, network=False)
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    argv = ("python", "-m", "quantlib.steps", "plan", "--executor-input", '{"a": 1}')
+    folder = tmp_path / "run" / "quantize[0:8]"
+    return Launch("plan", "registry/quantlib@sha256:1", argv, {"SET": "1"}, 2, folder, {}, ())
+
+
+def arguments_of(launch: Launch, access: Access = NOTHING, **changes: Any) -> list[str]:
+    given: dict[str, Any] = {
+        "user": (1000, 100),
+        "scratch": launch.folder / "scratch",
+        "network": "bridge",
+        "grace": 10.0,
+        "gpus": False,
+        "environment": {},
+    }
+    return docker_arguments(launch, access, "name", **given | changes)
+
+
+def values_of(arguments: list[str], option: str) -> list[str]:
+    options = arguments[: arguments.index("--entrypoint")]
+    return [value for name, value in itertools.pairwise(options) if name == option]
+
+
+def mounts_of(arguments: list[str]) -> dict[str, tuple[str, bool]]:
+    """Source and read-only, by target."""
+    found = {}
+    for kind, source, target, *rest in csv.reader(values_of(arguments, "--mount")):
+        assert kind == "type=bind"
+        found[target.removeprefix("target=")] = (source.removeprefix("source="), bool(rest))
+    return found
+
+
+def test_the_container_is_locked_down_and_found_again(launch: Launch) -> None:
+    arguments = arguments_of(launch)
+    assert arguments[0] == "create"
+    assert "--read-only" in arguments
+    assert "--rm" not in arguments
+    for option, value in {
+        "--cap-drop": "ALL",
+        "--security-opt": "no-new-privileges",
+        "--network": "none",
+        "--user": "1000:100",
+        "--tmpfs": "/tmp",
+        "--cpus": "2",
+        "--pull": "never",
+        "--label": f"{RUN_LABEL}={launch.folder.parent}",
+        "--name": "name",
+    }.items():
+        assert values_of(arguments, option) == [value]
+    assert values_of(arguments, "--env") == [
+        "OMP_NUM_THREADS=2",
+        "QUANTLIB_IMAGE=registry/quantlib@sha256:1",
+        "SET=1",
+    ]
+    command = arguments[arguments.index("--entrypoint") :]
+    assert command == ["--entrypoint", "python", launch.image, *launch.argv[1:]]
+
+
+def test_credentials_pass_by_name_and_only_to_steps_with_a_network(launch: Launch) -> None:
+    environment = {
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:8333",
+        "AWS_CA_BUNDLE": "/etc/ca.crt",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": "/token",
+        "HF_TOKEN": "secret",
+        "HF_HOME": "/root/hub",
+        "QUANTLIB_DRY_LOAD": "never",
+        "QUANTLIB_IMAGE": "another",
+        "HOME": "/root",
+        "OMP_NUM_THREADS": "7",
+    }
+    alone = arguments_of(launch, environment=environment)
+    assert values_of(alone, "--env") == [
+        "QUANTLIB_DRY_LOAD",
+        "OMP_NUM_THREADS=7",
+        "QUANTLIB_IMAGE=registry/quantlib@sha256:1",
+        "SET=1",
+    ]
+    connected = arguments_of(
+        launch, replace(NOTHING, network=True), environment=environment, network="host"
+    )
+    assert values_of(connected, "--network") == ["host"]
+    assert set(values_of(connected, "--env")) - set(values_of(alone, "--env")) == {
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_ENDPOINT_URL",
+        "HF_TOKEN",
+    }
+    assert not any("secret" in argument for argument in connected)
+
+
+def test_folders_are_mounted_where_they_are(launch: Launch, tmp_path: Path) -> None:
+    access = Access(
+        read=(tmp_path / "a,b", tmp_path / "store"),
+        store=tmp_path / "store",
+        destination=tmp_path / "out",
+        network=False,
+    )
+    assert mounts_of(arguments_of(launch, access)) == {
+        "/scratch": (str(launch.folder / "scratch"), False),
+        str(launch.folder): (str(launch.folder), False),
+        str(tmp_path / "a,b"): (str(tmp_path / "a,b"), True),
+        str(tmp_path / "store"): (str(tmp_path / "store"), False),
+        str(tmp_path / "out"): (str(tmp_path / "out"), False),
+    }
+
+
+def test_gpus_when_there_are_some(launch: Launch) -> None:
+    assert values_of(arguments_of(launch, gpus=True), "--gpus") == ["all"]
+    assert "--gpus" not in arguments_of(launch)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, texts and a receipt, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.gguf", "texts.jsonl", "held-out.jsonl", "receipt"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+RECIPE = """
+model: ./model.gguf
+calibration: {dataset: ./texts.jsonl}
+validation: {dataset: ./held-out.jsonl}
+"""
+
+
+def access(launch: Launch, name: str, files: Path, recipe: str = RECIPE, **given: str) -> Access:
+    parameters = {"recipe": recipe, "store": str(files / "store"), **given}
+    return access_of(
+        replace(launch, name=name, parameters=parameters, artifacts=(files / "receipt",))
+    )
+
+
+def test_every_step_reaches_what_it_needs_and_no_more(launch: Launch, files: Path) -> None:
+    receipt, store = files / "receipt", files / "store"
+    texts = (files / "texts.jsonl", files / "held-out.jsonl")
+    assert access(launch, "fetch", files, source="") == Access(
+        (files / "model.gguf", receipt), store, None, network=False
+    )
+    for step in ("plan", "calibrate", "validate"):
+        assert access(launch, step, files) == Access((*texts, receipt), store, None, network=False)
+    for step in ("smooth", "quantize[0:8]", "merge"):
+        assert access(launch, step, files) == Access((receipt,), store, None, network=False)
+    assert access(launch, "publish", files, destination="") == Access(
+        (receipt,), store, files / "published", network=False
+    )
+    assert access(launch, "publish", files, destination="out").destination == files / "out"
+    gate = replace(launch, name="gate", parameters={"reason": "worse"})
+    assert access_of(gate) == NOTHING
+
+
+def test_the_network_is_for_what_is_elsewhere(launch: Launch, files: Path) -> None:
+    assert access(launch, "fetch", files, source="hf://org/name@main").network
+    assert not access(launch, "fetch", files, source=str(files / "missing")).network
+    assert not access(launch, "plan", files, source="hf://org/name@main").network
+    on_hub = "calibration: {dataset: 'org/texts'}"
+    assert access(launch, "calibrate", files, recipe=on_hub).network
+    assert not access(launch, "quantize[0:8]", files, recipe=on_hub).network
+    in_bucket = access(launch, "merge", files, store="s3://bucket/prefix")
+    assert in_bucket.network
+    assert in_bucket.store is None
+    assert access(launch, "publish", files, destination="s3://bucket/out").network
+
+
+@pytest.mark.parametrize(
+    ("client", "error", "message"),
+    [
+        ("exit 1", QuantlibError, "no engine answers"),
+        ('[ "$1" = version ]', InvalidInputError, "image a: is not on this machine; build it"),
+        (None, QuantlibError, "docker cannot be started: No such file"),
+    ],
+)
+def test_what_is_missing_is_said_before_the_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    client: str | None,
+    error: type[QuantlibError],
+    message: str,
+) -> None:
+    if client:
+        (tmp_path / "docker").write_text(f"#!/bin/sh\n{client}\n")
+        (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(error, match=message):
+        asyncio.run(DockerRunner().require(["b", "a"]))
