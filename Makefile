@@ -7,9 +7,10 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test quality style compile benchmark clean
+.PHONY: images push-images sbom lint-images test-containers
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Install everything into .venv
 
@@ -41,6 +42,29 @@ compile: $(STAMP) ## Compile the Kubeflow pipeline to build/pipeline.yaml
 
 benchmark: $(STAMP) ## Compare with llm-compressor and hqq, side by side (about an hour)
 	$(PYTHON) benchmarks/peers.py
+
+# REGISTRY=registry.example/team, BASE_IMAGE, TORCH=cpu, TORCH_INDEX, WHEELS, VLLM: scripts/images.py.
+DOCKER ?= docker
+images push-images: IMAGE_OPTIONS := --docker $(DOCKER) \
+	$(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE)) \
+	$(if $(TORCH),--torch $(TORCH)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) \
+	$(if $(WHEELS),--wheels $(WHEELS)) $(if $(VLLM),--vllm $(VLLM))
+
+images: ## Build the container images; writes build/images.lock.json
+	python3 scripts/images.py build $(IMAGE_OPTIONS)
+
+push-images: ## Push the images to REGISTRY; the lock then names them by digest
+	python3 scripts/images.py push $(IMAGE_OPTIONS)
+
+sbom: ## Write what is in the images to build/sbom, as CycloneDX
+	python3 scripts/sbom.py --docker $(DOCKER)
+
+lint-images: $(STAMP) ## Check the Dockerfiles
+	$(VENV)/bin/hadolint images/*/Dockerfile
+	$(PYTHON) scripts/image_requirements.py --check
+
+test-containers: $(STAMP) ## Build the images for CPUs and run SmolLM2 through the pipeline in them
+	bash scripts/test_containers.sh
 
 clean: ## Remove what the other targets made
 	rm -rf build $(VENV) .quantlib *.egg-info .mypy_cache .ruff_cache .pytest_cache

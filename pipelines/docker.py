@@ -78,7 +78,8 @@ def docker_arguments(
     mounts |= {path: _mount(path, path) for path in writable}
     command, *arguments = launch.argv
     return [
-        *("create", "--name", container, "--pull", "never"),
+        # --init: as process 1 a step would not get SIGTERM before it has a handler for it.
+        *("create", "--name", container, "--pull", "never", "--init"),
         *("--label", f"{RUN_LABEL}={launch.folder.parent}"),
         *("--user", f"{user[0]}:{user[1]}", "--read-only", "--cap-drop", "ALL"),
         *("--security-opt", "no-new-privileges"),
@@ -183,7 +184,10 @@ class DockerRunner:
             # A second cancellation, by a second Ctrl-C, ends the wait as the grace period does.
             with contextlib.suppress(asyncio.CancelledError):
                 await _docker("stop", "--time", str(round(self.grace)), container)
+                await client.wait()
             raise
+        finally:
+            await _end(client)
         # The client's exit code may be its own; and it may have lost its connection.
         await _docker("wait", container)
         code, output, error = await _docker("inspect", "--format", "{{json .State}}", container)
@@ -191,7 +195,7 @@ class DockerRunner:
             raise StepError(launch.name, f"its container is lost: {error}")
         state = json.loads(output)
         if state["Status"] == "created":
-            raise StepError(launch.name, f"{launch.argv[0]} cannot be started: {state['Error']}")
+            raise StepError(launch.name, f"its container cannot be started: {state['Error']}")
         return state["ExitCode"]
 
     async def _prepare(self, launch: Launch, access: Access) -> None:
@@ -238,9 +242,19 @@ async def _docker(*arguments: str) -> tuple[int, str, str]:
         )
     except OSError as error:
         raise QuantlibError(f"docker cannot be started: {error.strerror}") from None
-    output, errors = await process.communicate()
+    try:
+        output, errors = await process.communicate()
+    finally:
+        await _end(process)
     assert process.returncode is not None
     return process.returncode, output.decode().strip(), errors.decode().strip()
+
+
+async def _end(client: asyncio.subprocess.Process) -> None:
+    """Ends a client that nobody waits for any more; what it asked of the engine goes on."""
+    with contextlib.suppress(ProcessLookupError):
+        client.kill()
+    await client.wait()
 
 
 async def _finish(work: Coroutine[Any, Any, tuple[int, str, str]]) -> tuple[int, str, str]:

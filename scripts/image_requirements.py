@@ -41,7 +41,7 @@ _ENVIRONMENTS = [
 ]
 _HEADER = (
     "# Written by `python scripts/image_requirements.py` from constraints.txt; "
-    "`make quality` compares.\n"
+    "`make lint-images` compares.\n"
 )
 
 

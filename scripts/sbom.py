@@ -1,9 +1,9 @@
 """Writes what is in the container images, as CycloneDX JSON: build/sbom/<image>.cdx.json.
 
-    python scripts/sbom.py quantlib:0.1.0 quantlib-validate:0.1.0
+    python scripts/sbom.py [IMAGE ...]
 
-The images are asked themselves: Python for its packages, dpkg for Debian's. Equal images give equal
-files.
+Without a name it takes those that build/images.lock.json names. The images are asked themselves:
+Python for its packages, dpkg for Debian's. Equal images give equal files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-FOLDER = Path(__file__).resolve().parent.parent / "build" / "sbom"
+BUILD = Path(__file__).resolve().parent.parent / "build"
+FOLDER = BUILD / "sbom"
+LOCK = BUILD / "images.lock.json"
 _PYTHON_PACKAGES = """
 import importlib.metadata, json
 print(json.dumps([
@@ -108,11 +110,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", nargs="+")
+    parser.add_argument("images", nargs="*")
     parser.add_argument("--docker", default="docker", help="docker's client")
     arguments = parser.parse_args()
+    if not (arguments.images or LOCK.exists()):
+        sys.exit(f"{LOCK} is missing: make images")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for image in arguments.images:
+    for image in arguments.images or json.loads(LOCK.read_text(encoding="utf-8")).values():
         try:
             document = bill_of_materials(arguments.docker, image)
         except subprocess.CalledProcessError as error:

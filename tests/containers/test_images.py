@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from typing import Any
 
 import pytest
-from containers.conftest import docker
+from containers.conftest import ROOT, docker
 
 from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE
 from quantlib import __version__
@@ -57,7 +58,10 @@ def test_its_user_can_write_to_scratch_and_nothing_else(image: str) -> None:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_its_modules_are_compiled(image: str) -> None:
-    program = "import quantlib.recipe as m, pydantic as p, os; print(*map(os.path.exists, (m.__cached__, p.__cached__)))"
+    program = """
+import os, pydantic, quantlib.recipe
+print(*(os.path.exists(module.__cached__) for module in (pydantic, quantlib.recipe)))
+"""
     assert docker("run", "--rm", image, "python", "-c", program) == "True True"
 
 
@@ -68,5 +72,17 @@ def test_only_validate_has_vllm() -> None:
 
 
 def test_every_step_is_there() -> None:
-    program = f"import importlib; [importlib.import_module('quantlib.steps.' + s) for s in {STEP_NAMES!r}]"
+    program = f"import {', '.join(f'quantlib.steps.{step}' for step in STEP_NAMES)}"
     docker("run", "--rm", "--read-only", QUANTLIB_IMAGE, "python", "-c", program)
+
+
+def test_its_bill_of_materials_names_packages_of_both_kinds() -> None:
+    subprocess.run([sys.executable, ROOT / "scripts" / "sbom.py", QUANTLIB_IMAGE], check=True)
+    document = json.loads((ROOT / "build" / "sbom" / "quantlib.cdx.json").read_text())
+    assert document["bomFormat"] == "CycloneDX"
+    packages = {component["purl"].split("@")[0]: component for component in document["components"]}
+    assert packages["pkg:pypi/quantlib"]["version"] == __version__
+    assert packages["pkg:pypi/quantlib"]["licenses"] == [{"expression": "Apache-2.0"}]
+    assert packages["pkg:pypi/torch"]["version"].startswith("2.")
+    assert "pkg:deb/debian/libc6" in packages
+    assert "pkg:pypi/pip" not in packages

@@ -70,4 +70,3 @@ def test_a_runner_that_is_ended_leaves_no_container(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert containers_of(tmp_path / "run") == []
-    assert list((tmp_path / "store" / "tmp").iterdir()) == []
