@@ -20,7 +20,10 @@ from rich.table import Table
 from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE
 
 _GATE = '{"inputs":{"parameterValues":{"reason":"x"}},"outputs":{"outputFile":"/scratch/output"}}'
-_LOCKED = ("--read-only", "--cap-drop", "ALL", "--network", "none", "--init", "--tmpfs", "/scratch")
+_LOCKED = (
+    *("--read-only", "--cap-drop", "ALL", "--network", "none", "--init"),
+    *("--tmpfs", "/tmp", "--tmpfs", "/scratch:mode=1777"),
+)
 CASES = {
     "gate": (QUANTLIB_IMAGE, 3.0, ""),
     "plan": (QUANTLIB_IMAGE, 3.0, "quantlib.steps.plan"),

@@ -93,7 +93,7 @@ make_wheels() {
   done
 }
 
-command -v docker >/dev/null && answers || start_engine
+answers || start_engine
 builder=$(find_builder) || skip "docker has no BuildKit: install the plugin buildx"
 
 if [ -z "${BASE_IMAGE:-}" ]; then
