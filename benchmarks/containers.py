@@ -22,7 +22,7 @@ from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE
 _GATE = '{"inputs":{"parameterValues":{"reason":"x"}},"outputs":{"outputFile":"/scratch/output"}}'
 _LOCKED = (
     *("--read-only", "--cap-drop", "ALL", "--network", "none", "--init"),
-    *("--tmpfs", "/tmp", "--tmpfs", "/scratch:mode=1777"),
+    *("--tmpfs", "/tmp", "--tmpfs", "/scratch"),
 )
 CASES = {
     "gate": (QUANTLIB_IMAGE, 3.0, ""),
