@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Coroutine, Iterable, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +273,7 @@ async def _finish(work: Coroutine[Any, Any, tuple[int, str, str]]) -> tuple[int,
 
 def _mount(source: Path, target: Path, *, read_only: bool = False) -> str:
     """A bind mount in docker's notation, which is a line of CSV."""
+    fields = ["type=bind", f"source={source}", f"target={target}"]
     line = io.StringIO()
-    fields: Iterable[str] = ("type=bind", f"source={source}", f"target={target}")
     csv.writer(line, lineterminator="").writerow([*fields, *(["readonly"] if read_only else [])])
     return line.getvalue()

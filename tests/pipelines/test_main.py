@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from kfp import compiler, dsl
 
 import pipelines.__main__ as command
-from quantlib.errors import InvalidInputError
+from quantlib.errors import InvalidInputError, QuantlibError
 
 Step = Callable[[str], dsl.ContainerSpec]
 
@@ -159,6 +159,21 @@ def test_a_run_folder_is_taken_again_but_no_other(toy: None, recipe: str, tmp_pa
     refused = call(recipe, "--run-dir", "mine")
     assert isinstance(refused.exception, InvalidInputError)
     assert "mine: is not empty" in str(refused.exception)
+
+
+def test_runner_docker_needs_an_engine_and_no_vllm_of_its_own(
+    toy: None, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def refuse(engine: str) -> None:
+        raise AssertionError(f"{engine} is a matter of the image")
+
+    monkeypatch.setattr(command, "choose_engine", refuse)
+    refused = call(recipe, "--model", "pass", "--runner", "docker", "--run-dir", "here")
+    assert isinstance(refused.exception, QuantlibError)
+    assert "docker cannot be started" in str(refused.exception)
+    assert not (tmp_path / "here" / "fetch").exists()
 
 
 @pytest.mark.parametrize(
