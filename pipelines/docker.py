@@ -220,7 +220,8 @@ class DockerRunner:
         os.lchown(folder, *self._user)
         for parent, folders, names in os.walk(folder):
             for name in folders + (names if files else []):
-                os.lchown(os.path.join(parent, name), *self._user)
+                with contextlib.suppress(FileNotFoundError):  # another run's, gone by now
+                    os.lchown(os.path.join(parent, name), *self._user)
 
     async def _has_gpus(self) -> bool:
         if self._gpus is None:

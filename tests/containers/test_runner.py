@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,24 @@ def test_what_a_killed_runner_left_is_removed(tmp_path: Path) -> None:
     assert len(containers_of(tmp_path)) == 1
     assert run(tmp_path, "") == 0
     assert containers_of(tmp_path) == []
+
+
+def test_a_server_on_this_machine_is_reached_by_the_network_of_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        program = f"""
+import os, socket, sys
+try:
+    socket.create_connection(("127.0.0.1", {server.getsockname()[1]}), 2)
+except OSError as error:
+    sys.exit(5)
+sys.exit(os.environ["AWS_SECRET_ACCESS_KEY"] != "a secret")
+"""
+        step = replace(launch(tmp_path, program), parameters={"store": "s3://bucket/prefix"})
+        assert asyncio.run(DockerRunner(network="host").run(step)) == 0
+        assert asyncio.run(DockerRunner().run(step)) == 5
 
 
 def test_images_that_are_not_there() -> None:
