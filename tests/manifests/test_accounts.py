@@ -1,0 +1,53 @@
+from typing import Any
+
+Documents = list[dict[str, Any]]
+
+
+def of_kind(documents: Documents, *kinds: str) -> Documents:
+    return [each for each in documents if each["kind"] in kinds]
+
+
+def test_roles_are_narrow(documents: Documents) -> None:
+    roles = of_kind(documents, "Role", "ClusterRole")
+    assert roles
+    for role in roles:
+        assert role["kind"] == "Role", "nothing is needed in all namespaces"
+        for rule in role["rules"]:
+            for part in ("apiGroups", "resources", "verbs"):
+                assert not any("*" in each for each in rule[part]), role["metadata"]["name"]
+            assert not {"secrets", "serviceaccounts/token", "pods/exec"} & set(rule["resources"])
+            assert not {"escalate", "bind", "impersonate"} & set(rule["verbs"])
+
+
+def test_bindings_are_of_accounts_that_exist(documents: Documents) -> None:
+    accounts = {
+        (each["metadata"]["namespace"], each["metadata"]["name"])
+        for each in of_kind(documents, "ServiceAccount")
+    }
+    roles = {
+        (each["metadata"]["namespace"], each["metadata"]["name"])
+        for each in of_kind(documents, "Role")
+    }
+    bound = set()
+    for binding in of_kind(documents, "RoleBinding", "ClusterRoleBinding"):
+        assert (binding["metadata"]["namespace"], binding["roleRef"]["name"]) in roles
+        for subject in binding["subjects"]:
+            assert subject["kind"] == "ServiceAccount"
+            bound.add((subject["namespace"], subject["name"]))
+    assert bound == accounts - {("quantlib", "quantlib-steps")}
+
+
+def test_only_the_account_of_kubeflow_runs_mounts_a_token(documents: Documents) -> None:
+    mounting = {
+        each["metadata"]["name"]
+        for each in of_kind(documents, "ServiceAccount")
+        if each.get("automountServiceAccountToken", True)
+    }
+    assert mounting == {"quantlib-runner"}
+
+
+def test_pods_use_accounts_that_exist(
+    documents: Documents, pod_specs: dict[str, dict[str, Any]]
+) -> None:
+    accounts = {each["metadata"]["name"] for each in of_kind(documents, "ServiceAccount")}
+    assert {spec["serviceAccountName"] for spec in pod_specs.values()} <= accounts
