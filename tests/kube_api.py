@@ -86,7 +86,7 @@ def api_server(folder: Path) -> Iterator[ApiServer]:
         folder: Where its data, certificates, logs and the kubeconfig go.
     """
     assets = Path(os.environ["KUBEBUILDER_ASSETS"])
-    etcd_port, peer_port, port = _free_ports(3)
+    etcd_port, peer_port, port = free_ports(3)
     etcd, url = f"http://127.0.0.1:{etcd_port}", f"https://127.0.0.1:{port}"
     token = secrets.token_hex(16)
     certificate, key = _write_certificate(folder)
@@ -177,7 +177,8 @@ def _wait_until_ready(
     raise RuntimeError(f"kube-apiserver {state}; the end of {log}:\n{tail}")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nothing listens on."""
     with ExitStack() as bound:
         sockets = [bound.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
