@@ -8,7 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
-    [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "components").rglob("*.md")]
+    [
+        ROOT / "README.md",
+        *(
+            page
+            for folder in ("docs", "components", "manifests")
+            for page in (ROOT / folder).rglob("*.md")
+        ),
+    ]
 )
 _BLOCK = re.compile(r"^```([\w-]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
