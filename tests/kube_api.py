@@ -84,7 +84,12 @@ def api_server(folder: Path) -> Iterator[ApiServer]:
 
     Args:
         folder: Where its data, certificates, logs and the kubeconfig go.
+
+    Raises:
+        RuntimeError: Something is missing, or the server does not get ready.
     """
+    if reason := missing():
+        raise RuntimeError(reason)
     assets = Path(os.environ["KUBEBUILDER_ASSETS"])
     etcd_port, peer_port, port = free_ports(3)
     etcd, url = f"http://127.0.0.1:{etcd_port}", f"https://127.0.0.1:{port}"
