@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("QUANTLIB_DRY_LOAD", "never")
 
 import pytest
+import s3
 
 from quantlib.recipe import Recipe, parse_recipe
 from quantlib.store import LocalStore, Receipt, Store
@@ -171,3 +172,28 @@ def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
 def store(tmp_path: Path) -> LocalStore:
     """An empty store."""
     return LocalStore(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a real S3 server."""
+    with s3.s3_server(tmp_path_factory.mktemp("s3")) as port:
+        yield port
+
+
+@pytest.fixture
+def proxy(s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[s3.Proxy]:
+    """A proxy before the S3 server; the environment leads S3 clients to it."""
+    with s3.proxy_before(s3_port) as proxy:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in s3.s3_environment(proxy.port).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HOME", str(tmp_path))  # no credentials of the person who tests
+        yield proxy
+
+
+@pytest.fixture
+def s3_address(request: pytest.FixtureRequest, proxy: s3.Proxy) -> str:
+    """The address of an empty store in the bucket."""
+    return f"s3://{s3.BUCKET}/{abs(hash(request.node.nodeid)):x}"

@@ -58,12 +58,19 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[str,
         return writer.finish()
 
 
-def read_tensors(source: FileSource, file: str) -> dict[str, torch.Tensor]:
-    """Every tensor of one safetensors file, in the dtypes that they are stored in.
+def read_tensors(
+    source: FileSource, file: str, prefixes: tuple[str, ...] = ("",)
+) -> dict[str, torch.Tensor]:
+    """Tensors of one safetensors file, in the dtypes that they are stored in.
+
+    Args:
+        source: Where the file is.
+        file: Its name.
+        prefixes: What the names of the tensors begin with; others are not read.
 
     Raises:
         InvalidInputError: The file is damaged.
     """
     header = read_header(source, file)
     checkpoint = Checkpoint(source=source, config={}, tensors=header)
-    return {name: read_tensor(checkpoint, name) for name in header}
+    return {name: read_tensor(checkpoint, name) for name in header if name.startswith(prefixes)}

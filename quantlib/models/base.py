@@ -134,10 +134,9 @@ class BaseModelAdapter(ABC):
         checkpoint: Checkpoint,
         output: Path,
         parts: Mapping[str, Mapping[str, TensorInfo]],
-        rest_name: str,
         quantization_config: Mapping[str, Any],
-    ) -> str:
-        """Writes what makes quantized parts a checkpoint: the rest, the index and the config."""
+    ) -> None:
+        """Writes what makes files of tensors a checkpoint: the index and the config."""
 
     @abstractmethod
     def build_block(self, model: StreamedModel, block: int) -> DecoderBlock:

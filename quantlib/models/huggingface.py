@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from quantlib.checkpoint.header import TensorInfo
-from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.models.base import BaseModelAdapter, LinearGroup, Producer
 from quantlib.models.rope import rope_parameters, rope_problems
@@ -342,42 +341,23 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         checkpoint: Checkpoint,
         output: Path,
         parts: Mapping[str, Mapping[str, TensorInfo]],
-        rest_name: str,
         quantization_config: Mapping[str, Any],
-    ) -> str:
-        """Writes what makes quantized parts a checkpoint: the rest, the index and the config.
+    ) -> None:
+        """Writes what makes files of tensors a checkpoint: the index and the config.
 
         Args:
             checkpoint: The original.
             output: The folder to write to.
-            parts: The headers of the safetensors files that hold whole blocks, by file name. The
-                files are not touched.
-            rest_name: Name of the file for the tensors of all other blocks and those outside of
-                blocks.
+            parts: The headers of the checkpoint's safetensors files, by file name. The files are
+                not touched.
             quantization_config: What vLLM and transformers read to load the parts.
-
-        Returns:
-            The hexadecimal sha256 of the file ``rest_name``.
         """
         placed = {tensor: part for part, tensors in parts.items() for tensor in tensors}
-        prefixes = tuple(
-            self.block_prefix(block)
-            for block in range(self.blocks)
-            if any(tensor.startswith(self.block_prefix(block)) for tensor in placed)
-        )
         total = sum(info.bytes for tensors in parts.values() for info in tensors.values())
-        with SafetensorsWriter(output / rest_name) as writer:
-            for name, info in checkpoint.tensors.items():
-                if not name.startswith(prefixes):
-                    writer.add(name, info.dtype, info.shape, checkpoint.read(name))
-                    placed[name] = rest_name
-                    total += info.bytes
-            digest, _ = writer.finish()
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
         _write_json(output / INDEX_NAME, index)
         config = dict(self.config) | {"quantization_config": dict(quantization_config)}
         _write_json(output / CONFIG_NAME, config)
-        return digest
 
 
 def _is_positive(value: Any, *, whole: bool) -> bool:

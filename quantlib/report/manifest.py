@@ -6,7 +6,7 @@ The layout is described in docs/formats/published.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -14,8 +14,9 @@ from pydantic import Field, ValidationError, field_validator
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.report.model import HTML_NAME, JSON_NAME, Evaluation, Part, Report, Verdict
 from quantlib.report.model_card import CARD_NAME
-from quantlib.store.receipt import Digest, FileRecord, files_digest
-from quantlib.store.transaction import hash_file
+from quantlib.store import FileRecord, Store
+from quantlib.store.receipt import Digest, files_digest
+from quantlib.store.transaction import difference
 
 SCHEMA: Final = "quantlib/manifest/1"
 MANIFEST_NAME = "manifest.json"
@@ -93,47 +94,62 @@ def provenance_of(report: Report) -> dict[str, Any]:
     }
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(published: Store) -> Manifest:
     """The manifest of a published folder.
+
+    Args:
+        published: The folder, as a store.
 
     Raises:
         InvalidInputError: There is none, or it is no valid one.
+        StoreError: It cannot be read.
     """
-    path = folder / MANIFEST_NAME
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except OSError as error:
+    where = published.full_address(MANIFEST_NAME)
+    if not published.exists(MANIFEST_NAME):
         raise InvalidInputError.one(
-            str(path), f"cannot be read: {error.strerror}", "without it the folder is not published"
-        ) from None
+            where, "there is no such file", "without it the folder is not published"
+        )
+    try:
+        return Manifest.model_validate_json(bytes(published.read(MANIFEST_NAME)))
     except ValidationError as error:
-        raise InvalidInputError.one(str(path), f"is no valid manifest: {error}") from None
+        raise InvalidInputError.one(where, f"is no valid manifest: {error}") from None
 
 
-def verify_published(folder: Path) -> None:
+def verify_published(published: Store) -> None:
     """Checks that a folder holds what its manifest says, and nothing else.
 
-    Every file is read once and hashed.
+    Args:
+        published: The folder, as a store. Every file is checked with what its store vouches for: in
+            a local folder it is read once and hashed.
 
     Raises:
         InvalidInputError: With everything that is wrong with it.
+        StoreError: It cannot be read.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(published)
     problems = []
-    if folder.absolute().name != manifest.checkpoint.removeprefix("sha256:"):
+    if published.address.rpartition("/")[2] != manifest.checkpoint.removeprefix("sha256:"):
         problems.append(
-            Problem(str(folder), f"is not named by its checkpoint's digest, {manifest.checkpoint}")
+            Problem(
+                published.address, f"is not named by its checkpoint's digest, {manifest.checkpoint}"
+            )
         )
     if manifest.checkpoint != checkpoint_digest(manifest.files):
         problems.append(
-            Problem(str(folder / MANIFEST_NAME), "its files do not have the checkpoint's digest")
+            Problem(
+                published.full_address(MANIFEST_NAME),
+                "its files do not have the checkpoint's digest",
+            )
         )
+    found = {file.path for file in published.list()}
     for name, record in manifest.files.items():
-        if what := _fault(folder / name, record):
-            problems.append(Problem(str(folder / name), what))
-    listed = {*manifest.files, MANIFEST_NAME}
+        if name not in found:
+            problems.append(Problem(published.full_address(name), "there is no such file"))
+        elif what := difference(published.record(name), record, "manifest"):
+            problems.append(Problem(published.full_address(name), what))
     problems += [
-        Problem(str(folder / name), "is not in the manifest") for name in unlisted(folder, listed)
+        Problem(published.full_address(name), "is not in the manifest")
+        for name in sorted(found - {*manifest.files, MANIFEST_NAME})
     ]
     if problems:
         raise InvalidInputError(problems)
@@ -144,25 +160,3 @@ def checkpoint_digest(files: Mapping[str, FileRecord]) -> str:
     return files_digest(
         {name: record for name, record in files.items() if name not in DESCRIPTIONS}
     )
-
-
-def unlisted(folder: Path, listed: set[str]) -> list[str]:
-    """Paths of the files of a folder that are not ``listed``, sorted."""
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return sorted(set(found) - listed)
-
-
-def holds(path: Path, record: FileRecord) -> bool:
-    """Whether a local file is the recorded one."""
-    return _fault(path, record) is None
-
-
-def _fault(path: Path, record: FileRecord) -> str | None:
-    try:
-        if (size := path.stat().st_size) != record.bytes:
-            return f"holds {size} bytes, not {record.bytes}"
-        if hash_file(path) != record.sha256:
-            return "its sha256 is not the manifest's"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return None

@@ -17,6 +17,7 @@ from quantlib.sources.gguf_model import open_gguf
 from quantlib.sources.inspection import model_facts
 from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.steps.contract import StepCall
+from quantlib.steps.outer import separate_outer
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 from quantlib.store.receipt import files_digest
 
@@ -55,7 +56,9 @@ def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> R
 def main(call: StepCall) -> None:
     source = call.text("source") or recipe_from_text(call.text("recipe")).model or ""
     store = call.store()
-    call.write_receipt("model", store, fetch(store, source))
+    model = fetch(store, source)
+    separate_outer(store, model)
+    call.write_receipt("model", store, model)
 
 
 def _fetch_folder(store: Store, path: Path, progress: ShowProgress) -> Receipt:

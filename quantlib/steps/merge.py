@@ -1,6 +1,7 @@
 """merge: the range files as they are, one file with the rest, index, config and tokenizer.
 
-A range file is never read here beyond its header: the store copies it.
+No file of tensors is read here beyond its header: the store copies it. The exception are blocks
+that no range covers, because the recipe leaves them exact: they are read and written.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.serving.options import serving_dtype
 from quantlib.steps.contract import StepCall
+from quantlib.steps.outer import OUTER_NAME, copy_tensors, separate_outer
 from quantlib.steps.plan import parse_range
 from quantlib.steps.quantize import BLOCKS_NAME, LINEARS_NAME
 from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step
 from quantlib.store.receipt import files_digest
 
-VERSION = 2
+VERSION = 3
 VLLM_CONFIG_NAME = "vllm_config.json"
 
 
@@ -44,16 +46,18 @@ def merge(store: Store, recipe: Recipe, model: Receipt, quantized: Sequence[Rece
     Raises:
         InvalidInputError: The ranges do not fit together.
     """
-    ranges = sorted(quantized, key=lambda receipt: parse_range(receipt.parameters["range"]))
+    ranges = sorted(quantized, key=_range_of)
     problems = _range_problems(ranges)
     if problems:
         raise InvalidInputError(problems)
 
+    outer = separate_outer(store, model)
+
     def work(output: StepOutput) -> None:
-        _merge(store, recipe, model, ranges, output)
+        _merge(store, recipe, model, outer, ranges, output)
 
     parameters = {"quantization": recipe.quantization.model_dump(mode="json")}
-    inputs = {"model": model} | {
+    inputs = {"model": model, "outer": outer} | {
         f"quantized {receipt.parameters['range']}": receipt for receipt in ranges
     }
     return commit_step(store, "merge", VERSION, parameters, inputs, work)
@@ -63,12 +67,12 @@ def _range_problems(ranges: Sequence[Receipt]) -> list[Problem]:
     if not ranges:
         return [Problem("merge", "there is no range to merge")]
     problems = []
-    expected = parse_range(ranges[0].parameters["range"])[0]
+    expected = _range_of(ranges[0])[0]
     recipes = {json.dumps(_without_range(receipt), sort_keys=True) for receipt in ranges}
     if len(recipes) > 1:
         problems.append(Problem("merge", "the ranges were quantized by different recipes"))
     for receipt in ranges:
-        start, stop = parse_range(receipt.parameters["range"])
+        start, stop = _range_of(receipt)
         if start != expected:
             problems.append(
                 Problem(f"range {start}:{stop}", f"starts at block {start}, not {expected}")
@@ -77,35 +81,51 @@ def _range_problems(ranges: Sequence[Receipt]) -> list[Problem]:
     return problems
 
 
+def _range_of(receipt: Receipt) -> tuple[int, int]:
+    return parse_range(receipt.parameters["range"])
+
+
 def _without_range(receipt: Receipt) -> dict[str, Any]:
     return {name: value for name, value in receipt.parameters.items() if name != "range"}
 
 
 def _merge(
-    store: Store, recipe: Recipe, model: Receipt, ranges: Sequence[Receipt], output: StepOutput
+    store: Store,
+    recipe: Recipe,
+    model: Receipt,
+    outer: Receipt,
+    ranges: Sequence[Receipt],
+    output: StepOutput,
 ) -> None:
     source = ReceiptSource(store, model)
     original, adapter = open_model(source)
-    count = len(ranges) + 1
+    covered = {block for receipt in ranges for block in range(*_range_of(receipt))}
+    uncovered = [block for block in range(adapter.blocks) if block not in covered]
+    count = len(ranges) + 1 + bool(uncovered)
+
+    def shard(number: int) -> str:
+        return f"model-{number:05}-of-{count:05}.safetensors"
+
     parts: dict[str, dict[str, TensorInfo]] = {}
     errors: list[dict[str, Any]] = []
-    for number, receipt in enumerate(ranges, start=1):
-        name = f"model-{number:05}-of-{count:05}.safetensors"
-        output.add_copy(name, receipt, BLOCKS_NAME)
-        parts[name] = read_header(ReceiptSource(store, receipt), BLOCKS_NAME)
+    copied = [(receipt, BLOCKS_NAME) for receipt in ranges] + [(outer, OUTER_NAME)]
+    for number, (receipt, file) in enumerate(copied, start=1):
+        output.add_copy(shard(number), receipt, file)
+        parts[shard(number)] = read_header(ReceiptSource(store, receipt), file)
+    for receipt in ranges:
         errors += json.loads(store.read(receipt.path(LINEARS_NAME)))
+    if uncovered:
+        names = [name for block in uncovered for name in adapter.block_tensors(original, block)]
+        copy_tensors(original, names, output, shard(count))
+        parts[shard(count)] = {name: original.info(name) for name in names}
     for name in model.files:
         if not name.endswith(".safetensors") and name not in (CONFIG_NAME, INDEX_NAME):
             output.add_copy(name, model, name)
 
     scheme = checkpoint_scheme(recipe.quantization, adapter)
     quantizer = quantizer_registry.get_quantizer(recipe.quantization.method)(recipe.quantization)
-    rest = f"model-{count:05}-of-{count:05}.safetensors"
-    folder = output.local(rest).parent
-    digest = adapter.save_model(
-        original, folder, parts, rest, quantizer._add_vllm_compatibility(scheme)
-    )
-    output.add(rest, sha256=digest)
+    folder = output.local(INDEX_NAME).parent
+    adapter.save_model(original, folder, parts, quantizer._add_vllm_compatibility(scheme))
     output.add(INDEX_NAME)
     output.add(CONFIG_NAME)
     serve = serving_arguments(recipe, adapter)

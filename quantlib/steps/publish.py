@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,20 +20,26 @@ from quantlib.report.manifest import (
     Manifest,
     checkpoint_digest,
     figures_of,
-    holds,
     provenance_of,
-    unlisted,
     verify_published,
 )
 from quantlib.report.model import HTML_NAME, JSON_NAME, Report
 from quantlib.report.model_card import CARD_NAME, render_model_card
 from quantlib.steps.contract import StepCall
 from quantlib.steps.validate import read_evaluation
-from quantlib.store import FileRecord, LocalStore, Receipt, StepOutput, Store, commit_step
+from quantlib.store import (
+    LocalStore,
+    Receipt,
+    StepOutput,
+    Store,
+    commit_step,
+    open_store,
+    transfer,
+)
+from quantlib.store.transaction import difference
 
 STEP = "publish"
 VERSION = 1
-_PARTIAL = ".partial"
 
 
 def publish(
@@ -47,7 +53,8 @@ def publish(
     Args:
         store: Where the steps' files are.
         recipe: What the checkpoint was made by.
-        destination: A folder; empty for the recipe's, else ``published`` beside the store.
+        destination: A folder or ``s3://bucket/prefix``; empty for the recipe's, else ``published``
+            beside the store.
         checkpoint: The merge step's receipt.
         validation: The validate step's receipt of this checkpoint.
 
@@ -64,22 +71,22 @@ def publish(
     evaluation = read_evaluation(store, validation)
     report = build_report(store, recipe, checkpoint, evaluation, validation)
     digest = report.provenance.checkpoint_digest.removeprefix("sha256:")
-    parent = _writable(_destination(store, recipe, destination) / report.model.name)
-    folder = parent / digest
-    with _exclusive(parent / f".{digest}.lock"):
-        if (folder / MANIFEST_NAME).exists():
-            verify_published(folder)
+    destination = _destination(store, recipe, destination)
+    target = open_store(f"{destination}/{report.model.name}/{digest}")
+    with _exclusive(target):
+        if target.exists(MANIFEST_NAME):
+            verify_published(target)
         else:
-            _write_folder(store, checkpoint, report, LocalStore(folder))
-    manifest = (folder / MANIFEST_NAME).read_bytes()
+            _write_folder(store, checkpoint, report, target)
+    manifest = bytes(target.read(MANIFEST_NAME))
 
     def work(output: StepOutput) -> None:
         output.add_bytes(MANIFEST_NAME, manifest)
-        output.facts = {"address": str(folder), "checkpoint_digest": f"sha256:{digest}"}
+        output.facts = {"address": target.address, "checkpoint_digest": f"sha256:{digest}"}
 
-    parameters = {"address": str(folder), "manifest": hashlib.sha256(manifest).hexdigest()}
+    parameters = {"address": target.address, "manifest": hashlib.sha256(manifest).hexdigest()}
     inputs = {"checkpoint": checkpoint, "validation": validation}
-    return commit_step(store, STEP, VERSION, parameters, inputs, work), str(folder)
+    return commit_step(store, STEP, VERSION, parameters, inputs, work), target.address
 
 
 def main(call: StepCall) -> None:
@@ -109,20 +116,48 @@ def _require_passed(checkpoint: Receipt, validation: Receipt) -> None:
         )
 
 
-def _destination(store: Store, recipe: Recipe, given: str) -> Path:
-    chosen = given or recipe.publish.destination
-    if chosen:
-        folder = chosen.removeprefix("file://")
-        if "://" not in folder:
-            return Path(folder).absolute()
-        raise InvalidInputError.one(
-            f"publish destination {chosen}", "unsupported kind of destination", "give a folder"
-        )
-    if isinstance(store, LocalStore):
-        return store.root.parent / "published"
+def _destination(store: Store, recipe: Recipe, given: str) -> str:
+    """The address to publish below, without a slash at its end."""
+    chosen = (given or recipe.publish.destination or "").removeprefix("file://")
+    if not chosen:
+        parent, _, name = store.address.rpartition("/")
+        if not name or parent in ("s3:/", ""):
+            raise InvalidInputError.one(
+                "publish.destination", f"is missing, and nothing lies beside {store.address}"
+            )
+        return f"{parent}/published"
+    if "://" not in chosen:
+        return str(Path(chosen).absolute())
+    if chosen.startswith("s3://"):
+        return chosen.rstrip("/")
     raise InvalidInputError.one(
-        "publish.destination", "is missing, and the store is no folder to publish beside"
+        f"publish destination {chosen}",
+        "unsupported kind of destination",
+        "give a folder or s3://bucket/prefix",
     )
+
+
+@contextmanager
+def _exclusive(target: Store) -> Iterator[None]:
+    """Lets one publisher at a time write a local folder.
+
+    In object storage there are no locks: publishers of one checkpoint write the same files there,
+    and one of them the manifest.
+    """
+    if not isinstance(target, LocalStore):
+        yield
+        return
+    path = _writable(target.root.parent) / f".{target.root.name}.lock"
+    while True:
+        with path.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # the kernel lets go of it with the process
+            if not _is_at(file.fileno(), path):
+                continue  # the one that held it before has removed it
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def _writable(folder: Path) -> Path:
@@ -139,21 +174,6 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Holds a lock file that the kernel releases with the process; it is removed at the end."""
-    while True:
-        with path.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_at(file.fileno(), path):
-                continue  # the one that held it before has removed it
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
 def _is_at(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
@@ -161,7 +181,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _write_folder(store: Store, checkpoint: Receipt, report: Report, target: LocalStore) -> None:
+def _write_folder(store: Store, checkpoint: Receipt, report: Report, target: Store) -> None:
     texts = {
         JSON_NAME: report.to_json(),
         HTML_NAME: render_html(report).encode(),
@@ -172,13 +192,13 @@ def _write_folder(store: Store, checkpoint: Receipt, report: Report, target: Loc
         raise StoreError(
             store.full_address(checkpoint.folder), "its files do not have the digest of its receipt"
         )
-    _require_no_strangers(target, {*report.sizes.files, *texts, _PARTIAL})
+    present = _files_of_a_killed_run(target, {*report.sizes.files, *texts})
     for name, record in report.sizes.files.items():
-        if not holds(target.local_path(name), record):
-            _write(target, name, store.stream(checkpoint.path(name)), expected=record)
+        if name not in present or difference(target.record(name), record, "receipt"):
+            transfer(store, checkpoint.path(name), target, name, record)
     files = dict(report.sizes.files)
     for name, text in texts.items():
-        files[name] = _write(target, name, [text])
+        files[name] = target.put_stream([text], name)
     assert report.evaluation is not None  # publish() read it
     manifest = Manifest(
         name=report.model.name,
@@ -190,40 +210,20 @@ def _write_folder(store: Store, checkpoint: Receipt, report: Report, target: Loc
         recipe=report.provenance.recipe_digest,
         files=dict(sorted(files.items())),
     )
-    _write(target, MANIFEST_NAME, [manifest.to_json()])
+    if not target.put_new(manifest.to_json(), MANIFEST_NAME):
+        verify_published(target)
 
 
-def _require_no_strangers(target: LocalStore, expected: set[str]) -> None:
-    """A folder that is completed may hold only what a killed run left of the same checkpoint."""
-    strangers = unlisted(target.root, expected)
+def _files_of_a_killed_run(target: Store, expected: set[str]) -> set[str]:
+    """What is in the folder already, of the same checkpoint; anything else is refused."""
+    found = {file.path for file in target.list()}
+    abandoned = {name for name in found if name.startswith(".")}  # a file in the making
+    strangers = sorted(found - expected - abandoned)
     if strangers:
         raise InvalidInputError(
-            Problem(str(target.root / name), "is no part of the checkpoint", "move it away")
+            Problem(target.full_address(name), "is no part of the checkpoint", "move it away")
             for name in strangers
         )
-
-
-def _write(
-    target: LocalStore, name: str, chunks: Iterable[bytes], expected: FileRecord | None = None
-) -> FileRecord:
-    """Writes one file of the folder atomically, hashing it on the way.
-
-    Raises:
-        StoreError: It could not be written, or is not what was ``expected``.
-    """
-    partial = target.local_path(_PARTIAL)
-    digest, size = hashlib.sha256(), 0
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            for chunk in chunks:
-                digest.update(chunk)
-                size += file.write(chunk)
-    except OSError as error:
-        raise StoreError(target.full_address(name), error.strerror or str(error)) from None
-    if expected and (size, digest.hexdigest()) != (expected.bytes, expected.sha256):
-        raise StoreError(
-            target.full_address(name), "what the store gave is not what its receipt says"
-        )
-    target.put_file(partial, name)
-    return expected or FileRecord(bytes=size, sha256=digest.hexdigest())
+    for name in abandoned:
+        target.delete(name)
+    return found - abandoned

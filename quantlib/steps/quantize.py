@@ -101,7 +101,8 @@ def _quantize_blocks(
         suppressor = outlier_suppression_registry.get_suppressor(recipe.outlier_suppression.method)(
             recipe.outlier_suppression.options
         )
-        scales = read_tensors(ReceiptSource(store, smoothing), SCALES_NAME)
+        own = tuple(f"{index}." for index in blocks)
+        scales = read_tensors(ReceiptSource(store, smoothing), SCALES_NAME, own)
     batches: list[torch.Tensor] = []
     if needs_hidden_states(section):
         hidden = read_tensors(ReceiptSource(store, calibration), hidden_name(blocks.start))

@@ -3,8 +3,43 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+
+from quantlib.errors import StoreError
+from quantlib.store.receipt import FileRecord
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file as a listing shows it.
+
+    Attributes:
+        path: Relative to the store.
+        bytes: Its size.
+        modified: When it was written, with a time zone.
+    """
+
+    path: str
+    bytes: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a killed writer left behind, where no listing shows it.
+
+    Attributes:
+        description: What it is, for people.
+        modified: When it was last known to be written.
+        remove: Removes it.
+    """
+
+    description: str
+    modified: datetime
+    remove: Callable[[], None]
 
 
 class Store(ABC):
@@ -28,6 +63,17 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def record(self, path: str) -> FileRecord:
+        """Size and sha256 of a file, as far as the store itself vouches for them.
+
+        A folder is read and hashed. Object storage is asked: it checked the bytes when it took
+        them.
+
+        Raises:
+            StoreError: There is no such file.
+        """
+
+    @abstractmethod
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytearray:
         """``length`` bytes from ``offset``; to the end of the file by default.
 
@@ -36,7 +82,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def stream(self, path: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+    def stream(self, path: str, chunk_bytes: int = 1 << 20) -> Iterator[bytes | bytearray]:
         """The file from start to end, in chunks.
 
         Raises:
@@ -48,12 +94,17 @@ class Store(ABC):
         """Whether a complete file is there."""
 
     @abstractmethod
-    def list(self, prefix: str) -> Iterator[str]:
-        """Paths of the files below the folder ``prefix``, sorted."""
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        """The files below the folder ``prefix``, in any order; all of them by default."""
 
     @abstractmethod
-    def put_file(self, local: Path, path: str) -> None:
+    def put_file(self, local: Path, path: str, sha256: str | None = None) -> None:
         """Moves a finished local file to ``path``. The local file is gone afterwards.
+
+        Args:
+            local: The file.
+            path: Where it goes.
+            sha256: Its hexadecimal digest, where it is known.
 
         Raises:
             StoreError: It could not be written.
@@ -68,6 +119,35 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def put_new(self, data: bytes, path: str) -> bool:
+        """Writes ``data`` to ``path`` if nothing is there. Of several writers one succeeds.
+
+        Returns:
+            Whether ``path`` holds ``data`` now; False where another file was there first.
+
+        Raises:
+            StoreError: It could not be written.
+        """
+
+    @abstractmethod
+    def put_stream(
+        self, chunks: Iterable[bytes | bytearray], path: str, expected: FileRecord | None = None
+    ) -> FileRecord:
+        """Writes what comes in chunks, hashing it on the way.
+
+        Args:
+            chunks: The content.
+            path: Where it goes.
+            expected: What it has to be; nothing is written where it is something else.
+
+        Returns:
+            What was written.
+
+        Raises:
+            StoreError: It could not be written, or is not what was expected.
+        """
+
+    @abstractmethod
     def copy(self, source: str, path: str) -> None:
         """Copies a file within the store, without moving its bytes through this process.
 
@@ -76,7 +156,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def import_file(self, local: Path, path: str) -> None:
+    def import_file(self, local: Path, path: str, sha256: str | None = None) -> None:
         """Takes over a local file that stays where it is.
 
         Raises:
@@ -95,6 +175,10 @@ class Store(ABC):
     def delete(self, path: str) -> None:
         """Removes a file; nothing happens where there is none."""
 
+    @abstractmethod
+    def leftovers(self) -> Iterator[Leftover]:
+        """What killed writers left behind."""
+
     @property
     @abstractmethod
     def scratch(self) -> Path:
@@ -103,3 +187,13 @@ class Store(ABC):
     def full_address(self, path: str) -> str:
         """The address of a file, for people and receipts."""
         return f"{self.address.rstrip('/')}/{path}"
+
+
+def require_expected(where: str, written: FileRecord, expected: FileRecord | None) -> None:
+    """Compares what was written with what should be.
+
+    Raises:
+        StoreError: It is something else.
+    """
+    if expected and (written.bytes, written.sha256) != (expected.bytes, expected.sha256):
+        raise StoreError(where, "what the store gave is not what its receipt says")

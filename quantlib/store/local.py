@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from quantlib.errors import StoreError
-from quantlib.store.base import Store
+from quantlib.store.base import Leftover, Store, StoredFile, require_expected
+from quantlib.store.receipt import FileRecord
+from quantlib.store.scratch import abandoned
 
 
 class LocalStore(Store):
@@ -39,6 +44,14 @@ class LocalStore(Store):
     def size(self, path: str) -> int:
         try:
             return self.local_path(path).stat().st_size
+        except OSError as error:
+            raise self._error(path, error) from None
+
+    def record(self, path: str) -> FileRecord:
+        try:
+            with self.local_path(path).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                return FileRecord(bytes=os.fstat(file.fileno()).st_size, sha256=digest)
         except OSError as error:
             raise self._error(path, error) from None
 
@@ -74,13 +87,15 @@ class LocalStore(Store):
     def exists(self, path: str) -> bool:
         return self.local_path(path).is_file()
 
-    def list(self, prefix: str) -> Iterator[str]:
-        folder = self.local_path(prefix)
+    def list(self, prefix: str = "") -> Iterator[StoredFile]:
+        folder = self.local_path(prefix) if prefix else self.root
         for file in sorted(folder.rglob("*")):
             if file.is_file():
-                yield file.relative_to(self.root).as_posix()
+                path, status = file.relative_to(self.root).as_posix(), file.stat()
+                modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                yield StoredFile(path, status.st_size, modified)
 
-    def put_file(self, local: Path, path: str) -> None:
+    def put_file(self, local: Path, path: str, sha256: str | None = None) -> None:
         target = self._parent_made(path)
         try:
             with local.open("rb") as file:
@@ -96,22 +111,53 @@ class LocalStore(Store):
             raise self._error(path, error) from None
 
     def put_bytes(self, data: bytes, path: str) -> None:
-        descriptor, name = tempfile.mkstemp(dir=self.scratch)
+        self.put_stream([data], path)
+
+    def put_new(self, data: bytes, path: str) -> bool:
+        target = self._parent_made(path)
+        partial_file = _beside(target)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            self.put_file(Path(name), path)
+            partial_file.write_bytes(data)
+            try:
+                os.link(partial_file, target)
+            except FileExistsError:
+                return target.read_bytes() == data
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _create(target, data)
+            return True
         except OSError as error:
             raise self._error(path, error) from None
         finally:
-            Path(name).unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)
+
+    def put_stream(
+        self, chunks: Iterable[bytes | bytearray], path: str, expected: FileRecord | None = None
+    ) -> FileRecord:
+        target = self._parent_made(path)
+        partial_file = _beside(target)
+        digest, size = hashlib.sha256(), 0
+        try:
+            with partial_file.open("wb") as file:
+                for chunk in chunks:
+                    digest.update(chunk)
+                    size += file.write(chunk)
+            written = FileRecord(bytes=size, sha256=digest.hexdigest())
+            require_expected(self.full_address(path), written, expected)
+            self.put_file(partial_file, path)
+            return written
+        except OSError as error:
+            raise self._error(path, error) from None
+        finally:
+            partial_file.unlink(missing_ok=True)
 
     def copy(self, source: str, path: str) -> None:
         if not self.exists(source):
             raise StoreError(self.full_address(source), "there is no such file")
         self.import_file(self.local_path(source), path)
 
-    def import_file(self, local: Path, path: str) -> None:
+    def import_file(self, local: Path, path: str, sha256: str | None = None) -> None:
         try:
             _take_over(local, self._parent_made(path))
         except OSError as error:
@@ -126,6 +172,13 @@ class LocalStore(Store):
 
     def delete(self, path: str) -> None:
         self.local_path(path).unlink(missing_ok=True)
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """Scratch folders whose process is gone."""
+        for folder in abandoned(self.root / "tmp"):
+            modified = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+            remove = partial(shutil.rmtree, folder, ignore_errors=True)
+            yield Leftover(f"scratch folder {folder.name}", modified, remove)
 
     @property
     def scratch(self) -> Path:
@@ -150,24 +203,43 @@ class LocalStore(Store):
         return StoreError(self.full_address(path), error.strerror or str(error))
 
 
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
+"""How a file system says that it makes no hard link."""
+
+
+def _beside(target: Path) -> Path:
+    """Where a file is made before it takes its place."""
+    return target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}")
+
+
+def _create(target: Path, data: bytes) -> bool:
+    """Creates a file where there are no hard links; a reader may see it in the making."""
+    try:
+        with target.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return target.read_bytes() == data
+    return True
+
+
 def _take_over(source: Path, target: Path) -> None:
     """Puts a link to ``source``, or a copy of it, in the place of ``target``."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    partial.unlink(missing_ok=True)
+    partial_file = _beside(target)
+    partial_file.unlink(missing_ok=True)
     try:
-        if target.suffix != ".safetensors" or not _link(source, partial):
-            shutil.copyfile(source, partial)
-        partial.replace(target)
+        if target.suffix != ".safetensors" or not _link(source, partial_file):
+            shutil.copyfile(source, partial_file)
+        partial_file.replace(target)
     finally:
         # Renaming onto another link to the same file does nothing and keeps both names.
-        partial.unlink(missing_ok=True)
+        partial_file.unlink(missing_ok=True)
 
 
 def _link(source: Path, target: Path) -> bool:
     try:
         os.link(source, target)
     except OSError as error:
-        if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+        if error.errno in _NO_LINKS:
             return False
         raise
     return True

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import resource
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from quantlib import __version__
 from quantlib.errors import StoreError
 from quantlib.store.base import Store
 from quantlib.store.receipt import FileRecord, Receipt, step_folder, step_key
+from quantlib.store.scratch import Scratch
 
 RECEIPT_NAME = "receipt.json"
 RUN_NAME = "run.json"
@@ -61,7 +57,7 @@ class StepOutput:
         path = self.local(name)
         size = path.stat().st_size
         digest = sha256 or hash_file(path)
-        self.store.put_file(path, f"{self.folder}/{name}")
+        self.store.put_file(path, f"{self.folder}/{name}", digest)
         self.files[name] = FileRecord(bytes=size, sha256=digest, tensors=tensors)
 
     def add_bytes(self, name: str, data: bytes) -> None:
@@ -75,7 +71,7 @@ class StepOutput:
 
     def add_local_file(self, name: str, source: Path, record: FileRecord) -> None:
         """Takes over a local file that stays where it is, and whose digest is known."""
-        self.store.import_file(source, f"{self.folder}/{name}")
+        self.store.import_file(source, f"{self.folder}/{name}", record.sha256)
         self.files[name] = record
 
     def add_copy(self, name: str, receipt: Receipt, source: str) -> None:
@@ -104,20 +100,28 @@ def read_committed(store: Store, folder: str) -> Receipt | None:
 
 
 def verify_files(store: Store, receipt: Receipt) -> None:
-    """Hashes every file of a receipt.
+    """Compares every file of a receipt with what the store vouches for.
 
     Raises:
         StoreError: A file is missing or is not what the receipt says.
     """
     for name, record in receipt.files.items():
         path = receipt.path(name)
-        if (size := store.size(path)) != record.bytes:
-            raise StoreError(store.full_address(path), f"holds {size} bytes, not {record.bytes}")
-        digest = hashlib.sha256()
-        for chunk in store.stream(path):
-            digest.update(chunk)
-        if digest.hexdigest() != record.sha256:
-            raise StoreError(store.full_address(path), "its sha256 is not the receipt's")
+        if what := difference(store.record(path), record, "receipt"):
+            raise StoreError(store.full_address(path), what)
+
+
+def difference(found: FileRecord, expected: FileRecord, recorder: str) -> str | None:
+    """How a file differs from what was recorded of it, in words; None where it does not.
+
+    Args:
+        found: What the store vouches for.
+        expected: What was recorded.
+        recorder: What recorded it: ``receipt`` or ``manifest``.
+    """
+    if found.bytes != expected.bytes:
+        return f"holds {found.bytes} bytes, not {expected.bytes}"
+    return None if found.sha256 == expected.sha256 else f"its sha256 is not the {recorder}'s"
 
 
 def commit_step(
@@ -132,7 +136,8 @@ def commit_step(
 
     A step that is committed already, with files that still verify, is not run again. Otherwise
     ``work`` writes files, and the receipt that commits them is written last. Whatever is killed on
-    the way leaves no receipt, so the next call starts the step afresh.
+    the way leaves no receipt, so the next call starts the step afresh. Of several runs of the same
+    step at once, one commits and the others return its receipt.
 
     Args:
         store: Where the step's files go.
@@ -144,6 +149,9 @@ def commit_step(
 
     Returns:
         The step's receipt.
+
+    Raises:
+        StoreError: Another run committed the step meanwhile, with another result.
     """
     references = {name: receipt.reference() for name, receipt in inputs.items()}
     digests = {name: reference.digest for name, reference in references.items()}
@@ -151,8 +159,9 @@ def commit_step(
     folder = step_folder(step, key)
     if (done := read_committed(store, folder)) is not None:
         return done
+    store.delete(f"{folder}/{RECEIPT_NAME}")  # of files that are damaged
     started = time.monotonic()
-    with _Scratch(store.scratch, key) as scratch:
+    with Scratch(store.scratch, key) as scratch:
         output = StepOutput(store=store, folder=folder, scratch=scratch)
         work(output)
     receipt = Receipt(
@@ -172,8 +181,14 @@ def commit_step(
     if output.remarks:
         run["remarks"] = output.remarks
     store.put_bytes(json.dumps(run).encode(), f"{folder}/{RUN_NAME}")
-    store.put_bytes(receipt.to_json(), f"{folder}/{RECEIPT_NAME}")
-    return receipt
+    if store.put_new(receipt.to_json(), f"{folder}/{RECEIPT_NAME}"):
+        return receipt
+    if (other := read_committed(store, folder)) is not None:
+        return other
+    raise StoreError(
+        store.full_address(folder),
+        "another run committed this step meanwhile, with another result; run it again",
+    )
 
 
 def run_facts(store: Store, receipt: Receipt) -> dict[str, Any]:
@@ -203,49 +218,3 @@ def read_lineage(store: Store, receipt: Receipt) -> list[Receipt]:
 
     visit(receipt, receipt.digest())
     return list(found.values())
-
-
-class _Scratch:
-    """A scratch folder that is removed at the end, or by the next run of the step if killed.
-
-    The owner holds a lock on it, which the kernel releases with the process: folders of the same
-    step that nobody holds are left-overs.
-    """
-
-    def __init__(self, parent: Path, key: str) -> None:
-        self._parent = parent
-        self._prefix = f"{key[:16]}-"
-        self._lock: IO[bytes] | None = None
-
-    def __enter__(self) -> Path:
-        for folder in self._parent.glob(f"{self._prefix}*"):
-            self._remove_if_abandoned(folder)
-        self._folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._parent))
-        self._lock = (self._folder / "lock").open("wb")
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return self._folder
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if self._lock is not None:
-            self._lock.close()
-
-    @staticmethod
-    def _remove_if_abandoned(folder: Path) -> None:
-        try:
-            descriptor = os.open(folder / "lock", os.O_RDWR)
-        except OSError:
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(descriptor)

@@ -14,6 +14,7 @@ import yaml
 
 from quantlib.recipe import recipe_path
 from quantlib.report.manifest import verify_published
+from quantlib.store import LocalStore
 
 RECIPE = {
     "quantization": {"weights": {"bits": 4, "group_size": 32}},
@@ -107,7 +108,7 @@ def test_a_killed_range_is_all_that_is_done_again(make_model: Any, tmp_path: Pat
 
     whole = Pipeline(tmp_path / "whole", model, RECIPE)
     assert whole.run()[0] == 0
-    verify_published(whole.published())
+    verify_published(LocalStore(whole.published()))
     # The published folder is named by the digest of the checkpoint's bytes.
     assert whole.published().name == broken.published().name
 
@@ -142,7 +143,7 @@ def test_a_recipe_that_ships_goes_through(make_model: Any, tmp_path: Path, name:
     )
     code, output = pipeline.run()
     assert code == 0, output
-    verify_published(pipeline.published())
+    verify_published(LocalStore(pipeline.published()))
     report = json.loads((pipeline.published() / "quantization_report.json").read_text())
     assert report["method"]["quantizer"] == ships["quantization"]["method"]
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -105,15 +106,17 @@ def test_a_refused_model_leaves_nothing_in_the_store(model: Path, tmp_path: Path
     assert not (tmp_path / "store").exists()
 
 
-def test_the_step_prefers_its_source_to_the_recipes_model(model: Path, tmp_path: Path) -> None:
-    recipe = json.dumps({"model": str(model)})
+def test_the_step_prefers_its_source_to_the_recipes_model(
+    tiny_llama: Path, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = json.dumps({"model": str(tiny_llama)})
     store = str(tmp_path / "store")
-    for source in ("", str(write_model(tmp_path / "other", value=0x4000))):
+    for source in ("", str(make_model(tmp_path / "other", "qwen2"))):
         call = StepCall.parse(executor_input(tmp_path, recipe=recipe, source=source, store=store))
         main(call)
         call.finish()
         receipt = Receipt.from_json((tmp_path / "model.json").read_bytes())
-        assert receipt == fetch(LocalStore(store), source or str(model))
+        assert receipt == fetch(LocalStore(store), source or str(tiny_llama))
         written = json.loads((tmp_path / "executor.json").read_text())
         metadata = written["artifacts"]["model"]["artifacts"][0]["metadata"]
         assert metadata["digest"] == receipt.digest()

@@ -80,7 +80,7 @@ def test_published_folder_holds_the_checkpoint_and_what_is_known_of_it(run, tmp_
     assert receipt.inputs["validation"] == run.validation.reference()
     assert receipt.facts == {"address": str(folder), "checkpoint_digest": digest}
     assert not list(folder.parent.glob(".*"))  # the lock is gone
-    verify_published(folder)
+    verify_published(LocalStore(folder))
 
 
 def test_published_report_and_provenance_reach_back_to_the_source(run) -> None:
@@ -157,11 +157,11 @@ def test_a_crash_leaves_no_manifest_and_the_next_run_completes(run, tmp_path, mo
     kept = (folder / "model-00001-of-00002.safetensors").stat()
 
     publish_run(run)
-    verify_published(folder)
+    verify_published(LocalStore(folder))
     assert (folder / "model-00001-of-00002.safetensors").stat().st_ino == kept.st_ino
 
 
-@pytest.mark.parametrize("files_before", range(9))
+@pytest.mark.parametrize("files_before", range(8))
 def test_the_manifest_is_written_last(run, tmp_path, monkeypatch, files_before: int) -> None:
     with monkeypatch.context() as patch:
         put_file, written = LocalStore.put_file, []
@@ -178,7 +178,7 @@ def test_the_manifest_is_written_last(run, tmp_path, monkeypatch, files_before: 
     assert len(written) == files_before
     assert not list((tmp_path / "published").rglob(MANIFEST_NAME))
     _, folder = publish_run(run)
-    verify_published(folder)
+    verify_published(LocalStore(folder))
 
 
 def test_a_file_damaged_before_the_manifest_is_written_again(run) -> None:
@@ -187,7 +187,7 @@ def test_a_file_damaged_before_the_manifest_is_written_again(run) -> None:
     shard = folder / "model-00001-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     publish_run(run)
-    verify_published(folder)
+    verify_published(LocalStore(folder))
 
 
 def test_a_folder_with_files_of_somebody_else_is_not_completed(run) -> None:
@@ -215,7 +215,7 @@ def test_publishers_of_one_checkpoint_wait_for_each_other(tmp_path) -> None:
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: publish_run(run), range(4)))
     assert len({receipt.digest() for receipt, _ in results}) == 1
-    verify_published(results[0][1])
+    verify_published(LocalStore(results[0][1]))
     assert not list(results[0][1].parent.glob(".*"))
 
 
@@ -245,11 +245,11 @@ def test_verification_tells_everything_that_is_wrong(run) -> None:
     (folder / "extra.py").write_text("")
     renamed = folder.rename(folder.with_name("latest"))
     with pytest.raises(InvalidInputError) as caught:
-        verify_published(renamed)
+        verify_published(LocalStore(renamed))
     assert [problem.what for problem in caught.value.problems] == [
         f"is not named by its checkpoint's digest, {run.checkpoint.facts['checkpoint_digest']}",
         "its sha256 is not the manifest's",
-        "cannot be read: No such file or directory",
+        "there is no such file",
         "is not in the manifest",
     ]
 
@@ -265,14 +265,14 @@ def test_a_manifest_that_was_changed_along_with_a_file_is_noticed(run) -> None:
     }
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
     with pytest.raises(InvalidInputError, match="its files do not have the checkpoint's digest"):
-        verify_published(folder)
+        verify_published(LocalStore(folder))
 
 
 def test_a_folder_without_a_manifest_is_not_published(run) -> None:
     _, folder = publish_run(run)
     (folder / MANIFEST_NAME).unlink()
     with pytest.raises(InvalidInputError, match="without it the folder is not published"):
-        verify_published(folder)
+        verify_published(LocalStore(folder))
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../b", "./a", "."])
@@ -282,7 +282,7 @@ def test_a_manifest_that_points_elsewhere_is_refused(run, name: str) -> None:
     manifest["files"][name] = {"bytes": 0, "sha256": "0" * 64}
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
     with pytest.raises(InvalidInputError, match="no plain path"):
-        read_manifest(folder)
+        read_manifest(LocalStore(folder))
 
 
 def test_the_step_reads_and_writes_what_kubeflow_passes(run, tmp_path) -> None:
@@ -313,5 +313,5 @@ def test_the_step_reads_and_writes_what_kubeflow_passes(run, tmp_path) -> None:
     step.main(call)
     call.finish()
     folder = Path((tmp_path / "out" / "address").read_text())
-    verify_published(folder)
+    verify_published(LocalStore(folder))
     assert json.loads((tmp_path / "receipt").read_bytes())["facts"]["address"] == str(folder)

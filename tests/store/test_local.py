@@ -47,7 +47,7 @@ def test_weights_are_linked_and_small_files_copied(store: LocalStore, tmp_path: 
 def test_list_is_sorted_and_delete_is_idempotent(store: LocalStore) -> None:
     for path in ("s/b", "s/a", "s/c/d", "t/x"):
         store.put_bytes(b"", path)
-    assert list(store.list("s")) == ["s/a", "s/b", "s/c/d"]
+    assert [file.path for file in store.list("s")] == ["s/a", "s/b", "s/c/d"]
     store.delete("s/a")
     store.delete("s/a")
     assert not store.exists("s/a")

@@ -1,0 +1,47 @@
+"""The tensors outside of a model's blocks as a file of their own.
+
+Embedding, final norm and head are in every checkpoint as they were. The fetch step writes them once
+per model, so that merge need not read them: it lets the store copy the file.
+"""
+
+from __future__ import annotations
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.source import ReceiptSource
+from quantlib.checkpoint.writer import SafetensorsWriter
+from quantlib.models import open_model
+from quantlib.store import Receipt, StepOutput, Store, commit_step
+
+STEP = "outer"
+VERSION = 1
+OUTER_NAME = "outer.safetensors"
+
+
+def separate_outer(store: Store, model: Receipt) -> Receipt:
+    """Writes the tensors outside of the blocks, or finds that they are written.
+
+    Args:
+        store: Where the steps' files are.
+        model: Receipt of the fetch step.
+
+    Returns:
+        A receipt with the one file.
+    """
+
+    def work(output: StepOutput) -> None:
+        checkpoint, adapter = open_model(ReceiptSource(store, model))
+        inner = tuple(adapter.block_prefix(block) for block in range(adapter.blocks))
+        names = [name for name in checkpoint.tensors if not name.startswith(inner)]
+        copy_tensors(checkpoint, names, output, OUTER_NAME)
+
+    return commit_step(store, STEP, VERSION, {}, {"model": model}, work)
+
+
+def copy_tensors(checkpoint: Checkpoint, names: list[str], output: StepOutput, file: str) -> None:
+    """Writes tensors of a checkpoint, as they are, to a file of a step."""
+    with SafetensorsWriter(output.local(file)) as writer:
+        for name in names:
+            info = checkpoint.info(name)
+            writer.add(name, info.dtype, info.shape, checkpoint.read(name))
+        digest, count = writer.finish()
+    output.add(file, sha256=digest, tensors=count)
