@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,15 +182,28 @@ def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
 
 
-@pytest.fixture
-def proxy(s3_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[s3.Proxy]:
-    """A proxy before the S3 server; the environment leads S3 clients to it."""
-    with s3.proxy_before(s3_port) as proxy:
+@contextmanager
+def _proxied_s3(port: int, home: Path) -> Iterator[s3.Proxy]:
+    with s3.proxy_before(port) as proxy, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
-            monkeypatch.delenv(name)
+            patch.delenv(name)
         for name, value in s3.s3_environment(proxy.port).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("HOME", str(tmp_path))  # no credentials of the person who tests
+            patch.setenv(name, value)
+        patch.setenv("HOME", str(home))  # no credentials of the person who tests
+        yield proxy
+
+
+@pytest.fixture
+def proxy(s3_port: int, tmp_path: Path) -> Iterator[s3.Proxy]:
+    """A proxy before the S3 server; the environment leads S3 clients to it."""
+    with _proxied_s3(s3_port, tmp_path) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def module_proxy(s3_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Proxy]:
+    """The same, for all tests of a file."""
+    with _proxied_s3(s3_port, tmp_path_factory.mktemp("home")) as proxy:
         yield proxy
 
 

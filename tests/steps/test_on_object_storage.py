@@ -1,6 +1,6 @@
 """The steps on a real S3 server: what they read, what they leave, and what they publish."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,26 @@ from quantlib.steps.outer import separate_outer
 from quantlib.steps.publish import publish
 from quantlib.steps.quantize import quantize
 from quantlib.steps.validate import validate
-from quantlib.store import LocalStore, Store, open_store
+from quantlib.store import LocalStore, open_store
 
 Fixture = Callable[..., Any]
 OVERHEAD = 2_000_000
 """Bytes that a quantize worker may read besides its blocks and its boundary: config and headers."""
 
 
-@pytest.fixture
-def store(s3_address: str) -> Store:
-    return open_store(s3_address)
+LENIENT = {"max_perplexity_increase": 10, "max_kl_mean": 20, "min_top1_agreement": 0.001}
+ADDRESS = f"s3://{s3.BUCKET}/steps"
 
 
-@pytest.fixture
-def model(make_model: Fixture, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def model(make_model: Fixture, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Blocks of about 1.4 MB, and an embedding and a head of as much.
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
-    return make_model(tmp_path / "model", "llama", max_shard_size="5MB", **sizes)
+    return make_model(tmp_path_factory.mktemp("model"), "llama", max_shard_size="5MB", **sizes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recipe(small_recipe: Fixture) -> Any:
     return small_recipe(
         num_ranges=4,
@@ -46,12 +45,15 @@ def recipe(small_recipe: Fixture) -> Any:
     )
 
 
-LENIENT = {"max_perplexity_increase": 10, "max_kl_mean": 20, "min_top1_agreement": 0.001}
+@pytest.fixture(scope="module")
+def made(recipe: Any, model: Path, run_steps: Fixture, module_proxy: s3.Proxy) -> Any:
+    return run_steps(open_store(ADDRESS), recipe, model)
 
 
 @pytest.fixture
-def made(store: Store, recipe: Any, model: Path, run_steps: Fixture) -> Any:
-    return run_steps(store, recipe, model)
+def proxy(module_proxy: s3.Proxy) -> s3.Proxy:
+    module_proxy.requests.clear()
+    return module_proxy
 
 
 def test_every_runner_makes_the_same_checkpoint_wherever_the_store_is(
@@ -99,43 +101,42 @@ def test_merge_lets_the_server_copy(made: Any, proxy: s3.Proxy) -> None:
     assert sent < 0.05 * weights
 
 
-@pytest.fixture
-def judged(made: Any) -> Iterator[Any]:
-    yield made, validate(made.store, made.recipe, made.model, made.checkpoint, "cpu")
+@pytest.fixture(scope="module")
+def judged(made: Any) -> Any:
+    return made, validate(made.store, made.recipe, made.model, made.checkpoint, "cpu")
 
 
 @pytest.mark.slow
 def test_publishing_to_a_bucket_is_as_publishing_to_a_folder(
-    judged: Any, s3_address: str, proxy: s3.Proxy, tmp_path: Path
+    judged: Any, proxy: s3.Proxy, tmp_path: Path
 ) -> None:
     made, validation = judged
+    destination = f"{ADDRESS}-published"
     _, folder = publish(made.store, made.recipe, str(tmp_path / "out"), made.checkpoint, validation)
     proxy.requests.clear()
-    receipt, address = publish(
-        made.store, made.recipe, f"{s3_address}-published", made.checkpoint, validation
-    )
+    receipt, address = publish(made.store, made.recipe, destination, made.checkpoint, validation)
     published = open_store(address)
     verify_published(published)
-    assert address.startswith(f"{s3_address}-published/llama/")
+    assert address.startswith(f"{destination}/llama/")
     assert receipt.facts["address"] == address
     written = {file.path: bytes(published.read(file.path)) for file in published.list()}
     assert written == {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     weights = made.checkpoint.files["model-00001-of-00005.safetensors"].bytes
     assert sum(r.received for r in proxy.requests[: len(written)]) < weights
-    again, same = publish(
-        made.store, made.recipe, f"{s3_address}-published", made.checkpoint, validation
-    )
+    again, same = publish(made.store, made.recipe, destination, made.checkpoint, validation)
     assert (again, same) == (receipt, address)
 
 
 @pytest.mark.slow
 def test_publishing_that_breaks_off_is_completed_by_the_next_run(
-    judged: Any, s3_address: str, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
+    judged: Any, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff._MAX_BACKOFF", 0.05)
+    monkeypatch.setattr(
+        "botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.02
+    )
     made, validation = judged
-    destination = f"{s3_address}-published"
-    for requests_before in (0, 3, 6, 9, 12):
+    destination = f"{ADDRESS}-broken"
+    for requests_before in (0, 4, 9, 12):
         writes = iter(range(10**6))
         proxy.faults = [
             (

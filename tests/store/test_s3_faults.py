@@ -27,7 +27,9 @@ def many_quick_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantlib.store.s3._UPLOAD", parts)
     monkeypatch.setattr("quantlib.store.s3._COPY", parts)
     # The waits between attempts, as if by a quicker clock.
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff._MAX_BACKOFF", 0.1)
+    monkeypatch.setattr(
+        "botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.02
+    )
 
 
 @pytest.fixture
