@@ -69,6 +69,13 @@ class Fields:
             raise self.error_of(name, "is no list of strings")
         return tuple(values)
 
+    def strings(self, name: str) -> dict[str, str]:
+        """A mapping of strings, empty by default."""
+        values = self._typed(name, dict, {})
+        if not all(isinstance(value, str) for value in values.values()):
+            raise self.error_of(name, "is no mapping of strings")
+        return values
+
     def value(self, name: str) -> Any:
         """A value of any type; None where it is missing."""
         return self._values.pop(name, None)

@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from pipelines.expressions import Expression
 from pipelines.placeholders import Template
+from pipelines.platform_spec import KubernetesConfig
 
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """A parameter of a component; ``default`` is None where there is none."""
+    """A parameter of a component.
+
+    Attributes:
+        default: None where there is none.
+        literals: The only values that it may have; empty for any.
+    """
 
     type: str
     optional: bool = False
     default: Any = None
+    literals: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ class Task:
     Attributes:
         component: Name of the component that it runs.
         dependencies: Tasks that must succeed before, those whose outputs it takes among them.
+        pod_parameters: Values that only the resources of its container name.
     """
 
     name: str
@@ -116,6 +124,22 @@ class Task:
     condition: Expression | None
     loop: Loop | None
     retry: Retry
+    pod_parameters: Mapping[str, Constant | DagInput | TaskOutput] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a container asks for, as quantities of Kubernetes; empty for nothing.
+
+    A placeholder in one names a value of the task's ``parameters`` or ``pod_parameters``.
+    """
+
+    cpu_request: Template = ()
+    cpu_limit: Template = ()
+    memory_request: Template = ()
+    memory_limit: Template = ()
+    accelerator_type: Template = ()
+    accelerator_count: Template = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +149,8 @@ class Container:
     image: str
     argv: tuple[Template, ...]
     environment: Mapping[str, str]
+    resources: Resources = field(default_factory=Resources)
+    kubernetes: KubernetesConfig = field(default_factory=KubernetesConfig)
 
 
 @dataclass(frozen=True)

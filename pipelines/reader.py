@@ -8,12 +8,14 @@ cluster's.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import yaml
 
 from pipelines._fields import Fields
+from pipelines._pod_parameters import SameInput, with_pod_parameters
 from pipelines._references import check_placeholders, check_references
 from pipelines.expressions import parse_condition
 from pipelines.ir import (
@@ -27,14 +29,17 @@ from pipelines.ir import (
     Loop,
     ParameterSpec,
     Pipeline,
+    Resources,
     Retry,
     Task,
     TaskOutput,
 )
-from pipelines.placeholders import parse_template
+from pipelines.placeholders import Template, parse_template
+from pipelines.platform_spec import KubernetesConfig, read_platform
 from quantlib.errors import InvalidInputError
 
 SCHEMA_VERSION = "2.1.0"
+_SAME_INPUT = re.compile(r"{{\$\.inputs\.parameters\['([^']+)'\]}}")
 PARAMETER_TYPES = ("STRING", "NUMBER_INTEGER", "NUMBER_DOUBLE", "BOOLEAN", "LIST", "STRUCT")
 
 
@@ -65,10 +70,9 @@ def read_pipeline(text: str, origin: str = "pipeline") -> Pipeline:
         documents = list(yaml.safe_load_all(text))
     except yaml.YAMLError as error:
         raise InvalidInputError.one(origin, f"is no YAML: {error}") from None
-    if len(documents) != 1:
-        raise InvalidInputError.one(
-            origin, f"holds {len(documents)} documents, not 1: a platform spec is not supported"
-        )
+    if len(documents) not in (1, 2):
+        raise InvalidInputError.one(origin, f"holds {len(documents)} documents, not 1 or 2")
+    platform = read_platform(documents[1], origin) if len(documents) == 2 else {}
     with Fields(documents[0], origin) as fields:
         if (version := fields.text("schemaVersion")) != SCHEMA_VERSION:
             raise fields.error(f"has schema {version}, not {SCHEMA_VERSION}", "compile it again")
@@ -78,17 +82,19 @@ def read_pipeline(text: str, origin: str = "pipeline") -> Pipeline:
             name = info.text("name")
             info.text("description", "")
         with fields.fields("deploymentSpec") as deployment:
-            containers = dict(_read_executors(deployment))
+            containers = dict(_read_executors(deployment, platform))
         components = {
             name: _read_component(entry, containers) for name, entry in fields.entries("components")
         }
         root = _read_component(fields.fields("root"), containers)
-    pipeline = Pipeline(name, components, root)
+    pipeline = with_pod_parameters(Pipeline(name, components, root), origin)
     check_references(pipeline, origin)
     return pipeline
 
 
-def _read_executors(deployment: Fields) -> Iterator[tuple[str, Container]]:
+def _read_executors(
+    deployment: Fields, platform: dict[str, KubernetesConfig]
+) -> Iterator[tuple[str, Container]]:
     for name, executor in deployment.entries("executors"):
         if "container" not in executor:
             raise executor.error("runs no container, which is not supported")
@@ -107,8 +113,28 @@ def _read_executors(deployment: Fields) -> Iterator[tuple[str, Container]]:
                     container.text("image"),
                     tuple(parse_template(part, container.where("argv")) for part in argv),
                     environment,
+                    _read_resources(container.fields("resources")),
+                    platform.pop(name, KubernetesConfig()),
                 ),
             )
+    if platform:
+        raise deployment.error(f"the platform's document configures unknown {', '.join(platform)}")
+
+
+def _read_resources(entry: Fields) -> Resources:
+    def quantity(fields: Fields, name: str, older: str) -> Template:
+        fields.value(older)  # the same as a number, for older backends
+        return parse_template(fields.text(name, ""), fields.where(name))
+
+    with entry, entry.fields("accelerator") as accelerator:
+        return Resources(
+            cpu_request=quantity(entry, "resourceCpuRequest", "cpuRequest"),
+            cpu_limit=quantity(entry, "resourceCpuLimit", "cpuLimit"),
+            memory_request=quantity(entry, "resourceMemoryRequest", "memoryRequest"),
+            memory_limit=quantity(entry, "resourceMemoryLimit", "memoryLimit"),
+            accelerator_type=quantity(accelerator, "resourceType", "type"),
+            accelerator_count=quantity(accelerator, "resourceCount", "count"),
+        )
 
 
 def _read_component(entry: Fields, containers: Mapping[str, Container]) -> Component:
@@ -133,8 +159,12 @@ def _read_definitions(definitions: Fields) -> Definitions:
                 kind = entry.text("parameterType")
                 if kind not in PARAMETER_TYPES:
                     raise entry.error(f"has type {kind}, which is not supported")
+                literals = entry.value("literals")
                 parameters[name] = ParameterSpec(
-                    kind, entry.boolean("isOptional"), entry.value("defaultValue")
+                    kind,
+                    entry.boolean("isOptional"),
+                    entry.value("defaultValue"),
+                    tuple(literals or ()),
                 )
         for name, entry in definitions.entries("artifacts"):
             with entry, entry.fields("artifactType") as kind_fields:
@@ -206,7 +236,7 @@ def _read_task(name: str, entry: Fields) -> Task:
         return Task(
             name=name,
             component=component,
-            parameters=parameters,
+            parameters=parameters,  # type: ignore[arg-type]  # settled by with_pod_parameters
             artifacts=artifacts,
             dependencies=tuple(sorted(producers | set(entry.texts("dependentTasks")))),
             condition=condition,
@@ -215,7 +245,7 @@ def _read_task(name: str, entry: Fields) -> Task:
         )
 
 
-def _read_parameter_source(entry: Fields) -> Constant | DagInput | TaskOutput:
+def _read_parameter_source(entry: Fields) -> Constant | DagInput | TaskOutput | SameInput:
     with entry:
         if "componentInputParameter" in entry:
             return DagInput(entry.text("componentInputParameter"))
@@ -224,6 +254,8 @@ def _read_parameter_source(entry: Fields) -> Constant | DagInput | TaskOutput:
             return _read_reference(output, "producerTask", "outputParameterKey")
         with entry.fields("runtimeValue") as runtime:
             value = runtime.value("constant")
+        if isinstance(value, str) and (same := _SAME_INPUT.fullmatch(value)):
+            return SameInput(same[1])
         if isinstance(value, str) and "{{$" in value:
             raise entry.error(f"a placeholder in a constant is not supported: {value!r}")
         if value is None:

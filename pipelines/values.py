@@ -68,6 +68,9 @@ def convert(value: Any, spec: ParameterSpec, where: str) -> Any:
     Raises:
         InvalidInputError: The value is not of the parameter's type.
     """
+    if spec.literals and value not in spec.literals:
+        choices = ", ".join(str(choice) or "(empty)" for choice in spec.literals)
+        raise InvalidInputError.one(where, f"{value!r} is none of {choices}")
     if spec.type == "STRING":
         return to_text(value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)

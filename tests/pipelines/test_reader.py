@@ -182,7 +182,7 @@ X = f"{FIRST}/inputs/parameters/x"
         ("root/dag/novelty", 1, "root.dag.novelty: is not supported"),
         (f"{FIRST}/novelty", 1, "root.dag.tasks.first.novelty: is not supported"),
         (f"{MAKE}/lifecycle", {}, "executors.exec-make.container.lifecycle: is not supported"),
-        (f"{MAKE}/resources", {"cpuLimit": 1}, "container.resources: is not supported"),
+        (f"{MAKE}/resources", {"gpus": 1}, "container.resources.gpus: is not supported"),
         ("deploymentSpec/executors/e/importer", {}, "executors.e: runs no container"),
         (f"{FIRST}/cachingOptions/cacheKey", "k", "cachingOptions.cacheKey: is not supported"),
         (f"{LOOP}/artifactIterator", {}, "tasks.loop.artifactIterator: is not supported"),
@@ -203,7 +203,6 @@ X = f"{FIRST}/inputs/parameters/x"
             "TASK_FINAL_STATUS",
             "parameters.x: has type TASK_FINAL_STATUS",
         ),
-        ("components/comp-make/inputDefinitions/parameters/x/literals", [], "x.literals"),
         # placeholders
         (f"{MAKE}/args", ["{{$.outputs.output_file}}"], "container.argv: unknown placeholder"),
         (f"{MAKE}/args", ["{{$.inputs.parameters['z']}}"], "names inputs.parameters['z']"),
@@ -294,13 +293,27 @@ def test_constants_keep_their_type() -> None:
     assert dag.tasks["first"].parameters == {"x": Constant(2.5)}
 
 
+PLATFORM = """
+platforms:
+  kubernetes:
+    deploymentSpec:
+      executors:
+        {}: """
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "holds 0 documents"),
         ("[1, 2]", "is no mapping"),
         ("a: b: c", "is no YAML"),
-        (f"{yaml.safe_dump(DOCUMENT)}---\nplatforms: {{}}\n", "a platform spec is not supported"),
+        (f"{yaml.safe_dump(DOCUMENT)}---\n{{}}\n---\n{{}}\n", "holds 3 documents"),
+        (f"{yaml.safe_dump(DOCUMENT)}---\nplatforms: {{local: {{}}}}\n", "platforms.local"),
+        (f"{yaml.safe_dump(DOCUMENT)}---\n" + PLATFORM.format("exec-x") + "{}\n", "unknown exec-x"),
+        (
+            f"{yaml.safe_dump(DOCUMENT)}---\n" + PLATFORM.format("exec-make") + "{novelty: 1}\n",
+            "executors.exec-make.novelty: is not supported",
+        ),
     ],
 )
 def test_refuses_what_is_no_pipeline(text: str, message: str) -> None:
