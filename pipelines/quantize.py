@@ -10,7 +10,8 @@ Only receipts of a few KB travel between the steps; weights and activations stay
 import json
 from pathlib import Path
 
-from kfp import compiler, dsl
+import yaml
+from kfp import compiler, dsl, kubernetes
 
 from components.calibrate.component import calibrate
 from components.fetch.component import fetch
@@ -21,7 +22,10 @@ from components.publish.component import publish
 from components.quantize.component import quantize
 from components.smooth.component import smooth
 from components.validate.component import validate
+from pipelines.cluster import Cluster, load_cluster
+from quantlib.code import CODE_VARIABLE, code_version
 from quantlib.config import load_config
+from quantlib.planning import HARDWARE
 from quantlib.recipe import SHIPPED_RECIPES
 
 # In one line: kfp writes a default into a comment of the compiled file without minding its line
@@ -29,84 +33,238 @@ from quantlib.recipe import SHIPPED_RECIPES
 DEFAULT_RECIPE = json.dumps(load_config(SHIPPED_RECIPES / "gptq.yaml"))
 
 
-def _step(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    # Kubeflow's cache goes by an image's name and by ids of artifacts; neither says what is in
-    # them. The store knows by digest what is done already, so every step may always run.
-    return task.set_caching_options(enable_caching=False)
+DEVICES = ("auto", "cpu", "cuda")
+LITERALS = {"device": DEVICES, "gpu": ("", *HARDWARE)}
+"""Parameters that the run form shows as drop-downs: the SDK has no notation for them."""
+
+SCRATCH = "/scratch"
+_ON_GPU = frozenset({"calibrate", "quantize", "validate"})
+_USES_HUB = frozenset({"fetch"})
+_FINAL = frozenset({"gate"})
+"""Steps that fail on purpose, which a retry would only delay."""
 
 
-@dsl.pipeline(name="quantize")
-def quantize_pipeline(
-    store: str,
-    recipe: str = DEFAULT_RECIPE,
-    source: str = "",
-    num_ranges: int = 0,
-    destination: str = "",
-    device: str = "auto",
-) -> None:
-    """Quantizes a model for vLLM, proves it against the original and publishes it.
+def quantize_pipeline(cluster: Cluster) -> dsl.base_component.BaseComponent:
+    """The pipeline for a cluster.
 
     Args:
-        store: Address of the store that holds the bulk of every step: a folder.
-        recipe: Recipe, as YAML or JSON text.
-        source: A folder, a .gguf file, or hf://org/name@revision. Empty: the recipe's model.
-        num_ranges: Ranges of blocks that are quantized in parallel. 0: the recipe's.
-        destination: Folder to publish in. Empty: the recipe's.
-        device: auto, cpu or cuda.
+        cluster: What its steps ask of Kubernetes.
     """
-    fetched = _step(fetch(recipe=recipe, source=source, store=store))
-    model = fetched.outputs["model"]
-    planned = _step(plan(recipe=recipe, num_ranges=num_ranges, store=store, model=model))
-    calibrated = _step(
-        calibrate(
-            recipe=recipe,
-            store=store,
-            device=device,
-            model=model,
-            plan=planned.outputs["plan"],
-        )
-    )
-    calibration = calibrated.outputs["calibration"]
-    smoothed = _step(smooth(recipe=recipe, store=store, model=model, calibration=calibration))
-    with dsl.ParallelFor(planned.outputs["ranges"]) as block_range:
-        range_quantized = _step(
-            quantize(
+
+    def step(task: dsl.PipelineTask, name: str, memory: str | None = None) -> dsl.PipelineTask:
+        return _configure(task, name, cluster, memory)
+
+    @dsl.pipeline(name="quantize")
+    def quantize_model(
+        store: str,
+        recipe: str = DEFAULT_RECIPE,
+        source: str = "",
+        num_ranges: int = 0,
+        destination: str = "",
+        device: str = "auto",
+        gpu: str = cluster.gpu,
+        parallel: int = cluster.parallel,
+    ) -> None:
+        """Quantizes a model for vLLM, proves it against the original and publishes it.
+
+        Args:
+            store: Address of the store that holds the bulk of every step: s3://bucket/prefix, or a
+                folder that every step can reach.
+            recipe: Recipe, as YAML or JSON text.
+            source: A folder, a .gguf file, hf://org/name@revision, or s3://bucket/prefix. Empty:
+                the recipe's model.
+            num_ranges: Ranges of blocks that are quantized in parallel. 0: the recipe's. -1: as
+                many as end soonest, by the plan.
+            destination: Folder or s3://bucket/prefix to publish in. Empty: the recipe's.
+            device: What the steps compute on: auto, cpu or cuda.
+            gpu: What the plan reckons with, such as h100-80g; cpu for none.
+            parallel: Ranges that the plan assumes to be quantized at the same time.
+        """
+        fetched = step(fetch(recipe=recipe, source=source, store=store), "fetch")
+        model = fetched.outputs["model"]
+        planned = step(
+            plan(
                 recipe=recipe,
-                block_range=block_range,
+                num_ranges=num_ranges,
+                gpu=gpu,
+                parallel=parallel,
+                store=store,
+                model=model,
+            ),
+            "plan",
+        )
+        calibrated = step(
+            calibrate(
+                recipe=recipe,
                 store=store,
                 device=device,
                 model=model,
-                calibration=calibration,
-                smoothing=smoothed.outputs["smoothing"],
+                plan=planned.outputs["plan"],
+            ),
+            "calibrate",
+            planned.outputs["calibrate_memory"],
+        )
+        calibration = calibrated.outputs["calibration"]
+        smoothed = step(
+            smooth(recipe=recipe, store=store, model=model, calibration=calibration), "smooth"
+        )
+        with dsl.ParallelFor(planned.outputs["ranges"], parallelism=cluster.parallel) as ranges:
+            range_quantized = step(
+                quantize(
+                    recipe=recipe,
+                    block_range=ranges,
+                    store=store,
+                    device=device,
+                    memory=planned.outputs["quantize_memory"],
+                    model=model,
+                    calibration=calibration,
+                    smoothing=smoothed.outputs["smoothing"],
+                ),
+                "quantize",
+                planned.outputs["quantize_memory"],
             )
-        )
-    merged = _step(
-        merge(
-            recipe=recipe,
-            store=store,
-            model=model,
-            quantized=dsl.Collected(range_quantized.outputs["quantized"]),
-        )
-    )
-    checkpoint = merged.outputs["checkpoint"]
-    validated = _step(
-        validate(recipe=recipe, store=store, device=device, model=model, checkpoint=checkpoint)
-    )
-    with dsl.If(validated.outputs["verdict"] == "passed"):
-        _step(
-            publish(
+        merged = step(
+            merge(
                 recipe=recipe,
-                destination=destination,
                 store=store,
-                checkpoint=checkpoint,
-                validation=validated.outputs["validation"],
-            )
+                model=model,
+                quantized=dsl.Collected(range_quantized.outputs["quantized"]),
+            ),
+            "merge",
         )
-    with dsl.Else():
-        _step(gate(reason=validated.outputs["reason"]))
+        checkpoint = merged.outputs["checkpoint"]
+        validated = step(
+            validate(recipe=recipe, store=store, device=device, model=model, checkpoint=checkpoint),
+            "validate",
+            planned.outputs["validate_memory"],
+        )
+        with dsl.If(validated.outputs["verdict"] == "passed"):
+            step(
+                publish(
+                    recipe=recipe,
+                    destination=destination,
+                    store=store,
+                    checkpoint=checkpoint,
+                    validation=validated.outputs["validation"],
+                ),
+                "publish",
+            )
+        with dsl.Else():
+            step(gate(reason=validated.outputs["reason"]), "gate")
+
+    return quantize_model
 
 
-def compile_pipeline(path: Path) -> None:
-    """Writes the compiled pipeline, creating the folder that it goes to."""
+def _configure(
+    task: dsl.PipelineTask, step: str, cluster: Cluster, memory: str | None
+) -> dsl.PipelineTask:
+    """What a step asks of the cluster.
+
+    Args:
+        task: The step.
+        step: Its name.
+        cluster: The profile.
+        memory: The plan's output that says how much memory it needs, if it says so.
+    """
+    # Kubeflow's cache goes by an image's name and by the ids of artifacts; neither says what is in
+    # them, and the bulk that a cached receipt points to may be gone from the store. The ids are new
+    # in every run, so even the light steps would hardly hit it. The store knows by digest what is
+    # done already: a step that need not run again ends at once.
+    task.set_caching_options(enable_caching=False)
+    wanted = cluster.step(step)
+    task.set_cpu_request(wanted.cpu).set_cpu_limit(wanted.cpu)
+    limit = wanted.memory or memory
+    assert limit is not None, f"cluster profile: steps.{step}.memory is missing"
+    task.set_memory_request(limit).set_memory_limit(limit)
+    task.set_env_variable(CODE_VARIABLE, code_version())
+    kubernetes.set_timeout(task, wanted.timeout)
+    retries = cluster.retries
+    if retries.count and step not in _FINAL:
+        # Both durations are given: the default of the longest counts from the first attempt's
+        # start, so that a step that fails after an hour would not be retried.
+        task.set_retry(
+            retries.count,
+            backoff_duration=f"{retries.delay}s",
+            backoff_factor=retries.factor,
+            backoff_max_duration=f"{retries.limit}s",
+        )
+    kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "quantlib")
+    kubernetes.add_pod_label(task, "quantlib.io/step", step)
+    # Kubeflow adds the run's id itself, as pipeline/runid.
+    kubernetes.add_pod_label(task, "quantlib.io/code", code_version().replace("+", "-"))
+    kubernetes.set_security_context(
+        task, run_as_user=cluster.user, run_as_group=cluster.user, run_as_non_root=True
+    )
+    _add_store_access(task, step, cluster)
+    _add_scratch(task, cluster)
+    if step == "validate":
+        kubernetes.empty_dir_mount(
+            task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shared_memory
+        )
+    if step in _ON_GPU:
+        _add_accelerator(task, cluster)
+    return task
+
+
+def _add_store_access(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
+    # By reference, and optional: a cluster whose pods have a role needs no keys.
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    places = ("AWS_ENDPOINT_URL_S3", "AWS_REGION")
+    kubernetes.use_secret_as_env(
+        task, cluster.store_secret, {key: key for key in keys}, optional=True
+    )
+    kubernetes.use_config_map_as_env(
+        task, cluster.store_config_map, {key: key for key in places}, optional=True
+    )
+    if step in _USES_HUB:
+        kubernetes.use_secret_as_env(
+            task, cluster.hub_secret, {"HF_TOKEN": "HF_TOKEN"}, optional=True
+        )
+
+
+def _add_scratch(task: dsl.PipelineTask, cluster: Cluster) -> None:
+    scratch = cluster.scratch
+    if scratch.storage_class is None:
+        kubernetes.empty_dir_mount(task, "scratch", SCRATCH, size_limit=scratch.size)
+    else:
+        kubernetes.add_ephemeral_volume(
+            task,
+            volume_name="scratch",
+            mount_path=SCRATCH,
+            access_modes=["ReadWriteOnce"],
+            size=scratch.size,
+            storage_class_name=scratch.storage_class,
+        )
+
+
+def _add_accelerator(task: dsl.PipelineTask, cluster: Cluster) -> None:
+    accelerator = cluster.accelerator
+    if accelerator is None:
+        return
+    task.set_accelerator_type(accelerator.type).set_accelerator_limit(accelerator.count)
+    for key, value in accelerator.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in accelerator.tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
+    if accelerator.affinity:
+        expressions = [expression.model_dump() for expression in accelerator.affinity]
+        for expression in expressions:
+            expression["values"] = list(expression["values"])
+        kubernetes.add_node_affinity(task, match_expressions=expressions)
+
+
+def compile_pipeline(path: Path, cluster: Cluster | None = None) -> None:
+    """Writes the compiled pipeline, creating the folder that it goes to.
+
+    Args:
+        path: The file to write.
+        cluster: What to compile it for; the profile ``gpu`` by default.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(quantize_pipeline, str(path))
+    cluster = cluster or load_cluster("gpu")
+    compiler.Compiler().compile(quantize_pipeline(cluster), str(path))
+    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
+    for name, literals in LITERALS.items():
+        parameters[name]["literals"] = list(literals)
+    path.write_text(yaml.safe_dump_all(documents, sort_keys=False), encoding="utf-8")

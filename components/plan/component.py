@@ -9,10 +9,16 @@ from components._container import step_container
 def plan(
     recipe: str,
     num_ranges: int,
+    gpu: str,
+    parallel: int,
     store: str,
     model: dsl.Input[dsl.Artifact],
     plan: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
     ranges: dsl.OutputPath(list[str]),  # type: ignore[valid-type]  # kfp's notation
+    calibrate_memory: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    quantize_memory: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    validate_memory: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
 ) -> dsl.ContainerSpec:
     """Divides the model's blocks into ranges that are quantized in parallel.
 
@@ -20,10 +26,16 @@ def plan(
 
     Args:
         recipe: Recipe, as YAML or JSON text.
-        num_ranges: Number of ranges. 0: the recipe's.
+        num_ranges: Number of ranges. 0: the recipe's. -1: as many as end soonest.
+        gpu: What the ranges are computed on, as `quantlib plan --gpu` knows it; cpu for none.
+        parallel: How many ranges are quantized at the same time.
         store: Address of the store that holds the bulk of every step: a folder.
         model: Receipt of the model.
         plan: Receipt of the plan.
+        summary: What the run is expected to take, as a table.
         ranges: The ranges, each as first block and end, such as "0:10".
+        calibrate_memory: Memory that the calibrate step needs, such as 12Gi.
+        quantize_memory: Memory that a quantize step needs.
+        validate_memory: Memory that the validate step needs.
     """
     return step_container("plan")

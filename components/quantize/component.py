@@ -11,6 +11,7 @@ def quantize(
     block_range: str,
     store: str,
     device: str,
+    memory: str,
     model: dsl.Input[dsl.Artifact],
     calibration: dsl.Input[dsl.Artifact],
     smoothing: dsl.Input[dsl.Artifact],
@@ -25,6 +26,7 @@ def quantize(
         block_range: First block and end of the range, such as "8:16".
         store: Address of the store that holds the bulk of every step: a folder.
         device: auto, cpu or cuda.
+        memory: Memory of the container, by the plan. Kubernetes reads it; the step does not.
         model: Receipt of the model.
         calibration: Receipt of the hidden states that enter the range.
         smoothing: Receipt of the scales to fold in.

@@ -1,4 +1,4 @@
-"""Where a checkpoint's bytes come from: a folder, or the files of a step in a store."""
+"""Where a checkpoint's bytes come from: a folder, a store, or the files of a step in a store."""
 
 from __future__ import annotations
 
@@ -39,6 +39,26 @@ class FolderSource:
 
     def size(self, name: str) -> int:
         return self._store.size(name)
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytearray:
+        return self._store.read(name, offset, length)
+
+    def describe(self, name: str) -> str:
+        return self._store.full_address(name)
+
+
+class StoreSource:
+    """The files in the root of a store, without its folders."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.files = {file.path: file for file in store.list() if "/" not in file.path}
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.files))
+
+    def size(self, name: str) -> int:
+        return self.files[name].bytes
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytearray:
         return self._store.read(name, offset, length)

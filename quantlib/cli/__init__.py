@@ -10,6 +10,7 @@ import click
 from quantlib import __version__
 from quantlib.cli.compare import compare
 from quantlib.cli.deploy import deploy
+from quantlib.cli.plan import plan
 from quantlib.cli.quantize import quantize
 from quantlib.cli.validate_recipe import validate_recipe
 from quantlib.errors import InvalidInputError, QuantlibError
@@ -17,6 +18,7 @@ from quantlib.errors import InvalidInputError, QuantlibError
 _EXAMPLES = """\b
 Examples:
   quantlib quantize --model-path ./SmolLM2 --output-path ./SmolLM2-W4 --group-size 64
+  quantlib plan ./SmolLM2 --gpu h100-80g
   quantlib deploy --model-path ./SmolLM2-W4
   quantlib compare ./SmolLM2-W4 ./SmolLM2-W8
   quantlib validate-recipe my-recipe.yaml
@@ -30,6 +32,7 @@ def cli() -> None:
 
 
 cli.add_command(quantize)
+cli.add_command(plan)
 cli.add_command(deploy)
 cli.add_command(compare)
 cli.add_command(validate_recipe)

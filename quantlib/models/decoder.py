@@ -74,10 +74,10 @@ class DecoderBlock:
         yield attention_input, x
         x = self._attention(x)
         yield attention_output, x
-        x = self._linear("self_attn.o_proj", x)
-        hidden = self._add(hidden, x, norms.after_attention)
-        x = yield from self._walk_mlp(self._norm(norms.before_mlp, hidden))
-        return self._add(hidden, x, norms.after_mlp)
+        hidden = self._add(hidden, self._linear("self_attn.o_proj", x), norms.after_attention)
+        del x  # what this frame names stays in memory while the walk stands in the MLP
+        output = yield from self._walk_mlp(self._norm(norms.before_mlp, hidden))
+        return self._add(hidden, output, norms.after_mlp)
 
     def _walk_mlp(self, x: Tensor) -> Walk:
         *_, mlp_input, mlp_output = self.groups

@@ -1,4 +1,4 @@
-"""Where models come from: a folder, a GGUF file, or a model hub."""
+"""Where models come from: a folder, a GGUF file, a model hub, or object storage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from quantlib.errors import InvalidInputError, Problem
 
 _HUB_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?")
-_FORMS = "give a folder, a .gguf file, or hf://org/name@revision"
+_FORMS = "give a folder, a .gguf file, hf://org/name@revision, or s3://bucket/prefix"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,14 @@ class HubAddress:
         return f"hf://{self.repo}@{self.revision}"
 
 
-Address = FolderAddress | GgufAddress | HubAddress
+@dataclass(frozen=True)
+class S3Address:
+    """A prefix in object storage that holds a checkpoint in Hugging Face's layout."""
+
+    address: str
+
+
+Address = FolderAddress | GgufAddress | HubAddress | S3Address
 
 
 def parse_address(text: str) -> Address:
@@ -61,7 +68,7 @@ def parse_address(text: str) -> Address:
             )
         return HubAddress(match["repo"], match["revision"] or "main")
     if text.startswith("s3://"):
-        raise InvalidInputError.one(text, "models in S3 are not supported yet", _FORMS)
+        return S3Address(text)
     text = text.removeprefix("file://")
     if "://" in text:
         raise InvalidInputError.one(text, "unsupported kind of address", _FORMS)
@@ -73,7 +80,7 @@ def source_problems(text: str) -> list[Problem]:
     """Everything that can be found wrong with a model in a moment, without a network.
 
     Reads headers only; weights are examined when the model is fetched, and so is all of a model on
-    the hub.
+    the hub or in object storage.
     """
     from quantlib.sources.folder import folder_problems
     from quantlib.sources.gguf_model import gguf_problems
@@ -87,5 +94,5 @@ def source_problems(text: str) -> list[Problem]:
             return folder_problems(path)
         case GgufAddress(path):
             return gguf_problems(path)
-        case HubAddress():
+        case HubAddress() | S3Address():
             return []

@@ -12,6 +12,7 @@ import importlib
 import signal
 import sys
 
+from quantlib.code import require_same_code
 from quantlib.errors import QuantlibError
 from quantlib.steps import STEP_NAMES
 from quantlib.steps.contract import StepCall
@@ -28,6 +29,7 @@ def main() -> int:
     # SIGTERM ends a pod: unwind, so that scratch folders and child processes go too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        require_same_code()
         call = StepCall.parse(arguments.executor_input)
         importlib.import_module(f"quantlib.steps.{arguments.step}").main(call)
         call.finish()

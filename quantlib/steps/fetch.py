@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quantlib.progress import progress_bar
 from quantlib.recipe import recipe_from_text
-from quantlib.sources import FolderAddress, GgufAddress, HubAddress, parse_address
+from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
 from quantlib.sources.folder import examine_folder
 from quantlib.sources.gguf import convert_gguf
 from quantlib.sources.gguf_model import open_gguf
@@ -18,7 +18,7 @@ from quantlib.sources.inspection import model_facts
 from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.steps.contract import StepCall
 from quantlib.steps.outer import separate_outer
-from quantlib.store import Receipt, StepOutput, Store, commit_step
+from quantlib.store import Receipt, StepOutput, Store, commit_step, open_store
 from quantlib.store.receipt import files_digest
 
 STEP = "fetch"
@@ -33,7 +33,7 @@ def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> R
 
     Args:
         store: Where the files go.
-        source: A folder, a ``.gguf`` file, or ``hf://org/name@revision``.
+        source: A folder, a ``.gguf`` file, ``hf://org/name@revision``, or ``s3://bucket/prefix``.
         progress: Shows how far it is.
 
     Returns:
@@ -43,6 +43,7 @@ def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> R
         InvalidInputError: The source is no model that can be quantized; all problems at once, and
             nothing was written to the store.
         StepError: The hub cannot be reached.
+        StoreError: Object storage cannot be read.
     """
     match parse_address(source):
         case FolderAddress(path):
@@ -51,6 +52,8 @@ def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> R
             return _fetch_gguf(store, path, progress)
         case HubAddress() as address:
             return _fetch_hub(store, address, progress)
+        case S3Address(prefix):
+            return _fetch_s3(store, prefix, progress)
 
 
 def main(call: StepCall) -> None:
@@ -98,4 +101,25 @@ def _fetch_hub(store: Store, address: HubAddress, progress: ShowProgress) -> Rec
         output.facts |= model_facts(source, model.model_type, output.files)
 
     parameters = {"source_kind": "hub", "repo": address.repo, "revision": commit}
+    return commit_step(store, STEP, VERSION, parameters, {}, work)
+
+
+def _fetch_s3(store: Store, address: str, progress: ShowProgress) -> Receipt:
+    from quantlib.checkpoint.source import StoreSource
+    from quantlib.sources.s3 import download_model, versions_digest
+
+    source = open_store(address)
+    files = StoreSource(source)
+
+    def work(output: StepOutput) -> None:
+        model = download_model(source, files, output.scratch / "model", progress)
+        model.import_into(output)
+        facts = {"kind": "s3", "address": source.address}
+        output.facts |= model_facts(facts, model.model_type, output.files)
+
+    parameters = {
+        "source_kind": "s3",
+        "address": source.address,
+        "versions": versions_digest(files),
+    }
     return commit_step(store, STEP, VERSION, parameters, {}, work)

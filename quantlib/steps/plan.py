@@ -12,14 +12,26 @@ from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
 from quantlib.model_compatibility import model_problems
 from quantlib.models import BaseModelAdapter, open_model
+from quantlib.planning import Hardware, estimate_run, find_hardware, quantity
+from quantlib.planning.estimate import MOST_RANGES
+from quantlib.planning.show import markdown
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.contract import StepCall
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
 VERSION = 1
+AUTO = -1
+"""Stands for as many ranges as end soonest."""
 
 
-def plan(store: Store, recipe: Recipe, model: Receipt, num_ranges: int) -> Receipt:
+def plan(
+    store: Store,
+    recipe: Recipe,
+    model: Receipt,
+    num_ranges: int,
+    hardware: Hardware | None = None,
+    parallel: int = 1,
+) -> Receipt:
     """Checks everything that can be checked before expensive work, and chooses the ranges.
 
     Where vLLM is installed, it builds the quantized model with dummy weights.
@@ -28,7 +40,10 @@ def plan(store: Store, recipe: Recipe, model: Receipt, num_ranges: int) -> Recei
         store: Where the steps' files are.
         recipe: What to do.
         model: Receipt of the fetch step.
-        num_ranges: Ranges wanted; 0 for as many as the recipe says.
+        num_ranges: Ranges wanted; 0 for as many as the recipe says, ``AUTO`` for as many as end
+            soonest.
+        hardware: What they are quantized on; needed for ``AUTO``.
+        parallel: How many are quantized at the same time, for ``AUTO``.
 
     Returns:
         A receipt whose fact ``ranges`` lists the ranges, ``"0:8"``.
@@ -38,6 +53,10 @@ def plan(store: Store, recipe: Recipe, model: Receipt, num_ranges: int) -> Recei
             vLLM refuses the model.
     """
     wanted = num_ranges or recipe.num_ranges
+    if num_ranges == AUTO:
+        assert hardware is not None
+        checkpoint, adapter = open_model(ReceiptSource(store, model))
+        wanted = estimate_run(recipe, checkpoint, adapter, hardware, parallel).chosen.ranges
 
     def work(output: StepOutput) -> None:
         source = ReceiptSource(store, model)
@@ -130,12 +149,21 @@ def parse_range(text: str) -> tuple[int, int]:
 
 
 def main(call: StepCall) -> None:
-    store = call.store()
-    receipt = plan(
-        store,
-        recipe_from_text(call.text("recipe")),
-        call.receipt("model"),
-        call.integer("num_ranges"),
-    )
+    store, recipe = call.store(), recipe_from_text(call.text("recipe"))
+    model, num_ranges = call.receipt("model"), call.integer("num_ranges")
+    hardware, parallel = find_hardware(call.text("gpu")), call.integer("parallel")
+    if not AUTO <= num_ranges <= MOST_RANGES:
+        raise InvalidInputError.one(
+            "num_ranges", f"is {num_ranges}", f"give 1 to {MOST_RANGES}, 0 or {AUTO}"
+        )
+    receipt = plan(store, recipe, model, num_ranges, hardware, parallel)
+    ranges = receipt.facts["ranges"]
+    checkpoint, adapter = open_model(ReceiptSource(store, model))
+    # A cluster's CPUs may not multiply bfloat16, whatever this one does.
+    product_bytes = 2 if hardware.is_gpu else 4
+    estimate = estimate_run(recipe, checkpoint, adapter, hardware, parallel, product_bytes)
     call.write_receipt("plan", store, receipt)
-    call.write_parameter("ranges", receipt.facts["ranges"])
+    call.write_artifact("summary", markdown(estimate, len(ranges)).encode())
+    call.write_parameter("ranges", ranges)
+    for step, memory in estimate.memory.items():
+        call.write_parameter(f"{step}_memory", quantity(memory.host))

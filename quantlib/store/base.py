@@ -20,11 +20,13 @@ class StoredFile:
         path: Relative to the store.
         bytes: Its size.
         modified: When it was written, with a time zone.
+        version: Another one whenever the content is: an ETag, or the time to the nanosecond.
     """
 
     path: str
     bytes: int
     modified: datetime
+    version: str
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class LocalStore(Store):
             if file.is_file():
                 path, status = file.relative_to(self.root).as_posix(), file.stat()
                 modified = datetime.fromtimestamp(status.st_mtime, UTC)
-                yield StoredFile(path, status.st_size, modified)
+                yield StoredFile(path, status.st_size, modified, str(status.st_mtime_ns))
 
     def put_file(self, local: Path, path: str, sha256: str | None = None) -> None:
         target = self._parent_made(path)

@@ -135,7 +135,8 @@ class S3Store(Store):
                 for entry in page.get("Contents", ()):
                     if not entry["Key"].endswith("/"):  # some servers list folders too
                         path = entry["Key"].removeprefix(self._prefix)
-                        yield StoredFile(path, entry["Size"], entry["LastModified"])
+                        version = entry["ETag"].strip('"')
+                        yield StoredFile(path, entry["Size"], entry["LastModified"], version)
 
     def put_file(self, local: Path, path: str, sha256: str | None = None) -> None:
         self.import_file(local, path, sha256)

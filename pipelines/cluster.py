@@ -1,0 +1,159 @@
+"""What a pipeline asks of the cluster that it is compiled for.
+
+A cluster's profile is a YAML file; ``gpu`` and ``local`` ship. Nothing in it decides what a
+checkpoint will be: that is the recipe's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantlib.config import load_config
+from quantlib.errors import InvalidInputError, Problem
+
+CLUSTERS = Path(__file__).parent / "clusters"
+Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+"""A quantity of Kubernetes: ``500m``, ``8Gi``."""
+
+
+class Part(BaseModel):
+    """A closed, immutable part of a profile."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Toleration(Part):
+    """A taint of GPU nodes that steps on GPUs tolerate."""
+
+    key: str
+    operator: Literal["Equal", "Exists"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
+
+
+class MatchExpression(Part):
+    """A requirement on a label of the nodes that steps on GPUs run on."""
+
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "In"
+    values: tuple[str, ...] = ()
+
+
+class Accelerator(Part):
+    """What calibrate, quantize and validate ask for."""
+
+    type: Annotated[str, Field(description="Name of the extended resource.")] = "nvidia.com/gpu"
+    count: Annotated[int, Field(ge=1, description="Devices of a step.")] = 1
+    node_selector: dict[str, str] = {}
+    affinity: tuple[MatchExpression, ...] = ()
+    tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu"),)
+
+
+class Scratch(Part):
+    """Where steps keep files in the making."""
+
+    size: Quantity = "100Gi"
+    storage_class: Annotated[
+        str | None,
+        Field(description="Makes a volume for each pod. None: the node's own disk (emptyDir)."),
+    ] = "quantlib-scratch"
+
+
+class Retries(Part):
+    """When a step that failed is started again.
+
+    Kubeflow counts ``limit`` from the start of the first attempt: a limit shorter than a step takes
+    means that the step is never retried.
+    """
+
+    count: Annotated[int, Field(ge=0, le=10)] = 3
+    delay: Annotated[int, Field(ge=0, description="Seconds before the second attempt.")] = 30
+    factor: Annotated[float, Field(ge=1)] = 2.0
+    limit: Annotated[int, Field(ge=0, description="Seconds.")] = 7 * 24 * 3600
+
+
+class StepResources(Part):
+    """What one step asks for."""
+
+    cpu: Quantity = "2"
+    memory: Annotated[
+        Quantity | None,
+        Field(description="None: what the plan step computes for the model."),
+    ] = "4Gi"
+    timeout: Annotated[int, Field(ge=60, description="Seconds that an attempt may take.")] = 3600
+
+
+_HOURS = 3600
+
+
+def _default_steps() -> dict[str, StepResources]:
+    return {
+        "fetch": StepResources(memory="8Gi", timeout=12 * _HOURS),
+        "plan": StepResources(),
+        "calibrate": StepResources(cpu="4", memory=None, timeout=24 * _HOURS),
+        "smooth": StepResources(),
+        "quantize": StepResources(cpu="4", memory=None, timeout=48 * _HOURS),
+        "merge": StepResources(timeout=6 * _HOURS),
+        "validate": StepResources(cpu="4", memory=None, timeout=12 * _HOURS),
+        "gate": StepResources(cpu="500m", memory="1Gi"),
+        "publish": StepResources(timeout=6 * _HOURS),
+    }
+
+
+class Cluster(Part):
+    """A cluster's profile."""
+
+    accelerator: Annotated[
+        Accelerator | None, Field(description="None: everything is computed on CPUs.")
+    ] = Accelerator()
+    gpu: Annotated[
+        str, Field(description="What the plan step reckons with, as `quantlib plan --gpu`.")
+    ] = "h100-80g"
+    steps: dict[str, StepResources] = {}
+    scratch: Scratch = Scratch()
+    shared_memory: Annotated[
+        Quantity, Field(description="Size of /dev/shm, which vLLM uses; counts as memory.")
+    ] = "8Gi"
+    parallel: Annotated[
+        int, Field(ge=1, le=64, description="Ranges that are quantized at the same time.")
+    ] = 8
+    retries: Retries = Retries()
+    store_secret: Annotated[
+        str, Field(description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+    ] = "quantlib-s3"
+    store_config_map: Annotated[
+        str, Field(description="Config map with AWS_ENDPOINT_URL_S3 and AWS_REGION.")
+    ] = "quantlib-s3"
+    hub_secret: Annotated[str, Field(description="Secret with HF_TOKEN.")] = "quantlib-hub"
+    user: Annotated[int, Field(ge=1, description="User and group id of the steps.")] = 10001
+
+    def step(self, name: str) -> StepResources:
+        """What a step asks for."""
+        return self.steps.get(name) or _default_steps()[name]
+
+
+def load_cluster(name: str) -> Cluster:
+    """Reads a profile: a file, or the name of one that ships (``gpu``, ``local``).
+
+    Raises:
+        InvalidInputError: With one problem per fault of the file.
+    """
+    shipped = CLUSTERS / f"{name}.yaml"
+    path = shipped if "/" not in name and shipped.is_file() else Path(name)
+    data: dict[str, Any] = load_config(path)
+    try:
+        cluster = Cluster.model_validate(data)
+    except ValidationError as error:
+        raise InvalidInputError(
+            Problem(f"{path}: {'.'.join(map(str, fault['loc']))}", fault["msg"])
+            for fault in error.errors()
+        ) from None
+    unknown = cluster.steps.keys() - _default_steps().keys()
+    if unknown:
+        raise InvalidInputError(
+            Problem(f"{path}: steps.{step}", "there is no such step") for step in sorted(unknown)
+        )
+    return cluster

@@ -1,0 +1,86 @@
+"""``quantlib plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+_EXAMPLES = """\b
+Examples:
+  quantlib plan ./Llama-3.1-8B --gpu h100-80g
+  quantlib plan ./Llama-3.1-8B --recipe awq --gpu l4-24g --ranges auto --parallel 8
+  quantlib plan hf://org/Llama@main --gpu a100-80g --ranges 16 --json
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("model")
+@click.option("--recipe", "recipe_name", default="gptq", show_default=True, help="File or name.")
+@click.option("--gpu", default="cpu", show_default=True, help="h100-80g, l4-24g, ...; cpu: none.")
+@click.option("--ranges", default="auto", show_default=True, help="A number from 1 to 64, or auto.")
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    help="Ranges that are quantized at the same time.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def plan(model: str, recipe_name: str, gpu: str, ranges: str, parallel: int, as_json: bool) -> None:
+    """Show what quantizing MODEL would need: memory, disk and time for 1 to 64 ranges.
+
+    Only headers are read. The pipeline's plan step goes by the same numbers.
+    """
+    from quantlib.errors import InvalidInputError
+    from quantlib.models import open_model
+    from quantlib.planning import estimate_run, find_hardware, show
+    from quantlib.recipe import load_recipe
+    from quantlib.sources.opening import open_source
+    from quantlib.steps.plan import input_problems
+
+    recipe, hardware = load_recipe(recipe_name), find_hardware(gpu)
+    source = open_source(model)
+    if problems := input_problems(recipe, source):
+        raise InvalidInputError(problems)
+    checkpoint, adapter = open_model(source)
+    estimate = estimate_run(recipe, checkpoint, adapter, hardware, parallel)
+    wanted = estimate.chosen.ranges if ranges == "auto" else _number(ranges)
+    option = estimate.with_ranges(wanted)
+    if as_json:
+        click.echo(show.as_json(estimate))
+        return
+    console = Console(highlight=False)
+    why = "chosen: the fewest that end about as soon as any" if ranges == "auto" else "as asked"
+    console.print(f"{option.ranges} ranges on {hardware.name} ({why}), {parallel} at a time")
+    console.print()
+    console.print(
+        _table(("step", "host memory", "GPU memory", "container limit"), show.memory_rows(estimate))
+    )
+    console.print()
+    console.print(_table(("step", "time (estimate)"), show.step_rows(option)))
+    header = ("ranges", "calibrate", "longest range", "whole run", "device hours", "")
+    console.print()
+    console.print(_table(header, show.range_rows(estimate, option.ranges)))
+    console.print()
+    for line in show.disk_lines(estimate):
+        console.print(line)
+    if problem := show.device_problem(estimate):
+        console.print(f"does not fit: {problem}", style="bold red")
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(*header, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1 to 64")
+    return int(text)

@@ -1,0 +1,16 @@
+"""What a run will need: memory, disk and time, before any of it is used. Imports no torch."""
+
+from quantlib.planning.estimate import RangeEstimate, RunEstimate, estimate_run
+from quantlib.planning.hardware import HARDWARE, Hardware, find_hardware
+from quantlib.planning.memory import Memory, quantity
+
+__all__ = [
+    "HARDWARE",
+    "Hardware",
+    "Memory",
+    "RangeEstimate",
+    "RunEstimate",
+    "estimate_run",
+    "find_hardware",
+    "quantity",
+]

@@ -1,0 +1,193 @@
+"""How long a run will take, and into how many ranges it is best cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.compatibility import needs_calibration, needs_hidden_states
+from quantlib.models import BaseModelAdapter
+from quantlib.planning.hardware import Hardware, cpu_has_bf16
+from quantlib.planning.memory import (
+    Memory,
+    calibrate_memory,
+    quantize_memory,
+    validate_memory,
+)
+from quantlib.planning.model import ModelSizes, model_sizes
+from quantlib.recipe import Recipe
+
+MOST_RANGES = 64
+_STORE_BYTES_PER_SECOND = 500e6
+"""One worker's traffic with the store, disks included."""
+
+_POD_SECONDS = {True: 60.0, False: 2.0}
+"""From a step's turn to its first line of work, on GPU nodes and on one machine."""
+
+_VLLM_START_SECONDS = {True: 120.0, False: 15.0}
+_GOOD_ENOUGH = 1.05
+"""Fewer ranges are better, if they end about as soon: a range starts from unquantized inputs."""
+
+_SEARCH_PASSES = 26 * 8
+"""Times that the search for scales goes over a weight in float32."""
+
+
+@dataclass(frozen=True)
+class RangeEstimate:
+    """A run with so many ranges.
+
+    Attributes:
+        ranges: How many.
+        makespan: Seconds from start to end.
+        device_seconds: Seconds that devices are held, all together.
+        steps: Seconds of each step; of quantize, those of the longest range.
+    """
+
+    ranges: int
+    makespan: float
+    device_seconds: float
+    steps: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """What a run will need.
+
+    Attributes:
+        hardware: What it runs on.
+        parallel: Ranges that are quantized at the same time.
+        tokens: Of the calibration text.
+        memory: Peaks by step: calibrate, quantize, validate.
+        scratch_bytes: Largest local disk that a step takes.
+        store_bytes: What the run adds to the store, the model itself included.
+        options: One for each number of ranges.
+        chosen: The fewest ranges that end about as soon as any.
+    """
+
+    hardware: Hardware
+    parallel: int
+    tokens: int
+    memory: Mapping[str, Memory]
+    scratch_bytes: int
+    store_bytes: int
+    options: tuple[RangeEstimate, ...]
+    chosen: RangeEstimate
+
+    def with_ranges(self, ranges: int) -> RangeEstimate:
+        """The estimate for so many ranges, or for as many as the model has blocks to quantize."""
+        return self.options[min(ranges, len(self.options)) - 1]
+
+
+def estimate_run(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    adapter: BaseModelAdapter,
+    hardware: Hardware,
+    parallel: int,
+    product_bytes: int | None = None,
+) -> RunEstimate:
+    """What quantizing a model will need, by its headers alone.
+
+    Args:
+        recipe: What to do.
+        checkpoint: The model.
+        adapter: The model's family.
+        hardware: What it is computed on.
+        parallel: Ranges that are quantized at the same time.
+        product_bytes: Bytes of a number in matrix products; by default 2 on a GPU and on a CPU like
+            this machine's if it multiplies bfloat16, else 4.
+    """
+    sizes = model_sizes(recipe, checkpoint, adapter)
+    if product_bytes is None:
+        product_bytes = 2 if hardware.is_gpu or cpu_has_bf16() else 4
+    calibration = recipe.calibration
+    tokens = calibration.num_samples * calibration.sequence_length
+    calibrated = tokens if needs_calibration(recipe) else 0
+    quantized_on = tokens if needs_hidden_states(recipe.quantization) else 0
+    most = min(MOST_RANGES, max(1, sizes.quantized_blocks))
+    options = tuple(
+        _estimate(recipe, sizes, hardware, parallel, ranges, calibrated, quantized_on)
+        for ranges in range(1, most + 1)
+    )
+    best = min(option.makespan for option in options)
+    chosen = next(option for option in options if option.makespan <= _GOOD_ENOUGH * best)
+    memory = {
+        "calibrate": calibrate_memory(sizes, calibrated, hardware, product_bytes),
+        "quantize": quantize_memory(sizes, quantized_on, hardware, product_bytes),
+        "validate": validate_memory(sizes, hardware, product_bytes),
+    }
+    boundary = quantized_on * sizes.hidden_size * sizes.stored_bytes
+    # Range files and the checkpoint hold the same twice, as does what is published.
+    store = sizes.total_bytes + chosen.ranges * boundary + 3 * sizes.quantized_bytes
+    return RunEstimate(
+        hardware=hardware,
+        parallel=parallel,
+        tokens=calibrated,
+        memory=memory,
+        # validate has both models on its disk; fetch the model and a spool.
+        scratch_bytes=max(2 * sizes.total_bytes, sizes.total_bytes + sizes.quantized_bytes),
+        store_bytes=store,
+        options=options,
+        chosen=chosen,
+    )
+
+
+def _estimate(
+    recipe: Recipe,
+    sizes: ModelSizes,
+    hardware: Hardware,
+    parallel: int,
+    ranges: int,
+    calibrated: int,
+    quantized_on: int,
+) -> RangeEstimate:
+    pod, vllm = _POD_SECONDS[hardware.is_gpu], _VLLM_START_SECONDS[hardware.is_gpu]
+    blocks = math.ceil(sizes.quantized_blocks / ranges)
+    # Calibration ends where the last range begins, except for the statistics of a suppressor.
+    share = 1.0 if recipe.outlier_suppression else (ranges - 1) / ranges
+    forward = 2 * sizes.block_elements / hardware.products
+    boundary = sizes.hidden_size * sizes.stored_bytes
+    per_block = _block_seconds(recipe, sizes, hardware, quantized_on)
+    validation = recipe.validation
+    judged = validation.num_samples * validation.sequence_length
+    whole = sizes.total_bytes / _STORE_BYTES_PER_SECOND
+    smaller = sizes.quantized_bytes / _STORE_BYTES_PER_SECOND
+    steps = {
+        "fetch": 2 * whole,
+        "plan": 5.0,
+        "calibrate": calibrated * (forward + ranges * boundary / _STORE_BYTES_PER_SECOND) * share
+        + share * whole,
+        "smooth": 2.0 if recipe.outlier_suppression else 0.0,
+        "quantize": blocks * per_block
+        + blocks / sizes.blocks * whole
+        + quantized_on * boundary / _STORE_BYTES_PER_SECOND,
+        "merge": 5.0,
+        "validate": 2 * vllm + whole + smaller + 2 * 3 * judged * forward,
+        "publish": 5.0,
+    }
+    waves = math.ceil(ranges / parallel)
+    makespan = sum(steps.values()) - steps["quantize"] + (len(steps) - 1) * pod
+    makespan += waves * (steps["quantize"] + pod)
+    held = steps["calibrate"] + steps["validate"] + 2 * pod + ranges * (steps["quantize"] + pod)
+    return RangeEstimate(ranges, makespan, held, steps)
+
+
+def _block_seconds(recipe: Recipe, sizes: ModelSizes, hardware: Hardware, tokens: int) -> float:
+    """Quantizing the largest block."""
+    seconds = 2 * sizes.largest_block_elements * tokens / hardware.products
+    search = _SEARCH_PASSES if needs_hidden_states(recipe.quantization) else 8
+    seconds += search * 4 * sizes.largest_block_elements / hardware.bandwidth
+    if not tokens:
+        return seconds
+    for group in sizes.groups:
+        columns = group.columns
+        # The upper triangle of the Hessian; a factorization and an inversion; the rounding.
+        seconds += columns**2 * tokens / hardware.hessians
+        seconds += columns**3 / hardware.hessians
+        seconds += sum(
+            2 * rows * columns**2 / hardware.hessians + columns * hardware.column_seconds
+            for rows in group.rows
+        )
+    return seconds

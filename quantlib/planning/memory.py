@@ -1,0 +1,97 @@
+"""How much memory the steps that compute will take at their peak.
+
+The formulas count what the code holds (docs/planning.md writes them out). Inside a quantize worker
+the calibration tokens count most: their residual stream, the input of the group of linears at hand,
+and, on a CPU, the holes that the stream's earlier versions leave in the heap.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from quantlib.planning.hardware import GIB, Hardware
+from quantlib.planning.model import ModelSizes
+
+BASE = 330 << 20
+"""A worker with torch, before it has read anything."""
+
+GPU_HOST_BASE = 4 * GIB
+"""The same with CUDA's libraries."""
+
+GPU_DEVICE_BASE = 1 * GIB
+"""CUDA's context, and workspaces of its libraries."""
+
+_HESSIAN_COPIES = 8
+"""Matrices of the Hessian's size that quantizing a linear holds at once."""
+
+_WEIGHT_COPIES = 5
+"""The same of the weight's size in float32."""
+
+_VLLM_HOST = 4 * GIB
+_HEADROOM = 1.2
+"""What a container's limit is above the peak that is expected."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peaks in bytes: of the host's memory, and of the GPU's (0 without one)."""
+
+    host: int
+    device: int = 0
+
+
+def calibrate_memory(
+    sizes: ModelSizes, tokens: int, hardware: Hardware, product_bytes: int
+) -> Memory:
+    """The peak of the calibrate step.
+
+    Args:
+        sizes: The model's.
+        tokens: Of the calibration text; 0 for a method that needs none.
+        hardware: What it runs on.
+        product_bytes: Bytes of a number in matrix products.
+    """
+    hidden = tokens * sizes.hidden_size
+    stored = hidden * sizes.stored_bytes
+    block = sizes.largest_block_elements
+    embedding = sizes.embedding_bytes + stored
+    if not hardware.is_gpu:
+        boundary = 4 * hidden + 2 * stored + block * product_bytes
+        return Memory(BASE + max(embedding, boundary))
+    device = GPU_DEVICE_BASE + hidden * product_bytes + 2 * block * product_bytes
+    return Memory(GPU_HOST_BASE + max(embedding, 2 * stored), device)
+
+
+def quantize_memory(
+    sizes: ModelSizes, tokens: int, hardware: Hardware, product_bytes: int
+) -> Memory:
+    """The peak of a quantize worker; arguments as of :func:`calibrate_memory`."""
+    block = sizes.largest_block_elements
+    hidden = tokens * sizes.hidden_size
+    held = max(
+        tokens * group.columns * product_bytes
+        + (_HESSIAN_COPIES * 4 * group.columns**2 if tokens else 0)
+        + _WEIGHT_COPIES * 4 * group.largest_rows * group.columns
+        for group in sizes.groups
+    )
+    codes = block  # a byte each until the block is written
+    if not hardware.is_gpu:
+        stream = 2 * 4 * hidden
+        return Memory(BASE + stream + held + block * product_bytes + codes)
+    device = GPU_DEVICE_BASE + 2 * hidden * product_bytes + held + block * product_bytes + codes
+    host = GPU_HOST_BASE + 2 * hidden * sizes.stored_bytes + 2 * block * sizes.stored_bytes
+    return Memory(host, device)
+
+
+def validate_memory(sizes: ModelSizes, hardware: Hardware, product_bytes: int) -> Memory:
+    """About what vLLM takes with the original model, which is the larger of the two."""
+    loaded = sizes.total_bytes * max(1, product_bytes // sizes.stored_bytes)
+    if hardware.is_gpu:
+        return Memory(_VLLM_HOST + sizes.total_bytes // 4 + 8 * GIB, loaded + 4 * GIB)
+    return Memory(_VLLM_HOST + 2 * loaded)
+
+
+def quantity(bytes_needed: int) -> str:
+    """Memory as a container's limit, with headroom: ``12Gi``."""
+    return f"{max(1, math.ceil(bytes_needed * _HEADROOM / GIB))}Gi"

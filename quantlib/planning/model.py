@@ -1,0 +1,95 @@
+"""The sizes of a model that estimates go by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.header import DTYPE_BYTES
+from quantlib.compatibility import exact_linears
+from quantlib.models import BaseModelAdapter
+from quantlib.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class GroupSize:
+    """Linears that share an input, in the block that is largest.
+
+    Attributes:
+        columns: Their input channels.
+        rows: Output channels of each.
+    """
+
+    columns: int
+    rows: tuple[int, ...]
+
+    @property
+    def largest_rows(self) -> int:
+        """Output channels of the largest."""
+        return max(self.rows)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of a model and of what is quantized of it.
+
+    Attributes:
+        blocks: How many there are.
+        quantized_blocks: How many of them hold a linear that is quantized.
+        hidden_size: Channels of the residual stream.
+        stored_bytes: Bytes of a number in the checkpoint.
+        groups: Of the largest block.
+        largest_block_elements: Numbers in the largest block.
+        block_elements: Numbers in all blocks together.
+        embedding_bytes: Of the embedding table.
+        total_bytes: Of the whole checkpoint.
+        quantized_bytes: About that of the quantized one.
+    """
+
+    blocks: int
+    quantized_blocks: int
+    hidden_size: int
+    stored_bytes: int
+    groups: tuple[GroupSize, ...]
+    largest_block_elements: int
+    block_elements: int
+    embedding_bytes: int
+    total_bytes: int
+    quantized_bytes: int
+
+
+def model_sizes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter) -> ModelSizes:
+    """Reads the sizes from headers; no weight is read."""
+    elements = [
+        sum(checkpoint.info(name).elements for name in adapter.block_tensors(checkpoint, block))
+        for block in range(adapter.blocks)
+    ]
+    largest = max(range(adapter.blocks), key=elements.__getitem__)
+    groups = []
+    for group in adapter.groups(largest):
+        shapes = [adapter.linear_shape(checkpoint, largest, linear) for linear in group.linears]
+        groups.append(GroupSize(shapes[0][1], tuple(rows for rows, _ in shapes)))
+    exact = exact_linears(recipe.quantization, adapter)
+    total = quantized = sum(info.bytes for info in checkpoint.tensors.values())
+    weights = recipe.quantization.weights
+    for block, kept in enumerate(exact):
+        for linear in set(adapter.linears(block)) - kept:
+            info = checkpoint.info(f"{adapter.linear_name(block, linear)}.weight")
+            scaled = weights.group_size if weights.group_size > 0 else info.shape[1]
+            codes = info.elements * weights.bits // 8
+            quantized += codes + 2 * info.elements // scaled - info.bytes
+    first = checkpoint.info(f"{adapter.linear_name(0, adapter.linears(0)[0])}.weight")
+    return ModelSizes(
+        blocks=adapter.blocks,
+        quantized_blocks=sum(
+            len(kept) < len(adapter.linears(block)) for block, kept in enumerate(exact)
+        ),
+        hidden_size=checkpoint.config["hidden_size"],
+        stored_bytes=DTYPE_BYTES[first.dtype],
+        groups=tuple(groups),
+        largest_block_elements=elements[largest],
+        block_elements=sum(elements),
+        embedding_bytes=checkpoint.info(f"{adapter.embedding}.weight").bytes,
+        total_bytes=total,
+        quantized_bytes=quantized,
+    )

@@ -1,0 +1,102 @@
+"""An estimate as tables, for a terminal and for the page of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from quantlib.planning.estimate import RangeEstimate, RunEstimate
+from quantlib.planning.hardware import GIB
+from quantlib.planning.memory import quantity
+from quantlib.report.text import duration
+
+_SHOWN_RANGES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def memory_rows(estimate: RunEstimate) -> Iterator[tuple[str, str, str, str]]:
+    """Step, peak on the host, peak on the GPU, limit of the container."""
+    for step, memory in estimate.memory.items():
+        device = _gib(memory.device) if memory.device else "-"
+        yield step, _gib(memory.host), device, quantity(memory.host)
+
+
+def range_rows(estimate: RunEstimate, ranges: int) -> Iterator[tuple[str, ...]]:
+    """Ranges, seconds of calibrate and of the longest range, makespan, device hours, a mark."""
+    shown = {*_SHOWN_RANGES, ranges, len(estimate.options)}
+    for option in estimate.options:
+        if option.ranges in shown:
+            yield (
+                str(option.ranges),
+                duration(option.steps["calibrate"]),
+                duration(option.steps["quantize"]),
+                duration(option.makespan),
+                f"{option.device_seconds / 3600:.2f}",
+                "<-" if option.ranges == ranges else "",
+            )
+
+
+def step_rows(option: RangeEstimate) -> Iterator[tuple[str, str]]:
+    """Steps and their times."""
+    for step, seconds in option.steps.items():
+        yield step, duration(seconds)
+
+
+def device_problem(estimate: RunEstimate) -> str | None:
+    """Which step does not fit the GPU's memory, and what helps; None where all do."""
+    for step, memory in estimate.memory.items():
+        if memory.device > estimate.hardware.memory > 0:
+            remedy = {
+                "validate": "take GPUs with more memory for it",
+                "calibrate": "calibrate on fewer tokens",
+                "quantize": "calibrate on fewer tokens",
+            }[step]
+            return (
+                f"{step} needs {_gib(memory.device)} on a GPU, but {estimate.hardware.name} has "
+                f"{_gib(estimate.hardware.memory)}: {remedy}"
+            )
+    return None
+
+
+def disk_lines(estimate: RunEstimate) -> tuple[str, str]:
+    """What a run takes of the scratch disk and of the store."""
+    return (
+        f"scratch disk of a step: {estimate.scratch_bytes / 1e9:.2f} GB",
+        f"store: {estimate.store_bytes / 1e9:.2f} GB",
+    )
+
+
+def markdown(estimate: RunEstimate, ranges: int) -> str:
+    """The estimate for the page of a run."""
+    option = estimate.with_ranges(ranges)
+    lines = [
+        f"# Plan: {ranges} ranges on {estimate.hardware.name}",
+        "",
+        f"{estimate.tokens} calibration tokens; {estimate.parallel} ranges at the same time. "
+        "Times are estimates.",
+        "",
+        *_table(("step", "host memory", "GPU memory", "limit"), memory_rows(estimate)),
+        *_table(("step", "time"), step_rows(option)),
+        *_table(
+            ("ranges", "calibrate", "longest range", "whole run", "device hours", ""),
+            range_rows(estimate, ranges),
+        ),
+        *disk_lines(estimate),
+    ]
+    if problem := device_problem(estimate):
+        lines += ["", f"**{problem}**"]
+    return "\n".join(lines) + "\n"
+
+
+def as_json(estimate: RunEstimate) -> str:
+    """The estimate as JSON, in bytes and seconds."""
+    return json.dumps(asdict(estimate), indent=1)
+
+
+def _table(header: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.2f} GiB"

@@ -1,0 +1,33 @@
+"""Opens a model where it is, for reading headers."""
+
+from __future__ import annotations
+
+from quantlib.checkpoint.source import FileSource, FolderSource, StoreSource
+from quantlib.errors import InvalidInputError
+from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
+from quantlib.sources.folder import open_folder
+from quantlib.store import open_store
+
+
+def open_source(text: str) -> FileSource:
+    """The files of the model at an address.
+
+    Raises:
+        InvalidInputError: There is none, or it is a GGUF file, whose weights have other names.
+        StepError: The hub cannot be asked.
+        StoreError: Object storage cannot be read.
+    """
+    match parse_address(text):
+        case FolderAddress(path):
+            open_folder(path)
+            return FolderSource(path)
+        case HubAddress() as address:
+            from quantlib.sources.hub import list_files, resolve_commit
+
+            return list_files(address, resolve_commit(address))
+        case S3Address(address):
+            return StoreSource(open_store(address))
+        case GgufAddress(path):
+            raise InvalidInputError.one(
+                str(path), "is a GGUF file", "plan on the checkpoint that it was made from"
+            )
