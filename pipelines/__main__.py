@@ -1,38 +1,46 @@
-"""``python -m pipelines``: compiles the quantization pipeline, or runs it on this machine."""
+"""``python -m pipelines``: compiles the quantization pipeline, runs it here or in Kubeflow."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.compiling import NAME, CompileOptions, compile_to, write_kubernetes_manifests
 from pipelines.docker import DockerRunner
 from pipelines.ir import Container
+from pipelines.kubeflow import HOST_VARIABLE, Kubeflow, Server, check_cron
 from pipelines.local import RunResult, run_pipeline
 from pipelines.process import ProcessRunner, Runner
 from pipelines.reader import load_pipeline
 from pipelines.scheduler import StepRun
 from pipelines.status import log_tail
-from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.errors import InvalidInputError, Problem, QuantlibError
 from quantlib.evaluation.engines import choose_engine
-from quantlib.preflight import input_problems, writable_problems
-from quantlib.recipe import load_recipe
+from quantlib.planning import HARDWARE
+from quantlib.preflight import destination_problems, input_problems
+from quantlib.recipe import Recipe, load_recipe, recipe_from_text
+from quantlib.steps.plan import AUTO
 
 PIPELINE_NAME = "pipeline.yaml"
-RUNNERS = ("process", "docker")
+RUNNERS = ("process", "docker", "kubeflow")
 _CPUS = len(os.sched_getaffinity(0))
 _COMPILE_EXAMPLES = """\b
 Examples:
   python -m pipelines compile
-  python -m pipelines compile --output build/quantize.yaml
-  QUANTLIB_IMAGE=my/quantlib:1 python -m pipelines compile
+  python -m pipelines compile --cluster local --output build/quantize.yaml
+  python -m pipelines compile --images-lock build/images.lock.json --kubernetes
+  python -m pipelines compile --target argo --output build/workflow.yaml
 """
 _RUN_EXAMPLES = """\b
 Examples:
@@ -40,12 +48,107 @@ Examples:
   python -m pipelines run recipe.yaml --model hf://org/name@main --num-ranges 3
   python -m pipelines run gptq --model model.gguf --publish-to ./published
   python -m pipelines run gptq --model ./my-model --runner docker
+  python -m pipelines run gptq --model hf://org/name --store s3://bucket/store \\
+      --runner kubeflow --host http://127.0.0.1:8080 --namespace quantlib
 """
+_UPLOAD_EXAMPLES = """\b
+Examples:
+  python -m pipelines upload --host http://127.0.0.1:8080
+  python -m pipelines upload --host https://kubeflow.example --namespace quantlib \\
+      --images-lock build/images.lock.json
+"""
+_SCHEDULE_EXAMPLES = """\b
+Examples:
+  python -m pipelines schedule gptq --model hf://org/name --store s3://bucket/store \\
+      --cron "0 0 3 * * *" --host http://127.0.0.1:8080 --namespace quantlib
+"""
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """One decorator for several options, the first one first in the help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_compile_options = _options(
+    click.option(
+        "--cluster",
+        default="gpu",
+        show_default=True,
+        help="Profile of the cluster: gpu, local, or a file.",
+    ),
+    click.option(
+        "--images-lock",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Take the images from this file, which `make push-images` writes.",
+    ),
+    click.option("--allow-floating", is_flag=True, help="Take images by tags that can move."),
+)
+_server_options = _options(
+    click.option("--host", default="", envvar=HOST_VARIABLE, help="Address of Kubeflow Pipelines."),
+    click.option("--namespace", default="", help="The profile's namespace."),
+    click.option("--experiment", default=NAME, show_default=True, help="What groups the runs."),
+    click.option(
+        "--service-account",
+        default="quantlib-runner",
+        show_default=True,
+        help="What the pods of a run are; empty for the server's default.",
+    ),
+)
+_job_options = _options(
+    click.option(
+        "--model",
+        default="",
+        help="A folder, a .gguf file, hf://org/name@revision, or s3://bucket/prefix.  "
+        "[default: the recipe's]",
+    ),
+    click.option(
+        "--store",
+        default=".quantlib/store",
+        show_default=True,
+        help="Where the steps keep their work: a folder, or s3://bucket/prefix.",
+    ),
+    click.option(
+        "--num-ranges",
+        callback=lambda _context, _option, value: _range_count(value),
+        help="Ranges of blocks that are quantized in parallel; auto: as many as end soonest.  "
+        "[default: the recipe's]",
+    ),
+    click.option("--publish-to", default="", help="Where to publish.  [default: the recipe's]"),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="What the steps compute on.",
+    ),
+    click.option(
+        "--gpu",
+        type=click.Choice(list(HARDWARE)),
+        help="What the plan reckons with.  [default: the cluster's; cpu on this machine]",
+    ),
+)
+
+
+def _range_count(text: str | None) -> int:
+    if text is None:
+        return 0
+    if text == "auto":
+        return AUTO
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1 to 64")
+    return int(text)
 
 
 @click.group(epilog="python -m pipelines COMMAND --help shows examples.")
 def main() -> None:
-    """Compiles the quantization pipeline, or runs it on this machine."""
+    """Compiles the quantization pipeline, runs it on this machine, or in Kubeflow."""
 
 
 @main.command("compile", epilog=_COMPILE_EXAMPLES)
@@ -56,35 +159,110 @@ def main() -> None:
     show_default=True,
     help="File to write.",
 )
-def compile_command(output: Path) -> None:
-    """Writes the pipeline in the form that Kubeflow Pipelines takes."""
-    _compile(output)
+@click.option(
+    "--target",
+    type=click.Choice(["kubeflow", "argo"]),
+    default="kubeflow",
+    show_default=True,
+    help="What takes the file.",
+)
+@click.option(
+    "--kubernetes",
+    is_flag=True,
+    help="Also write the Pipeline and PipelineVersion objects, beside the file.",
+)
+@click.option("--namespace", default="quantlib", show_default=True, help="Of the objects.")
+@_compile_options
+def compile_command(
+    output: Path, target: str, kubernetes: bool, namespace: str, **options: Any
+) -> None:
+    """Writes the pipeline in the form that Kubeflow Pipelines takes, or Argo Workflows."""
+    chosen = CompileOptions(**options)
+    if target == "argo":
+        if kubernetes:
+            raise click.UsageError("--kubernetes goes with --target kubeflow")
+        _compile_argo(output, chosen, namespace)
+    else:
+        compile_to(output, chosen)
     click.echo(output)
+    if kubernetes:
+        objects = output.with_suffix(".kubernetes.yaml")
+        write_kubernetes_manifests(output, objects, namespace)
+        click.echo(objects)
+
+
+def _compile_argo(output: Path, options: CompileOptions, namespace: str) -> None:
+    from pipelines.argo import write_workflow_template
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / PIPELINE_NAME
+        compile_to(file, options)
+        write_workflow_template(load_pipeline(file), output, namespace=namespace)
+
+
+@main.command("upload", epilog=_UPLOAD_EXAMPLES)
+@click.option("--name", default=NAME, show_default=True, help="Of the pipeline.")
+@click.option("--version", default="", help="Of the version.  [default: the code's]")
+@_compile_options
+@_server_options
+def upload_command(
+    name: str,
+    version: str,
+    cluster: str,
+    images_lock: Path | None,
+    allow_floating: bool,
+    **server: str,
+) -> None:
+    """Compiles the pipeline and uploads it, as a new version where it is there already."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / PIPELINE_NAME
+        compile_to(file, CompileOptions(cluster, images_lock, allow_floating))
+        pipeline, uploaded = Kubeflow(Server(**server)).upload(file, name, version)
+    click.echo(f"pipeline: {pipeline}")
+    click.echo(f"version:  {uploaded}")
+
+
+@main.command("schedule", epilog=_SCHEDULE_EXAMPLES)
+@click.argument("recipe")
+@click.option("--cron", required=True, help="Second, minute, hour, day, month, day of week.")
+@click.option("--name", default="", help="Of the schedule.  [default: quantize-RECIPE]")
+@_job_options
+@_compile_options
+@_server_options
+def schedule_command(
+    recipe: str,
+    cron: str,
+    name: str,
+    model: str,
+    store: str,
+    num_ranges: int,
+    publish_to: str,
+    device: str,
+    gpu: str | None,
+    cluster: str,
+    images_lock: Path | None,
+    allow_floating: bool,
+    **server: str,
+) -> None:
+    """Quantizes again and again in Kubeflow, by RECIPE: a file, or the name of a shipped one.
+
+    One run at a time; times that were missed are not made up for. A run whose model, recipe and
+    code are those of an earlier one finds its work in the store and ends soon.
+    """
+    check_cron(cron)
+    checked = _checked_recipe(recipe, model)
+    parameters = _parameters(checked, model, store, num_ranges, publish_to, device, gpu)
+    _require_reachable(parameters)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / PIPELINE_NAME
+        compile_to(file, CompileOptions(cluster, images_lock, allow_floating))
+        named = name or f"{NAME}-{Path(recipe).stem}"
+        click.echo(Kubeflow(Server(**server)).schedule(file, parameters, named, cron))
 
 
 @main.command("run", epilog=_RUN_EXAMPLES)
 @click.argument("recipe")
-@click.option(
-    "--model",
-    default="",
-    help="A folder, a .gguf file, or hf://org/name@revision.  [default: the recipe's]",
-)
-@click.option(
-    "--store", default=".quantlib/store", show_default=True, help="Where the steps keep their work."
-)
-@click.option(
-    "--num-ranges",
-    type=click.IntRange(1, 64),
-    help="Ranges of blocks that are quantized in parallel.  [default: the recipe's]",
-)
-@click.option("--publish-to", default="", help="Folder to publish in.  [default: the recipe's]")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="What the steps compute on.",
-)
+@_job_options
 @click.option(
     "--parallel",
     type=click.IntRange(min=1),
@@ -102,7 +280,15 @@ def compile_command(output: Path) -> None:
     type=click.Choice(RUNNERS),
     default="process",
     show_default=True,
-    help="What runs a step: a process of this Python environment, or a container of its image.",
+    help="What runs a step: a process of this Python environment, a container of its image, or "
+    "Kubeflow.",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0, 10),
+    default=0,
+    show_default=True,
+    help="Times that a step which failed is started again; the profile says so for Kubeflow.",
 )
 @click.option(
     "--docker-network",
@@ -111,65 +297,104 @@ def compile_command(output: Path) -> None:
     metavar="NAME",
     help="Network of the containers that need one; host: with what listens on this machine only.",
 )
+@_compile_options
+@_server_options
 def run_command(
     recipe: str,
     model: str,
     store: str,
-    num_ranges: int | None,
+    num_ranges: int,
     publish_to: str,
     device: str,
+    gpu: str | None,
     parallel: int,
     run_dir: Path | None,
     runner: str,
+    retries: int,
     docker_network: str,
+    cluster: str,
+    images_lock: Path | None,
+    allow_floating: bool,
+    **server: str,
 ) -> None:
-    """Compiles the pipeline and runs it here, by RECIPE: a file, or the name of a shipped recipe.
+    """Compiles the pipeline and runs it, by RECIPE: a file, or the name of a shipped recipe.
 
     The store keeps what every step finished: after an interruption, the same command continues.
     Exits with 0, or as the step that failed did: 2 for invalid input, 3 for a checkpoint that was
-    judged and refused.
+    judged and refused. With --runner kubeflow it ends when the run is started.
     """
-    checked = load_recipe(recipe)
-    if not (model or checked.model):
-        raise InvalidInputError.one(recipe, "names no model", "give one with --model")
+    checked = _checked_recipe(recipe, model)
+    options = CompileOptions(cluster, images_lock, allow_floating or runner == "process")
+    if runner == "kubeflow":
+        parameters = _parameters(checked, model, store, num_ranges, publish_to, device, gpu)
+        _require_reachable(parameters)
+        with tempfile.TemporaryDirectory() as temporary:
+            file = Path(temporary) / PIPELINE_NAME
+            compile_to(file, options)
+            name = f"{NAME}-{Path(recipe).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+            click.echo(Kubeflow(Server(**server)).run(file, parameters, name))
+        return
     if runner == "process":
         choose_engine(checked.validation.engine)
-    problems = input_problems(checked, model or checked.model or "", Path(store))
-    problems += writable_problems(Path(publish_to or checked.publish.destination or store))
+    problems = input_problems(checked, model or checked.model or "", store)
+    problems += destination_problems(publish_to or checked.publish.destination or store)
     if problems:
         raise InvalidInputError(problems)
     folder = _run_folder(run_dir)
     file = folder / PIPELINE_NAME
-    _compile(file)
+    compile_to(file, options)
     started = _start_runner(runner, docker_network, file)
     console = Console()
-    result = run_pipeline(
-        file,
-        {
-            "recipe": checked.canonical_json(),
-            "source": model,
-            "store": _absolute(store),
-            "num_ranges": num_ranges or 0,  # 0: the recipe decides
-            "destination": _absolute(publish_to),
-            "device": device,
-        },
-        folder,
-        started,
-        parallel,
-        console,
-    )
+    parameters = _parameters(checked, model, store, num_ranges, publish_to, device, gpu or "cpu")
+    parameters["parallel"] = parallel
+    result = run_pipeline(file, parameters, folder, started, parallel, console, retries)
     _report(result, folder, store, console)
     sys.exit(result.exit_code)
 
 
-def _compile(file: Path) -> None:
-    try:
-        from pipelines.quantize import compile_pipeline
-    except ModuleNotFoundError as error:
-        if error.name != "kfp":
-            raise
-        raise QuantlibError("kfp is not installed; pip install 'quantlib[pipelines]'") from None
-    compile_pipeline(file)
+def _checked_recipe(recipe: str, model: str) -> Recipe:
+    checked = load_recipe(recipe)
+    if not (model or checked.model):
+        raise InvalidInputError.one(recipe, "names no model", "give one with --model")
+    return checked
+
+
+def _parameters(
+    recipe: Recipe,
+    model: str,
+    store: str,
+    num_ranges: int,
+    publish_to: str,
+    device: str,
+    gpu: str | None,
+) -> dict[str, Any]:
+    """The pipeline's parameters; those of the cluster's profile are left out."""
+    parameters = {
+        "recipe": recipe.canonical_json(),
+        "source": model,
+        "store": _absolute(store),
+        "num_ranges": num_ranges,  # 0: the recipe decides
+        "destination": _absolute(publish_to),
+        "device": device,
+    }
+    return parameters if gpu is None else parameters | {"gpu": gpu}
+
+
+def _require_reachable(parameters: dict[str, Any]) -> None:
+    """Checks that a run elsewhere does not need folders of this machine."""
+    recipe = recipe_from_text(parameters["recipe"])
+    addresses = {
+        "--model": parameters["source"] or recipe.model or "",
+        "--store": parameters["store"],
+        "--publish-to": parameters["destination"] or recipe.publish.destination or "",
+    }
+    problems = [
+        Problem(f"{option} {address}", "is a folder of this machine", "give s3://bucket/prefix")
+        for option, address in addresses.items()
+        if address and ("://" not in address or address.startswith("file://"))
+    ]
+    if problems:
+        raise InvalidInputError(problems)
 
 
 def _start_runner(name: str, network: str, file: Path) -> Runner:

@@ -59,7 +59,7 @@ class Scratch(Part):
     storage_class: Annotated[
         str | None,
         Field(description="Makes a volume for each pod. None: the node's own disk (emptyDir)."),
-    ] = "quantlib-scratch"
+    ] = None
 
 
 class Retries(Part):

@@ -85,6 +85,7 @@ def run_pipeline(
     runner: Runner,
     parallel: int,
     console: Console,
+    retries: int = 0,
 ) -> RunResult:
     """Runs a compiled pipeline and writes ``run.json`` into the run's folder.
 
@@ -97,6 +98,8 @@ def run_pipeline(
         runner: What starts the steps.
         parallel: How many steps may run at once.
         console: Where to show the progress.
+        retries: How often a step that failed is started again, at most as often as the pipeline
+            says, which is meant for a cluster.
 
     Raises:
         InvalidInputError: The file is not supported, the parameters are not the pipeline's, or
@@ -107,7 +110,7 @@ def run_pipeline(
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        result = asyncio.run(_run(pipeline, arguments, folder, runner, parallel, console))
+        result = asyncio.run(_run(pipeline, arguments, folder, runner, parallel, console, retries))
         (folder / RESULT_NAME).write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
     return result
 
@@ -134,12 +137,13 @@ async def _run(
     runner: Runner,
     parallel: int,
     console: Console,
+    retries: int,
 ) -> RunResult:
     started = time.monotonic()
     received: list[signal.Signals] = []
     with open_status(pipeline, console) as status:
         cpus = len(os.sched_getaffinity(0))
-        scheduler = Scheduler(pipeline, folder, runner, parallel, cpus, status.changed)
+        scheduler = Scheduler(pipeline, folder, runner, parallel, cpus, status.changed, retries)
         work = asyncio.ensure_future(scheduler.run(parameters))
 
         loop = asyncio.get_running_loop()

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from kfp import compiler, dsl, kubernetes
 
+from components._images import Images
 from components.calibrate.component import calibrate
 from components.fetch.component import fetch
 from components.gate.component import gate
@@ -22,7 +23,7 @@ from components.publish.component import publish
 from components.quantize.component import quantize
 from components.smooth.component import smooth
 from components.validate.component import validate
-from pipelines.cluster import Cluster, load_cluster
+from pipelines.cluster import Cluster
 from quantlib.code import CODE_VARIABLE, code_version
 from quantlib.config import load_config
 from quantlib.planning import HARDWARE
@@ -253,18 +254,21 @@ def _add_accelerator(task: dsl.PipelineTask, cluster: Cluster) -> None:
         kubernetes.add_node_affinity(task, match_expressions=expressions)
 
 
-def compile_pipeline(path: Path, cluster: Cluster | None = None) -> None:
+def compile_pipeline(path: Path, cluster: Cluster, images: Images) -> None:
     """Writes the compiled pipeline, creating the folder that it goes to.
 
     Args:
         path: The file to write.
-        cluster: What to compile it for; the profile ``gpu`` by default.
+        cluster: What to compile it for.
+        images: What the steps run in.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    cluster = cluster or load_cluster("gpu")
     compiler.Compiler().compile(quantize_pipeline(cluster), str(path))
     documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
     for name, literals in LITERALS.items():
         parameters[name]["literals"] = list(literals)
+    for label, executor in documents[0]["deploymentSpec"]["executors"].items():
+        step = label.removeprefix("exec-")
+        executor["container"]["image"] = images.validate if step == "validate" else images.quantlib
     path.write_text(yaml.safe_dump_all(documents, sort_keys=False), encoding="utf-8")

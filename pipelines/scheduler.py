@@ -34,7 +34,9 @@ from pipelines.ir import (
 from pipelines.launch import collect, prepare
 from pipelines.process import Runner
 from pipelines.values import Artifact, Values, convert
-from quantlib.errors import InvalidInputError, QuantlibError, StepError
+from quantlib.errors import GateFailedError, InvalidInputError, QuantlibError, StepError
+
+_FINAL_EXIT_CODES = frozenset({InvalidInputError.exit_code, GateFailedError.exit_code})
 
 
 class State(StrEnum):
@@ -101,6 +103,8 @@ class Scheduler:
         parallel: How many steps may run at once.
         cpus: How many CPUs the steps share.
         changed: Called with a step whenever its state has changed.
+        retries: How often a step is started again at most; what the pipeline says where it is less.
+            Invalid input and a checkpoint that was refused (exit codes 2 and 3) stay what they are.
     """
 
     def __init__(
@@ -111,6 +115,7 @@ class Scheduler:
         parallel: int,
         cpus: int,
         changed: Callable[[StepRun], None] = lambda run: None,
+        retries: int = 0,
     ) -> None:
         self.runs: list[StepRun] = []
         self.failure: StepRun | None = None
@@ -120,6 +125,7 @@ class Scheduler:
         self._parallel = parallel
         self._cpus = cpus
         self._changed = changed
+        self._retries = retries
         self._slots = asyncio.Semaphore(parallel)
 
     async def run(self, parameters: Mapping[str, Any]) -> None:
@@ -247,7 +253,9 @@ class Scheduler:
                     break
                 delay = retry.delay * retry.factor ** (run.attempts - 1)
                 elapsed = time.monotonic() - started
-                if run.attempts > retry.count or (retry.limit and elapsed + delay > retry.limit):
+                out_of_time = retry.limit and elapsed + delay > retry.limit
+                final = run.exit_code in _FINAL_EXIT_CODES
+                if final or out_of_time or run.attempts > min(retry.count, self._retries):
                     raise StepError(run.name, _describe(run.exit_code))
                 await asyncio.sleep(delay)
         finally:

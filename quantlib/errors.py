@@ -79,10 +79,12 @@ class StoreError(QuantlibError):
 
     Attributes:
         address: The address of the file, including the store's own.
+        what: What is wrong with it.
     """
 
     def __init__(self, address: str, what: str) -> None:
         self.address = address
+        self.what = what
         super().__init__(f"{address}: {what}")
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
 from quantlib.compatibility import exact_linears, needs_calibration
-from quantlib.errors import Problem
+from quantlib.errors import Problem, StoreError
 from quantlib.models import BaseModelAdapter, open_model
 from quantlib.recipe import Recipe
 from quantlib.sources import FolderAddress, parse_address, source_problems
 from quantlib.sources.space import existing_ancestor
 from quantlib.steps.plan import input_problems as plan_problems
+from quantlib.store import open_store
 
 
-def input_problems(recipe: Recipe, source: str, store: Path) -> list[Problem]:
+def input_problems(recipe: Recipe, source: str, store: str) -> list[Problem]:
     """Why a run cannot work: the model, the recipe on it, the texts, and room for the store.
 
     A model on the hub and a GGUF file are checked further when they have been fetched.
@@ -25,17 +26,39 @@ def input_problems(recipe: Recipe, source: str, store: Path) -> list[Problem]:
     Args:
         recipe: What to do.
         source: The model.
-        store: The folder of the store.
+        store: The store's address.
     """
-    problems = writable_problems(store)
+    problems = destination_problems(store)
     faults = source_problems(source)
     address = None if faults else parse_address(source)
     if isinstance(address, FolderAddress):
         files = FolderSource(address.path)
         faults = plan_problems(recipe, files)
-        if not faults:
-            problems += _space_problems(recipe, *open_model(files), store)
+        if not faults and not store.startswith("s3://"):
+            folder = Path(store.removeprefix("file://"))
+            problems += _space_problems(recipe, *open_model(files), folder)
     return problems + faults
+
+
+def destination_problems(address: str) -> list[Problem]:
+    """Why nothing can be written at an address: a folder, or a prefix in object storage."""
+    if address.startswith("s3://"):
+        return _object_storage_problems(address)
+    if "://" in address and not address.startswith("file://"):
+        return [Problem(address, "unsupported kind of address", "give a folder or s3://…")]
+    return writable_problems(Path(address.removeprefix("file://")))
+
+
+def _object_storage_problems(address: str) -> list[Problem]:
+    from quantlib.store.s3 import S3Store
+
+    store = open_store(address)
+    assert isinstance(store, S3Store)
+    try:
+        store.check_access()
+    except StoreError as error:
+        return [Problem(error.address, error.what)]
+    return []
 
 
 def output_problems(output: Path, *, overwrite: bool) -> list[Problem]:

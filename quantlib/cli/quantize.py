@@ -93,7 +93,7 @@ def quantize(
     if validate:
         choose_engine(recipe.validation.engine)
     problems = output_problems(output_path, overwrite=overwrite)
-    problems += input_problems(recipe, model_path, folder)
+    problems += input_problems(recipe, model_path, str(folder))
     if problems:
         raise InvalidInputError(problems)
     existed = folder.exists()

@@ -287,7 +287,9 @@ def test_no_permission_and_no_space(
 
     def problems() -> str:
         found = output_problems(tmp_path / "a" / "out", overwrite=False)
-        return "\n".join(map(str, found + input_problems(recipe, str(tiny_llama), tmp_path / "s")))
+        return "\n".join(
+            map(str, found + input_problems(recipe, str(tiny_llama), str(tmp_path / "s")))
+        )
 
     assert problems() == ""
     with monkeypatch.context() as patch:

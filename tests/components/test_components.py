@@ -16,11 +16,16 @@ from quantlib.steps import STEP_NAMES
 # (parameters, input artifacts, output artifacts, output parameters), as the steps read them
 INTERFACES = {
     "fetch": ("recipe source store", "", "model", ""),
-    "plan": ("recipe num_ranges store", "model", "plan", "ranges"),
+    "plan": (
+        "recipe num_ranges gpu parallel store",
+        "model",
+        "plan summary",
+        "ranges calibrate_memory quantize_memory validate_memory",
+    ),
     "calibrate": ("recipe store device", "model plan", "calibration", ""),
     "smooth": ("recipe store", "model calibration", "smoothing", ""),
     "quantize": (
-        "recipe block_range store device",
+        "recipe block_range store device memory",
         "model calibration smoothing",
         "quantized",
         "",

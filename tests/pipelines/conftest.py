@@ -84,6 +84,7 @@ def run(tmp_path: Path, compiled: Callable[[Any], Path]) -> Callable[..., RunRes
             ProcessRunner(grace=2.0),
             parallel,
             Console(file=output, width=200),
+            retries=5,
         )
         run_it.output = output.getvalue()  # type: ignore[attr-defined]  # a function with an attribute
         return result

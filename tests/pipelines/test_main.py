@@ -5,6 +5,7 @@ The annotations of components are read by kfp, which does not resolve them from 
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -75,13 +76,22 @@ def toy(step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         num_ranges: int,
         destination: str,
         device: str,
+        gpu: str,
+        parallel: int,
         all: dsl.OutputPath(dict),
     ) -> dsl.ContainerSpec:
         return step("write('all', inputs)")
 
     @dsl.pipeline(name="toy")
     def pipeline(
-        recipe: str, source: str, store: str, num_ranges: int, destination: str, device: str
+        recipe: str,
+        source: str,
+        store: str,
+        num_ranges: int,
+        destination: str,
+        device: str,
+        gpu: str,
+        parallel: int,
     ) -> None:
         packed = pack(
             recipe=recipe,
@@ -90,6 +100,8 @@ def toy(step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             num_ranges=num_ranges,
             destination=destination,
             device=device,
+            gpu=gpu,
+            parallel=parallel,
         )
         seen = fetch(given=packed.outputs["all"]).outputs["seen"]
         verdict = validate(seen=seen).outputs["verdict"]
@@ -98,11 +110,11 @@ def toy(step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         with dsl.Else():
             gate()
 
-    def compile_toy(file: Path) -> None:
+    def compile_toy(file: Path, options: Any) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(pipeline, str(file))
 
-    monkeypatch.setattr(command, "_compile", compile_toy)
+    monkeypatch.setattr(command, "compile_to", compile_toy)
 
 
 @pytest.fixture
@@ -127,6 +139,8 @@ def test_run_passes_its_options_on_and_reports(toy: None, recipe: str, tmp_path:
         "num_ranges": 3,
         "destination": str(tmp_path / "out"),
         "device": "auto",
+        "gpu": "cpu",
+        "parallel": min(4, len(os.sched_getaffinity(0))),
     }
     lines = dict(re.findall(r"^(\w+:) +(.+)$", result.output, re.MULTILINE))
     assert lines["verdict:"] == "passed"
@@ -198,8 +212,11 @@ def test_a_wrong_recipe_is_refused_before_anything(tmp_path: Path, text: str, me
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["compile", "--help"]])
-def test_help_needs_no_kfp_and_ends_in_examples(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["compile", "--help"], ["upload", "--help"]]
+)
+def test_help_needs_no_kfp_and_ends_in_examples(command: str) -> None:
+    arguments = [command, "--help"] if command else ["--help"]
     program = (
         "import sys; sys.modules['kfp'] = sys.modules['torch'] = None;"
         f"from pipelines.__main__ import main; main({arguments!r})"
@@ -208,4 +225,5 @@ def test_help_needs_no_kfp_and_ends_in_examples(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     if len(arguments) == 2:
         examples = done.stdout.split("Examples:\n")[1].splitlines()
-        assert all("python -m pipelines" in line for line in examples if line)
+        starts = [line for line in examples if line and not line.lstrip().startswith("--")]
+        assert all("python -m pipelines" in line for line in starts)

@@ -12,11 +12,13 @@ import pytest
 import yaml
 
 from components import _images
+from pipelines.compiling import CompileOptions, compile_to
 from pipelines.expressions import evaluate
 from pipelines.ir import Component, Container, Dag, DagInput, Loop, Pipeline, TaskOutput
-from pipelines.placeholders import EXECUTOR_INPUT
-from pipelines.quantize import DEFAULT_RECIPE, compile_pipeline
+from pipelines.placeholders import EXECUTOR_INPUT, Placeholder
+from pipelines.quantize import DEFAULT_RECIPE
 from pipelines.reader import load_pipeline
+from quantlib.code import code_version
 from quantlib.recipe import load_recipe, recipe_from_text
 from quantlib.steps import STEP_NAMES
 
@@ -24,7 +26,7 @@ from quantlib.steps import STEP_NAMES
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("compiled") / "deep" / "pipeline.yaml"
-    compile_pipeline(path)
+    compile_to(path, CompileOptions())
     return path
 
 
@@ -72,6 +74,7 @@ def test_data_flows_as_designed(pipeline: Pipeline) -> None:
         f"for-loop-1.{channel}calibrate-calibration": "calibrate.calibration",
         f"for-loop-1.{channel}smooth-smoothing": "smooth.smoothing",
         f"for-loop-1.{channel}plan-ranges": "plan.ranges",
+        f"for-loop-1.{channel}plan-quantize_memory": "plan.quantize_memory",
         "merge.model": "fetch.model",
         "merge.quantized": f"for-loop-1.{channel}quantize-quantized",
         "validate.model": "fetch.model",
@@ -93,7 +96,7 @@ def test_data_flows_as_designed(pipeline: Pipeline) -> None:
 def test_loop_runs_over_the_ranges(pipeline: Pipeline) -> None:
     task = dag_of(pipeline.root).tasks["for-loop-1"]
     items = "pipelinechannel--plan-ranges"
-    assert task.loop == Loop(items=items, item_input=f"{items}-loop-item", parallelism=0)
+    assert task.loop == Loop(items=items, item_input=f"{items}-loop-item", parallelism=16)
     quantize = dag_of(pipeline.components[task.component]).tasks["quantize"]
     assert quantize.parameters["block_range"] == DagInput(f"{items}-loop-item")
     assert pipeline.components["comp-merge"].inputs.artifacts["quantized"].is_list
@@ -116,7 +119,7 @@ def test_gate_stands_before_publish(pipeline: Pipeline, verdict: str, taken: str
 
 
 def test_caching_is_off_everywhere(file: Path) -> None:
-    document = yaml.safe_load(file.read_text())
+    document = next(yaml.safe_load_all(file.read_text()))
     components = [document["root"], *document["components"].values()]
     tasks: dict[str, Any] = {}
     for component in components:
@@ -133,7 +136,11 @@ def test_parameters_and_their_defaults(pipeline: Pipeline) -> None:
         "num_ranges": 0,
         "destination": "",
         "device": "auto",
+        "gpu": "h100-80g",
+        "parallel": 16,
     }
+    assert parameters["device"].literals == ("auto", "cpu", "cuda")
+    assert {"h100-80g", "cpu"} <= set(parameters["gpu"].literals)
     assert parameters["num_ranges"].type == "NUMBER_INTEGER"
 
 
@@ -145,15 +152,85 @@ def test_default_recipe_is_the_shipped_one_in_a_line() -> None:
 def test_images_can_be_set_when_compiling(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     environment = os.environ | {
-        "QUANTLIB_IMAGE": "mine/quantlib@sha256:1",
-        "QUANTLIB_VALIDATE_IMAGE": "mine/validate:2",
+        "QUANTLIB_IMAGE": f"mine/quantlib@sha256:{'1' * 64}",
+        "QUANTLIB_VALIDATE_IMAGE": "mine/validate:2.0.0",
     }
     command = [sys.executable, "-m", "pipelines", "compile", "--output", str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{path}\n")
-    images = {
-        component.implementation.image
-        for component in load_pipeline(path).components.values()
+    images = {container.image for container in containers_of(load_pipeline(path)).values()}
+    assert images == {f"mine/quantlib@sha256:{'1' * 64}", "mine/validate:2.0.0"}
+
+
+def containers_of(pipeline: Pipeline) -> dict[str, Container]:
+    return {
+        name.removeprefix("comp-"): component.implementation
+        for name, component in pipeline.components.items()
         if isinstance(component.implementation, Container)
     }
-    assert images == {"mine/quantlib@sha256:1", "mine/validate:2"}
+
+
+def test_steps_that_compute_ask_for_what_the_plan_says(pipeline: Pipeline) -> None:
+    containers = containers_of(pipeline)
+    for step in ("calibrate", "quantize", "validate"):
+        (limit,) = containers[step].resources.memory_limit
+        assert isinstance(limit, Placeholder)
+        assert limit.name == f"pipelinechannel--plan-{step}_memory"
+        assert containers[step].resources.memory_request == (limit,)
+        assert containers[step].resources.accelerator_type == ("nvidia.com/gpu",)
+        assert containers[step].kubernetes.tolerations
+    for step in ("fetch", "plan", "smooth", "merge", "gate", "publish"):
+        assert containers[step].resources.accelerator_type == ()
+        assert containers[step].kubernetes.tolerations == ()
+        (limit,) = containers[step].resources.memory_limit
+        assert str(limit).endswith("Gi")
+
+
+def test_every_pod_can_run_where_pods_are_restricted(pipeline: Pipeline) -> None:
+    for step, container in containers_of(pipeline).items():
+        config = container.kubernetes
+        assert (config.user, config.group, config.non_root) == (10001, 10001, True)
+        assert config.labels["quantlib.io/step"] == step
+        assert config.timeout >= 60
+        assert "/scratch" in [volume.path for volume in config.empty_dirs]
+
+
+def test_secrets_are_named_and_never_held(file: Path, pipeline: Pipeline) -> None:
+    for step, container in containers_of(pipeline).items():
+        names = [source.name for source in container.kubernetes.secrets]
+        assert names == ["quantlib-s3", *(["quantlib-hub"] if step == "fetch" else [])]
+        assert all(source.optional for source in container.kubernetes.secrets)
+        assert set(container.environment) == {"QUANTLIB_CODE"}
+
+
+def test_vllm_has_shared_memory(pipeline: Pipeline) -> None:
+    for step, container in containers_of(pipeline).items():
+        shared = [v for v in container.kubernetes.empty_dirs if v.path == "/dev/shm"]
+        assert [volume.medium for volume in shared] == (["Memory"] if step == "validate" else [])
+
+
+def test_a_step_that_fails_after_a_day_is_still_retried(pipeline: Pipeline) -> None:
+    quantize = dag_of(pipeline.components["comp-for-loop-1"]).tasks["quantize"]
+    assert quantize.retry.count == 3
+    assert quantize.retry.limit > containers_of(pipeline)["quantize"].kubernetes.timeout
+    branches = dag_of(pipeline.components["comp-condition-branches-2"]).tasks.values()
+    gates = [dag_of(pipeline.components[branch.component]).tasks.get("gate") for branch in branches]
+    assert [gate.retry.count for gate in gates if gate] == [0]
+
+
+@pytest.mark.parametrize("cluster", ["gpu", "local"])
+def test_the_compiled_pipeline_is_what_it_was(cluster: str, tmp_path: Path) -> None:
+    """Compares with the file in golden/; UPDATE_GOLDEN=1 writes it anew after a change."""
+    path = tmp_path / "p.yaml"
+    compile_to(path, CompileOptions(cluster))
+    text = path.read_text().replace(code_version(), "CODE")
+    text = text.replace(code_version().replace("+", "-"), "CODE")
+    golden = Path(__file__).parent / "golden" / f"{cluster}.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(text)
+    assert yaml_documents(text) == yaml_documents(golden.read_text())
+
+
+def yaml_documents(text: str) -> list[Any]:
+    return list(yaml.safe_load_all(text))

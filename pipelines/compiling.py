@@ -1,0 +1,120 @@
+"""From the pipeline's Python to the file that an engine takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components import _images
+from components._images import Images, is_floating, read_lock
+from pipelines.cluster import load_cluster
+from pipelines.lint import launcher_problems
+from pipelines.reader import load_pipeline
+from quantlib.code import code_version
+from quantlib.errors import InvalidInputError, Problem, QuantlibError
+
+NAME = "quantize"
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """How a pipeline is compiled.
+
+    Attributes:
+        cluster: A profile: a file, or the name of one that ships.
+        images_lock: The lock file of the images; None for their names.
+        allow_floating: Whether images may be named by a tag that can move.
+    """
+
+    cluster: str = "gpu"
+    images_lock: Path | None = None
+    allow_floating: bool = False
+
+    def images(self) -> Images:
+        """The images to run the steps in.
+
+        Raises:
+            InvalidInputError: One of them is named by a tag that can move.
+        """
+        if self.images_lock is not None:
+            images = read_lock(self.images_lock)
+        else:
+            images = Images(_images.QUANTLIB_IMAGE, _images.VALIDATE_IMAGE)
+        floating = [image for image in dataclasses.astuple(images) if is_floating(image)]
+        if floating and not self.allow_floating:
+            raise InvalidInputError(
+                Problem(
+                    f"image {image}",
+                    "has a tag that can move, so a run cannot be traced to what it ran",
+                    "name it by digest, version or revision (--images-lock), or give "
+                    "--allow-floating",
+                )
+                for image in floating
+            )
+        return images
+
+
+def compile_to(file: Path, options: CompileOptions, *, for_launcher: bool = True) -> None:
+    """Compiles the quantization pipeline.
+
+    Args:
+        file: The file to write.
+        options: How.
+        for_launcher: Whether to check that Kubeflow's launcher supports all of it.
+
+    Raises:
+        InvalidInputError: The options are wrong; nothing was written.
+        QuantlibError: kfp is not installed.
+    """
+    images, cluster = options.images(), load_cluster(options.cluster)
+    try:
+        from pipelines.quantize import compile_pipeline
+    except ModuleNotFoundError as error:
+        if error.name != "kfp":
+            raise
+        raise QuantlibError("kfp is not installed; pip install 'quantlib[pipelines]'") from None
+    compile_pipeline(file, cluster, images)
+    if for_launcher and (problems := launcher_problems(load_pipeline(file), str(file))):
+        raise InvalidInputError(problems)
+
+
+def write_kubernetes_manifests(compiled: Path, output: Path, namespace: str) -> None:
+    """Writes a compiled pipeline as the objects of Kubeflow's Kubernetes API.
+
+    (kubeflow/pipelines, backend/src/crd: pipelines.kubeflow.org/v2beta1, Pipeline and
+    PipelineVersion.)
+
+    Args:
+        compiled: The compiled pipeline.
+        output: The file to write.
+        namespace: Where the objects go.
+    """
+    documents = list(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
+    version = f"{NAME}-{code_version().replace('+', '-')}"
+
+    def named(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "apiVersion": "pipelines.kubeflow.org/v2beta1",
+            "kind": kind,
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": spec,
+        }
+
+    version_spec: dict[str, Any] = {
+        "pipelineName": NAME,
+        "displayName": version,
+        "pipelineSpec": documents[0],
+    }
+    if len(documents) > 1:
+        version_spec["platformSpec"] = documents[1]
+    description = "Quantizes a model for vLLM, proves it against the original and publishes it."
+    objects = [
+        named("Pipeline", NAME, {"displayName": NAME, "description": description}),
+        named("PipelineVersion", version, version_spec),
+    ]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(yaml.safe_dump_all(objects, sort_keys=False), encoding="utf-8")

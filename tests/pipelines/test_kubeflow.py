@@ -1,0 +1,198 @@
+"""Uploading, starting and scheduling, against recorded answers of a Kubeflow Pipelines server.
+
+The server itself cannot be had outside of a cluster: what stands in for it here answers as its
+API's definition says (kubeflow/pipelines, backend/api/v2beta1), and keeps what it was asked.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import pipelines.__main__ as command
+from pipelines.kubeflow import check_cron
+from quantlib.errors import InvalidInputError, StepError
+
+STORE = ["--store", "s3://bucket/store", "--model", "hf://org/name@main"]
+
+
+class Recorded:
+    """Recorded answers by method and path, and the requests that came."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, Any]] = []
+        self.host = ""
+        self.refusal: tuple[int, str] | None = None
+        self.pipelines: list[dict[str, str]] = []
+
+    def answer(self, method: str, path: str) -> tuple[int, Any]:
+        if self.refusal is not None:
+            return self.refusal[0], {"code": 7, "message": self.refusal[1]}
+        match method, path.partition("?")[0].removeprefix("/apis/v2beta1"):
+            case "GET", "/healthz":
+                return 200, {"multi_user": False}
+            case "GET", "/pipelines":
+                return 200, {"pipelines": self.pipelines, "total_size": len(self.pipelines)}
+            case "GET", "/pipelines/p1/versions":
+                return 200, {"pipeline_versions": [{"pipeline_version_id": "v1"}], "total_size": 1}
+            case "POST", "/pipelines/upload":
+                return 200, {"pipeline_id": "p1", "display_name": "quantize"}
+            case "POST", "/pipelines/upload_version":
+                return 200, {"pipeline_id": "p1", "pipeline_version_id": "v2"}
+            case "GET", "/experiments":
+                return 200, {"experiments": []}
+            case "POST", "/experiments":
+                return 200, {"experiment_id": "e1", "display_name": "quantize"}
+            case "POST", "/runs":
+                return 200, {"run_id": "r1"}
+            case "POST", "/recurringruns":
+                return 200, {"recurring_run_id": "s1"}
+        return 404, {"message": f"{method} {path} is not recorded"}
+
+
+@pytest.fixture
+def recorded() -> Iterator[Recorded]:
+    answers = Recorded()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.respond("GET")
+
+        def do_POST(self) -> None:
+            self.respond("POST")
+
+        def respond(self, method: str) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            answers.requests.append((method, self.path, body))
+            status, value = answers.answer(method, self.path)
+            content = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    answers.host = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def nobodys_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
+
+
+def call(recorded: Recorded, *arguments: str) -> Result:
+    return CliRunner().invoke(command.main, [*arguments, "--host", recorded.host])
+
+
+def sent(recorded: Recorded, path: str) -> Any:
+    (body,) = [body for method, asked, body in recorded.requests if asked.endswith(path)]
+    return json.loads(body)
+
+
+def test_a_pipeline_is_uploaded_once_and_then_in_versions(recorded: Recorded) -> None:
+    first = call(recorded, "upload")
+    assert first.exit_code == 0, first.output
+    assert first.output == "pipeline: p1\nversion:  v1\n"
+    recorded.pipelines = [{"pipeline_id": "p1", "display_name": "quantize"}]
+    second = call(recorded, "upload", "--version", "two")
+    assert second.output == "pipeline: p1\nversion:  v2\n"
+    uploads = [path for method, path, _ in recorded.requests if "upload" in path]
+    assert "upload?name=quantize" in uploads[0]
+    assert "upload_version" in uploads[1] and "name=two" in uploads[1]
+
+
+def test_a_run_is_started_with_what_the_recipe_says(recorded: Recorded) -> None:
+    result = call(
+        recorded, "run", "gptq", *STORE, "--runner", "kubeflow", "--num-ranges", "auto",
+        "--namespace", "quantlib",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.output == f"{recorded.host}/#/runs/details/r1\n"
+    run = sent(recorded, "/runs")
+    assert run["service_account"] == "quantlib-runner"
+    parameters = run["runtime_config"]["parameters"]
+    assert json.loads(parameters.pop("recipe"))["quantization"]["method"] == "gptq"
+    assert parameters == {
+        "source": "hf://org/name@main",
+        "store": "s3://bucket/store",
+        "num_ranges": -1,
+        "destination": "",
+        "device": "auto",
+    }
+    specification = run["pipeline_spec"]
+    assert set(specification) == {"pipeline_spec", "platform_spec"}
+    assert sent(recorded, "/experiments")["namespace"] == "quantlib"
+
+
+def test_a_schedule_makes_up_for_nothing_and_runs_one_at_a_time(recorded: Recorded) -> None:
+    result = call(recorded, "schedule", "gptq", *STORE, "--cron", "0 0 3 * * *")
+    assert result.exit_code == 0, result.output
+    assert result.output == "s1\n"
+    job = sent(recorded, "/recurringruns")
+    assert job["display_name"] == "quantize-gptq"
+    assert job["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
+    assert job["no_catchup"] is True
+    assert int(job["max_concurrency"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "meaning"),
+    [
+        (401, "does not know who asks; set KF_PIPELINES_TOKEN"),
+        (403, "does not allow it"),
+        (400, "refuses what it was sent: no such thing"),
+        (404, "check --host and --namespace"),
+        (418, "answers 418"),
+    ],
+)
+def test_refusals_are_explained(recorded: Recorded, status: int, meaning: str) -> None:
+    recorded.refusal = (status, "no such thing")
+    result = call(recorded, "upload")
+    assert isinstance(result.exception, StepError)
+    assert meaning in str(result.exception)
+    assert recorded.host in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_a_server_that_is_not_there(recorded: Recorded) -> None:
+    recorded.host = "http://127.0.0.1:9"
+    result = call(recorded, "upload")
+    assert isinstance(result.exception, StepError)
+    assert "Kubeflow at http://127.0.0.1:9 cannot be reached" in str(result.exception)
+
+
+def test_a_host_is_needed() -> None:
+    result = CliRunner().invoke(command.main, ["upload"])
+    assert isinstance(result.exception, InvalidInputError)
+    assert "set KF_PIPELINES_ENDPOINT" in str(result.exception)
+
+
+def test_folders_of_this_machine_are_no_use_there(recorded: Recorded) -> None:
+    result = call(recorded, "run", "gptq", "--model", "./model", "--runner", "kubeflow")
+    assert isinstance(result.exception, InvalidInputError)
+    where = [problem.where.partition(" ")[0] for problem in result.exception.problems]
+    assert where == ["--model", "--store"]
+    assert recorded.requests == []
+
+
+@pytest.mark.parametrize("text", ["0 3 * * *", "", "0 0 3 * * * *", "0 0 3 * * $"])
+def test_schedules_have_six_fields(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="--cron"):
+        check_cron(text)
+    check_cron("0 */5 3 1-7 * MON")
