@@ -25,12 +25,14 @@ class ParameterSpec:
     Attributes:
         default: None where there is none.
         literals: The only values that it may have; empty for any.
+        description: What it is for, in words.
     """
 
     type: str
     optional: bool = False
     default: Any = None
     literals: tuple[Any, ...] = ()
+    description: str = ""
 
 
 @dataclass(frozen=True)

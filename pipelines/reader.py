@@ -155,7 +155,6 @@ def _read_definitions(definitions: Fields) -> Definitions:
     with definitions:
         for name, entry in definitions.entries("parameters"):
             with entry:
-                entry.text("description", "")
                 kind = entry.text("parameterType")
                 if kind not in PARAMETER_TYPES:
                     raise entry.error(f"has type {kind}, which is not supported")
@@ -165,6 +164,7 @@ def _read_definitions(definitions: Fields) -> Definitions:
                     entry.boolean("isOptional"),
                     entry.value("defaultValue"),
                     tuple(literals or ()),
+                    entry.text("description", ""),
                 )
         for name, entry in definitions.entries("artifacts"):
             with entry, entry.fields("artifactType") as kind_fields:

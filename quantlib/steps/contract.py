@@ -110,6 +110,9 @@ class StepCall:
     def receipts(self, name: str) -> list[Receipt]:
         """The receipts of an input that is a list of artifacts.
 
+        An artifact that is a folder stands for the files in it, in the order of their names. Argo
+        delivers what the iterations of a loop wrote as one folder.
+
         Raises:
             InvalidInputError: One is missing or no receipt.
         """
@@ -118,12 +121,13 @@ class StepCall:
         receipts = []
         for artifact in self.inputs[name]:
             path = local_path(artifact["uri"])
-            try:
-                receipts.append(Receipt.from_json(path.read_bytes(), origin=str(path)))
-            except OSError as error:
-                raise InvalidInputError.one(
-                    f"input {name}", f"{path} cannot be read: {error.strerror}"
-                ) from None
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                try:
+                    receipts.append(Receipt.from_json(file.read_bytes(), origin=str(file)))
+                except OSError as error:
+                    raise InvalidInputError.one(
+                        f"input {name}", f"{file} cannot be read: {error.strerror}"
+                    ) from None
         return receipts
 
     def write_parameter(self, name: str, value: Any) -> None:
