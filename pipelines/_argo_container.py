@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipelines._argo_pod import TEMPORARY_FOLDER, container_fields, pod_fields, retry_fields
+from pipelines._argo_pod import OUTPUTS, container_fields, pod_fields, retry_fields
 from pipelines._argo_values import given, input_tag, json_tag, plain
 from pipelines.ir import ArtifactSpec, Component, Container, Task
 from pipelines.placeholders import Placeholder, Template
@@ -18,7 +18,6 @@ from pipelines.values import Artifact, to_text
 from quantlib.errors import InvalidInputError
 
 INPUTS = "/inputs"
-OUTPUTS = f"{TEMPORARY_FOLDER}/outputs"
 LOOP_ITEM = "loop-item"
 """The extra input of a step in a loop whose artifacts are collected: it names its files."""
 
@@ -181,8 +180,8 @@ def _input_path(name: str) -> str:
 
 
 def _output_path(name: str, spec: ArtifactSpec) -> str:
-    return f"{OUTPUTS}/artifacts/{name}{_SUFFIXES.get(spec.schema_title, '')}"
+    return f"{OUTPUTS}/{name}{_SUFFIXES.get(spec.schema_title, '')}"
 
 
 def _parameter_file(name: str) -> str:
-    return f"{OUTPUTS}/parameters/{name}"
+    return f"{OUTPUTS}/{name}"

@@ -18,7 +18,10 @@ from pipelines.platform_spec import (
 )
 from quantlib.errors import InvalidInputError
 
-TEMPORARY_FOLDER = "/tmp"
+OUTPUTS = "/outputs"
+_OWN_FOLDERS = {OUTPUTS: "quantlib-outputs", "/tmp": "quantlib-tmp"}
+"""What every pod can write to, whatever its pipeline mounts, by path."""
+
 FINAL_EXIT_CODES = (2, 3)
 """Invalid input and a refused checkpoint (quantlib.errors): the next attempt would end the same."""
 
@@ -172,9 +175,9 @@ def _environment(sources: Iterable[EnvironmentSource], kind: str) -> list[dict[s
 
 def _volumes(config: KubernetesConfig) -> list[EmptyDir | EphemeralVolume]:
     volumes: list[EmptyDir | EphemeralVolume] = [*config.empty_dirs, *config.ephemeral_volumes]
-    if all(volume.path != TEMPORARY_FOLDER for volume in volumes):
-        volumes.append(EmptyDir("quantlib-tmp", TEMPORARY_FOLDER, "", ""))
-    return volumes
+    paths = {volume.path for volume in volumes}
+    own = [EmptyDir(name, path, "", "") for path, name in _OWN_FOLDERS.items() if path not in paths]
+    return volumes + own
 
 
 def _volume(volume: EmptyDir | EphemeralVolume) -> dict[str, Any]:
