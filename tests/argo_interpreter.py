@@ -223,7 +223,9 @@ class Workflow:
             for text in (*container["command"], *container.get("args", ()))
         ]
         assert argv[0] == "python"
-        variables = {each["name"]: each["value"] for each in container.get("env", [])}
+        variables = {
+            each["name"]: each["value"] for each in container.get("env", []) if "value" in each
+        }
         done = subprocess.run(
             [sys.executable, *argv[1:]],
             env=os.environ | variables,

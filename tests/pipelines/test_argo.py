@@ -368,6 +368,10 @@ def refusals(step: Step) -> dict[str, tuple[Any, str]]:
     def total(sizes: list[int]) -> dsl.ContainerSpec:
         return step("")
 
+    @dsl.container_component
+    def unpack(value: dict) -> dsl.ContainerSpec:  # type: ignore[type-arg]
+        return step("")
+
     @dsl.pipeline(name="toy")
     def numbers() -> None:
         with dsl.ParallelFor(["a", "b"]):
@@ -401,16 +405,16 @@ def refusals(step: Step) -> dict[str, tuple[Any, str]]:
     @dsl.pipeline(name="toy")
     def objects() -> None:
         with dsl.ParallelFor([{"a": "b"}]) as item:
-            use(value=item)
+            unpack(value=item)
 
     return {
-        "numbers": (numbers, "task for-loop-1: collects .*NUMBER_INTEGER"),
+        "numbers": (numbers, "task for-loop-2: collects .*NUMBER_INTEGER"),
         "one of": (one_of, "task condition-branches-1: has an output of whichever ran"),
         "tag": (tag, "task use: holds {{, which Argo would replace"),
         "default": (default, "parameter text: holds {{"),
         "factor": (factor, "task use: its retries wait 1.5 times longer"),
         "root": (root, "task use: runs as root"),
-        "objects": (objects, "task for-loop-1: loops over .*no plain value"),
+        "objects": (objects, "task for-loop-2: loops over .*no plain value"),
     }
 
 
