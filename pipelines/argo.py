@@ -16,7 +16,7 @@ import yaml
 
 from pipelines._argo_dag import dag_templates
 from pipelines._argo_pod import container_fields, pod_fields
-from pipelines._argo_values import plain
+from pipelines._argo_values import given, plain
 from pipelines.ir import Container, ParameterSpec, Pipeline
 from pipelines.platform_spec import KubernetesConfig
 from pipelines.values import to_text
@@ -32,12 +32,17 @@ _REPORT = "import sys; print(*sys.argv[1:])"
 
 
 def workflow_template(
-    pipeline: Pipeline, *, service_account: str = SERVICE_ACCOUNT, parallelism: int = PARALLELISM
+    pipeline: Pipeline,
+    *,
+    namespace: str = "",
+    service_account: str = SERVICE_ACCOUNT,
+    parallelism: int = PARALLELISM,
 ) -> dict[str, Any]:
     """The pipeline as a ``WorkflowTemplate``.
 
     Args:
         pipeline: What :func:`pipelines.reader.load_pipeline` returned.
+        namespace: Where it goes; empty to leave that open.
         service_account: What the pods run as.
         parallelism: How many pods of one run there may be at once.
 
@@ -61,7 +66,11 @@ def workflow_template(
     return {
         "apiVersion": "argoproj.io/v1alpha1",
         "kind": "WorkflowTemplate",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "quantlib"}},
+        "metadata": {
+            "name": name,
+            **given(namespace=namespace),
+            "labels": {"app.kubernetes.io/part-of": "quantlib"},
+        },
         "spec": {
             "entrypoint": _ENTRYPOINT,
             "onExit": _EXIT_HANDLER,
@@ -81,13 +90,18 @@ def workflow_template(
     }
 
 
-def write_workflow_template(pipeline: Pipeline, path: Path) -> None:
+def write_workflow_template(pipeline: Pipeline, path: Path, *, namespace: str = "") -> None:
     """Writes the ``WorkflowTemplate`` as YAML, creating the folder that it goes to.
+
+    Args:
+        pipeline: What :func:`pipelines.reader.load_pipeline` returned.
+        path: The file to write.
+        namespace: Where the object goes; empty to leave that open.
 
     Raises:
         InvalidInputError: As :func:`workflow_template`.
     """
-    document = workflow_template(pipeline)
+    document = workflow_template(pipeline, namespace=namespace)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(document, sort_keys=False, width=100), encoding="utf-8")
 
@@ -102,7 +116,7 @@ def _argument(name: str, spec: ParameterSpec) -> dict[str, Any]:
             where, "is optional without a default, which Argo does not know", "give it a default"
         )
     if spec.description:
-        argument["description"] = plain(spec.description, where)
+        argument["description"] = plain(" ".join(spec.description.split()), where)
     if spec.literals:
         argument["enum"] = [plain(to_text(literal), where) for literal in spec.literals]
     return argument
