@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kfp import compiler, dsl
 from rich.console import Console
 
+from pipelines.argo import workflow_template, write_workflow_template
+from pipelines.compiling import CompileOptions, compile_to
 from pipelines.local import RunResult, run_pipeline
 from pipelines.process import ProcessRunner
+from pipelines.reader import load_pipeline, read_pipeline
 
 PRELUDE = """
 import json, os, pathlib, sys, time
@@ -150,3 +154,31 @@ def fan_out(step: Callable[[str], dsl.ContainerSpec]) -> Any:
         )
 
     return toy
+
+
+@pytest.fixture(scope="session")
+def quantization(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """The quantization pipeline for a cluster, as Argo takes it, by way of a file."""
+
+    def translate_it(cluster: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("argo")
+        compile_to(folder / "pipeline.yaml", CompileOptions(cluster))
+        file = folder / "argo" / "workflow.yaml"
+        write_workflow_template(load_pipeline(folder / "pipeline.yaml"), file, namespace="default")
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+    return translate_it
+
+
+@pytest.fixture
+def translate(compiled: Callable[[Any], Path]) -> Callable[..., dict[str, Any]]:
+    """Compiles a pipeline and translates it to Argo; ``change`` may edit the compiled one."""
+
+    def translate_it(
+        pipeline: Any, change: Callable[[dict[str, Any]], None] = lambda _: None
+    ) -> dict[str, Any]:
+        documents = list(yaml.safe_load_all(compiled(pipeline).read_text(encoding="utf-8")))
+        change(documents[0])
+        return workflow_template(read_pipeline(yaml.safe_dump_all(documents)))
+
+    return translate_it
