@@ -12,6 +12,7 @@ from quantlib.cli.compare import compare
 from quantlib.cli.deploy import deploy
 from quantlib.cli.plan import plan
 from quantlib.cli.quantize import quantize
+from quantlib.cli.store import store
 from quantlib.cli.validate_recipe import validate_recipe
 from quantlib.errors import InvalidInputError, QuantlibError
 
@@ -21,6 +22,7 @@ Examples:
   quantlib plan ./SmolLM2 --gpu h100-80g
   quantlib deploy --model-path ./SmolLM2-W4
   quantlib compare ./SmolLM2-W4 ./SmolLM2-W8
+  quantlib store ls s3://bucket/store
   quantlib validate-recipe my-recipe.yaml
 """
 
@@ -35,6 +37,7 @@ cli.add_command(quantize)
 cli.add_command(plan)
 cli.add_command(deploy)
 cli.add_command(compare)
+cli.add_command(store)
 cli.add_command(validate_recipe)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -171,7 +172,10 @@ class LocalStore(Store):
             raise self._error(path, error) from None
 
     def delete(self, path: str) -> None:
-        self.local_path(path).unlink(missing_ok=True)
+        local = self.local_path(path)
+        local.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            local.parent.rmdir()
 
     def leftovers(self) -> Iterator[Leftover]:
         """Scratch folders whose process is gone."""

@@ -21,6 +21,9 @@ RECEIPT_NAME = "receipt.json"
 RUN_NAME = "run.json"
 """Seconds, peak memory and remarks of the run that committed a step; no part of the receipt."""
 
+USED_NAME = "used"
+"""An empty file that is written whenever another run takes the step over: the step is in use."""
+
 
 @dataclass
 class StepOutput:
@@ -158,6 +161,7 @@ def commit_step(
     key = step_key(step, version, parameters, digests)
     folder = step_folder(step, key)
     if (done := read_committed(store, folder)) is not None:
+        store.put_bytes(b"", f"{folder}/{USED_NAME}")
         return done
     store.delete(f"{folder}/{RECEIPT_NAME}")  # of files that are damaged
     started = time.monotonic()

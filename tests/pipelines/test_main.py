@@ -212,9 +212,7 @@ def test_a_wrong_recipe_is_refused_before_anything(tmp_path: Path, text: str, me
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["compile", "--help"], ["upload", "--help"]]
-)
+@pytest.mark.parametrize("command", ["", "run", "compile", "upload", "schedule"])
 def test_help_needs_no_kfp_and_ends_in_examples(command: str) -> None:
     arguments = [command, "--help"] if command else ["--help"]
     program = (
@@ -223,7 +221,7 @@ def test_help_needs_no_kfp_and_ends_in_examples(command: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    if len(arguments) == 2:
+    if command:
         examples = done.stdout.split("Examples:\n")[1].splitlines()
         starts = [line for line in examples if line and not line.lstrip().startswith("--")]
         assert all("python -m pipelines" in line for line in starts)

@@ -11,6 +11,7 @@ from quantlib.sources import (
     FolderAddress,
     GgufAddress,
     HubAddress,
+    S3Address,
     parse_address,
     source_problems,
 )
@@ -25,6 +26,7 @@ from quantlib.sources import (
         ("models/tiny.Q4_0.GGUF", GgufAddress(Path("models/tiny.Q4_0.GGUF"))),
         ("hf://org/tiny-1.5", HubAddress("org/tiny-1.5", "main")),
         ("hf://org/tiny@refs/pr/1", HubAddress("org/tiny", "refs/pr/1")),
+        ("s3://bucket/tiny", S3Address("s3://bucket/tiny")),
     ],
 )
 def test_an_address_is_recognized(text: str, address: object) -> None:
@@ -36,7 +38,6 @@ def test_an_address_is_recognized(text: str, address: object) -> None:
     [
         ("", "none was given"),
         ("  ", "none was given"),
-        ("s3://bucket/tiny", "not supported yet"),
         ("gs://bucket/tiny", "unsupported kind of address"),
         ("hf://tiny", "is no model on the hub"),
         ("hf://datasets/org/tiny", "is no model on the hub"),

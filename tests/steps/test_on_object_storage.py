@@ -8,10 +8,11 @@ import pytest
 import s3
 
 from quantlib.checkpoint.source import ReceiptSource
-from quantlib.errors import StoreError
+from quantlib.errors import InvalidInputError, StoreError
 from quantlib.models import open_model
 from quantlib.report.manifest import verify_published
 from quantlib.steps.calibrate import hidden_name
+from quantlib.steps.fetch import fetch
 from quantlib.steps.merge import merge
 from quantlib.steps.outer import separate_outer
 from quantlib.steps.publish import publish
@@ -153,3 +154,29 @@ def test_publishing_that_breaks_off_is_completed_by_the_next_run(
         assert not any(file.path.endswith("manifest.json") for file in published)
     _, address = publish(made.store, made.recipe, destination, made.checkpoint, validation)
     verify_published(open_store(address))
+
+
+def test_a_model_in_a_bucket_is_fetched_once(
+    module_proxy: s3.Proxy, model: Path, tmp_path: Path
+) -> None:
+    source, store = open_store(f"{ADDRESS}-models/tiny"), LocalStore(tmp_path / "store")
+    for path in model.iterdir():
+        source.import_file(path, path.name)
+    source.put_bytes(b"print('never')", "modeling.py")
+    receipt = fetch(store, source.address)
+    assert receipt.facts["source"] == {"kind": "s3", "address": source.address}
+    assert set(receipt.files) == {path.name for path in model.iterdir()}
+    for name in receipt.files:
+        assert store.read(receipt.path(name)) == (model / name).read_bytes()
+    module_proxy.requests.clear()
+    assert fetch(store, source.address) == receipt
+    assert module_proxy.received("safetensors") < 100_000  # headers, and no weight
+    source.put_bytes(b"{}", "generation_config.json")
+    assert fetch(store, source.address).key != receipt.key
+
+
+def test_a_bucket_without_a_model_is_refused_before_anything_is_read(
+    module_proxy: s3.Proxy, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInputError, match=r"-models/none: is empty"):
+        fetch(LocalStore(tmp_path / "store"), f"{ADDRESS}-models/none")
