@@ -1,0 +1,201 @@
+"""Estimates: how they follow from sizes, and what they choose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from quantlib.checkpoint.source import FolderSource
+from quantlib.cli import cli
+from quantlib.errors import InvalidInputError
+from quantlib.models import open_model
+from quantlib.planning import HARDWARE, RunEstimate, estimate_run, find_hardware, quantity
+from quantlib.planning.memory import BASE, calibrate_memory, quantize_memory
+from quantlib.planning.model import GroupSize, ModelSizes
+from quantlib.planning.show import device_problem, markdown
+from quantlib.recipe import Recipe
+from quantlib.steps.contract import StepCall
+from quantlib.steps.fetch import fetch
+from quantlib.steps.plan import main, plan
+from quantlib.store import LocalStore
+
+MIB, GIB = 1 << 20, 1 << 30
+SIZES = ModelSizes(
+    blocks=32,
+    quantized_blocks=32,
+    hidden_size=4096,
+    stored_bytes=2,
+    groups=(
+        GroupSize(4096, (4096, 1024, 1024)),
+        GroupSize(4096, (4096,)),
+        GroupSize(4096, (14336, 14336)),
+        GroupSize(14336, (4096,)),
+    ),
+    largest_block_elements=218_112_000,
+    block_elements=32 * 218_112_000,
+    embedding_bytes=128256 * 4096 * 2,
+    total_bytes=16_060_000_000,
+    quantized_bytes=5_700_000_000,
+)
+CPU = HARDWARE["cpu"]
+H100 = HARDWARE["h100-80g"]
+
+
+def estimate(recipe: Recipe, folder: Path, gpu: str = "h100-80g", parallel: int = 8) -> RunEstimate:
+    return estimate_run(recipe, *open_model(FolderSource(folder)), find_hardware(gpu), parallel)
+
+
+def test_memory_grows_with_tokens_and_not_with_blocks() -> None:
+    tokens = 65536
+    few = quantize_memory(SIZES, tokens, CPU, 4).host
+    many = quantize_memory(SIZES, 2 * tokens, CPU, 4).host
+    # Twice the residual stream in float32, and the input of the widest linear.
+    assert many - few == tokens * (8 * 4096 + 4 * 14336)
+    unread = quantize_memory(SIZES, 0, CPU, 4).host
+    # The block in float32 and its codes, and what quantizing the largest linear takes.
+    assert unread == BASE + 5 * SIZES.largest_block_elements + 5 * 4 * 4096 * 14336
+    assert calibrate_memory(SIZES, 0, CPU, 4).host == BASE + max(
+        SIZES.embedding_bytes, 4 * SIZES.largest_block_elements
+    )
+
+
+def test_a_gpu_worker_holds_one_block_and_its_tokens() -> None:
+    memory = quantize_memory(SIZES, 65536, H100, 2)
+    hessians = 8 * 4 * 14336**2
+    assert hessians < memory.device < hessians + 12 * GIB
+    assert memory.host < 8 * GIB
+
+
+@pytest.mark.parametrize(
+    ("bytes_needed", "limit"), [(1, "1Gi"), (GIB, "2Gi"), (10 * GIB, "12Gi"), (100 * GIB, "120Gi")]
+)
+def test_limits_have_headroom(bytes_needed: int, limit: str) -> None:
+    assert quantity(bytes_needed) == limit
+
+
+def test_more_ranges_end_sooner_until_there_is_no_worker_for_them(
+    small_recipe: Callable[..., Recipe], tiny_llama: Path
+) -> None:
+    recipe = small_recipe(calibration={"num_samples": 100_000})
+    found = estimate(recipe, tiny_llama, "cpu", parallel=2)
+    spans = [option.makespan for option in found.options]
+    assert [option.ranges for option in found.options] == [1, 2, 3, 4]
+    assert spans[1] < spans[0]
+    assert found.chosen.ranges == 2
+    assert found.with_ranges(64) is found.options[-1]
+    alone = estimate(recipe, tiny_llama, "cpu", parallel=1)
+    assert alone.chosen.ranges == 1
+
+
+def test_starting_pods_is_not_free(small_recipe: Callable[..., Recipe], tiny_llama: Path) -> None:
+    found = estimate(small_recipe(), tiny_llama)
+    assert found.chosen.ranges == 1
+    held = [option.device_seconds for option in found.options]
+    assert held == sorted(held)
+
+
+def test_what_is_not_calibrated_takes_no_tokens(
+    small_recipe: Callable[..., Recipe], tiny_llama: Path
+) -> None:
+    rounding = small_recipe(quantization={"method": "minmax"})
+    calibrated, rounded = (
+        estimate(recipe, tiny_llama, "cpu") for recipe in (small_recipe(), rounding)
+    )
+    assert rounded.tokens == 0
+    assert rounded.memory["quantize"].host < calibrated.memory["quantize"].host
+    assert rounded.chosen.steps["calibrate"] < calibrated.with_ranges(2).steps["calibrate"]
+
+
+def test_a_gpu_that_is_too_small_is_named(
+    small_recipe: Callable[..., Recipe], tiny_llama: Path
+) -> None:
+    assert device_problem(estimate(small_recipe(), tiny_llama)) is None
+    much = small_recipe(calibration={"num_samples": 30_000_000})
+    problem = device_problem(estimate(much, tiny_llama, "l4-24g"))
+    assert problem is not None
+    assert "but l4-24g has 24.00 GiB: calibrate on fewer tokens" in problem
+
+
+def test_unknown_hardware() -> None:
+    with pytest.raises(InvalidInputError, match="known: h200-141g, h100-80g"):
+        find_hardware("b9000")
+
+
+def test_the_command_shows_what_the_function_says(
+    small_recipe: Callable[..., Recipe], tiny_llama: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(small_recipe().canonical_json())
+    arguments = ["plan", str(tiny_llama), "--recipe", str(recipe), "--gpu", "l4-24g"]
+    runner = CliRunner(env={"COLUMNS": "120"})
+    shown = runner.invoke(cli, [*arguments, "--ranges", "3"])
+    assert shown.exit_code == 0, shown.exception
+    assert "3 ranges on l4-24g (as asked), 8 at a time" in shown.output
+    assert "store:" in shown.output
+    printed = json.loads(runner.invoke(cli, [*arguments, "--json"]).output)
+    expected = estimate(small_recipe(), tiny_llama, "l4-24g")
+    assert printed["chosen"]["ranges"] == expected.chosen.ranges
+    assert printed["memory"]["quantize"]["host"] == expected.memory["quantize"].host
+    assert runner.invoke(cli, [*arguments, "--ranges", "none"]).exit_code == 2
+
+
+def test_the_step_goes_by_the_same_numbers(
+    small_recipe: Callable[..., Recipe], tiny_llama: Path, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path / "store")
+    model = fetch(store, str(tiny_llama))
+    (tmp_path / "model.json").write_bytes(model.to_json())
+    recipe = small_recipe(calibration={"num_samples": 100_000})
+    values: dict[str, Any] = {
+        "recipe": recipe.canonical_json(),
+        "num_ranges": -1.0,
+        "gpu": "cpu",
+        "parallel": 2.0,
+        "store": store.address,
+    }
+    outputs = ("ranges", "calibrate_memory", "quantize_memory", "validate_memory")
+    call = StepCall.parse(
+        json.dumps(
+            {
+                "inputs": {
+                    "parameterValues": values,
+                    "artifacts": {
+                        "model": {"artifacts": [{"uri": f"file://{tmp_path}/model.json"}]}
+                    },
+                },
+                "outputs": {
+                    "parameters": {n: {"outputFile": str(tmp_path / n)} for n in outputs},
+                    "artifacts": {
+                        name: {"artifacts": [{"uri": f"file://{tmp_path}/{name}"}]}
+                        for name in ("plan", "summary")
+                    },
+                    "outputFile": str(tmp_path / "executor.json"),
+                },
+            }
+        )
+    )
+    with pytest.raises(InvalidInputError, match="give more text, or at most"):
+        main(call)  # what the recipe lacks is found all the same
+    values |= {"recipe": small_recipe().canonical_json(), "num_ranges": 2.0}
+    call.parameters = values
+    main(call)
+    assert json.loads((tmp_path / "ranges").read_text()) == ["0:2", "2:4"]
+    found = estimate_run(
+        small_recipe(), *open_model(FolderSource(tiny_llama)), CPU, 2, product_bytes=4
+    )
+    assert (tmp_path / "quantize_memory").read_text() == quantity(found.memory["quantize"].host)
+    assert (tmp_path / "summary").read_text() == markdown(found, 2)
+
+
+def test_automatic_ranges_are_in_the_plans_key(
+    small_recipe: Callable[..., Recipe], tiny_llama: Path, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path / "store")
+    model = fetch(store, str(tiny_llama))
+    automatic = plan(store, small_recipe(), model, -1, H100, 8)
+    assert automatic == plan(store, small_recipe(), model, 1)
