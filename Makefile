@@ -30,12 +30,14 @@ quality: $(STAMP) ## Check style, types and generated files
 	$(VENV)/bin/mypy
 	$(PYTHON) -m components --check
 	$(PYTHON) scripts/reference.py --check
+	$(PYTHON) scripts/image_requirements.py --check
 
 style: $(STAMP) ## Fix what can be fixed by itself
 	$(VENV)/bin/ruff check --fix $(SOURCES) scripts
 	$(VENV)/bin/ruff format $(SOURCES) scripts
 	$(PYTHON) -m components
 	$(PYTHON) scripts/reference.py
+	$(PYTHON) scripts/image_requirements.py
 
 compile: $(STAMP) ## Compile the Kubeflow pipeline to build/pipeline.yaml
 	$(PYTHON) -m pipelines compile --output build/pipeline.yaml
@@ -61,7 +63,6 @@ sbom: ## Write what is in the images to build/sbom, as CycloneDX
 
 lint-images: $(STAMP) ## Check the Dockerfiles
 	$(VENV)/bin/hadolint images/*/Dockerfile
-	$(PYTHON) scripts/image_requirements.py --check
 
 test-containers: $(STAMP) ## Build the images for CPUs and run SmolLM2 through the pipeline in them
 	bash scripts/test_containers.sh

@@ -30,6 +30,7 @@ from quantlib.evaluation.engines import choose_engine
 from quantlib.planning import HARDWARE
 from quantlib.preflight import destination_problems, input_problems
 from quantlib.recipe import Recipe, load_recipe, recipe_from_text
+from quantlib.report.model import HTML_NAME
 from quantlib.steps.plan import AUTO
 
 PIPELINE_NAME = "pipeline.yaml"
@@ -446,7 +447,9 @@ def _main_outputs(result: RunResult) -> dict[str, str]:
     found = {}
     if judged := result.outputs.get("validate"):
         found["verdict"] = judged.parameters["verdict"]
-        found["report"] = str(judged.artifacts["report"][0].path)
+        brief = judged.artifacts["report"][0].path
+        whole = brief.with_name(HTML_NAME)
+        found["report"] = str(whole if whole.exists() else brief)
     if published := result.outputs.get("publish"):
         found["published"] = published.parameters["address"]
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from quantlib.report.chart import error_chart, measure_of, summarize
 from quantlib.report.model import Check, Generation, Report
 from quantlib.report.text import percent, significant
 from quantlib.serving.options import serve_line
+
+_LEAVE_OUT = ("steps", "generations", "chart")
+"""Parts of the page, by how soon a brief one goes without them."""
 
 _WIDE = (1040, 440)
 _NARROW = (400, 340)
@@ -65,6 +69,37 @@ class GenerationRow:
 
 def render_html(report: Report) -> str:
     """The page of a report. Whatever text it holds is escaped."""
+    return _render(report, brief=False)
+
+
+def render_brief_html(report: Report, limit: int, whole_address: str) -> str:
+    """The page without its longest lists, and without as much as it takes to stay below a size.
+
+    Args:
+        report: What it shows.
+        limit: Bytes that it has to stay below.
+        whole_address: Where the whole page is.
+    """
+    for count in range(len(_LEAVE_OUT) + 1):
+        page = _render(report, brief=True, left_out=_LEAVE_OUT[:count], whole_address=whole_address)
+        page = _squeeze(page)
+        if len(page.encode()) < limit:
+            break
+    return page
+
+
+def _squeeze(page: str) -> str:
+    """The page without the white space and comments of its sources."""
+    style, rest = page.split("</style>", 1)
+    style = style.partition("@media (max-width: 620px)")[0]  # for the narrow chart, and for paper
+    style = re.sub(r"/\*.*?\*/", "", style, flags=re.DOTALL)
+    style = re.sub(r"\s*([{};:,])\s*", r"\1", style)
+    return style + "</style>" + re.sub(r">\s*\n\s*<", ">\n<", rest)
+
+
+def _render(
+    report: Report, *, brief: bool, left_out: tuple[str, ...] = (), whole_address: str = ""
+) -> str:
     evaluation = report.evaluation
     charts = [
         (
@@ -83,8 +118,15 @@ def render_html(report: Report) -> str:
         .get_template("report.html.j2")
         .render(
             report=report,
+            brief=brief,
+            left_out=left_out,
+            whole_address=whole_address,
             checks=[check_row(check) for check in evaluation.gate.checks] if evaluation else [],
-            charts=[(name, chart) for name, chart in charts if chart is not None],
+            charts=[
+                (name, chart)
+                for name, chart in charts
+                if chart is not None and not (brief and name == "narrow")
+            ],
             measure=measure_of(report.linears),
             summaries=summarize(report.linears),
             expert_rows=expert_rows(report),

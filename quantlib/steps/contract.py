@@ -19,6 +19,9 @@ from typing import Any
 from quantlib.errors import InvalidInputError
 from quantlib.store import Receipt, Store, open_store
 
+ARTIFACT_BYTES = 16 * 1024
+"""What an artifact stays below: the launcher copies each one into every pod that takes it."""
+
 _MOUNTS = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/"}
 """Where the launcher puts the files of an artifact store, by the scheme of their URIs."""
 

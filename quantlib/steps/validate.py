@@ -26,9 +26,9 @@ from quantlib.model_compatibility import cpu_problem
 from quantlib.models import open_model
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
-from quantlib.report.html import render_html
-from quantlib.report.model import JSON_NAME
-from quantlib.steps.contract import StepCall
+from quantlib.report.html import render_brief_html, render_html
+from quantlib.report.model import HTML_NAME, JSON_NAME
+from quantlib.steps.contract import ARTIFACT_BYTES, StepCall
 from quantlib.store import Receipt, StepOutput, Store, commit_step, read_lineage
 
 STEP = "validate"
@@ -104,7 +104,13 @@ def main(call: StepCall) -> None:
     report = build_report(store, recipe, checkpoint, evaluation, receipt)
     call.write_receipt("validation", store, receipt)
     call.write_artifact("metrics", None, _finite_numbers(receipt.facts))
-    call.write_artifact("report", render_html(report).encode())
+    page = render_html(report).encode()
+    # Not part of the receipt: times are in it.
+    whole = f"{receipt.folder}/{HTML_NAME}"
+    store.put_bytes(page, whole)
+    brief = render_brief_html(report, ARTIFACT_BYTES, store.full_address(whole))
+    call.write_artifact("report", brief.encode())
+    call.write_beside("report", HTML_NAME, page)
     call.write_beside("report", JSON_NAME, report.to_json())
     call.write_parameter("verdict", receipt.facts["verdict"])
     call.write_parameter("reason", receipt.facts["reason"])

@@ -8,7 +8,13 @@ from xml.etree import ElementTree
 import pytest
 
 from quantlib.report.build import build_report
-from quantlib.report.html import CheckRow, check_row, generation_row, render_html
+from quantlib.report.html import (
+    CheckRow,
+    check_row,
+    generation_row,
+    render_brief_html,
+    render_html,
+)
 from quantlib.report.model import Check, Generation
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -225,3 +231,16 @@ def test_the_check_of_experts_has_a_name_and_shares() -> None:
     assert check_row(check) == CheckRow(
         "Experts with too few tokens", "30.0%", "at most", "25.0%", False
     )
+
+
+@pytest.mark.parametrize("blocks", [6, 30, 126])
+def test_the_brief_page_is_small_whatever_the_model(make_run, tmp_path: Path, blocks: int) -> None:
+    run = make_run(tmp_path, blocks=blocks)
+    report = build_report(run.store, run.recipe, run.checkpoint, run.evaluation)
+    html = render_brief_html(report, 16 * 1024, "s3://bucket/report.html")
+    assert len(html.encode()) < 16 * 1024
+    page = Page(html)
+    for shown in ("Passed", "16.77", "Mean KL divergence", "q_proj", run.recipe.digest()):
+        assert shown in page.text
+    assert "The whole report: s3://bucket/report.html" in page.text
+    assert ('class="chart wide"' in html) is (blocks < 126)

@@ -154,10 +154,10 @@ def test_a_failed_engine_keeps_its_log_and_commits_nothing(
     with pytest.raises(QuantlibError, match="quantized by transformers: the engine failed"):
         validate(made.store, made.recipe, made.model, broken, "cpu")
     logs = [
-        path
-        for path in made.store.list("steps/validate")
-        if path.endswith(LOG_NAME)
-        and not made.store.exists(path.removesuffix(LOG_NAME) + "receipt.json")
+        file.path
+        for file in made.store.list("steps/validate")
+        if file.path.endswith(LOG_NAME)
+        and not made.store.exists(file.path.removesuffix(LOG_NAME) + "receipt.json")
     ]
     assert len(logs) == 1
     assert b"Traceback" in bytes(made.store.read(logs[0])) or b"Error" in bytes(

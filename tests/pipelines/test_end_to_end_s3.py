@@ -1,0 +1,98 @@
+"""The compiled pipeline with model, store and published checkpoint in a bucket of a real server."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import s3
+
+from quantlib.report.manifest import verify_published
+from quantlib.store import open_store
+
+RECIPE = {
+    "quantization": {"weights": {"bits": 4, "group_size": 32}},
+    "calibration": {"num_samples": 8, "sequence_length": 64},
+    "num_ranges": 2,
+    "validation": {
+        "engine": "transformers",
+        "num_samples": 4,
+        "sequence_length": 64,
+        "prompts": ["The engine"],
+        "max_new_tokens": 4,
+        "thresholds": {
+            "max_perplexity_increase": 10,
+            "max_kl_mean": 20,
+            "min_top1_agreement": 0.001,
+        },
+    },
+}
+LAUNCHER_BYTES = 16 * 1024
+SECRET = s3.OWNER[1]
+
+
+def run(folder: Path, address: str, *more: str) -> subprocess.CompletedProcess[str]:
+    recipe = folder / "recipe.json"
+    recipe.write_text(json.dumps(RECIPE))
+    command = [sys.executable, "-m", "pipelines", "run", str(recipe), "--parallel", "2"]
+    command += ["--model", f"{address}/models/tiny", "--store", f"{address}/store"]
+    command += ["--publish-to", f"{address}/published", "--run-dir", str(folder / "run")]
+    return subprocess.run(
+        [*command, "--device", "cpu", *more], capture_output=True, text=True, timeout=400
+    )
+
+
+@pytest.mark.slow
+def test_everything_in_a_bucket(
+    s3_address: str, proxy: s3.Proxy, tiny_llama: Path, tmp_path: Path
+) -> None:
+    models = open_store(f"{s3_address}/models/tiny")
+    for path in tiny_llama.iterdir():
+        models.import_file(path, path.name)
+    result = run(tmp_path, s3_address)
+    assert result.returncode == 0, result.stdout + result.stderr
+    outcome = json.loads((tmp_path / "run" / "run.json").read_text())
+    published = open_store(outcome["tasks"]["publish"]["outputs"]["parameters"]["address"])
+    verify_published(published)
+    assert published.address.startswith(f"{s3_address}/published/llama/")
+
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    for path in written:
+        assert SECRET not in path.read_text(errors="replace"), path
+        if "artifacts" in path.parts and path.name != "quantization_report.json":
+            assert path.stat().st_size < LAUNCHER_BYTES, path
+    assert SECRET not in result.stdout + result.stderr
+
+    proxy.requests.clear()
+    again = run(tmp_path, s3_address)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert proxy.received("safetensors") < 100_000  # what is done is known without reading it
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("AWS_ACCESS_KEY_ID", "nobody", "does not know the access key"),
+        ("AWS_SECRET_ACCESS_KEY", "wrong-secret", "check AWS_SECRET_ACCESS_KEY"),
+    ],
+)
+def test_credentials_are_checked_before_anything_is_done(
+    s3_address: str,
+    proxy: s3.Proxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    says: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    result = run(tmp_path, s3_address)
+    assert result.returncode == 2
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith(f"error: s3://{s3.BUCKET}: ")
+    assert says in lines[0]
+    assert "wrong-secret" not in result.stdout + result.stderr
+    assert not (tmp_path / "run").exists()
+    assert "AWS_SECRET_ACCESS_KEY" in os.environ
