@@ -9,6 +9,7 @@ import signal
 import sys
 from typing import Protocol
 
+from components._images import IMAGE_VARIABLE
 from pipelines.launch import Launch
 from quantlib.errors import StepError
 
@@ -71,7 +72,9 @@ class ProcessRunner:
 
 def _environment(launch: Launch) -> dict[str, str]:
     defaults = {"OMP_NUM_THREADS": str(launch.threads), "PYTHONUNBUFFERED": "1"}
-    return {**defaults, **os.environ, **launch.environment}
+    of_pipeline = dict(launch.environment)
+    of_pipeline.pop(IMAGE_VARIABLE, None)  # a process runs in no image, whatever the pipeline says
+    return {**defaults, **os.environ, **of_pipeline}
 
 
 def _kill_group(leader: int, number: signal.Signals) -> None:

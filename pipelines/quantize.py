@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from kfp import compiler, dsl, kubernetes
 
-from components._images import Images
+from components._images import IMAGE_VARIABLE, Images
 from components.calibrate.component import calibrate
 from components.fetch.component import fetch
 from components.gate.component import gate
@@ -270,5 +270,8 @@ def compile_pipeline(path: Path, cluster: Cluster, images: Images) -> None:
         parameters[name]["literals"] = list(literals)
     for label, executor in documents[0]["deploymentSpec"]["executors"].items():
         step = label.removeprefix("exec-")
-        executor["container"]["image"] = images.validate if step == "validate" else images.quantlib
+        container = executor["container"]
+        container["image"] = images.validate if step == "validate" else images.quantlib
+        # What runs there knows itself by it: reports name the image.
+        container["env"].append({"name": IMAGE_VARIABLE, "value": container["image"]})
     path.write_text(yaml.safe_dump_all(documents, sort_keys=False), encoding="utf-8")

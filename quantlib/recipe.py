@@ -211,7 +211,7 @@ class PublishSection(Section):
 
     destination: Annotated[
         str | None,
-        Field(description="A folder. Default: the folder `published` beside the store."),
+        Field(description="A folder or s3://bucket/prefix. Default: `published` beside the store."),
     ] = None
     name: Annotated[
         str | None,
@@ -242,7 +242,7 @@ class Recipe(Section):
     model: Annotated[
         str | None,
         Field(
-            description="A folder, a .gguf file, or hf://org/name@revision. "
+            description="A folder, a .gguf file, hf://org/name@revision, or s3://bucket/prefix. "
             "May be left out and given on the command line."
         ),
     ] = None

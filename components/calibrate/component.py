@@ -21,7 +21,7 @@ def calibrate(
 
     Args:
         recipe: Recipe, as YAML or JSON text.
-        store: Address of the store that holds the bulk of every step: a folder.
+        store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         device: auto, cpu or cuda.
         model: Receipt of the model.
         plan: Receipt of the plan, which says where the ranges begin.

@@ -19,8 +19,9 @@ def fetch(
 
     Args:
         recipe: Recipe, as YAML or JSON text.
-        source: A folder, a .gguf file, or hf://org/name@revision. Empty: the recipe's model.
-        store: Address of the store that holds the bulk of every step: a folder.
+        source: A folder, a .gguf file, hf://org/name@revision, or s3://bucket/prefix. Empty: the
+            recipe's model.
+        store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         model: Receipt of the model in the store.
     """
     return step_container("fetch")

@@ -29,7 +29,7 @@ def plan(
         num_ranges: Number of ranges. 0: the recipe's. -1: as many as end soonest.
         gpu: What the ranges are computed on, as `quantlib plan --gpu` knows it; cpu for none.
         parallel: How many ranges are quantized at the same time.
-        store: Address of the store that holds the bulk of every step: a folder.
+        store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         model: Receipt of the model.
         plan: Receipt of the plan.
         summary: What the run is expected to take, as a table.

@@ -21,8 +21,8 @@ def publish(
 
     Args:
         recipe: Recipe, as YAML or JSON text.
-        destination: Folder to publish in. Empty: the recipe's.
-        store: Address of the store that holds the bulk of every step: a folder.
+        destination: Folder or s3://bucket/prefix to publish in. Empty: the recipe's.
+        store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         checkpoint: Receipt of the checkpoint.
         validation: Receipt of the measurements; a failed verdict is refused.
         published: Receipt of what was published.

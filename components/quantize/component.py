@@ -24,7 +24,7 @@ def quantize(
     Args:
         recipe: Recipe, as YAML or JSON text.
         block_range: First block and end of the range, such as "8:16".
-        store: Address of the store that holds the bulk of every step: a folder.
+        store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         device: auto, cpu or cuda.
         memory: Memory of the container, by the plan. Kubernetes reads it; the step does not.
         model: Receipt of the model.

@@ -20,7 +20,7 @@ def smooth(
 
     Args:
         recipe: Recipe, as YAML or JSON text.
-        store: Address of the store that holds the bulk of every step: a folder.
+        store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         model: Receipt of the model.
         calibration: Receipt of the channel statistics.
         smoothing: Receipt of the scales.

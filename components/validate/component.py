@@ -26,7 +26,7 @@ def validate(
 
     Args:
         recipe: Recipe, as YAML or JSON text.
-        store: Address of the store that holds the bulk of every step: a folder.
+        store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         device: auto, cpu or cuda.
         model: Receipt of the original model.
         checkpoint: Receipt of the checkpoint.

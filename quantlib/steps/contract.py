@@ -146,6 +146,8 @@ class StepCall:
             name,
             receipt.to_json(),
             {
+                # What the UI calls the artifact, in the run's page and in its lineage.
+                "display_name": f"{receipt.step} {receipt.key[:12]}",
                 "step": receipt.step,
                 "key": receipt.key,
                 "digest": receipt.digest(),

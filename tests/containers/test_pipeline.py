@@ -13,12 +13,13 @@ from containers.conftest import ROOT, Watched, containers_of, pipeline_command
 from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE
 from quantlib.report.manifest import verify_published
 from quantlib.steps import STEP_NAMES
+from quantlib.store import LocalStore
 
 
 def test_the_checkpoint_passes_and_is_published(watched: Watched) -> None:
     assert watched.exit_code == 0, watched.output
     (manifest,) = (watched.folder / "published").glob("*/*/manifest.json")
-    verify_published(manifest.parent)
+    verify_published(LocalStore(manifest.parent))
     report = json.loads((manifest.parent / "quantization_report.json").read_text())
     assert report["evaluation"]["engine"] == "vllm"
     assert report["evaluation"]["gate"]["passed"] is True

@@ -200,7 +200,8 @@ def test_secrets_are_named_and_never_held(file: Path, pipeline: Pipeline) -> Non
         names = [source.name for source in container.kubernetes.secrets]
         assert names == ["quantlib-s3", *(["quantlib-hub"] if step == "fetch" else [])]
         assert all(source.optional for source in container.kubernetes.secrets)
-        assert set(container.environment) == {"QUANTLIB_CODE"}
+        assert set(container.environment) == {"QUANTLIB_CODE", "QUANTLIB_IMAGE"}
+        assert container.environment["QUANTLIB_IMAGE"] == container.image
 
 
 def test_vllm_has_shared_memory(pipeline: Pipeline) -> None:
