@@ -33,7 +33,7 @@ CASES = {
         10.0,
         "quantlib.steps.quantize, quantlib.quantizers.block, quantlib.quantizers.gptq_solver",
     ),
-    "validate": (VALIDATE_IMAGE, 30.0, "quantlib.steps.validate, vllm.entrypoints.llm"),
+    "validate": (VALIDATE_IMAGE, 10.0, "quantlib.steps.validate, vllm.entrypoints.llm"),
 }
 """Of each step its image, its limit in seconds, and what it imports."""
 

@@ -21,7 +21,7 @@ class Hardware:
         hessians: The same in the products of Hessians, which are summed in float32.
         bandwidth: Bytes a second from its memory.
         column_seconds: What rounding one input channel of a linear costs besides: on a GPU, the
-            launches of its kernels.
+            launches of its kernels, on a CPU the calls of its operators.
     """
 
     name: str
@@ -64,7 +64,7 @@ _ALL = (
     _gpu("a10g-24g", 24, 125, 31, 0.6),
     _gpu("l4-24g", 24, 121, 30, 0.3),
     # One core with AVX-512 and bf16 instructions: see docs/planning.md for how it was measured.
-    Hardware("cpu", 0, 1.1e11, 3.5e10, 8e9, 2e-6),
+    Hardware("cpu", 0, 1.5e11, 1.5e11, 8e9, 1.5e-4),
 )
 HARDWARE = {hardware.name: hardware for hardware in _ALL}
 
