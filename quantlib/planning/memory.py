@@ -16,6 +16,9 @@ from quantlib.planning.model import ModelSizes
 BASE = 330 << 20
 """A worker with torch, before it has read anything."""
 
+BASE_WITHOUT_TORCH = 60 << 20
+"""A step that computes nothing."""
+
 GPU_HOST_BASE = 4 * GIB
 """The same with CUDA's libraries."""
 
@@ -52,6 +55,8 @@ def calibrate_memory(
         hardware: What it runs on.
         product_bytes: Bytes of a number in matrix products.
     """
+    if not tokens:
+        return Memory(BASE_WITHOUT_TORCH)
     hidden = tokens * sizes.hidden_size
     stored = hidden * sizes.stored_bytes
     block = sizes.largest_block_elements
