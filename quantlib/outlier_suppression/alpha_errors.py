@@ -11,13 +11,11 @@ from quantlib.calibration.statistics import ChannelObserver, TokenSample
 from quantlib.models.base import LinearGroup
 from quantlib.models.decoder import DecoderBlock
 from quantlib.outlier_suppression.base import ChannelStatistics
+from quantlib.outlier_suppression.settings import SAMPLE_TOKENS
 from quantlib.outlier_suppression.smooth_quant import smoothing_scales
 from quantlib.quantizers import GroupInputs, MinMaxQuantizer
 from quantlib.quantizers.rounding import round_input
 from quantlib.recipe import QuantizationSection
-
-SAMPLE_TOKENS = 512
-"""At most, and at most a quarter of all."""
 
 
 class AlphaErrors:

@@ -113,8 +113,10 @@ def estimate_run(
     )
     best = min(option.makespan for option in options)
     chosen = next(option for option in options if option.makespan <= _GOOD_ENOUGH * best)
+    suppression = recipe.outlier_suppression
+    trials = suppression is not None and suppression.options.get("alpha") == "auto"
     memory = {
-        "calibrate": calibrate_memory(sizes, calibrated, hardware, product_bytes),
+        "calibrate": calibrate_memory(sizes, calibrated, hardware, product_bytes, trials=trials),
         "quantize": quantize_memory(sizes, quantized_on, hardware, product_bytes),
         "validate": validate_memory(sizes, hardware, product_bytes),
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from quantlib.outlier_suppression.settings import SAMPLE_TOKENS
 from quantlib.planning.hardware import GIB, Hardware
 from quantlib.planning.model import ModelSizes
 
@@ -31,6 +32,12 @@ _HESSIAN_COPIES = 8
 _WEIGHT_COPIES = 5
 """The same of the weight's size in float32."""
 
+_TRIAL_WEIGHT_COPIES = 8
+"""Matrices of the size of a group's weights that trying a strength of smoothing holds at once."""
+
+_TRIAL_OUTPUTS = 6 * SAMPLE_TOKENS
+"""Rows of a group's outputs, all copies together, that it holds."""
+
 _VLLM_HOST = 4 * GIB
 _HEADROOM = 1.2
 """What a container's limit is above the peak that is expected."""
@@ -45,7 +52,12 @@ class Memory:
 
 
 def calibrate_memory(
-    sizes: ModelSizes, tokens: int, hardware: Hardware, product_bytes: int
+    sizes: ModelSizes,
+    tokens: int,
+    hardware: Hardware,
+    product_bytes: int,
+    *,
+    trials: bool = False,
 ) -> Memory:
     """The peak of the calibrate step.
 
@@ -54,6 +66,7 @@ def calibrate_memory(
         tokens: Of the calibration text; 0 for a method that needs none.
         hardware: What it runs on.
         product_bytes: Bytes of a number in matrix products.
+        trials: Whether strengths of smoothing are tried on each group of linears.
     """
     if not tokens:
         return Memory(BASE_WITHOUT_TORCH)
@@ -61,10 +74,15 @@ def calibrate_memory(
     stored = hidden * sizes.stored_bytes
     block = sizes.largest_block_elements
     embedding = sizes.embedding_bytes + stored
+    tried = max(
+        4 * group.all_rows * (_TRIAL_WEIGHT_COPIES * group.columns + _TRIAL_OUTPUTS)
+        for group in sizes.groups
+    )
+    work = block * product_bytes + (tried if trials else 0)
     if not hardware.is_gpu:
-        boundary = 4 * hidden + 2 * stored + block * product_bytes
+        boundary = 4 * hidden + 2 * stored + work
         return Memory(BASE + max(embedding, boundary))
-    device = GPU_DEVICE_BASE + hidden * product_bytes + 2 * block * product_bytes
+    device = GPU_DEVICE_BASE + hidden * product_bytes + block * product_bytes + work
     return Memory(GPU_HOST_BASE + max(embedding, 2 * stored), device)
 
 

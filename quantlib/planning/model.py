@@ -24,6 +24,11 @@ class GroupSize:
     rows: tuple[int, ...]
 
     @property
+    def all_rows(self) -> int:
+        """Output channels of all together."""
+        return sum(self.rows)
+
+    @property
     def largest_rows(self) -> int:
         """Output channels of the largest."""
         return max(self.rows)

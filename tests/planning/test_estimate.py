@@ -80,17 +80,30 @@ def test_limits_have_headroom(bytes_needed: int, limit: str) -> None:
 
 
 def test_more_ranges_end_sooner_until_there_is_no_worker_for_them(
+    small_recipe: Callable[..., Recipe], tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantlib.planning.estimate.model_sizes", lambda *_: SIZES)
+    recipe = small_recipe(calibration={"num_samples": 512, "sequence_length": 2048})
+    found = estimate(recipe, tiny_llama, parallel=4)
+    spans = [option.makespan for option in found.options]
+    assert [option.ranges for option in found.options] == list(range(1, 33))
+    assert spans[3] < spans[2] < spans[1] < spans[0]
+    assert spans[4] > spans[3]  # a second wave for the fifth
+    enough = [option.ranges for option in found.options if option.makespan <= 1.05 * min(spans)]
+    assert found.chosen.ranges == enough[0] > 1
+    assert found.with_ranges(64) is found.options[-1]
+    assert estimate(recipe, tiny_llama, parallel=1).chosen.ranges == 1
+
+
+def test_trying_strengths_of_smoothing_takes_memory(
     small_recipe: Callable[..., Recipe], tiny_llama: Path
 ) -> None:
-    recipe = small_recipe(calibration={"num_samples": 2_000_000})
-    found = estimate(recipe, tiny_llama, "cpu", parallel=2)
-    spans = [option.makespan for option in found.options]
-    assert [option.ranges for option in found.options] == [1, 2, 3, 4]
-    assert spans[1] < spans[0]
-    assert found.chosen.ranges == 2
-    assert found.with_ranges(64) is found.options[-1]
-    alone = estimate(recipe, tiny_llama, "cpu", parallel=1)
-    assert alone.chosen.ranges == 1
+    plain, tried = (
+        estimate(small_recipe(outlier_suppression={"options": options}), tiny_llama, "cpu")
+        for options in ({}, {"alpha": "auto"})
+    )
+    more = tried.memory["calibrate"].host - plain.memory["calibrate"].host
+    assert more == 4 * 2 * 128 * (8 * 64 + 6 * 512)  # gate and up
 
 
 def test_starting_pods_is_not_free(small_recipe: Callable[..., Recipe], tiny_llama: Path) -> None:
