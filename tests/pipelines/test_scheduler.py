@@ -4,6 +4,7 @@ The annotations of components are read by kfp, which does not resolve them from 
 ``from __future__ import annotations`` here.
 """
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 from kfp import dsl
+from rich.console import Console
 
-from pipelines.local import RunResult
+from pipelines.local import RunResult, run_pipeline
+from pipelines.process import ProcessRunner
 
 Run = Callable[..., RunResult]
 Step = Callable[[str], dsl.ContainerSpec]
@@ -280,3 +283,28 @@ def test_gives_up_after_the_retries(run: Run, step: Step) -> None:
 
     result = run(toy)
     assert (result.exit_code, result.runs[0].attempts) == (7, 2)
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_what_would_fail_again_is_not_retried(run: Run, step: Step, code: int) -> None:
+    @dsl.container_component
+    def work() -> dsl.ContainerSpec:
+        return step(f"sys.exit({code})")
+
+    @dsl.pipeline(name="toy")
+    def toy() -> None:
+        work().set_retry(3, backoff_duration="0s", backoff_max_duration="60s")
+
+    result = run(toy)
+    assert (result.exit_code, result.runs[0].attempts) == (code, 1)
+
+
+def test_a_run_here_retries_only_when_it_is_asked_to(
+    flaky: Any, compiled: Any, tmp_path: Path
+) -> None:
+    parameters = {"counter": str(tmp_path / "counter")}
+    console = Console(file=io.StringIO())
+    result = run_pipeline(
+        compiled(flaky), parameters, tmp_path / "run", ProcessRunner(), 1, console
+    )
+    assert (result.exit_code, result.runs[0].attempts) == (7, 1)
