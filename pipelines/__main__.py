@@ -215,10 +215,11 @@ def upload_command(
     **server: str,
 ) -> None:
     """Compiles the pipeline and uploads it, as a new version where it is there already."""
+    kubeflow = Kubeflow(Server(**server))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PIPELINE_NAME
         compile_to(file, CompileOptions(cluster, images_lock, allow_floating))
-        pipeline, uploaded = Kubeflow(Server(**server)).upload(file, name, version)
+        pipeline, uploaded = kubeflow.upload(file, name, version)
     click.echo(f"pipeline: {pipeline}")
     click.echo(f"version:  {uploaded}")
 
@@ -254,11 +255,12 @@ def schedule_command(
     checked = _checked_recipe(recipe, model)
     parameters = _parameters(checked, model, store, num_ranges, publish_to, device, gpu)
     _require_reachable(parameters)
+    kubeflow = Kubeflow(Server(**server))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PIPELINE_NAME
         compile_to(file, CompileOptions(cluster, images_lock, allow_floating))
         named = name or f"{NAME}-{Path(recipe).stem}"
-        click.echo(Kubeflow(Server(**server)).schedule(file, parameters, named, cron))
+        click.echo(kubeflow.schedule(file, parameters, named, cron))
 
 
 @main.command("run", epilog=_RUN_EXAMPLES)
@@ -329,11 +331,12 @@ def run_command(
     if runner == "kubeflow":
         parameters = _parameters(checked, model, store, num_ranges, publish_to, device, gpu)
         _require_reachable(parameters)
+        kubeflow = Kubeflow(Server(**server))
         with tempfile.TemporaryDirectory() as temporary:
             file = Path(temporary) / PIPELINE_NAME
             compile_to(file, options)
             name = f"{NAME}-{Path(recipe).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-            click.echo(Kubeflow(Server(**server)).run(file, parameters, name))
+            click.echo(kubeflow.run(file, parameters, name))
         return
     if runner == "process":
         choose_engine(checked.validation.engine)
