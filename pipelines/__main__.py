@@ -7,33 +7,38 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines._kubeflow_commands import schedule_command, upload_command
+from pipelines._options import (
+    PIPELINE_NAME,
+    checked_recipe,
+    compile_options,
+    job_options,
+    require_reachable,
+    run_parameters,
+    server_options,
+)
 from pipelines.compiling import NAME, CompileOptions, compile_to, write_kubernetes_manifests
 from pipelines.docker import DockerRunner
 from pipelines.ir import Container
-from pipelines.kubeflow import HOST_VARIABLE, Kubeflow, Server, check_cron
+from pipelines.kubeflow import Kubeflow, Server
 from pipelines.local import RunResult, run_pipeline
 from pipelines.process import ProcessRunner, Runner
 from pipelines.reader import load_pipeline
 from pipelines.scheduler import StepRun
 from pipelines.status import log_tail
-from quantlib.errors import InvalidInputError, Problem, QuantlibError
+from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.evaluation.engines import choose_engine
-from quantlib.planning import HARDWARE
 from quantlib.preflight import destination_problems, input_problems
-from quantlib.recipe import Recipe, load_recipe, recipe_from_text
 from quantlib.report.model import HTML_NAME
-from quantlib.steps.plan import AUTO
 
-PIPELINE_NAME = "pipeline.yaml"
 RUNNERS = ("process", "docker", "kubeflow")
 _CPUS = len(os.sched_getaffinity(0))
 _COMPILE_EXAMPLES = """\b
@@ -52,99 +57,6 @@ Examples:
   python -m pipelines run gptq --model hf://org/name --store s3://bucket/store \\
       --runner kubeflow --host http://127.0.0.1:8080 --namespace quantlib
 """
-_UPLOAD_EXAMPLES = """\b
-Examples:
-  python -m pipelines upload --host http://127.0.0.1:8080
-  python -m pipelines upload --host https://kubeflow.example --namespace quantlib \\
-      --images-lock build/images.lock.json
-"""
-_SCHEDULE_EXAMPLES = """\b
-Examples:
-  python -m pipelines schedule gptq --model hf://org/name --store s3://bucket/store \\
-      --cron "0 0 3 * * *" --host http://127.0.0.1:8080 --namespace quantlib
-"""
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """One decorator for several options, the first one first in the help."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_compile_options = _options(
-    click.option(
-        "--cluster",
-        default="gpu",
-        show_default=True,
-        help="Profile of the cluster: gpu, local, or a file.",
-    ),
-    click.option(
-        "--images-lock",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="Take the images from this file, which `make push-images` writes.",
-    ),
-    click.option("--allow-floating", is_flag=True, help="Take images by tags that can move."),
-)
-_server_options = _options(
-    click.option("--host", default="", envvar=HOST_VARIABLE, help="Address of Kubeflow Pipelines."),
-    click.option("--namespace", default="", help="The profile's namespace."),
-    click.option("--experiment", default=NAME, show_default=True, help="What groups the runs."),
-    click.option(
-        "--service-account",
-        default="quantlib-runner",
-        show_default=True,
-        help="What the pods of a run are; empty for the server's default.",
-    ),
-)
-_job_options = _options(
-    click.option(
-        "--model",
-        default="",
-        help="A folder, a .gguf file, hf://org/name@revision, or s3://bucket/prefix.  "
-        "[default: the recipe's]",
-    ),
-    click.option(
-        "--store",
-        default=".quantlib/store",
-        show_default=True,
-        help="Where the steps keep their work: a folder, or s3://bucket/prefix.",
-    ),
-    click.option(
-        "--num-ranges",
-        callback=lambda _context, _option, value: _range_count(value),
-        help="Ranges of blocks that are quantized in parallel; auto: as many as end soonest.  "
-        "[default: the recipe's]",
-    ),
-    click.option("--publish-to", default="", help="Where to publish.  [default: the recipe's]"),
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="What the steps compute on.",
-    ),
-    click.option(
-        "--gpu",
-        type=click.Choice(list(HARDWARE)),
-        help="What the plan reckons with.  [default: the cluster's; cpu on this machine]",
-    ),
-)
-
-
-def _range_count(text: str | None) -> int:
-    if text is None:
-        return 0
-    if text == "auto":
-        return AUTO
-    if not text.isdecimal() or not 1 <= int(text) <= 64:
-        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1 to 64")
-    return int(text)
 
 
 @click.group(epilog="python -m pipelines COMMAND --help shows examples.")
@@ -173,7 +85,7 @@ def main() -> None:
     help="Also write the Pipeline and PipelineVersion objects, beside the file.",
 )
 @click.option("--namespace", default="quantlib", show_default=True, help="Of the objects.")
-@_compile_options
+@compile_options
 def compile_command(
     output: Path, target: str, kubernetes: bool, namespace: str, **options: Any
 ) -> None:
@@ -201,71 +113,13 @@ def _compile_argo(output: Path, options: CompileOptions, namespace: str) -> None
         write_workflow_template(load_pipeline(file), output, namespace=namespace)
 
 
-@main.command("upload", epilog=_UPLOAD_EXAMPLES)
-@click.option("--name", default=NAME, show_default=True, help="Of the pipeline.")
-@click.option("--version", default="", help="Of the version.  [default: the code's]")
-@_compile_options
-@_server_options
-def upload_command(
-    name: str,
-    version: str,
-    cluster: str,
-    images_lock: Path | None,
-    allow_floating: bool,
-    **server: str,
-) -> None:
-    """Compiles the pipeline and uploads it, as a new version where it is there already."""
-    kubeflow = Kubeflow(Server(**server))
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / PIPELINE_NAME
-        compile_to(file, CompileOptions(cluster, images_lock, allow_floating))
-        pipeline, uploaded = kubeflow.upload(file, name, version)
-    click.echo(f"pipeline: {pipeline}")
-    click.echo(f"version:  {uploaded}")
-
-
-@main.command("schedule", epilog=_SCHEDULE_EXAMPLES)
-@click.argument("recipe")
-@click.option("--cron", required=True, help="Second, minute, hour, day, month, day of week.")
-@click.option("--name", default="", help="Of the schedule.  [default: quantize-RECIPE]")
-@_job_options
-@_compile_options
-@_server_options
-def schedule_command(
-    recipe: str,
-    cron: str,
-    name: str,
-    model: str,
-    store: str,
-    num_ranges: int,
-    publish_to: str,
-    device: str,
-    gpu: str | None,
-    cluster: str,
-    images_lock: Path | None,
-    allow_floating: bool,
-    **server: str,
-) -> None:
-    """Quantizes again and again in Kubeflow, by RECIPE: a file, or the name of a shipped one.
-
-    One run at a time; times that were missed are not made up for. A run whose model, recipe and
-    code are those of an earlier one finds its work in the store and ends soon.
-    """
-    check_cron(cron)
-    checked = _checked_recipe(recipe, model)
-    parameters = _parameters(checked, model, store, num_ranges, publish_to, device, gpu)
-    _require_reachable(parameters)
-    kubeflow = Kubeflow(Server(**server))
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / PIPELINE_NAME
-        compile_to(file, CompileOptions(cluster, images_lock, allow_floating))
-        named = name or f"{NAME}-{Path(recipe).stem}"
-        click.echo(kubeflow.schedule(file, parameters, named, cron))
+main.add_command(upload_command)
+main.add_command(schedule_command)
 
 
 @main.command("run", epilog=_RUN_EXAMPLES)
 @click.argument("recipe")
-@_job_options
+@job_options
 @click.option(
     "--parallel",
     type=click.IntRange(min=1),
@@ -300,8 +154,8 @@ def schedule_command(
     metavar="NAME",
     help="Network of the containers that need one; host: with what listens on this machine only.",
 )
-@_compile_options
-@_server_options
+@compile_options
+@server_options
 def run_command(
     recipe: str,
     model: str,
@@ -326,11 +180,11 @@ def run_command(
     Exits with 0, or as the step that failed did: 2 for invalid input, 3 for a checkpoint that was
     judged and refused. With --runner kubeflow it ends when the run is started.
     """
-    checked = _checked_recipe(recipe, model)
+    checked = checked_recipe(recipe, model)
     options = CompileOptions(cluster, images_lock, allow_floating or runner == "process")
     if runner == "kubeflow":
-        parameters = _parameters(checked, model, store, num_ranges, publish_to, device, gpu)
-        _require_reachable(parameters)
+        parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu)
+        require_reachable(parameters)
         kubeflow = Kubeflow(Server(**server))
         with tempfile.TemporaryDirectory() as temporary:
             file = Path(temporary) / PIPELINE_NAME
@@ -349,56 +203,11 @@ def run_command(
     compile_to(file, options)
     started = _start_runner(runner, docker_network, file)
     console = Console()
-    parameters = _parameters(checked, model, store, num_ranges, publish_to, device, gpu or "cpu")
+    parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu or "cpu")
     parameters["parallel"] = parallel
     result = run_pipeline(file, parameters, folder, started, parallel, console, retries)
     _report(result, folder, store, console)
     sys.exit(result.exit_code)
-
-
-def _checked_recipe(recipe: str, model: str) -> Recipe:
-    checked = load_recipe(recipe)
-    if not (model or checked.model):
-        raise InvalidInputError.one(recipe, "names no model", "give one with --model")
-    return checked
-
-
-def _parameters(
-    recipe: Recipe,
-    model: str,
-    store: str,
-    num_ranges: int,
-    publish_to: str,
-    device: str,
-    gpu: str | None,
-) -> dict[str, Any]:
-    """The pipeline's parameters; those of the cluster's profile are left out."""
-    parameters = {
-        "recipe": recipe.canonical_json(),
-        "source": model,
-        "store": _absolute(store),
-        "num_ranges": num_ranges,  # 0: the recipe decides
-        "destination": _absolute(publish_to),
-        "device": device,
-    }
-    return parameters if gpu is None else parameters | {"gpu": gpu}
-
-
-def _require_reachable(parameters: dict[str, Any]) -> None:
-    """Checks that a run elsewhere does not need folders of this machine."""
-    recipe = recipe_from_text(parameters["recipe"])
-    addresses = {
-        "--model": parameters["source"] or recipe.model or "",
-        "--store": parameters["store"],
-        "--publish-to": parameters["destination"] or recipe.publish.destination or "",
-    }
-    problems = [
-        Problem(f"{option} {address}", "is a folder of this machine", "give s3://bucket/prefix")
-        for option, address in addresses.items()
-        if address and ("://" not in address or address.startswith("file://"))
-    ]
-    if problems:
-        raise InvalidInputError(problems)
 
 
 def _start_runner(name: str, network: str, file: Path) -> Runner:
@@ -422,10 +231,6 @@ def _run_folder(given: Path | None) -> Path:
     if given.is_dir() and any(given.iterdir()) and not (given / PIPELINE_NAME).exists():
         raise InvalidInputError.one(str(given), "is not empty, and no folder of a run")
     return given
-
-
-def _absolute(address: str) -> str:
-    return address if not address or "://" in address else str(Path(address).absolute())
 
 
 def _report(result: RunResult, folder: Path, store: str, console: Console) -> None:

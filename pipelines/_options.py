@@ -1,0 +1,155 @@
+"""Options that several commands take, and what they mean to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pipelines.compiling import NAME
+from pipelines.kubeflow import HOST_VARIABLE
+from quantlib.errors import InvalidInputError, Problem
+from quantlib.planning import HARDWARE
+from quantlib.recipe import Recipe, load_recipe, recipe_from_text
+from quantlib.steps.plan import AUTO
+
+PIPELINE_NAME = "pipeline.yaml"
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """One decorator for several options, the first one first in the help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+compile_options = _options(
+    click.option(
+        "--cluster",
+        default="gpu",
+        show_default=True,
+        help="Profile of the cluster: gpu, local, or a file.",
+    ),
+    click.option(
+        "--images-lock",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Take the images from this file, which `make push-images` writes.",
+    ),
+    click.option("--allow-floating", is_flag=True, help="Take images by tags that can move."),
+)
+server_options = _options(
+    click.option("--host", default="", envvar=HOST_VARIABLE, help="Address of Kubeflow Pipelines."),
+    click.option("--namespace", default="", help="The profile's namespace."),
+    click.option("--experiment", default=NAME, show_default=True, help="What groups the runs."),
+    click.option(
+        "--service-account",
+        default="quantlib-runner",
+        show_default=True,
+        help="What the pods of a run are; empty for the server's default.",
+    ),
+)
+job_options = _options(
+    click.option(
+        "--model",
+        default="",
+        help="A folder, a .gguf file, hf://org/name@revision, or s3://bucket/prefix.  "
+        "[default: the recipe's]",
+    ),
+    click.option(
+        "--store",
+        default=".quantlib/store",
+        show_default=True,
+        help="Where the steps keep their work: a folder, or s3://bucket/prefix.",
+    ),
+    click.option(
+        "--num-ranges",
+        callback=lambda _context, _option, value: _range_count(value),
+        help="Ranges of blocks that are quantized in parallel; auto: as many as end soonest.  "
+        "[default: the recipe's]",
+    ),
+    click.option("--publish-to", default="", help="Where to publish.  [default: the recipe's]"),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="What the steps compute on.",
+    ),
+    click.option(
+        "--gpu",
+        type=click.Choice(list(HARDWARE)),
+        help="What the plan reckons with.  [default: the cluster's; cpu on this machine]",
+    ),
+)
+
+
+def _range_count(text: str | None) -> int:
+    if text is None:
+        return 0
+    if text == "auto":
+        return AUTO
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1 to 64")
+    return int(text)
+
+
+def checked_recipe(recipe: str, model: str) -> Recipe:
+    """A recipe by name or file, with a model named in it or beside it.
+
+    Raises:
+        InvalidInputError: It is none, or there is no model.
+    """
+    checked = load_recipe(recipe)
+    if not (model or checked.model):
+        raise InvalidInputError.one(recipe, "names no model", "give one with --model")
+    return checked
+
+
+def run_parameters(
+    recipe: Recipe,
+    model: str,
+    store: str,
+    num_ranges: int,
+    publish_to: str,
+    device: str,
+    gpu: str | None,
+) -> dict[str, Any]:
+    """The pipeline's parameters; those of the cluster's profile are left out."""
+    parameters = {
+        "recipe": recipe.canonical_json(),
+        "source": model,
+        "store": absolute(store),
+        "num_ranges": num_ranges,  # 0: the recipe decides
+        "destination": absolute(publish_to),
+        "device": device,
+    }
+    return parameters if gpu is None else parameters | {"gpu": gpu}
+
+
+def require_reachable(parameters: dict[str, Any]) -> None:
+    """Checks that a run elsewhere does not need folders of this machine."""
+    recipe = recipe_from_text(parameters["recipe"])
+    addresses = {
+        "--model": parameters["source"] or recipe.model or "",
+        "--store": parameters["store"],
+        "--publish-to": parameters["destination"] or recipe.publish.destination or "",
+    }
+    problems = [
+        Problem(f"{option} {address}", "is a folder of this machine", "give s3://bucket/prefix")
+        for option, address in addresses.items()
+        if address and ("://" not in address or address.startswith("file://"))
+    ]
+    if problems:
+        raise InvalidInputError(problems)
+
+
+def absolute(address: str) -> str:
+    """A local folder as an absolute path; any other address as it is."""
+    return address if not address or "://" in address else str(Path(address).absolute())
