@@ -34,6 +34,7 @@ from pipelines.process import ProcessRunner, Runner
 from pipelines.reader import load_pipeline
 from pipelines.scheduler import StepRun
 from pipelines.status import log_tail
+from pipelines.watch import watch
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.evaluation.engines import choose_engine
 from quantlib.preflight import destination_problems, input_problems
@@ -115,6 +116,7 @@ def _compile_argo(output: Path, options: CompileOptions, namespace: str) -> None
 
 main.add_command(upload_command)
 main.add_command(schedule_command)
+main.add_command(watch)
 
 
 @main.command("run", epilog=_RUN_EXAMPLES)
@@ -164,6 +166,7 @@ def run_command(
     publish_to: str,
     device: str,
     gpu: str | None,
+    job: str,
     parallel: int,
     run_dir: Path | None,
     runner: str,
@@ -183,7 +186,7 @@ def run_command(
     checked = checked_recipe(recipe, model)
     options = CompileOptions(cluster, images_lock, allow_floating or runner == "process")
     if runner == "kubeflow":
-        parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu)
+        parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu, job)
         require_reachable(parameters)
         kubeflow = Kubeflow(Server(**server))
         with tempfile.TemporaryDirectory() as temporary:
@@ -203,7 +206,9 @@ def run_command(
     compile_to(file, options)
     started = _start_runner(runner, docker_network, file)
     console = Console()
-    parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu or "cpu")
+    parameters = run_parameters(
+        checked, model, store, num_ranges, publish_to, device, gpu or "cpu", job
+    )
     parameters["parallel"] = parallel
     result = run_pipeline(file, parameters, folder, started, parallel, console, retries)
     _report(result, folder, store, console)

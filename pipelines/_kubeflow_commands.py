@@ -72,6 +72,7 @@ def schedule_command(
     publish_to: str,
     device: str,
     gpu: str | None,
+    job: str,
     cluster: str,
     images_lock: Path | None,
     allow_floating: bool,
@@ -84,7 +85,7 @@ def schedule_command(
     """
     check_cron(cron)
     checked = checked_recipe(recipe, model)
-    parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu)
+    parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu, job)
     require_reachable(parameters)
     kubeflow = Kubeflow(Server(**server))
     with tempfile.TemporaryDirectory() as folder:

@@ -87,6 +87,7 @@ job_options = _options(
         type=click.Choice(list(HARDWARE)),
         help="What the plan reckons with.  [default: the cluster's; cpu on this machine]",
     ),
+    click.option("--job", default="", help="Digest of the job that asks, as watch gives it."),
 )
 
 
@@ -120,6 +121,7 @@ def run_parameters(
     publish_to: str,
     device: str,
     gpu: str | None,
+    job: str,
 ) -> dict[str, Any]:
     """The pipeline's parameters; those of the cluster's profile are left out."""
     parameters = {
@@ -130,7 +132,8 @@ def run_parameters(
         "destination": absolute(publish_to),
         "device": device,
     }
-    return parameters if gpu is None else parameters | {"gpu": gpu}
+    optional = {"gpu": gpu or "", "job": job}
+    return parameters | {name: value for name, value in optional.items() if value}
 
 
 def require_reachable(parameters: dict[str, Any]) -> None:

@@ -65,6 +65,7 @@ def quantize_pipeline(cluster: Cluster) -> dsl.base_component.BaseComponent:
         device: str = "auto",
         gpu: str = cluster.gpu,
         parallel: int = cluster.parallel,
+        job: str = "",
     ) -> None:
         """Quantizes a model for vLLM, proves it against the original and publishes it.
 
@@ -80,6 +81,7 @@ def quantize_pipeline(cluster: Cluster) -> dsl.base_component.BaseComponent:
             device: What the steps compute on: auto, cpu or cuda.
             gpu: What the plan reckons with, such as h100-80g; cpu for none.
             parallel: Ranges that the plan assumes to be quantized at the same time.
+            job: Digest of the watcher's job that asked for it. Empty: none did.
         """
         fetched = step(fetch(recipe=recipe, source=source, store=store), "fetch")
         model = fetched.outputs["model"]
@@ -144,6 +146,7 @@ def quantize_pipeline(cluster: Cluster) -> dsl.base_component.BaseComponent:
                 publish(
                     recipe=recipe,
                     destination=destination,
+                    job=job,
                     store=store,
                     checkpoint=checkpoint,
                     validation=validated.outputs["validation"],

@@ -9,6 +9,7 @@ from components._container import step_container
 def publish(
     recipe: str,
     destination: str,
+    job: str,
     store: str,
     checkpoint: dsl.Input[dsl.Artifact],
     validation: dsl.Input[dsl.Artifact],
@@ -22,6 +23,7 @@ def publish(
     Args:
         recipe: Recipe, as YAML or JSON text.
         destination: Folder or s3://bucket/prefix to publish in. Empty: the recipe's.
+        job: Digest of the watcher's job that asked for it. Empty: none did.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         checkpoint: Receipt of the checkpoint.
         validation: Receipt of the measurements; a failed verdict is refused.

@@ -14,6 +14,7 @@ from quantlib.cli.plan import plan
 from quantlib.cli.quantize import quantize
 from quantlib.cli.store import store
 from quantlib.cli.validate_recipe import validate_recipe
+from quantlib.cli.watch import watch
 from quantlib.errors import InvalidInputError, QuantlibError
 
 _EXAMPLES = """\b
@@ -23,6 +24,7 @@ Examples:
   quantlib deploy --model-path ./SmolLM2-W4
   quantlib compare ./SmolLM2-W4 ./SmolLM2-W8
   quantlib store ls s3://bucket/store
+  quantlib watch my-recipe.yaml --once --publish-to ./published
   quantlib validate-recipe my-recipe.yaml
 """
 
@@ -39,6 +41,7 @@ cli.add_command(deploy)
 cli.add_command(compare)
 cli.add_command(store)
 cli.add_command(validate_recipe)
+cli.add_command(watch)
 
 
 def main() -> None:

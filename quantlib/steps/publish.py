@@ -14,6 +14,7 @@ from quantlib.errors import GateFailedError, InvalidInputError, Problem, StoreEr
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.build import build_report
 from quantlib.report.html import render_html
+from quantlib.report.jobs import enter_job
 from quantlib.report.manifest import (
     MANIFEST_NAME,
     PROVENANCE_NAME,
@@ -43,7 +44,12 @@ VERSION = 1
 
 
 def publish(
-    store: Store, recipe: Recipe, destination: str, checkpoint: Receipt, validation: Receipt
+    store: Store,
+    recipe: Recipe,
+    destination: str,
+    checkpoint: Receipt,
+    validation: Receipt,
+    job: str = "",
 ) -> tuple[Receipt, str]:
     """Publishes a checkpoint to ``<destination>/<model name>/<digest>``.
 
@@ -57,6 +63,7 @@ def publish(
             beside the store.
         checkpoint: The merge step's receipt.
         validation: The validate step's receipt of this checkpoint.
+        job: Digest of the watcher's job that asked for it, which is noted; empty for none.
 
     Returns:
         The receipt, and the address of the published folder.
@@ -79,6 +86,8 @@ def publish(
         else:
             _write_folder(store, checkpoint, report, target)
     manifest = bytes(target.read(MANIFEST_NAME))
+    if job:
+        enter_job(destination, job, target.address, f"sha256:{digest}")
 
     def work(output: StepOutput) -> None:
         output.add_bytes(MANIFEST_NAME, manifest)
@@ -97,6 +106,7 @@ def main(call: StepCall) -> None:
         call.text("destination"),
         call.receipt("checkpoint"),
         call.receipt("validation"),
+        call.text("job"),
     )
     call.write_receipt("published", store, receipt)
     call.write_parameter("address", address)

@@ -38,7 +38,7 @@ INTERFACES = {
         "verdict reason",
     ),
     "gate": ("reason", "", "", ""),
-    "publish": ("recipe destination store", "checkpoint validation", "published", "address"),
+    "publish": ("recipe destination job store", "checkpoint validation", "published", "address"),
 }
 
 

@@ -138,6 +138,7 @@ def test_parameters_and_their_defaults(pipeline: Pipeline) -> None:
         "device": "auto",
         "gpu": "h100-80g",
         "parallel": 16,
+        "job": "",
     }
     assert parameters["device"].literals == ("auto", "cpu", "cuda")
     assert {"h100-80g", "cpu"} <= set(parameters["gpu"].literals)

@@ -295,6 +295,7 @@ def test_the_step_reads_and_writes_what_kubeflow_passes(run, tmp_path) -> None:
                     "parameterValues": {
                         "recipe": run.recipe.canonical_json(),
                         "destination": "",
+                        "job": "",
                         "store": run.store.address,
                     },
                     "artifacts": {

@@ -1,0 +1,168 @@
+"""``python -m pipelines watch``: starts a run for every release that is not quantized yet."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import click
+
+from components import _images
+from components._images import read_lock
+from pipelines._options import server_options
+from pipelines.watching import find_job
+from quantlib.errors import GateFailedError, QuantlibError
+from quantlib.recipe import Recipe, load_recipe
+
+_EXAMPLES = """\b
+Examples:
+  python -m pipelines watch llama-w4.yaml llama-w8.yaml --once --publish-to ./published
+  python -m pipelines watch llama-w4.yaml --interval 3600 --store s3://bucket/store \\
+      --publish-to s3://bucket/models --runner kubeflow --host http://127.0.0.1:8080
+"""
+
+
+class Outcome(StrEnum):
+    """What became of one recipe in one look."""
+
+    UP_TO_DATE = "up to date"
+    DONE = "quantized"
+    STARTED = "started"
+    REFUSED = "refused by the gate"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at one recipe.
+
+    Attributes:
+        detail: Where the checkpoint is, or what went wrong.
+    """
+
+    recipe: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class Starter:
+    """How runs are started.
+
+    Attributes:
+        store: Where the steps keep their work.
+        destination: Where checkpoints are published; empty for the recipe's.
+        runner: process, docker or kubeflow.
+        arguments: Further arguments of ``python -m pipelines run``.
+        images: What the steps run in.
+    """
+
+    store: str
+    destination: str
+    runner: str
+    arguments: tuple[str, ...]
+    images: tuple[str, ...]
+
+
+@click.command("watch", epilog=_EXAMPLES)
+@click.argument("recipes", nargs=-1, required=True)
+@click.option("--once", is_flag=True, help="Look once and end.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=1),
+    default=3600,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+@click.option("--store", default=".quantlib/store", show_default=True, help="As of run.")
+@click.option("--publish-to", default="", help="As of run.  [default: each recipe's]")
+@click.option(
+    "--runner",
+    type=click.Choice(["process", "docker", "kubeflow"]),
+    default="process",
+    show_default=True,
+    help="As of run.",
+)
+@click.option("--images-lock", type=click.Path(path_type=Path, dir_okay=False), help="As of run.")
+@server_options
+def watch(
+    recipes: tuple[str, ...],
+    once: bool,
+    interval: float,
+    store: str,
+    publish_to: str,
+    runner: str,
+    images_lock: Path | None,
+    **server: str,
+) -> None:
+    """Quantize every release of the models that RECIPES name.
+
+    Each look resolves the models, and starts a run for a job that has no published checkpoint: a
+    job is a recipe on one release, with the texts, images and code of now. A source that cannot be
+    resolved is reported and does not stop the others.
+
+    With --once it exits with 0 when all is up to date, done or started, 1 when a source or a run
+    failed, 2 when a recipe is invalid, 3 when a checkpoint was refused by the gate.
+    """
+    arguments: list[str] = []
+    images = (_images.QUANTLIB_IMAGE, _images.VALIDATE_IMAGE)
+    if images_lock is not None:
+        locked = read_lock(images_lock)
+        images = (locked.quantlib, locked.validate)
+        arguments += ["--images-lock", str(images_lock)]
+    if runner == "kubeflow":
+        for name, value in server.items():
+            arguments += [f"--{name.replace('_', '-')}", value]
+    # A process runs in no image.
+    starter = Starter(
+        store, publish_to, runner, tuple(arguments), () if runner == "process" else images
+    )
+    loaded = {name: load_recipe(name) for name in recipes}
+    while True:
+        looks = [look_once(name, recipe, starter) for name, recipe in loaded.items()]
+        if once:
+            sys.exit(exit_code(looks))
+        time.sleep(interval)
+
+
+def look_once(name: str, recipe: Recipe, starter: Starter) -> Look:
+    """Looks at one recipe and starts what is to be done; says so in a line."""
+    look = _look(name, recipe, starter)
+    click.echo(f"{time.strftime('%H:%M:%S')} {look.recipe}: {look.outcome}: {look.detail}")
+    return look
+
+
+def exit_code(looks: Sequence[Look]) -> int:
+    """What the command exits with after these looks."""
+    outcomes = {look.outcome for look in looks}
+    if Outcome.FAILED in outcomes:
+        return 1
+    return GateFailedError.exit_code if Outcome.REFUSED in outcomes else 0
+
+
+def _look(name: str, recipe: Recipe, starter: Starter) -> Look:
+    destination = starter.destination or recipe.publish.destination or ""
+    if not destination:
+        return Look(name, Outcome.FAILED, "names no publish.destination; give --publish-to")
+    try:
+        job = find_job(recipe, destination, starter.images)
+    except QuantlibError as error:
+        return Look(name, Outcome.FAILED, "; ".join(str(error).splitlines()))
+    if job.published is not None:
+        return Look(name, Outcome.UP_TO_DATE, job.published)
+    command = [sys.executable, "-m", "pipelines", "run", name, "--runner", starter.runner]
+    command += ["--model", job.release.address, "--store", starter.store]
+    command += ["--publish-to", destination, "--job", job.digest, *starter.arguments]
+    done = subprocess.run(command, check=False)
+    if done.returncode == GateFailedError.exit_code:
+        return Look(name, Outcome.REFUSED, job.release.address)
+    if done.returncode:
+        return Look(name, Outcome.FAILED, f"the run exited with {done.returncode}")
+    if starter.runner == "kubeflow":
+        return Look(name, Outcome.STARTED, job.release.address)
+    return Look(name, Outcome.DONE, job.release.address)

@@ -1,0 +1,129 @@
+"""Which releases of watched models are not quantized yet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantlib.checkpoint.source import StoreSource
+from quantlib.code import code_version
+from quantlib.errors import InvalidInputError
+from quantlib.recipe import Recipe
+from quantlib.report.jobs import published_of
+from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
+from quantlib.sources.folder import open_folder
+from quantlib.sources.inspection import model_files
+from quantlib.store import open_store
+from quantlib.store.receipt import digest_of
+from quantlib.store.transaction import hash_file
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a watched address means now.
+
+    Attributes:
+        address: The address, with a commit in the place of a branch.
+        digest: Another one whenever the model is.
+    """
+
+    address: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recipe on one release.
+
+    Attributes:
+        digest: Of all that decides the checkpoint: model, recipe, texts, images and code.
+        published: Where its checkpoint is; None where it is still to be made.
+    """
+
+    release: Release
+    digest: str
+    published: str | None
+
+
+def resolve_release(address: str) -> Release:
+    """What an address means now.
+
+    A commit on the hub, sizes and ETags in object storage, and the content of local files.
+
+    Raises:
+        InvalidInputError: There is no such model or revision, or it is not open to this token.
+        StepError: The hub cannot be asked, or has been asked too often.
+        StoreError: Object storage or a file cannot be read.
+    """
+    match parse_address(address):
+        case HubAddress() as hub:
+            from quantlib.sources.hub import resolve_commit
+
+            pinned = f"hf://{hub.repo}@{resolve_commit(hub)}"
+            return Release(pinned, digest_of(pinned))
+        case S3Address(prefix):
+            from quantlib.sources.s3 import versions_digest
+
+            return Release(prefix, versions_digest(StoreSource(open_store(prefix))))
+        case FolderAddress(path):
+            names = model_files(open_folder(path))
+            return Release(str(path.absolute()), _content_digest([path / name for name in names]))
+        case GgufAddress(path):
+            return Release(str(path.absolute()), _content_digest([path]))
+
+
+def find_job(recipe: Recipe, destination: str, images: Sequence[str]) -> Job:
+    """The job that a recipe asks for now, and whether it is done.
+
+    Args:
+        recipe: Names the model to watch.
+        destination: Where checkpoints are published.
+        images: What the steps run in.
+
+    Raises:
+        InvalidInputError: The recipe names no model; or as :func:`resolve_release`.
+        StepError: As :func:`resolve_release`.
+        StoreError: As :func:`resolve_release`, or what is published cannot be read.
+    """
+    if not recipe.model:
+        raise InvalidInputError.one("model", "the recipe names none, so there is none to watch")
+    release = resolve_release(recipe.model)
+    texts = {
+        name: _text_digest(section.dataset)
+        for name, section in (
+            ("calibration", recipe.calibration),
+            ("validation", recipe.validation),
+        )
+    }
+    digest = digest_of(
+        {
+            "source": release.digest,
+            "recipe": recipe.digest(),
+            "texts": texts,
+            "images": sorted(images),
+            "code": code_version(),
+        }
+    )
+    return Job(release, digest, published_of(destination, digest))
+
+
+def _text_digest(dataset: str | None) -> str | None:
+    """The digest of local text; a name on the hub stands for itself."""
+    if dataset is None:
+        return None  # the text that ships is part of the code
+    path = Path(dataset)
+    if path.is_dir():
+        return _content_digest(sorted(file for file in path.rglob("*") if file.is_file()))
+    return _content_digest([path]) if path.is_file() else dataset
+
+
+def _content_digest(files: Sequence[Path]) -> str:
+    hashed = hashlib.sha256()
+    for file in files:
+        try:
+            hashed.update(file.name.encode() + b"\0" + bytes.fromhex(hash_file(file)))
+        except OSError as error:
+            raise InvalidInputError.one(str(file), f"cannot be read: {error.strerror}") from None
+    return "sha256:" + hashed.hexdigest()

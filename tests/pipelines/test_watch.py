@@ -1,0 +1,156 @@
+"""The watcher: what is new, what is done, and what it says of sources that fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import pipelines.__main__ as command
+from pipelines.watching import find_job, resolve_release
+from quantlib.errors import InvalidInputError, StepError
+from quantlib.recipe import Recipe, parse_recipe
+from quantlib.report.jobs import enter_job, published_of
+from quantlib.report.manifest import verify_published
+from quantlib.store import open_store
+
+IMAGES = ("quantlib:1.0.0",)
+RUN = {
+    "quantization": {"weights": {"bits": 4, "group_size": 32}},
+    "calibration": {"num_samples": 8, "sequence_length": 64},
+    "validation": {
+        "engine": "transformers",
+        "num_samples": 4,
+        "sequence_length": 64,
+        "prompts": ["The engine"],
+        "max_new_tokens": 4,
+        "thresholds": {
+            "max_perplexity_increase": 10,
+            "max_kl_mean": 20,
+            "min_top1_agreement": 0.001,
+        },
+    },
+}
+
+
+@pytest.fixture
+def model(tiny_llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_llama, tmp_path / "watched"))
+
+
+def recipe_of(model: Path | str, **changes: Any) -> Recipe:
+    return parse_recipe(RUN | {"model": str(model)} | changes)
+
+
+def write(recipe: Recipe, path: Path) -> str:
+    path.write_text(recipe.canonical_json())
+    return str(path)
+
+
+def watch(*arguments: str) -> Result:
+    return CliRunner().invoke(command.main, ["watch", "--once", *arguments])
+
+
+def test_a_job_is_another_one_whenever_its_result_may_be(model: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a")
+    recipe = recipe_of(model, calibration=RUN["calibration"] | {"dataset": str(text)})
+    digests = [find_job(recipe, str(tmp_path), IMAGES).digest]
+    assert find_job(recipe, str(tmp_path), IMAGES).digest == digests[0]
+    digests.append(find_job(recipe, str(tmp_path), ("quantlib:1.0.1",)).digest)
+    digests.append(find_job(recipe_of(model), str(tmp_path), IMAGES).digest)
+    text.write_text("b")
+    digests.append(find_job(recipe, str(tmp_path), IMAGES).digest)
+    (model / "generation_config.json").write_text('{"temperature": 0.5}')
+    digests.append(find_job(recipe, str(tmp_path), IMAGES).digest)
+    assert len(set(digests)) == 5
+
+
+def test_a_folder_is_known_by_its_content_and_not_by_its_times(model: Path) -> None:
+    before = resolve_release(str(model))
+    for path in model.iterdir():
+        path.touch()
+    (model / "README.md").write_text("no part of the model")
+    assert resolve_release(str(model)) == before
+
+
+def test_a_bucket_is_known_by_what_its_listing_says(model: Path, s3_address: str) -> None:
+    source = open_store(f"{s3_address}/model")
+    for path in model.iterdir():
+        source.import_file(path, path.name)
+    before = resolve_release(source.address)
+    assert resolve_release(source.address) == before
+    source.put_bytes(b"{}", "generation_config.json")
+    assert resolve_release(source.address).digest != before.digest
+
+
+def test_a_job_that_led_to_a_checkpoint_is_done(model: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(model)
+    job = find_job(recipe, str(tmp_path), IMAGES)
+    assert job.published is None
+    enter_job(str(tmp_path), job.digest, "/published/x", "sha256:1")
+    assert published_of(str(tmp_path), job.digest) == "/published/x"
+    assert find_job(recipe, str(tmp_path), IMAGES).published == "/published/x"
+
+
+def test_a_source_that_fails_is_told_and_the_others_go_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limited(_: object) -> str:
+        raise StepError("fetch", "hf://org/limited@main: too many requests")
+
+    monkeypatch.setattr("quantlib.sources.hub.resolve_commit", limited)
+    good, published = recipe_of(model), str(tmp_path / "published")
+    job = find_job(good, published, ())
+    enter_job(published, job.digest, "/published/x", "sha256:1")
+    result = watch(
+        write(recipe_of("hf://org/limited@main"), tmp_path / "limited.json"),
+        write(recipe_of(tmp_path / "gone"), tmp_path / "gone.json"),
+        write(good, tmp_path / "good.json"),
+        "--publish-to",
+        published,
+    )
+    assert result.exit_code == 1
+    limited_line, gone_line, good_line = result.output.splitlines()
+    assert "limited.json: failed: step fetch: hf://org/limited@main: too many" in limited_line
+    assert "gone.json: failed:" in gone_line and "there is no such folder" in gone_line
+    assert good_line.endswith("good.json: up to date: /published/x")
+
+
+def test_an_invalid_recipe_ends_it_before_anything_is_started(tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text('{"modell": 1}')
+    result = watch(str(path))
+    assert isinstance(result.exception, InvalidInputError)
+
+
+def test_a_destination_is_needed(model: Path, tmp_path: Path) -> None:
+    result = watch(write(recipe_of(model), tmp_path / "recipe.json"))
+    assert result.exit_code == 1
+    assert "names no publish.destination; give --publish-to" in result.output
+
+
+@pytest.mark.slow
+def test_a_release_is_quantized_once(
+    model: Path, make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = write(recipe_of(model), tmp_path / "recipe.json")
+    where = ["--store", str(tmp_path / "store"), "--publish-to", str(tmp_path / "published")]
+    first = watch(recipe, *where)
+    assert first.exit_code == 0, first.output
+    assert first.output.splitlines()[-1].split(": ")[1:] == ["quantized", str(model)]
+    (entry,) = (tmp_path / "published" / "jobs").iterdir()
+    address = json.loads(entry.read_text())["address"]
+    verify_published(open_store(address))
+    second = watch(recipe, *where)
+    assert second.output.endswith(f"up to date: {address}\n")
+    assert second.exit_code == 0
+    (model / "generation_config.json").write_text('{"temperature": 0.25}')
+    third = watch(recipe, *where)
+    assert third.exit_code == 0, third.output
+    assert len(list((tmp_path / "published" / "jobs").iterdir())) == 2
