@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from quantlib.errors import StoreError
 from quantlib.store.receipt import FileRecord
@@ -185,6 +185,17 @@ class Store(ABC):
     @abstractmethod
     def scratch(self) -> Path:
         """A local folder for files in the making, on the store's own file system if it has one."""
+
+    def relative(self, path: str) -> PurePosixPath:
+        """A path that does not leave the store.
+
+        Raises:
+            StoreError: It is absolute or leaves the store.
+        """
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+            raise StoreError(self.full_address(path), "is not a relative path within the store")
+        return pure
 
     def full_address(self, path: str) -> str:
         """The address of a file, for people and receipts."""

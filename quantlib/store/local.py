@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from quantlib.errors import StoreError
 from quantlib.store.base import Leftover, Store, StoredFile, require_expected
@@ -37,10 +37,7 @@ class LocalStore(Store):
         Raises:
             StoreError: The path is absolute or leaves the store.
         """
-        pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-            raise StoreError(self.full_address(path), "is not a relative path within the store")
-        return self.root.joinpath(*pure.parts)
+        return self.root.joinpath(*self.relative(path).parts)
 
     def size(self, path: str) -> int:
         try:

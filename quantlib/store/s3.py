@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -274,10 +274,7 @@ class S3Store(Store):
         Raises:
             StoreError: The path is absolute or leaves the store.
         """
-        pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-            raise StoreError(self.full_address(path), "is not a relative path within the store")
-        return self._prefix + str(pure)
+        return self._prefix + str(self.relative(path))
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

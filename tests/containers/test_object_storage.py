@@ -11,25 +11,12 @@ from typing import Any
 
 import s3
 from containers.conftest import ROOT, docker
+from recipes import QUICK
 
 from quantlib.report.manifest import verify_published
 from quantlib.store import open_store
 
-RECIPE = {
-    "quantization": {"weights": {"bits": 4, "group_size": 32}},
-    "calibration": {"num_samples": 8, "sequence_length": 64},
-    "num_ranges": 2,
-    "validation": {
-        "num_samples": 4,
-        "sequence_length": 64,
-        "max_new_tokens": 4,
-        "thresholds": {
-            "max_perplexity_increase": 10,
-            "max_kl_mean": 20,
-            "min_top1_agreement": 0.001,
-        },
-    },
-}
+RECIPE = QUICK | {"validation": QUICK["validation"] | {"engine": "vllm"}}
 
 
 def test_everything_in_a_bucket(

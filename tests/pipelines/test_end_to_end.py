@@ -11,27 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
+from recipes import QUICK
 
 from quantlib.recipe import recipe_path
 from quantlib.report.manifest import verify_published
 from quantlib.store import LocalStore
 
-RECIPE = {
-    "quantization": {"weights": {"bits": 4, "group_size": 32}},
+RECIPE = QUICK | {
     "calibration": {"num_samples": 256, "sequence_length": 64},
     "num_ranges": 3,
-    "validation": {
-        "engine": "transformers",
-        "num_samples": 4,
-        "sequence_length": 64,
-        "prompts": ["The engine"],
-        "max_new_tokens": 4,
-        "thresholds": {
-            "max_perplexity_increase": 10,
-            "max_kl_mean": 20,
-            "min_top1_agreement": 0.001,
-        },
-    },
 }
 
 

@@ -8,34 +8,18 @@ from pathlib import Path
 
 import pytest
 import s3
+from recipes import QUICK
 
 from quantlib.report.manifest import verify_published
 from quantlib.store import open_store
 
-RECIPE = {
-    "quantization": {"weights": {"bits": 4, "group_size": 32}},
-    "calibration": {"num_samples": 8, "sequence_length": 64},
-    "num_ranges": 2,
-    "validation": {
-        "engine": "transformers",
-        "num_samples": 4,
-        "sequence_length": 64,
-        "prompts": ["The engine"],
-        "max_new_tokens": 4,
-        "thresholds": {
-            "max_perplexity_increase": 10,
-            "max_kl_mean": 20,
-            "min_top1_agreement": 0.001,
-        },
-    },
-}
 LAUNCHER_BYTES = 16 * 1024
 SECRET = s3.OWNER[1]
 
 
 def run(folder: Path, address: str, *more: str) -> subprocess.CompletedProcess[str]:
     recipe = folder / "recipe.json"
-    recipe.write_text(json.dumps(RECIPE))
+    recipe.write_text(json.dumps(QUICK))
     command = [sys.executable, "-m", "pipelines", "run", str(recipe), "--parallel", "2"]
     command += ["--model", f"{address}/models/tiny", "--store", f"{address}/store"]
     command += ["--publish-to", f"{address}/published", "--run-dir", str(folder / "run")]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from recipes import QUICK
 
 import pipelines.__main__ as command
 from pipelines.watching import find_job, resolve_release
@@ -20,22 +21,6 @@ from quantlib.report.manifest import verify_published
 from quantlib.store import open_store
 
 IMAGES = ("quantlib:1.0.0",)
-RUN = {
-    "quantization": {"weights": {"bits": 4, "group_size": 32}},
-    "calibration": {"num_samples": 8, "sequence_length": 64},
-    "validation": {
-        "engine": "transformers",
-        "num_samples": 4,
-        "sequence_length": 64,
-        "prompts": ["The engine"],
-        "max_new_tokens": 4,
-        "thresholds": {
-            "max_perplexity_increase": 10,
-            "max_kl_mean": 20,
-            "min_top1_agreement": 0.001,
-        },
-    },
-}
 
 
 @pytest.fixture
@@ -44,7 +29,7 @@ def model(tiny_llama: Path, tmp_path: Path) -> Path:
 
 
 def recipe_of(model: Path | str, **changes: Any) -> Recipe:
-    return parse_recipe(RUN | {"model": str(model)} | changes)
+    return parse_recipe(QUICK | {"model": str(model)} | changes)
 
 
 def write(recipe: Recipe, path: Path) -> str:
@@ -59,7 +44,7 @@ def watch(*arguments: str) -> Result:
 def test_a_job_is_another_one_whenever_its_result_may_be(model: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("a")
-    recipe = recipe_of(model, calibration=RUN["calibration"] | {"dataset": str(text)})
+    recipe = recipe_of(model, calibration=QUICK["calibration"] | {"dataset": str(text)})
     digests = [find_job(recipe, str(tmp_path), IMAGES).digest]
     assert find_job(recipe, str(tmp_path), IMAGES).digest == digests[0]
     digests.append(find_job(recipe, str(tmp_path), ("quantlib:1.0.1",)).digest)
