@@ -14,16 +14,21 @@ CODE_VARIABLE = "QUANTLIB_CODE"
 """Environment variable of a step: the :func:`code_version` of the compiler."""
 
 
-@cache
 def code_version() -> str:
-    """The version and a digest over the files of this package: ``0.1.0+3f9a1c2b4d5e``."""
+    """The version and the first digits of :func:`code_digest`: ``0.1.0+3f9a1c2b4d5e``."""
+    return f"{__version__}+{code_digest()[:12]}"
+
+
+@cache
+def code_digest() -> str:
+    """A hexadecimal sha256 over the names and the contents of this package's files."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             content = hashlib.sha256(path.read_bytes()).digest()
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + content)
-    return f"{__version__}+{digest.hexdigest()[:12]}"
+    return digest.hexdigest()
 
 
 def require_same_code() -> None:

@@ -1,8 +1,8 @@
 """The errors that quantlib raises on purpose.
 
 Every one of them is printed by the command line without a traceback. ``exit_code`` is what the
-process exits with: 2 for input that a person must change, 1 for work that failed, 3 for a
-checkpoint that was judged and refused.
+process exits with: 2 for input that a person must change, 1 for work that failed and for files that
+are not what they should be, 3 for a checkpoint that was judged and refused.
 
 Example:
     >>> raise InvalidInputError([Problem("recipe.yaml: calibration.num_samples", "is 0",
@@ -112,6 +112,18 @@ class StepError(QuantlibError):
     def __init__(self, step: str, what: str) -> None:
         self.step = step
         super().__init__(f"step {step}: {what}")
+
+
+class VerificationError(QuantlibError):
+    """A published checkpoint is not what it claims to be, or not signed as it should be.
+
+    Attributes:
+        problems: Everything that is wrong, not only the first thing found.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 class GateFailedError(QuantlibError):

@@ -12,10 +12,12 @@ from quantlib.cli.compare import compare
 from quantlib.cli.deploy import deploy
 from quantlib.cli.plan import plan
 from quantlib.cli.quantize import quantize
+from quantlib.cli.sign import sign
 from quantlib.cli.store import store
 from quantlib.cli.validate_recipe import validate_recipe
+from quantlib.cli.verify import verify
 from quantlib.cli.watch import watch
-from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.errors import InvalidInputError, QuantlibError, VerificationError
 
 _EXAMPLES = """\b
 Examples:
@@ -23,6 +25,7 @@ Examples:
   quantlib plan ./SmolLM2 --gpu h100-80g
   quantlib deploy --model-path ./SmolLM2-W4
   quantlib compare ./SmolLM2-W4 ./SmolLM2-W8
+  quantlib verify s3://models/SmolLM2/3f9a… --public-key release.pub
   quantlib store ls s3://bucket/store
   quantlib watch my-recipe.yaml --once --publish-to ./published
   quantlib validate-recipe my-recipe.yaml
@@ -39,6 +42,8 @@ cli.add_command(quantize)
 cli.add_command(plan)
 cli.add_command(deploy)
 cli.add_command(compare)
+cli.add_command(verify)
+cli.add_command(sign)
 cli.add_command(store)
 cli.add_command(validate_recipe)
 cli.add_command(watch)
@@ -58,7 +63,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         print("interrupted; the same command again goes on where it stopped", file=sys.stderr)
         sys.exit(130)
-    except InvalidInputError as error:
+    except (InvalidInputError, VerificationError) as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(error.exit_code)

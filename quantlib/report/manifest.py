@@ -5,25 +5,30 @@ The layout is described in docs/formats/published.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.report.model import HTML_NAME, JSON_NAME, Evaluation, Part, Report, Verdict
+from quantlib.report.model import HTML_NAME, JSON_NAME, Evaluation, Part, Verdict
 from quantlib.report.model_card import CARD_NAME
+from quantlib.report.provenance import PROVENANCE_NAME
 from quantlib.store import FileRecord, Store
 from quantlib.store.receipt import Digest, files_digest
 from quantlib.store.transaction import difference
 
 SCHEMA: Final = "quantlib/manifest/1"
 MANIFEST_NAME = "manifest.json"
-PROVENANCE_SCHEMA = "quantlib/provenance/1"
-PROVENANCE_NAME = "provenance.json"
+SIGNATURE_NAME = "model.sig"
+"""The signature over all other files, if there is one; see :mod:`quantlib.publishing.signing`."""
+
 DESCRIPTIONS = frozenset({JSON_NAME, HTML_NAME, CARD_NAME, PROVENANCE_NAME})
 """Files of a published folder that are no part of the checkpoint."""
+
+_PARALLEL_FILES = 4
 
 
 class Figures(Part):
@@ -43,7 +48,7 @@ class Manifest(Part):
     Attributes:
         name: Of the model.
         checkpoint: Digest of the checkpoint's files; its digits name the folder.
-        files: Every file but the manifest, by path within the folder.
+        files: Every file but the manifest and the signature, by path within the folder.
     """
 
     schema_: Annotated[Literal["quantlib/manifest/1"], Field(alias="schema")] = SCHEMA
@@ -63,6 +68,8 @@ class Manifest(Part):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or str(path) != name or name == ".":
                 raise ValueError(f"{name!r} is no plain path within the folder")
+            if name in (MANIFEST_NAME, SIGNATURE_NAME):
+                raise ValueError(f"{name!r} cannot be in the manifest")
         return files
 
     def to_json(self) -> bytes:
@@ -82,18 +89,6 @@ def figures_of(evaluation: Evaluation) -> Figures:
     )
 
 
-def provenance_of(report: Report) -> dict[str, Any]:
-    """The content of ``provenance.json``: all that is needed to make the checkpoint again."""
-    return {
-        "schema": PROVENANCE_SCHEMA,
-        "source": report.model.source,
-        "recipe": report.recipe,
-        "versions": report.versions,
-        "evaluation_digest": report.evaluation.text.digest if report.evaluation else None,
-        **report.provenance.model_dump(mode="json"),
-    }
-
-
 def read_manifest(published: Store) -> Manifest:
     """The manifest of a published folder.
 
@@ -105,12 +100,40 @@ def read_manifest(published: Store) -> Manifest:
         StoreError: It cannot be read.
     """
     where = published.full_address(MANIFEST_NAME)
+    return parse_manifest(read_manifest_bytes(published), where)
+
+
+def read_manifest_bytes(published: Store) -> bytes:
+    """The content of a published folder's manifest.
+
+    Args:
+        published: The folder, as a store.
+
+    Raises:
+        InvalidInputError: There is none.
+        StoreError: It cannot be read.
+    """
     if not published.exists(MANIFEST_NAME):
         raise InvalidInputError.one(
-            where, "there is no such file", "without it the folder is not published"
+            published.full_address(MANIFEST_NAME),
+            "there is no such file",
+            "without it the folder is not published",
         )
+    return bytes(published.read(MANIFEST_NAME))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in a file's content.
+
+    Args:
+        data: The content.
+        where: The file's address, for people.
+
+    Raises:
+        InvalidInputError: It is no valid manifest.
+    """
     try:
-        return Manifest.model_validate_json(bytes(published.read(MANIFEST_NAME)))
+        return Manifest.model_validate_json(data)
     except ValidationError as error:
         raise InvalidInputError.one(where, f"is no valid manifest: {error}") from None
 
@@ -126,7 +149,23 @@ def verify_published(published: Store) -> None:
         InvalidInputError: With everything that is wrong with it.
         StoreError: It cannot be read.
     """
-    manifest = read_manifest(published)
+    if problems := published_problems(published, read_manifest(published), published.record):
+        raise InvalidInputError(problems)
+
+
+def published_problems(
+    published: Store, manifest: Manifest, record: Callable[[str], FileRecord]
+) -> list[Problem]:
+    """How a folder differs from what its manifest says.
+
+    Args:
+        published: The folder, as a store.
+        manifest: Its manifest.
+        record: Tells size and sha256 of a file in the folder; called in several threads.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
     problems = []
     if published.address.rpartition("/")[2] != manifest.checkpoint.removeprefix("sha256:"):
         problems.append(
@@ -142,21 +181,26 @@ def verify_published(published: Store) -> None:
             )
         )
     found = {file.path for file in published.list()}
-    for name, record in manifest.files.items():
-        if name not in found:
+    present = sorted(found & manifest.files.keys())
+    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+        records = dict(zip(present, pool.map(record, present), strict=True))
+    for name, expected in manifest.files.items():
+        if name not in records:
             problems.append(Problem(published.full_address(name), "there is no such file"))
-        elif what := difference(published.record(name), record, "manifest"):
+        elif what := difference(records[name], expected, "manifest"):
             problems.append(Problem(published.full_address(name), what))
     problems += [
         Problem(published.full_address(name), "is not in the manifest")
-        for name in sorted(found - {*manifest.files, MANIFEST_NAME})
+        for name in sorted(found - {*manifest.files, MANIFEST_NAME, SIGNATURE_NAME})
     ]
-    if problems:
-        raise InvalidInputError(problems)
+    return problems
+
+
+def checkpoint_files(files: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
+    """The checkpoint among a published folder's files, without those that only describe it."""
+    return {name: record for name, record in files.items() if name not in DESCRIPTIONS}
 
 
 def checkpoint_digest(files: Mapping[str, FileRecord]) -> str:
     """The digest of a published folder's files, leaving out those that only describe them."""
-    return files_digest(
-        {name: record for name, record in files.items() if name not in DESCRIPTIONS}
-    )
+    return files_digest(checkpoint_files(files))

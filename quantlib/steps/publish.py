@@ -11,21 +11,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantlib.errors import GateFailedError, InvalidInputError, Problem, StoreError
+from quantlib.publishing.signing import (
+    Signer,
+    ensure_signed,
+    sign_manifest,
+    signer_from_environment,
+)
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.build import build_report
 from quantlib.report.html import render_html
 from quantlib.report.jobs import enter_job
 from quantlib.report.manifest import (
     MANIFEST_NAME,
-    PROVENANCE_NAME,
+    SIGNATURE_NAME,
     Manifest,
     checkpoint_digest,
     figures_of,
-    provenance_of,
     verify_published,
 )
 from quantlib.report.model import HTML_NAME, JSON_NAME, Report
 from quantlib.report.model_card import CARD_NAME, render_model_card
+from quantlib.report.provenance import PROVENANCE_NAME, provenance_of
 from quantlib.steps.contract import StepCall
 from quantlib.steps.validate import read_evaluation
 from quantlib.store import (
@@ -54,7 +60,8 @@ def publish(
     """Publishes a checkpoint to ``<destination>/<model name>/<digest>``.
 
     Publishing again verifies what is there. A folder that a killed run left without a manifest is
-    completed. Of several publishers of one checkpoint, one writes and the others wait for it.
+    completed. Of several publishers of one checkpoint, one writes and the others wait for it. Where
+    the environment configures a signer, the folder is signed, also one that is there already.
 
     Args:
         store: Where the steps' files are.
@@ -71,10 +78,12 @@ def publish(
     Raises:
         GateFailedError: The checkpoint did not pass the gate.
         InvalidInputError: The validation is of another checkpoint, the destination cannot be
-            written, or what is published there already is not what its manifest says.
+            written, what is published there already is not what its manifest says or is signed by
+            somebody else, or the signer that is configured cannot sign.
         StoreError: A file of the store is missing or damaged, or a write failed.
     """
     _require_passed(checkpoint, validation)
+    signer = signer_from_environment()
     evaluation = read_evaluation(store, validation)
     report = build_report(store, recipe, checkpoint, evaluation, validation)
     digest = report.provenance.checkpoint_digest.removeprefix("sha256:")
@@ -84,8 +93,10 @@ def publish(
         if target.exists(MANIFEST_NAME):
             verify_published(target)
         else:
-            _write_folder(store, checkpoint, report, target)
-    manifest = bytes(target.read(MANIFEST_NAME))
+            _write_folder(store, checkpoint, report, target, signer)
+        manifest = bytes(target.read(MANIFEST_NAME))
+        if signer is not None:
+            ensure_signed(target, manifest, signer)
     if job:
         enter_job(destination, job, target.address, f"sha256:{digest}")
 
@@ -191,7 +202,9 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _write_folder(store: Store, checkpoint: Receipt, report: Report, target: Store) -> None:
+def _write_folder(
+    store: Store, checkpoint: Receipt, report: Report, target: Store, signer: Signer | None
+) -> None:
     texts = {
         JSON_NAME: report.to_json(),
         HTML_NAME: render_html(report).encode(),
@@ -202,7 +215,7 @@ def _write_folder(store: Store, checkpoint: Receipt, report: Report, target: Sto
         raise StoreError(
             store.full_address(checkpoint.folder), "its files do not have the digest of its receipt"
         )
-    present = _files_of_a_killed_run(target, {*report.sizes.files, *texts})
+    present = _files_of_a_killed_run(target, {*report.sizes.files, *texts, SIGNATURE_NAME})
     for name, record in report.sizes.files.items():
         if name not in present or difference(target.record(name), record, "receipt"):
             transfer(store, checkpoint.path(name), target, name, record)
@@ -219,8 +232,12 @@ def _write_folder(store: Store, checkpoint: Receipt, report: Report, target: Sto
         source=report.model.source,
         recipe=report.provenance.recipe_digest,
         files=dict(sorted(files.items())),
-    )
-    if not target.put_new(manifest.to_json(), MANIFEST_NAME):
+    ).to_json()
+    if signer is not None:  # before the manifest, so that nothing is published unsigned
+        target.put_bytes(sign_manifest(manifest, signer), SIGNATURE_NAME)
+    elif SIGNATURE_NAME in present:
+        target.delete(SIGNATURE_NAME)
+    if not target.put_new(manifest, MANIFEST_NAME):
         verify_published(target)
 
 

@@ -1,0 +1,61 @@
+"""``quantlib sign``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quantlib.errors import InvalidInputError
+
+_EXAMPLES = """\b
+Examples:
+  openssl ecparam -name prime256v1 -genkey -noout -out release.pem
+  openssl ec -in release.pem -pubout -out release.pub
+  quantlib sign ./published/llama/4f2a... --key release.pem
+  quantlib verify ./published/llama/4f2a... --public-key release.pub
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("published")
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    envvar="QUANTLIB_SIGNING_KEY",
+    show_envvar=True,
+    help="Elliptic curve private key in PEM; its password is read from QUANTLIB_SIGNING_PASSWORD.",
+)
+@click.option(
+    "--keyless",
+    is_flag=True,
+    help="Sign with the workload's OIDC identity, through Sigstore; the token is the file at "
+    "QUANTLIB_SIGNING_TOKEN or what the surroundings give.",
+)
+@click.option("--replace", is_flag=True, help="Replace a signature that somebody else made.")
+def sign(published: str, key: Path | None, keyless: bool, replace: bool) -> None:
+    """Sign the published checkpoint PUBLISHED: a folder, or s3://bucket/prefix.
+
+    Writes model.sig over the sha256 of every file. A folder that carries the signer's own
+    signature is left as it is.
+    """
+    import os
+
+    from quantlib.publishing.signing import (
+        PASSWORD_VARIABLE,
+        TOKEN_VARIABLE,
+        KeylessSigner,
+        KeySigner,
+        sign_published,
+    )
+    from quantlib.store import open_store
+
+    if keyless:
+        token = os.environ.get(TOKEN_VARIABLE)
+        signer: KeySigner | KeylessSigner = KeylessSigner(Path(token) if token else None)
+    elif key is not None:
+        signer = KeySigner(key, os.environ.get(PASSWORD_VARIABLE) or None)
+    else:
+        raise InvalidInputError.one("signer", "is missing", "give --key or --keyless")
+    written = sign_published(open_store(published), signer, replace)
+    click.echo("signed" if written else "is signed already")

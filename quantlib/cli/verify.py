@@ -1,0 +1,103 @@
+"""``quantlib verify``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from quantlib.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from quantlib.publishing.signing import Trusted
+    from quantlib.publishing.verification import Verified
+
+_EXAMPLES = """\b
+Examples:
+  quantlib verify ./published/llama/4f2a...
+  quantlib verify s3://bucket/published/llama/4f2a... --public-key release.pub
+  quantlib verify ./published/llama/4f2a... --identity release@example.org \\
+    --issuer https://accounts.example.org
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("published")
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path),
+    envvar="QUANTLIB_PUBLIC_KEY",
+    show_envvar=True,
+    help="Require a signature by the private key that belongs to this one, in PEM.",
+)
+@click.option("--identity", help="Require a keyless signature of this identity.")
+@click.option("--issuer", help="The OIDC issuer that knows the identity.")
+@click.option(
+    "--require-signature",
+    is_flag=True,
+    help="Fail where neither a public key nor an identity is given.",
+)
+def verify(
+    published: str,
+    public_key: Path | None,
+    identity: str | None,
+    issuer: str | None,
+    require_signature: bool,
+) -> None:
+    """Verify the published checkpoint PUBLISHED: a folder, or s3://bucket/prefix.
+
+    Reads and hashes every file and compares it with the manifest, and the manifest with the
+    folder's name, the report, the provenance and the signature. All faults are printed, with exit
+    code 1; 2 means that the options make no sense.
+    """
+    from quantlib.progress import progress_bar
+    from quantlib.publishing.verification import Policy, verify_for_promotion
+    from quantlib.store import open_store
+
+    policy = Policy(_trusted(public_key, identity, issuer), require_signature)
+    store = open_store(published.rstrip("/"))
+    total = sum(file.bytes for file in store.list())
+    with progress_bar("Verifying", total, "bytes") as advance:
+        verified = verify_for_promotion(store, policy, advance)
+    for line in _lines(verified):
+        click.echo(line)
+
+
+def _trusted(public_key: Path | None, identity: str | None, issuer: str | None) -> Trusted | None:
+    from quantlib.publishing.signing import Identity, PublicKey
+
+    if bool(identity) != bool(issuer):
+        raise InvalidInputError.one("--identity and --issuer", "belong together", "give both")
+    if identity and issuer:
+        if public_key is not None:
+            raise InvalidInputError.one(
+                "--public-key and --identity", "exclude each other", "give one of them"
+            )
+        return Identity(identity, issuer)
+    return PublicKey(public_key) if public_key else None
+
+
+def _lines(verified: Verified) -> Iterator[str]:
+    # Not a table of rich: it would cut digests at the width of the terminal.
+    manifest, figures = verified.manifest, verified.manifest.figures
+    if verified.signer is not None:
+        signature = f"by {verified.signer}"
+    else:
+        signature = "not checked: no key was given" if verified.signed else "none"
+    source = ", ".join(str(value) for value in manifest.source.values())
+    for name, value in {
+        "checkpoint": verified.digest,
+        "model": f"{manifest.name} ({source})",
+        "recipe": manifest.recipe,
+        "files": f"{len(manifest.files)} as the manifest says",
+        "gate": f"{manifest.gate.outcome}: {manifest.gate.reason}",
+        "perplexity": f"{figures.perplexity_quantized:.4g}, original "
+        f"{figures.perplexity_original:.4g}",
+        "KL divergence": f"{figures.kl_mean:.4g} ± {figures.kl_standard_error:.2g}",
+        "top-1 agreement": f"{figures.top1_agreement:.4g}",
+        "judged by": figures.engine,
+        "signature": signature,
+    }.items():
+        yield f"{name:<16} {value}"

@@ -1,0 +1,1 @@
+"""Signs published checkpoints, and verifies them before anybody serves them."""

@@ -1,0 +1,398 @@
+"""Signs a published checkpoint in OpenSSF's model signing format, from the digests in its manifest.
+
+The signature is a Sigstore bundle over the sha256 of every file, the manifest among them, so no
+file is read to sign it, wherever it lies. ``model_signing verify`` accepts it too. Why it is made
+so is told in docs/decisions/0005-signing.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.report.manifest import (
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    parse_manifest,
+    verify_published,
+)
+from quantlib.store import Store
+
+KEY_VARIABLE = "QUANTLIB_SIGNING_KEY"
+"""Environment variable: path of an elliptic curve private key in PEM."""
+PASSWORD_VARIABLE = "QUANTLIB_SIGNING_PASSWORD"
+"""Environment variable: what the key is encrypted with, if it is."""
+MODE_VARIABLE = "QUANTLIB_SIGNING"
+"""Environment variable: ``keyless`` signs with the workload's identity."""
+TOKEN_VARIABLE = "QUANTLIB_SIGNING_TOKEN"
+"""Environment variable: path of an OIDC token for the audience ``sigstore``, for keyless signing;
+without it the surroundings are asked, as CI systems and clouds provide."""
+
+
+@dataclass(frozen=True)
+class KeySigner:
+    """Signs with an elliptic curve private key: P-256, P-384 or P-521."""
+
+    path: Path
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class KeylessSigner:
+    """Signs with a short-lived certificate for an OIDC identity, which Sigstore logs.
+
+    Attributes:
+        token: File of the identity token; None to ask the surroundings for it.
+    """
+
+    token: Path | None = None
+
+
+Signer = KeySigner | KeylessSigner
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """Accepts signatures by the private key that belongs to a public key in PEM."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Accepts keyless signatures of one identity, as one OIDC issuer knows it."""
+
+    name: str
+    issuer: str
+
+
+Trusted = PublicKey | Identity
+
+
+class SignatureError(QuantlibError):
+    """A signature does not hold."""
+
+
+def signer_from_environment() -> Signer | None:
+    """The signer that the environment configures; None where it configures none.
+
+    Raises:
+        InvalidInputError: It configures two, or one that cannot sign.
+    """
+    key, mode = os.environ.get(KEY_VARIABLE), os.environ.get(MODE_VARIABLE)
+    if mode not in (None, "", "keyless"):
+        raise InvalidInputError.one(MODE_VARIABLE, f"is {mode!r}", "set it to keyless, or to none")
+    if key and mode:
+        raise InvalidInputError.one(
+            f"{KEY_VARIABLE} and {MODE_VARIABLE}", "are both set", "leave one of them out"
+        )
+    signer: Signer | None = None
+    if key:
+        signer = KeySigner(Path(key), os.environ.get(PASSWORD_VARIABLE) or None)
+    elif mode:
+        token = os.environ.get(TOKEN_VARIABLE)
+        signer = KeylessSigner(Path(token) if token else None)
+    if signer is not None:
+        require_usable(signer)
+    return signer
+
+
+def require_usable(signer: Signer) -> None:
+    """Checks that a signer can sign, as far as that can be told before.
+
+    Raises:
+        InvalidInputError: The key or token cannot be read, or model-signing is not installed.
+    """
+    _library("signing")
+    if isinstance(signer, KeySigner):
+        _public_pem(signer)
+    else:
+        _token(signer)
+
+
+def require_checkable(trusted: Trusted) -> None:
+    """Checks that signatures can be checked, as far as that can be told before.
+
+    Raises:
+        InvalidInputError: The public key cannot be read, or model-signing is not installed.
+    """
+    _library("verifying")
+    if isinstance(trusted, PublicKey):
+        fingerprint(trusted.path)
+
+
+def sign_manifest(manifest: bytes, signer: Signer) -> bytes:
+    """The signature over a manifest's bytes and all files that it lists.
+
+    Args:
+        manifest: Content of ``manifest.json``.
+        signer: Who signs.
+
+    Raises:
+        InvalidInputError: The signer cannot sign, or the manifest is no valid one.
+        QuantlibError: Signing failed.
+    """
+    name, digests = _signed_content(manifest)
+    config = _library("signing").Config().set_hashing_config(_given_digests(name, digests))
+    with TemporaryDirectory() as folder:
+        signature = Path(folder) / SIGNATURE_NAME
+        try:
+            if isinstance(signer, KeySigner):
+                # The library hands the password on to cryptography, which takes bytes.
+                password = signer.password.encode() if signer.password else None
+                config.use_elliptic_key_signer(private_key=signer.path, password=password)
+            else:
+                config.use_sigstore_signer(identity_token=_token(signer))
+            config.sign(name, signature)
+        except InvalidInputError:
+            raise
+        except Exception as error:  # keys, tokens and servers fail in many ways
+            raise QuantlibError(f"{name}: could not be signed: {error}") from error
+        return signature.read_bytes()
+
+
+def verify_signature(manifest: bytes, signature: bytes, trusted: Trusted) -> str:
+    """Checks a signature over a manifest's bytes and all files that it lists.
+
+    Args:
+        manifest: Content of ``manifest.json``.
+        signature: Content of ``model.sig``.
+        trusted: Whose signature is accepted.
+
+    Returns:
+        Who signed, for people.
+
+    Raises:
+        SignatureError: It does not hold.
+        InvalidInputError: The public key cannot be read, or the manifest is no valid one.
+    """
+    name, digests = _signed_content(manifest)
+    config = _library("verifying").Config().set_hashing_config(_given_digests(name, digests))
+    if isinstance(trusted, PublicKey):
+        who = f"key {fingerprint(trusted.path)}"
+    else:
+        who = f"{trusted.name} ({trusted.issuer})"
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / SIGNATURE_NAME
+        path.write_bytes(signature)
+        try:
+            if isinstance(trusted, PublicKey):
+                config.use_elliptic_key_verifier(public_key=trusted.path)
+            else:
+                config.use_sigstore_verifier(identity=trusted.name, oidc_issuer=trusted.issuer)
+            config.verify(name, path)
+        except Exception as error:  # a file from elsewhere breaks its reader in many ways
+            what = str(error) or type(error).__name__
+            if what.startswith("Signature mismatch"):  # and lists digests as Python shows bytes
+                what = f"it covers other content of {_differing(signature, digests)}"
+            raise SignatureError(f"is no signature of {who}: {what[:300]}") from error
+    return who
+
+
+def sign_published(published: Store, signer: Signer, replace: bool = False) -> bool:
+    """Signs a published folder, unless the signer's own signature is there already.
+
+    Args:
+        published: The folder, as a store. It is verified first.
+        signer: Who signs.
+        replace: Whether somebody else's signature is replaced.
+
+    Returns:
+        Whether a signature was written.
+
+    Raises:
+        InvalidInputError: The folder is not what its manifest says, did not pass the gate, is
+            signed by somebody else, or the signer cannot sign.
+        StoreError: It cannot be read or written.
+        QuantlibError: Signing failed.
+    """
+    require_usable(signer)
+    verify_published(published)
+    manifest = bytes(published.read(MANIFEST_NAME))
+    where = published.full_address(MANIFEST_NAME)
+    gate = parse_manifest(manifest, where).gate
+    if gate.outcome != "passed":
+        raise InvalidInputError.one(where, f"its checkpoint did not pass the gate: {gate.reason}")
+    return ensure_signed(published, manifest, signer, replace)
+
+
+def ensure_signed(published: Store, manifest: bytes, signer: Signer, replace: bool = False) -> bool:
+    """:func:`sign_published` for a folder that is known to be what its manifest says."""
+    if published.exists(SIGNATURE_NAME):
+        signature = bytes(published.read(SIGNATURE_NAME))
+        state = _state(manifest, signature, signer)
+        if state == "current":
+            return False
+        if state == "foreign" and not replace:
+            raise InvalidInputError.one(
+                published.full_address(SIGNATURE_NAME),
+                "is somebody else's signature",
+                "`quantlib sign --replace` puts another one in its place",
+            )
+    published.put_bytes(sign_manifest(manifest, signer), SIGNATURE_NAME)
+    return True
+
+
+def fingerprint(public_key: Path) -> str:
+    """The sha256 of a public key's PEM, by which a signature names the key that made it.
+
+    Args:
+        public_key: File of the key.
+
+    Raises:
+        InvalidInputError: It is no public key that signatures can be checked with.
+    """
+    key = _load(public_key, None, private=False)
+    return hashlib.sha256(_pem(key)).hexdigest()
+
+
+def _state(manifest: bytes, signature: bytes, signer: Signer) -> str:
+    """Whether a signature is the signer's for this manifest, for another, or somebody else's.
+
+    Whose a keyless signature will be is known when it is made, so any that covers the manifest
+    stands.
+    """
+    covers = _resources(signature) == _signed_content(manifest)[1]
+    if isinstance(signer, KeylessSigner):
+        return "current" if covers else "foreign"
+    pem = _public_pem(signer)
+    if _key_hint(signature) != hashlib.sha256(pem).hexdigest():
+        return "foreign"
+    with TemporaryDirectory() as folder:
+        public = Path(folder) / "key.pub"
+        public.write_bytes(pem)
+        try:
+            verify_signature(manifest, signature, PublicKey(public))
+        except SignatureError:
+            return "outdated"
+    return "current"
+
+
+def _signed_content(manifest: bytes) -> tuple[str, dict[str, str]]:
+    """A name for what is signed, and the sha256 of every file by path."""
+    parsed = parse_manifest(manifest, MANIFEST_NAME)
+    digests = {name: record.sha256 for name, record in parsed.files.items()}
+    digests[MANIFEST_NAME] = hashlib.sha256(manifest).hexdigest()
+    return parsed.checkpoint.removeprefix("sha256:"), digests
+
+
+def _given_digests(name: str, digests: Mapping[str, str]) -> Any:
+    """A hashing configuration of model-signing that answers with digests instead of reading."""
+    library, engine = _library("manifest"), _library("_hashing.hashing")
+    serialization = library.SerializationType.from_args(
+        {
+            "method": "files",
+            "hash_type": "sha256",
+            "allow_symlinks": False,
+            "ignore_paths": [SIGNATURE_NAME],
+        }
+    )
+    items = [
+        serialization.new_item(path, engine.Digest("sha256", bytes.fromhex(digest)))
+        for path, digest in digests.items()
+    ]
+
+    class Given(_library("hashing").Config):  # type: ignore[misc]
+        def hash(self, *_: Any, **__: Any) -> Any:
+            return library.Manifest(name, items, serialization)
+
+    return Given()
+
+
+def _resources(signature: bytes) -> dict[str, str] | None:
+    """What a signature says it covers, unchecked; None where that cannot be read."""
+    try:
+        statement = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
+        return {entry["name"]: entry["digest"] for entry in statement["predicate"]["resources"]}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _differing(signature: bytes, digests: Mapping[str, str]) -> str:
+    covered = _resources(signature) or {}
+    names = sorted({name for name, _ in covered.items() ^ digests.items()})
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _key_hint(signature: bytes) -> str | None:
+    try:
+        return json.loads(signature)["verificationMaterial"]["publicKey"]["hint"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _token(signer: KeylessSigner) -> str:
+    if signer.token is not None:
+        try:
+            return signer.token.read_text().strip()
+        except OSError as error:
+            raise InvalidInputError.one(
+                f"identity token {signer.token}", f"cannot be read: {error.strerror}"
+            ) from None
+    # Without a token the library would wait for a person at a browser.
+    found = import_module("sigstore.oidc").detect_credential()
+    if not found:
+        raise InvalidInputError.one(
+            "keyless signing",
+            "there is no identity token",
+            f"set {TOKEN_VARIABLE} to the path of one for the audience sigstore",
+        )
+    return found
+
+
+def _public_pem(signer: KeySigner) -> bytes:
+    return _pem(_load(signer.path, signer.password, private=True).public_key())
+
+
+def _pem(key: Any) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _load(path: Path, password: str | None, *, private: bool) -> Any:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    where = f"{'private' if private else 'public'} key {path}"
+    try:
+        data = path.read_bytes()
+        if private:
+            key: Any = serialization.load_pem_private_key(
+                data, password.encode() if password else None
+            )
+        else:
+            key = serialization.load_pem_public_key(data)
+    except OSError as error:
+        raise InvalidInputError.one(where, f"cannot be read: {error.strerror}") from None
+    except TypeError:  # a password too many or too few
+        what = "is not encrypted" if password else "is encrypted"
+        remedy = f"{'leave out' if password else 'set'} {PASSWORD_VARIABLE}"
+        raise InvalidInputError.one(where, what, remedy) from None
+    except (ValueError, UnsupportedAlgorithm):
+        what = "is no key in PEM" + (", or its password is another" if password else "")
+        raise InvalidInputError.one(where, what) from None
+    kind = ec.EllipticCurvePrivateKey if private else ec.EllipticCurvePublicKey
+    if not isinstance(key, kind) or key.curve.name not in ("secp256r1", "secp384r1", "secp521r1"):
+        raise InvalidInputError.one(where, "is of a kind that does not sign", "make one on P-256")
+    return key
+
+
+def _library(module: str) -> ModuleType:
+    try:
+        return import_module(f"model_signing.{module}")
+    except ModuleNotFoundError as error:
+        raise InvalidInputError.one(
+            "signatures", f"{error.name} is not installed", "pip install 'quantlib[signing]'"
+        ) from None

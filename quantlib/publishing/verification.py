@@ -1,0 +1,230 @@
+"""Verifies a published checkpoint byte by byte, as promotion and ``quantlib verify`` ask for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Any
+
+from quantlib.errors import InvalidInputError, Problem, VerificationError
+from quantlib.progress import Advance
+from quantlib.publishing.signing import (
+    SignatureError,
+    Trusted,
+    require_checkable,
+    verify_signature,
+)
+from quantlib.report.manifest import (
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    Manifest,
+    checkpoint_files,
+    figures_of,
+    parse_manifest,
+    published_problems,
+    read_manifest_bytes,
+)
+from quantlib.report.model import Report
+from quantlib.report.provenance import PROVENANCE_NAME, read_subjects, subjects_of
+from quantlib.serving.arguments import VLLM_CONFIG_NAME
+from quantlib.store import FileRecord, Store
+from quantlib.store.transaction import difference
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a published checkpoint must be, besides whole and passed by the gate.
+
+    Attributes:
+        trusted: Whose signature it must carry; None to take it without looking at signatures.
+        require_signature: Refuse to verify without ``trusted``.
+    """
+
+    trusted: Trusted | None = None
+    require_signature: bool = False
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A published checkpoint that is what it claims to be.
+
+    Attributes:
+        address: Where it is.
+        manifest: What it holds.
+        vllm_version: The version of vLLM that judged it; None where another engine did.
+        serve: The arguments of vLLM that serve it well, from ``vllm_config.json``.
+        signed: Whether it carries a signature, checked or not.
+        signer: Whose signature was checked; None where none was.
+    """
+
+    address: str
+    manifest: Manifest
+    vllm_version: str | None
+    serve: dict[str, Any]
+    signed: bool
+    signer: str | None
+
+    @property
+    def digest(self) -> str:
+        """The checkpoint's, as ``sha256:`` and 64 digits."""
+        return self.manifest.checkpoint
+
+
+def verify_for_promotion(
+    published: Store, policy: Policy, advance: Advance | None = None
+) -> Verified:
+    """Reads and hashes every file of a published checkpoint, and checks all that it says of itself.
+
+    Args:
+        published: The folder, as a store.
+        policy: What it must be.
+        advance: Called with the number of bytes that were hashed since the last call.
+
+    Returns:
+        What was verified.
+
+    Raises:
+        VerificationError: With everything that is wrong with it.
+        InvalidInputError: The policy cannot be applied: a key cannot be read, or is missing.
+        StoreError: The store cannot be read.
+    """
+    _require_applicable(policy)
+    where = published.full_address(MANIFEST_NAME)
+    try:
+        # Everything is checked against these bytes, whatever another writer does meanwhile.
+        data = read_manifest_bytes(published)
+        manifest = parse_manifest(data, where)
+    except InvalidInputError as error:
+        raise VerificationError(error.problems) from None
+    record = partial(_hash, published, _serialized(advance))
+    problems = published_problems(published, manifest, record)
+    if manifest.gate.outcome != "passed":
+        reason = f"its checkpoint did not pass the gate: {manifest.gate.reason}"
+        problems.append(Problem(where, reason))
+    signed = published.exists(SIGNATURE_NAME)
+    vllm_version, serve, signer = None, {}, None
+    with _collected(problems):
+        vllm_version = _check_report(_read(published, manifest, manifest.report), manifest)
+    with _collected(problems):
+        _check_provenance(_read(published, manifest, PROVENANCE_NAME), manifest)
+    with _collected(problems):
+        serve = _arguments(_read(published, manifest, VLLM_CONFIG_NAME))
+    with _collected(problems):
+        signer = _check_signature(published, data, policy.trusted, signed)
+    if problems:
+        raise VerificationError(problems)
+    return Verified(published.address, manifest, vllm_version, serve, signed, signer)
+
+
+def _require_applicable(policy: Policy) -> None:
+    if policy.trusted is not None:
+        require_checkable(policy.trusted)
+    elif policy.require_signature:
+        raise InvalidInputError.one(
+            "signature",
+            "is required, and there is nothing to check one with",
+            "give --public-key, or --identity and --issuer",
+        )
+
+
+@contextmanager
+def _collected(problems: list[Problem]) -> Iterator[None]:
+    """Notes what one check finds, and goes on to the next."""
+    try:
+        yield
+    except InvalidInputError as error:
+        problems += [problem for problem in error.problems if problem not in problems]
+
+
+@dataclass(frozen=True)
+class _File:
+    """A small file of the folder."""
+
+    where: str
+    content: bytes
+
+
+def _read(published: Store, manifest: Manifest, name: str) -> _File:
+    where = published.full_address(name)
+    if name not in manifest.files:
+        raise InvalidInputError.one(where, "is not in the manifest")
+    if not published.exists(name):
+        raise InvalidInputError.one(where, "there is no such file")
+    content = bytes(published.read(name))
+    found = FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    if what := difference(found, manifest.files[name], "manifest"):
+        raise InvalidInputError.one(where, what)
+    return _File(where, content)
+
+
+def _check_report(file: _File, manifest: Manifest) -> str | None:
+    """Compares the report with the manifest; returns the version of vLLM that judged."""
+    report = Report.from_json(file.content, file.where)
+    judged = report.evaluation
+    same = (
+        report.verdict == manifest.gate
+        and report.provenance.checkpoint_digest == manifest.checkpoint
+        and judged is not None
+        and figures_of(judged) == manifest.figures
+    )
+    if not same:
+        raise InvalidInputError.one(
+            file.where, "tells another checkpoint, verdict or figures than the manifest"
+        )
+    return judged.engine_version if judged and judged.engine == "vllm" else None
+
+
+def _check_provenance(file: _File, manifest: Manifest) -> None:
+    if read_subjects(file.content, file.where) != subjects_of(checkpoint_files(manifest.files)):
+        raise InvalidInputError.one(file.where, "is of other files than the manifest's")
+
+
+def _arguments(file: _File) -> dict[str, Any]:
+    try:
+        value = json.loads(file.content)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidInputError.one(file.where, "does not hold a mapping")
+    return value
+
+
+def _check_signature(
+    published: Store, manifest: bytes, trusted: Trusted | None, signed: bool
+) -> str | None:
+    """Who signed; None where nobody asks."""
+    if trusted is None:
+        return None
+    where = published.full_address(SIGNATURE_NAME)
+    if not signed:
+        raise InvalidInputError.one(where, "there is no such file: the checkpoint is not signed")
+    try:
+        return verify_signature(manifest, bytes(published.read(SIGNATURE_NAME)), trusted)
+    except SignatureError as error:
+        raise InvalidInputError.one(where, str(error)) from None
+
+
+def _serialized(advance: Advance | None) -> Advance:
+    """Lets several threads report their progress."""
+    lock = Lock()
+
+    def report(count: int) -> None:
+        with lock:
+            if advance is not None:
+                advance(count)
+
+    return report
+
+
+def _hash(published: Store, advance: Advance, name: str) -> FileRecord:
+    hashed, size = hashlib.sha256(), 0
+    for chunk in published.stream(name):
+        hashed.update(chunk)
+        size += len(chunk)
+        advance(len(chunk))
+    return FileRecord(bytes=size, sha256=hashed.hexdigest())

@@ -1,0 +1,101 @@
+"""``quantlib sign`` and ``quantlib verify`` as people call them."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantlib import cli
+from quantlib.steps.publish import publish
+
+
+def _report_runs() -> Any:
+    path = Path(__file__).parents[1] / "report" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("report_runs", path)
+    assert spec and spec.loader
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    weights = {"model.safetensors": b"weights" * 1000, "vllm_config.json": b"{}"}
+    run = _report_runs().commit_run(tmp_path, weights=weights)
+    _, address = publish(run.store, run.recipe, "", run.checkpoint, run.validation)
+    return Path(address)
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Made as the help text says."""
+    for name in ("QUANTLIB_SIGNING_KEY", "QUANTLIB_SIGNING_PASSWORD", "QUANTLIB_PUBLIC_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    key = tmp_path / "release.pem"
+    make = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(key)]
+    subprocess.run(make, check=True, capture_output=True)
+    show = ["openssl", "ec", "-in", str(key), "-pubout", "-out", str(key.with_suffix(".pub"))]
+    subprocess.run(show, check=True, capture_output=True)
+    return key
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["quantlib", *map(str, arguments)])
+        patch.setattr("signal.signal", lambda *_: None)
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_what_was_verified_is_shown(published: Path, key: Path, capsys: Any) -> None:
+    assert run(capsys, "sign", published, "--key", key)[:2] == (0, "signed\n")
+    assert run(capsys, "sign", published, "--key", key)[:2] == (0, "is signed already\n")
+    public = key.with_suffix(".pub")
+    code, out, err = run(capsys, "verify", f"{published}/", "--public-key", public)
+    assert code == 0
+    shown = " ".join(out.split())
+    for part in (
+        f"checkpoint sha256:{published.name}",
+        "model Tiny-Llama-6 (hub, example-org/Tiny-Llama-6, c0ffee",
+        "gate passed: all 3 checks",
+        "perplexity 16.77, original 15.38",
+        "KL divergence 0.108 ± 0.0031",
+        "judged by vllm 0.32.0",
+        "signature by key ",
+    ):
+        assert part in shown
+    assert "Verifying" in err
+    assert "signature not checked" in " ".join(run(capsys, "verify", published)[1].split())
+
+
+def test_faults_are_printed_and_exit_with_1(published: Path, capsys: Any) -> None:
+    (published / "model.safetensors").write_bytes(b"other")
+    (published / "tokenizer.json").unlink()
+    code, out, err = run(capsys, "verify", published)
+    assert (code, out) == (1, "")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        f"error: {published}/model.safetensors: holds 5 bytes, not 7000",
+        f"error: {published}/tokenizer.json: there is no such file",
+    ]
+
+
+def test_options_that_make_no_sense_exit_with_2(published: Path, key: Path, capsys: Any) -> None:
+    for arguments, what in (
+        (["verify", published, "--require-signature"], "nothing to check one with"),
+        (["verify", published, "--identity", "me"], "--identity and --issuer: belong together"),
+        (["verify", published, "--public-key", key.with_name("none")], "cannot be read"),
+        (["sign", published], "signer: is missing; give --key or --keyless"),
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert (code, what in err) == (2, True), err
