@@ -54,11 +54,13 @@ def verify(
     """
     from quantlib.progress import progress_bar
     from quantlib.publishing.verification import Policy, verify_for_promotion
+    from quantlib.report.manifest import MANIFEST_NAME, SIGNATURE_NAME
     from quantlib.store import open_store
 
     policy = Policy(_trusted(public_key, identity, issuer), require_signature)
     store = open_store(published.rstrip("/"))
-    total = sum(file.bytes for file in store.list())
+    unhashed = (MANIFEST_NAME, SIGNATURE_NAME)
+    total = sum(file.bytes for file in store.list() if file.path not in unhashed)
     with progress_bar("Verifying", total, "bytes") as advance:
         verified = verify_for_promotion(store, policy, advance)
     for line in _lines(verified):
@@ -80,16 +82,18 @@ def _trusted(public_key: Path | None, identity: str | None, issuer: str | None) 
 
 
 def _lines(verified: Verified) -> Iterator[str]:
+    from quantlib.report.provenance import source_uri
+
     # Not a table of rich: it would cut digests at the width of the terminal.
     manifest, figures = verified.manifest, verified.manifest.figures
     if verified.signer is not None:
         signature = f"by {verified.signer}"
     else:
         signature = "not checked: no key was given" if verified.signed else "none"
-    source = ", ".join(str(value) for value in manifest.source.values())
+    source = source_uri(manifest.source) or "from a local folder or file"
     for name, value in {
         "checkpoint": verified.digest,
-        "model": f"{manifest.name} ({source})",
+        "model": f"{manifest.name}, {source}",
         "recipe": manifest.recipe,
         "files": f"{len(manifest.files)} as the manifest says",
         "gate": f"{manifest.gate.outcome}: {manifest.gate.reason}",

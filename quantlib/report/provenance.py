@@ -91,14 +91,24 @@ def read_subjects(data: bytes, where: str) -> list[dict[str, Any]]:
     return subjects
 
 
+def source_uri(source: Mapping[str, Any]) -> str | None:
+    """Where a model came from, as ``--model-path`` takes it; None for a local folder or file.
+
+    Args:
+        source: As the fetch step recorded it.
+    """
+    if source.get("kind") == "hub":
+        return f"hf://{source.get('repo')}@{source.get('commit')}"
+    return source.get("address")
+
+
 def _dependencies(report: Report) -> list[dict[str, Any]]:
     source, provenance = report.model.source, report.provenance
     model: dict[str, Any] = {"name": "model", "digest": _digest(report.model.digest)}
-    if source["kind"] == "hub":
-        model["uri"] = f"hf://{source['repo']}@{source['commit']}"
+    if uri := source_uri(source):
+        model["uri"] = uri
+    if "commit" in source:
         model["digest"]["gitCommit"] = source["commit"]
-    elif "address" in source:
-        model["uri"] = source["address"]
     found = [
         model,
         {

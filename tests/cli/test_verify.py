@@ -66,7 +66,7 @@ def test_what_was_verified_is_shown(published: Path, key: Path, capsys: Any) -> 
     shown = " ".join(out.split())
     for part in (
         f"checkpoint sha256:{published.name}",
-        "model Tiny-Llama-6 (hub, example-org/Tiny-Llama-6, c0ffee",
+        "model Tiny-Llama-6, hf://example-org/Tiny-Llama-6@c0ffee",
         "gate passed: all 3 checks",
         "perplexity 16.77, original 15.38",
         "KL divergence 0.108 ± 0.0031",
