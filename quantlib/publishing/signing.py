@@ -175,6 +175,7 @@ def verify_signature(manifest: bytes, signature: bytes, trusted: Trusted) -> str
     Raises:
         SignatureError: It does not hold.
         InvalidInputError: The public key cannot be read, or the manifest is no valid one.
+        QuantlibError: Sigstore's servers cannot be reached.
     """
     name, digests = _signed_content(manifest)
     config = _library("verifying").Config().set_hashing_config(_given_digests(name, digests))
@@ -182,14 +183,17 @@ def verify_signature(manifest: bytes, signature: bytes, trusted: Trusted) -> str
         who = f"key {fingerprint(trusted.path)}"
     else:
         who = f"{trusted.name} ({trusted.issuer})"
+    try:
+        if isinstance(trusted, PublicKey):
+            config.use_elliptic_key_verifier(public_key=trusted.path)
+        else:
+            config.use_sigstore_verifier(identity=trusted.name, oidc_issuer=trusted.issuer)
+    except Exception as error:  # Sigstore's root of trust is fetched here
+        raise QuantlibError(f"signatures of {who} cannot be checked: {error}") from error
     with TemporaryDirectory() as folder:
         path = Path(folder) / SIGNATURE_NAME
         path.write_bytes(signature)
         try:
-            if isinstance(trusted, PublicKey):
-                config.use_elliptic_key_verifier(public_key=trusted.path)
-            else:
-                config.use_sigstore_verifier(identity=trusted.name, oidc_issuer=trusted.issuer)
             config.verify(name, path)
         except Exception as error:  # a file from elsewhere breaks its reader in many ways
             what = str(error) or type(error).__name__

@@ -92,6 +92,7 @@ def verify_for_promotion(
         VerificationError: With everything that is wrong with it.
         InvalidInputError: The policy cannot be applied: a key cannot be read, or is missing.
         StoreError: The store cannot be read.
+        QuantlibError: Sigstore's servers cannot be reached.
     """
     _require_applicable(policy)
     where = published.full_address(MANIFEST_NAME)

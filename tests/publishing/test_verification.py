@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from quantlib.errors import InvalidInputError, VerificationError
+from quantlib.errors import InvalidInputError, QuantlibError, VerificationError
 from quantlib.publishing.signing import Identity, KeySigner, PublicKey, sign_published
 from quantlib.publishing.verification import Policy, Verified, verify_for_promotion
 from quantlib.report.manifest import (
@@ -295,3 +295,18 @@ def test_a_keyless_signature_is_of_an_identity(
     verified = verify_for_promotion(published, Policy(identity))
     assert verified.signer == "release@example.org (https://issuer.example.org)"
     assert asked == [("release@example.org", "https://issuer.example.org")]
+
+
+def test_servers_that_cannot_be_reached_are_no_fault_of_the_signature(
+    published: Store, keys: Any, monkeypatch: Any
+) -> None:
+    from model_signing import verifying
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("failed to refresh")
+
+    monkeypatch.setattr(verifying.Config, "use_sigstore_verifier", unreachable)
+    sign_published(published, KeySigner(keys.private))
+    with pytest.raises(QuantlibError, match="cannot be checked: failed to refresh") as caught:
+        verify_for_promotion(published, Policy(Identity("someone", "https://issuer.example.org")))
+    assert not isinstance(caught.value, VerificationError)
