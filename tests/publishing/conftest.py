@@ -102,7 +102,7 @@ def publish_run() -> Callable[[Any, str], Store]:
     return run_publish
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def destination(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where to publish to."""
     if request.param == "folder":
