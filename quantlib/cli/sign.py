@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -39,10 +40,8 @@ def sign(published: str, key: Path | None, keyless: bool, replace: bool) -> None
     Writes model.sig over the sha256 of every file. A folder that carries the signer's own
     signature is left as it is.
     """
-    import os
-
+    from quantlib.publishing.keys import PASSWORD_VARIABLE
     from quantlib.publishing.signing import (
-        PASSWORD_VARIABLE,
         TOKEN_VARIABLE,
         KeylessSigner,
         KeySigner,

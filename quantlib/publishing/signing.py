@@ -20,6 +20,12 @@ from types import ModuleType
 from typing import Any
 
 from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.publishing.keys import (
+    PASSWORD_VARIABLE,
+    load_private_key,
+    load_public_key,
+    public_pem,
+)
 from quantlib.report.manifest import (
     MANIFEST_NAME,
     SIGNATURE_NAME,
@@ -30,8 +36,6 @@ from quantlib.store import Store
 
 KEY_VARIABLE = "QUANTLIB_SIGNING_KEY"
 """Environment variable: path of an elliptic curve private key in PEM."""
-PASSWORD_VARIABLE = "QUANTLIB_SIGNING_PASSWORD"
-"""Environment variable: what the key is encrypted with, if it is."""
 MODE_VARIABLE = "QUANTLIB_SIGNING"
 """Environment variable: ``keyless`` signs with the workload's identity."""
 TOKEN_VARIABLE = "QUANTLIB_SIGNING_TOKEN"
@@ -256,8 +260,7 @@ def fingerprint(public_key: Path) -> str:
     Raises:
         InvalidInputError: It is no public key that signatures can be checked with.
     """
-    key = _load(public_key, None, private=False)
-    return hashlib.sha256(_pem(key)).hexdigest()
+    return hashlib.sha256(public_pem(load_public_key(public_key))).hexdigest()
 
 
 def _state(manifest: bytes, signature: bytes, signer: Signer) -> str:
@@ -355,42 +358,7 @@ def _token(signer: KeylessSigner) -> str:
 
 
 def _public_pem(signer: KeySigner) -> bytes:
-    return _pem(_load(signer.path, signer.password, private=True).public_key())
-
-
-def _pem(key: Any) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
-def _load(path: Path, password: str | None, *, private: bool) -> Any:
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    where = f"{'private' if private else 'public'} key {path}"
-    try:
-        data = path.read_bytes()
-        if private:
-            key: Any = serialization.load_pem_private_key(
-                data, password.encode() if password else None
-            )
-        else:
-            key = serialization.load_pem_public_key(data)
-    except OSError as error:
-        raise InvalidInputError.one(where, f"cannot be read: {error.strerror}") from None
-    except TypeError:  # a password too many or too few
-        what = "is not encrypted" if password else "is encrypted"
-        remedy = f"{'leave out' if password else 'set'} {PASSWORD_VARIABLE}"
-        raise InvalidInputError.one(where, what, remedy) from None
-    except (ValueError, UnsupportedAlgorithm):
-        what = "is no key in PEM" + (", or its password is another" if password else "")
-        raise InvalidInputError.one(where, what) from None
-    kind = ec.EllipticCurvePrivateKey if private else ec.EllipticCurvePublicKey
-    if not isinstance(key, kind) or key.curve.name not in ("secp256r1", "secp384r1", "secp521r1"):
-        raise InvalidInputError.one(where, "is of a kind that does not sign", "make one on P-256")
-    return key
+    return public_pem(load_private_key(signer.path, signer.password).public_key())
 
 
 def _library(module: str) -> ModuleType:

@@ -32,7 +32,7 @@ from quantlib.report.manifest import (
 from quantlib.report.model import Report
 from quantlib.report.provenance import PROVENANCE_NAME, read_subjects, subjects_of
 from quantlib.serving.arguments import VLLM_CONFIG_NAME
-from quantlib.store import FileRecord, LocalStore, Store
+from quantlib.store import FileRecord, Store
 from quantlib.store.transaction import difference
 
 
@@ -103,9 +103,7 @@ def verify_for_promotion(
     except InvalidInputError as error:
         raise VerificationError(error.problems) from None
     record = partial(_hash, published, _serialized(advance))
-    # In object storage, several parts of each file are on their way and take memory already.
-    parallel_files = 4 if isinstance(published, LocalStore) else 2
-    problems = published_problems(published, manifest, record, parallel_files)
+    problems = published_problems(published, manifest, record)
     if manifest.gate.outcome != "passed":
         reason = f"its checkpoint did not pass the gate: {manifest.gate.reason}"
         problems.append(Problem(where, reason))

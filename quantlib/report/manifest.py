@@ -28,6 +28,8 @@ SIGNATURE_NAME = "model.sig"
 DESCRIPTIONS = frozenset({JSON_NAME, HTML_NAME, CARD_NAME, PROVENANCE_NAME})
 """Files of a published folder that are no part of the checkpoint."""
 
+_PARALLEL_FILES = 4
+
 
 class Figures(Part):
     """What the gate judged, in numbers; see :class:`quantlib.report.model.Evaluation`."""
@@ -152,10 +154,7 @@ def verify_published(published: Store) -> None:
 
 
 def published_problems(
-    published: Store,
-    manifest: Manifest,
-    record: Callable[[str], FileRecord],
-    parallel_files: int = 4,
+    published: Store, manifest: Manifest, record: Callable[[str], FileRecord]
 ) -> list[Problem]:
     """How a folder differs from what its manifest says.
 
@@ -163,7 +162,6 @@ def published_problems(
         published: The folder, as a store.
         manifest: Its manifest.
         record: Tells size and sha256 of a file in the folder; called in several threads.
-        parallel_files: In how many.
 
     Raises:
         StoreError: It cannot be read.
@@ -184,7 +182,7 @@ def published_problems(
         )
     found = {file.path for file in published.list()}
     present = sorted(found & manifest.files.keys())
-    with ThreadPoolExecutor(parallel_files) as pool:
+    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
         records = dict(zip(present, pool.map(record, present), strict=True))
     for name, expected in manifest.files.items():
         if name not in records:

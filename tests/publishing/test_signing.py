@@ -178,7 +178,7 @@ def test_keys_that_cannot_sign_are_refused_before_anything_is_copied(
     text.write_text("key")
     for key, password, what in (
         (tmp_path / "none", "", "cannot be read: No such file"),
-        (text, "", "is no key in PEM"),
+        (text, "", "is no such key in PEM"),
         (other_curve, "", "is of a kind that does not sign"),
         (other_kind, "", "is of a kind that does not sign"),
         (encrypted.private, "", "is encrypted; set QUANTLIB_SIGNING_PASSWORD"),

@@ -270,7 +270,7 @@ def test_a_policy_that_cannot_be_applied_is_refused_before_anything_is_read(
         verify_for_promotion(nowhere, Policy(require_signature=True))
     with pytest.raises(InvalidInputError, match=r"public key .* cannot be read"):
         verify_for_promotion(nowhere, Policy(PublicKey(tmp_path / "none")))
-    with pytest.raises(InvalidInputError, match="is no key in PEM"):
+    with pytest.raises(InvalidInputError, match="is no such key in PEM"):
         verify_for_promotion(nowhere, Policy(PublicKey(keys.private)))
     monkeypatch.setitem(sys.modules, "model_signing.verifying", None)
     with pytest.raises(InvalidInputError, match="pip install"):
