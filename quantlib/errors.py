@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class InvalidInputError(QuantlibError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     @classmethod
-    def one(cls, where: str, what: str, remedy: str = "") -> InvalidInputError:
+    def one(cls, where: str, what: str, remedy: str = "") -> Self:
         """The error of a single problem."""
         return cls([Problem(where, what, remedy)])
 

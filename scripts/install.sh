@@ -23,7 +23,7 @@ else
     "validation falls back to transformers" >&2
   # torch first and pinned: an unpinned one may pull gigabytes of CUDA packages behind it.
   "${pip[@]}" install --no-compile "$(grep '^torch==' constraints.txt)"
-  "${pip[@]}" install --no-compile -c constraints.txt -e '.[datasets,gguf,pipelines,s3,signing,dev]'
+  "${pip[@]}" install --no-compile -c constraints.txt -e '.[datasets,gguf,pipelines,promotion,s3,signing,dev]'
 fi
 # Some packages carry templates that are no valid Python; those stay as they are.
 "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" quantlib components pipelines || true

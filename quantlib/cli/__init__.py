@@ -11,7 +11,9 @@ from quantlib import __version__
 from quantlib.cli.compare import compare
 from quantlib.cli.deploy import deploy
 from quantlib.cli.plan import plan
+from quantlib.cli.promote import promote
 from quantlib.cli.quantize import quantize
+from quantlib.cli.rollback import rollback
 from quantlib.cli.sign import sign
 from quantlib.cli.store import store
 from quantlib.cli.validate_recipe import validate_recipe
@@ -44,6 +46,8 @@ cli.add_command(deploy)
 cli.add_command(compare)
 cli.add_command(verify)
 cli.add_command(sign)
+cli.add_command(promote)
+cli.add_command(rollback)
 cli.add_command(store)
 cli.add_command(validate_recipe)
 cli.add_command(watch)

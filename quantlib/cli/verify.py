@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quantlib.errors import InvalidInputError
+from quantlib.cli._signature import policy_of, signature_options
 
 if TYPE_CHECKING:
-    from quantlib.publishing.signing import Trusted
     from quantlib.publishing.verification import Verified
 
 _EXAMPLES = """\b
@@ -25,20 +24,7 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("published")
-@click.option(
-    "--public-key",
-    type=click.Path(path_type=Path),
-    envvar="QUANTLIB_PUBLIC_KEY",
-    show_envvar=True,
-    help="Require a signature by the private key that belongs to this one, in PEM.",
-)
-@click.option("--identity", help="Require a keyless signature of this identity.")
-@click.option("--issuer", help="The OIDC issuer that knows the identity.")
-@click.option(
-    "--require-signature",
-    is_flag=True,
-    help="Fail where neither a public key nor an identity is given.",
-)
+@signature_options
 def verify(
     published: str,
     public_key: Path | None,
@@ -53,11 +39,11 @@ def verify(
     code 1; 2 means that the options make no sense.
     """
     from quantlib.progress import progress_bar
-    from quantlib.publishing.verification import Policy, verify_for_promotion
+    from quantlib.publishing.verification import verify_for_promotion
     from quantlib.report.manifest import MANIFEST_NAME, SIGNATURE_NAME
     from quantlib.store import open_store
 
-    policy = Policy(_trusted(public_key, identity, issuer), require_signature)
+    policy = policy_of(public_key, identity, issuer, require_signature)
     store = open_store(published.rstrip("/"))
     unhashed = (MANIFEST_NAME, SIGNATURE_NAME)
     total = sum(file.bytes for file in store.list() if file.path not in unhashed)
@@ -65,20 +51,6 @@ def verify(
         verified = verify_for_promotion(store, policy, advance)
     for line in _lines(verified):
         click.echo(line)
-
-
-def _trusted(public_key: Path | None, identity: str | None, issuer: str | None) -> Trusted | None:
-    from quantlib.publishing.signing import Identity, PublicKey
-
-    if bool(identity) != bool(issuer):
-        raise InvalidInputError.one("--identity and --issuer", "belong together", "give both")
-    if identity and issuer:
-        if public_key is not None:
-            raise InvalidInputError.one(
-                "--public-key and --identity", "exclude each other", "give one of them"
-            )
-        return Identity(identity, issuer)
-    return PublicKey(public_key) if public_key else None
 
 
 def _lines(verified: Verified) -> Iterator[str]:

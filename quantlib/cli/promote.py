@@ -1,0 +1,181 @@
+"""``quantlib promote``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from quantlib.cli._signature import policy_of, signature_options
+from quantlib.errors import InvalidInputError
+
+_EXAMPLES = """\b
+Examples:
+  quantlib promote s3://models/SmolLM2/93a0... --service smollm2 --namespace quantlib-serving \\
+    --repo git@git.example.org:platform/serving.git --overlay overlays/production
+  quantlib promote s3://models/SmolLM2/93a0... --service smollm2 --namespace quantlib-serving \\
+    --direct --canary 10,50 --canary-url http://smollm2-canary.example.org
+"""
+
+
+class _Percents(click.ParamType):
+    """Shares of the traffic that rise, such as ``0,10,50``."""
+
+    name = "percents"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> tuple[int, ...]:
+        """Reads the numbers."""
+        try:
+            percents = tuple(int(word) for word in str(value).split(","))
+        except ValueError:
+            percents = ()
+        if not percents or sorted({*percents}) != [*percents] or not set(percents) < {*range(100)}:
+            self.fail(f"{value} is not rising numbers from 0 to 99, such as 0,10,50")
+        return percents
+
+
+@click.command(epilog=_EXAMPLES)
+@click.argument("published")
+@click.option("--service", required=True, help="Name of the object that serves.")
+@click.option("--namespace", required=True, help="Namespace of the service.")
+@click.option("--repo", help="Repository of the manifests: a URL or a path.")
+@click.option("--overlay", help="The kustomize overlay of the service, as a path within it.")
+@click.option("--base", help="Branch that the change is for. Default: the repository's own.")
+@click.option(
+    "--storage-uri",
+    help="The published folder as the service sees it. Default: its own address.",
+)
+@click.option(
+    "--runtime-version", help="vLLM's version where it is served. Default: the image's tag."
+)
+@click.option(
+    "--allow-runtime-drift",
+    is_flag=True,
+    help="Serve with another vLLM than the one that validated the checkpoint.",
+)
+@click.option(
+    "--allow-downgrade",
+    is_flag=True,
+    help="Serve a checkpoint that was published before the one that serves now.",
+)
+@click.option("--direct", is_flag=True, help="Change the cluster, not a repository.")
+@click.option("--context", help="Of the kubeconfig, with --direct. Default: the current one.")
+@click.option(
+    "--canary",
+    type=_Percents(),
+    default=None,
+    help="With --direct: percents of the traffic, one after the other, such as 0,10,50.",
+)
+@click.option("--url", help="Where the service answers. Default: what its status says.")
+@click.option("--canary-url", help="Where the new checkpoint alone answers during a canary.")
+@click.option(
+    "--no-smoke-test", is_flag=True, help="With --direct: being ready is enough for each step."
+)
+@click.option(
+    "--max-perplexity-factor",
+    type=click.FloatRange(min=1),
+    default=2.0,
+    show_default=True,
+    help="Of the smoke test: perplexity against the report's, up and down.",
+)
+@click.option(
+    "--max-seconds", default=60.0, show_default=True, help="Of the smoke test: for each answer."
+)
+@click.option(
+    "--timeout",
+    default=1800.0,
+    show_default=True,
+    help="With --direct: seconds that each step gets to be ready.",
+)
+@signature_options
+def promote(
+    published: str,
+    service: str,
+    namespace: str,
+    repo: str | None,
+    overlay: str | None,
+    base: str | None,
+    storage_uri: str | None,
+    runtime_version: str | None,
+    allow_runtime_drift: bool,
+    allow_downgrade: bool,
+    direct: bool,
+    context: str | None,
+    canary: tuple[int, ...] | None,
+    url: str | None,
+    canary_url: str | None,
+    no_smoke_test: bool,
+    max_perplexity_factor: float,
+    max_seconds: float,
+    timeout: float,
+    **signature: Any,
+) -> None:
+    """Let a service serve the checkpoint in the folder PUBLISHED.
+
+    The folder is verified first. The change is a patch in a kustomize overlay, on a branch of its
+    own that is pushed to the repository: whoever reviews and merges it promotes the checkpoint.
+
+    With --direct the service itself is changed, step by step. Each step has to get ready and to
+    answer as the report says; where one does not, or on Ctrl-C, what was served before is restored.
+    """
+    from quantlib.promotion.checks import Allowances
+    from quantlib.promotion.published import check_published
+
+    _require_mode(direct, repo, overlay, canary)
+    checked = check_published(published, policy_of(**signature))
+    uri = checked.storage_uri(storage_uri)
+    allowances = Allowances(runtime_version, allow_runtime_drift, allow_downgrade)
+    if not direct:
+        from quantlib.promotion.gitops import Target, propose
+
+        target = Target(repo or "", overlay or "", base, service, namespace)
+        click.echo(propose(checked, uri, target, allowances).message)
+        return
+    from quantlib.promotion.smoke import Limits, expected_of, smoke_test
+
+    with needs_kubernetes():
+        from quantlib.promotion.cluster import find_service
+        from quantlib.promotion.direct import Rollout, promote_directly
+    limits = Limits(max_perplexity_factor, max_seconds)
+    expected = None if no_smoke_test else expected_of(checked)
+    click.echo(
+        promote_directly(
+            checked,
+            uri,
+            find_service(namespace, service, context),
+            Rollout(canary or (), url, canary_url, timeout),
+            allowances,
+            None if expected is None else lambda asked: smoke_test(asked, expected, limits),
+            click.echo,
+        )
+    )
+
+
+@contextmanager
+def needs_kubernetes() -> Iterator[None]:
+    """Says what to install where the client for Kubernetes is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "kubernetes":
+            raise
+        raise InvalidInputError.one(
+            "--direct", "kubernetes is not installed", "pip install 'quantlib[promotion]'"
+        ) from None
+
+
+def _require_mode(
+    direct: bool, repo: str | None, overlay: str | None, canary: tuple[int, ...] | None
+) -> None:
+    if direct and (repo or overlay):
+        raise InvalidInputError.one("--direct", "changes no repository", "give it or --repo")
+    if not direct and not (repo and overlay):
+        raise InvalidInputError.one(
+            "quantlib promote", "needs --repo and --overlay", "or --direct, to change the cluster"
+        )
+    if canary and not direct:
+        raise InvalidInputError.one("--canary", "works with --direct only")

@@ -1,0 +1,34 @@
+"""``quantlib rollback``."""
+
+from __future__ import annotations
+
+import click
+
+_EXAMPLES = """\b
+Examples:
+  quantlib rollback --service smollm2 --namespace quantlib-serving
+"""
+
+
+@click.command(epilog=_EXAMPLES)
+@click.option("--service", required=True, help="Name of the object that serves.")
+@click.option("--namespace", required=True, help="Namespace of the service.")
+@click.option("--context", help="Of the kubeconfig. Default: the current one.")
+@click.option(
+    "--timeout",
+    default=1800.0,
+    show_default=True,
+    help="Seconds that the service gets to be ready.",
+)
+def rollback(service: str, namespace: str, context: str | None, timeout: float) -> None:
+    """Restore what a service served before `quantlib promote --direct`.
+
+    It also ends a promotion whose process is gone. Of a promotion by a commit, revert the commit.
+    """
+    from quantlib.cli.promote import needs_kubernetes
+
+    with needs_kubernetes():
+        from quantlib.promotion.cluster import find_service
+        from quantlib.promotion.direct import Rollout, roll_back
+    found = find_service(namespace, service, context)
+    click.echo(roll_back(found, Rollout(timeout=timeout), click.echo))

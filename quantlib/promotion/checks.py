@@ -1,0 +1,102 @@
+"""What is refused before anything is changed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+from quantlib.errors import Problem, QuantlibError
+from quantlib.promotion.published import Published, published_at, short
+from quantlib.promotion.state import State
+from quantlib.store import open_store
+
+_TAG = re.compile(r":v?(\d+\.\d+\.\d+(?:\.?(?:rc|post|dev)\d+)?)")
+
+
+@dataclass(frozen=True)
+class Allowances:
+    """What a person allows that is refused otherwise.
+
+    Attributes:
+        runtime_version: vLLM's version where the service runs; None to read it off the image.
+        runtime_drift: Another version than the one that validated, or an unknown one.
+        downgrade: A checkpoint that was published before the one that serves.
+    """
+
+    runtime_version: str | None = None
+    runtime_drift: bool = False
+    downgrade: bool = False
+
+
+def problems_of(
+    published: Published, current: State, image: str | None, allowances: Allowances
+) -> list[Problem]:
+    """Everything that speaks against serving a checkpoint in place of what serves now.
+
+    Args:
+        published: What is to be served.
+        current: What serves now.
+        image: Of the container that runs vLLM, where it is known.
+        allowances: What to let pass.
+    """
+    problems = []
+    if not allowances.runtime_drift:
+        problems += _drift(published, allowances.runtime_version or _version(image), image)
+    if not allowances.downgrade:
+        problems += _downgrade(published, current)
+    return problems
+
+
+def _version(image: str | None) -> str | None:
+    match = _TAG.search(image or "")
+    return match[1] if match else None
+
+
+def _drift(published: Published, version: str | None, image: str | None) -> list[Problem]:
+    engine, _, validated = published.manifest.figures.engine.partition(" ")
+    where, remedy = "runtime", "--allow-runtime-drift serves it all the same"
+    if engine != "vllm":
+        return [Problem(where, f"the checkpoint was validated with {engine}, not vLLM", remedy)]
+    if version is None:
+        shown = f"the image {image}" if image else "the service, which names no image,"
+        return [
+            Problem(
+                where,
+                f"which vLLM {shown} runs is not known; {validated} validated the checkpoint",
+                f"say it with --runtime-version, or {remedy}",
+            )
+        ]
+    if version != validated.partition("+")[0]:
+        return [
+            Problem(where, f"vLLM {version} serves, but {validated} validated it", remedy),
+        ]
+    return []
+
+
+def _downgrade(published: Published, current: State) -> list[Problem]:
+    served = current.published_at or _look_up(current.uri)
+    # Annotations hold whole seconds.
+    if served is None or published.published_at.replace(microsecond=0) >= served.replace(
+        microsecond=0
+    ):
+        return []
+    return [
+        Problem(
+            published.store.address,
+            f"was published {published.published_at:%Y-%m-%d %H:%M} UTC, before what serves now "
+            f"({short((current.uri or '').rstrip('/').rpartition('/')[2])}, "
+            f"{served:%Y-%m-%d %H:%M} UTC)",
+            "--allow-downgrade serves it all the same",
+        )
+    ]
+
+
+def _look_up(uri: str | None) -> datetime | None:
+    """When the folder at a URI was published, where it can be read from here and is published."""
+    if not uri or not uri.startswith("s3://"):
+        return None
+    try:
+        return published_at(open_store(uri.rstrip("/")))
+    except QuantlibError:
+        return None

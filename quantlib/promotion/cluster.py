@@ -1,0 +1,222 @@
+"""One service on a Kubernetes API server: read, applied to, annotated, and told about in events."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from kubernetes import client, config
+from urllib3.exceptions import HTTPError
+
+from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.promotion.kinds import KINDS, Document, Kind
+
+MANAGER = "quantlib-promote"
+_LOCK_MANAGER = "quantlib-promote-record"
+_APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
+_SECONDS = 15.0
+
+
+class AbsentError(InvalidInputError):
+    """There is no such object."""
+
+
+class ConflictError(QuantlibError):
+    """The object was changed since it was read."""
+
+
+class UnreachableError(QuantlibError):
+    """The API server gives no answer, or none that means anything."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """An object that serves a model.
+
+    Attributes:
+        api: The client.
+        kind: Of the object.
+        namespace: Of the object.
+        name: Of the object.
+    """
+
+    api: Any
+    kind: Kind
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.name} {self.namespace}/{self.name}"
+
+    def get(self) -> Document:
+        """The object as it is now."""
+        return self._call("GET", self._path())
+
+    def apply(self, patch: Document, version: str, *, dry_run: bool = False) -> Document:
+        """Applies our fields on the server's side; fields of ours that are not named go.
+
+        Args:
+            patch: All that is ours.
+            version: The resource version that it rests on.
+            dry_run: Whether the server only says what it would do.
+
+        Raises:
+            ConflictError: The object has another version.
+        """
+        metadata = patch["metadata"] | {"resourceVersion": version}
+        query = {"fieldManager": MANAGER, "force": "true"}
+        if dry_run:
+            query["dryRun"] = "All"
+        return self._call("PATCH", self._path(), patch | {"metadata": metadata}, _APPLY, query)
+
+    def annotate(self, annotations: Mapping[str, str | None], version: str) -> Document:
+        """Sets annotations; None removes one.
+
+        Raises:
+            ConflictError: The object has another version.
+        """
+        body = {"metadata": {"resourceVersion": version, "annotations": dict(annotations)}}
+        query = {"fieldManager": _LOCK_MANAGER}
+        return self._call("PATCH", self._path(), body, _MERGE, query)
+
+    def tell(self, document: Document, reason: str, message: str, *, warning: bool = False) -> None:
+        """Leaves an event beside the object.
+
+        Args:
+            document: The object.
+            reason: One word, in CamelCase.
+            message: A sentence.
+            warning: Whether it is bad news.
+        """
+        now = datetime.now(UTC)
+        seconds = now.isoformat(timespec="seconds").replace("+00:00", "Z")
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{self.name}.{now.timestamp():.6f}",
+                "namespace": self.namespace,
+            },
+            "involvedObject": {
+                "apiVersion": document["apiVersion"],
+                "kind": self.kind.name,
+                "namespace": self.namespace,
+                "name": self.name,
+                "uid": document["metadata"]["uid"],
+            },
+            "reason": reason,
+            "message": message[:1000],
+            "type": "Warning" if warning else "Normal",
+            "source": {"component": MANAGER},
+            "firstTimestamp": seconds,
+            "lastTimestamp": seconds,
+            "count": 1,
+        }
+        self._call("POST", f"/api/v1/namespaces/{self.namespace}/events", body, "application/json")
+
+    def _path(self) -> str:
+        group = f"/apis/{self.kind.api_version}"
+        return f"{group}/namespaces/{self.namespace}/{self.kind.plural}/{self.name}"
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content: str | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Document:
+        headers = {"Accept": "application/json"} | ({"Content-Type": content} if content else {})
+        try:
+            answer: Document = self.api.call_api(
+                path,
+                method,
+                query_params=list((query or {}).items()),
+                header_params=headers,
+                body=body,
+                auth_settings=["BearerToken"],
+                response_type="object",
+                _return_http_data_only=True,
+                _request_timeout=_SECONDS,
+            )
+        except client.ApiException as error:
+            raise self._error(method, error) from None
+        except (HTTPError, OSError) as error:
+            raise UnreachableError(f"the API server does not answer: {error}") from None
+        return answer
+
+    def _error(self, method: str, error: Any) -> QuantlibError:
+        if error.status == 404:
+            return AbsentError.one(
+                f"--service {self.name}", f"there is no {self}", "promotion changes, and makes none"
+            )
+        if error.status in (401, 403):
+            verb = {"GET": "get", "PATCH": "patch", "POST": "create events about"}[method]
+            return InvalidInputError.one(
+                str(self),
+                f"no permission to {verb} it: {_message(error)}",
+                "use the account quantlib-promote of manifests/base/accounts.yaml",
+            )
+        if error.status == 409:
+            return ConflictError(f"{self}: {_message(error)}")
+        if error.status >= 500 or error.status == 429:
+            return UnreachableError(f"the API server answers {error.status}: {_message(error)}")
+        return QuantlibError(f"{self}: the API server answers {error.status}: {_message(error)}")
+
+
+def _message(error: Any) -> str:
+    try:
+        return str(client.ApiClient().deserialize(_Body(error.body), "object")["message"])
+    except (KeyError, TypeError, ValueError):
+        return str(error.reason)
+
+
+@dataclass(frozen=True)
+class _Body:
+    data: Any
+
+
+def find_service(namespace: str, name: str, context: str | None = None) -> Service:
+    """The service of a name, of the first kind that has one.
+
+    Args:
+        namespace: Where to look.
+        name: Of the service.
+        context: Of the kubeconfig; None for the current one, or the account of the pod.
+
+    Raises:
+        InvalidInputError: There is none, it may not be read, or no cluster is configured.
+        UnreachableError: The API server does not answer.
+    """
+    try:
+        api = config.new_client_from_config(os.environ.get("KUBECONFIG"), context)
+    except config.ConfigException as error:
+        if context is not None:
+            raise InvalidInputError.one("--context", str(error)) from None
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            raise InvalidInputError.one("kubeconfig", str(error), "set KUBECONFIG") from None
+        api = client.ApiClient()
+    api.configuration.retries = False
+    refusals: list[InvalidInputError] = []
+    for each in KINDS.values():
+        service = Service(api, each, namespace, name)
+        try:
+            service.get()
+        except InvalidInputError as error:
+            refusals.append(error)
+        else:
+            return service
+    forbidden = [each for each in refusals if not isinstance(each, AbsentError)]
+    if not forbidden:
+        raise AbsentError.one(
+            f"--service {name}",
+            f"{namespace} has no {' or '.join(KINDS)} of this name",
+            "promotion changes a service, and makes none",
+        )
+    raise InvalidInputError([problem for error in forbidden for problem in error.problems])

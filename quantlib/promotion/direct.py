@@ -1,0 +1,341 @@
+"""Promotion on the cluster itself: step by step, each tested, and back where one fails."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from quantlib.errors import InvalidInputError, Problem, QuantlibError
+from quantlib.promotion import record as records
+from quantlib.promotion.checks import Allowances, problems_of
+from quantlib.promotion.cluster import Service, UnreachableError
+from quantlib.promotion.description import arguments_for
+from quantlib.promotion.kinds import Document
+from quantlib.promotion.published import Published, short
+from quantlib.promotion.readiness import SETTLE_SECONDS, readiness
+from quantlib.promotion.record import LostError, Record, now, record_of
+from quantlib.promotion.rollout import Step, deployment_mode, foreign_canary, restoring, steps_of
+from quantlib.promotion.state import PREVIOUS, PROMOTED_AT, State, successor
+
+Say = Callable[[str], None]
+SmokeTest = Callable[[str], str]
+"""Asks the server at a URL; says what it found, or raises."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How a service goes over.
+
+    Attributes:
+        percents: Of the traffic, for the canary; none to go over at once.
+        url: Where the service answers; None for what its status says.
+        canary_url: Where the new checkpoint alone answers while it is a canary.
+        timeout: Seconds that each step gets to be ready.
+        restore_seconds: How long to try to restore while the API server does not answer.
+        poll_seconds: Between looks.
+        settle_seconds: See :data:`quantlib.promotion.readiness.SETTLE_SECONDS`.
+    """
+
+    percents: tuple[int, ...] = ()
+    url: str | None = None
+    canary_url: str | None = None
+    timeout: float = 1800.0
+    restore_seconds: float = 120.0
+    poll_seconds: float = 2.0
+    settle_seconds: float = SETTLE_SECONDS
+
+
+def promote_directly(
+    published: Published,
+    storage_uri: str,
+    service: Service,
+    rollout: Rollout,
+    allowances: Allowances,
+    smoke_test: SmokeTest | None,
+    say: Say,
+) -> str:
+    """Lets a service serve a checkpoint, and restores what was there where that fails.
+
+    Args:
+        published: The checkpoint.
+        storage_uri: Where the service finds it.
+        service: The service.
+        rollout: How it goes over.
+        allowances: What is let pass.
+        smoke_test: Tried after each step; None for no test.
+        say: Told what happens.
+
+    Returns:
+        What was done, in a sentence.
+
+    Raises:
+        InvalidInputError: With everything that speaks against it; nothing was changed.
+        QuantlibError: It failed; the message says what the service serves now.
+    """
+    document = service.get()
+    record = record_of(document)
+    _require_free(service, record, published.digest)
+    previous = record.state if record else service.kind.state(document)
+    if record is None and (previous.digest, previous.uri) == (published.digest, storage_uri):
+        return f"{service} serves {published.digest} already"
+    arguments = arguments_for(published, service.kind, storage_uri)
+    wanted = successor(previous, published, storage_uri, arguments)
+    wanted = replace(wanted, annotations={**wanted.annotations, PROMOTED_AT: now()})
+    steps = _checked_steps(
+        published, service, document, record, previous, wanted, rollout, allowances, smoke_test
+    )
+    mine = Record(records.new_holder(), published.digest, "begins", now(), previous.to_json())
+    try:
+        records.take(service, document, mine)
+        _tell(service, document, "PromotionStarted", f"{previous.uri} -> {storage_uri}", say)
+        for step in steps:
+            _take_step(service, mine, step, rollout, smoke_test, say)
+        story = f"promoted {short(published.digest)}, which replaces {previous.uri}"
+        records.finish(service, mine, story)
+    except LostError:
+        raise
+    except (QuantlibError, KeyboardInterrupt, SystemExit) as error:
+        reason = str(error) if isinstance(error, QuantlibError) else "interrupted"
+        with _undisturbed(say):
+            outcome = _restore(service, mine, reason, rollout, say)
+        if isinstance(error, QuantlibError):
+            raise QuantlibError(f"{reason}\n{outcome}") from None
+        say(outcome)
+        raise
+    _tell(service, document, "Promoted", story, say)
+    return f"{service}: {story}"
+
+
+def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
+    """Restores what a service served before the last promotion, or before one that was abandoned.
+
+    Args:
+        service: The service.
+        rollout: How long to wait.
+        say: Told what happens.
+
+    Raises:
+        InvalidInputError: Nothing is known of a state before, or a promotion is under way.
+        QuantlibError: The restored state does not get ready.
+    """
+    document = service.get()
+    record = record_of(document)
+    current = service.kind.state(document)
+    if record is not None:
+        _require_free(service, record, None)
+        previous = record.state
+    elif text := current.annotations.get(PREVIOUS):
+        previous = State.from_json(text)
+    else:
+        raise InvalidInputError.one(
+            str(service), "no promotion of it is known, so there is nothing to go back to"
+        )
+    mine = Record(
+        records.new_holder(),
+        previous.digest or "by-hand",
+        "rollback",
+        now(),
+        previous.to_json(),
+    )
+    records.take(service, document, mine)
+    # The patch rests on the service without what a canary added to it.
+    step = Step("restored", restoring(service.kind, document, previous))
+    _take_step(service, mine, step, rollout, None, say)
+    story = f"rolled back by hand from {current.uri} to {previous.uri}"
+    records.finish(service, mine, story)
+    _tell(service, document, "RolledBack", story, say)
+    return f"{service}: {story}"
+
+
+def _require_free(service: Service, record: Record | None, digest: str | None) -> None:
+    if record is None:
+        return
+    if not record.abandoned:
+        raise QuantlibError(
+            f"{service}: {record} is under way; wait for it, or stop it where it runs"
+        )
+    if digest is not None and record.digest != digest:
+        raise InvalidInputError.one(
+            str(service),
+            f"{record} was abandoned",
+            f"promote {short(record.digest)} again to go on with it, or `quantlib rollback` first",
+        )
+
+
+def _checked_steps(
+    published: Published,
+    service: Service,
+    document: Document,
+    record: Record | None,
+    previous: State,
+    wanted: State,
+    rollout: Rollout,
+    allowances: Allowances,
+    smoke_test: SmokeTest | None,
+) -> list[Step]:
+    """The steps; or every refusal at once."""
+    image = service.kind.image(document)
+    problems = problems_of(published, previous, image, allowances)
+    steps: list[Step] = []
+    if rollout.percents and smoke_test and not rollout.canary_url:
+        problems.append(
+            Problem(
+                "--canary",
+                "the service's own URL answers with both checkpoints by turns",
+                "say with --canary-url where the new one alone answers, or --no-smoke-test",
+            )
+        )
+    if record is None and foreign_canary(document):
+        problems.append(
+            Problem(str(service), "it has a canary that is not ours", "let it end first")
+        )
+    try:
+        steps = steps_of(service.kind, document, previous, wanted, rollout.percents)
+        for step in steps:
+            service.apply(step.patch, document["metadata"]["resourceVersion"], dry_run=True)
+    except InvalidInputError as error:
+        problems += error.problems
+    if problems:
+        raise InvalidInputError(problems)
+    return steps
+
+
+def _take_step(
+    service: Service,
+    mine: Record,
+    step: Step,
+    rollout: Rollout,
+    smoke_test: SmokeTest | None,
+    say: Say,
+) -> None:
+    say(f"{step.name}: applying")
+    mine = records.renew(service, mine, step.name)
+    document = records.apply(service, mine, step.patch)
+    document = _wait_until_ready(service, mine, step, rollout, say)
+    found = "ready"
+    if smoke_test is not None:
+        url = rollout.canary_url if step.is_canary else rollout.url
+        url = url or (document.get("status") or {}).get("url")
+        if not url:
+            raise QuantlibError(
+                f"{service}: its status names no URL to test; say it with --url, or leave the test "
+                "out with --no-smoke-test"
+            )
+        found = smoke_test(url)
+    _tell(service, document, "PromotionStep", f"{step.name}: {found}", say)
+
+
+def _wait_until_ready(
+    service: Service, mine: Record, step: Step, rollout: Rollout, say: Say
+) -> Document:
+    started = renewed = time.monotonic()
+    ready_since: float | None = None
+    reason = ""
+    while time.monotonic() - started < rollout.timeout:
+        try:
+            document = service.get()
+            if time.monotonic() - renewed > records.STALE.total_seconds() / 4:
+                records.renew(service, mine, step.name)
+                renewed = time.monotonic()
+        except UnreachableError as error:
+            reason = str(error)
+            time.sleep(rollout.poll_seconds)
+            continue
+        seen = readiness(document, step.waits_for)
+        if seen.state == "failed":
+            raise QuantlibError(f"{service}: {step.name}: {seen.reason}")
+        if seen.state == "ready":
+            ready_since = ready_since or time.monotonic()
+            if seen.certain or time.monotonic() - ready_since >= rollout.settle_seconds:
+                return document
+        else:
+            ready_since = None
+            if seen.reason != reason:
+                say(f"{step.name}: {seen.reason}")
+        reason = seen.reason or reason
+        time.sleep(rollout.poll_seconds)
+    raise QuantlibError(
+        f"{service}: {step.name}: not ready after {rollout.timeout:.0f} s: {reason}"
+    )
+
+
+def _restore(service: Service, mine: Record, reason: str, rollout: Rollout, say: Say) -> str:
+    """Restores what was there; says what became of it."""
+    previous = mine.state
+    deadline = time.monotonic() + rollout.restore_seconds
+    while True:
+        try:
+            document = service.get()
+            record = record_of(document)
+            if record is None or record.holder != mine.holder:
+                return "nothing was changed"
+            in_canary = "canaryTrafficPercent" in document["spec"].get("predictor", {})
+            hold = deployment_mode(document) == "Knative" and in_canary
+            patch = restoring(service.kind, document, previous, hold_traffic=hold)
+            records.apply(service, mine, patch)
+            if hold:
+                _release_traffic(service, mine, previous, rollout, say)
+            story = f"rolled back {short(mine.digest)} to {previous.uri}: {reason}"
+            document = records.finish(service, mine, story)
+            _tell(service, document, "RolledBack", story, say, warning=True)
+            return f"{service} serves {previous.uri} as before"
+        except LostError:
+            return f"{service}: somebody else promotes now; nothing more was done"
+        except UnreachableError as error:
+            if time.monotonic() > deadline:
+                return (
+                    f"{service} could not be restored: {error}; it may serve either checkpoint. "
+                    f"When the API server answers again, `quantlib rollback --service "
+                    f"{service.name} --namespace {service.namespace}` restores {previous.uri}"
+                )
+            say(f"restoring: {error}")
+            time.sleep(rollout.poll_seconds)
+
+
+def _release_traffic(
+    service: Service, mine: Record, previous: State, rollout: Rollout, say: Say
+) -> None:
+    """Lets the restored revision have the traffic, once it is ready."""
+    limited = replace(rollout, timeout=min(rollout.timeout, rollout.restore_seconds))
+    try:
+        document = _wait_until_ready(service, mine, Step("restored", {}), limited, say)
+    except UnreachableError:
+        raise
+    except QuantlibError as error:
+        say(f"all traffic stays on the revision before the canary: {error}")
+        return
+    records.apply(service, mine, restoring(service.kind, document, previous))
+
+
+def _tell(
+    service: Service,
+    document: Document,
+    reason: str,
+    message: str,
+    say: Say,
+    *,
+    warning: bool = False,
+) -> None:
+    """Says it here and in an event; what cannot be told there hinders nothing."""
+    say(message)
+    try:
+        service.tell(document, reason, message, warning=warning)
+    except QuantlibError as error:
+        say(f"no event was left: {error}")
+
+
+@contextmanager
+def _undisturbed(say: Say) -> Iterator[None]:
+    """Keeps further signals from cutting the restoration short."""
+    before = {}
+    with suppress(ValueError):  # not the main thread, which alone gets signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda *_: say("restoring; a moment"))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

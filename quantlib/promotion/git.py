@@ -1,0 +1,109 @@
+"""A clone of a repository, by the ``git`` command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from quantlib.errors import InvalidInputError, QuantlibError
+
+_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A clone in a folder of its own; the remote is called ``origin``."""
+
+    folder: Path
+    url: str
+
+    def git(self, *arguments: str) -> str:
+        """Runs git in the clone.
+
+        Raises:
+            QuantlibError: It fails; the message has what it printed.
+        """
+        return _git(*arguments, folder=self.folder)
+
+    def remote_branch(self, name: str) -> bool:
+        """Whether the remote has a branch of this name."""
+        return bool(self.git("ls-remote", "--heads", "origin", f"refs/heads/{name}").strip())
+
+    def push(self, branch: str) -> None:
+        """Pushes HEAD to a branch of the remote; only ever forwards.
+
+        Raises:
+            QuantlibError: The remote has commits that HEAD does not rest on, or cannot be written.
+        """
+        try:
+            self.git("push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
+        except QuantlibError as error:
+            if any(word in str(error) for word in ("fetch first", "non-fast-forward", "(stale")):
+                raise QuantlibError(
+                    f"{self.url}: the branch {branch} was pushed to by somebody else meanwhile; "
+                    "nothing was pushed: look at it, then run the same command again"
+                ) from None
+            raise
+
+
+@contextmanager
+def clone_of(repository: str, base: str | None) -> Iterator[Clone]:
+    """Clones a repository for a while.
+
+    Args:
+        repository: A URL, or the path of a repository; of a working copy it is the remote
+            ``origin``, and the copy itself is left alone.
+        base: The branch to check out; None for the remote's own choice.
+
+    Raises:
+        InvalidInputError: There is no such repository or branch.
+    """
+    url = _remote_of(repository)
+    with TemporaryDirectory(prefix="quantlib-promote-") as scratch:
+        folder = Path(scratch, "clone")
+        branch = ("--branch", base) if base else ()
+        try:
+            _git("clone", "--quiet", *branch, "--", url, str(folder), folder=Path(scratch))
+        except QuantlibError as error:
+            raise InvalidInputError.one(
+                f"--repo {repository}", f"cannot be cloned: {error}"
+            ) from None
+        yield Clone(folder, url)
+
+
+def _remote_of(repository: str) -> str:
+    folder = Path(repository)
+    if not folder.is_dir():
+        return repository
+    try:
+        url = _git("remote", "get-url", "origin", folder=folder).strip()
+    except QuantlibError:
+        return str(folder.absolute())
+    local = folder / url
+    return str(local.resolve()) if "://" not in url and local.is_dir() else url
+
+
+def _git(*arguments: str, folder: Path) -> str:
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+        )
+    except FileNotFoundError:
+        raise QuantlibError("git is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise QuantlibError(f"git {arguments[0]}: no answer within {_SECONDS:.0f} s") from None
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip()
+        raise QuantlibError(f"git {arguments[0]}: {said}")
+    return done.stdout

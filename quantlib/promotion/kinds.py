@@ -1,0 +1,191 @@
+"""The kinds of objects that serve a model with vLLM: how each says what it serves.
+
+An InferenceService holds URI and arguments in its predictor's model; an LLMInferenceService the
+URI in ``spec.model`` and the arguments in a variable of its container ``main``; a Deployment both
+in the arguments of its container.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from quantlib.errors import InvalidInputError
+from quantlib.promotion.state import DESCRIBING, State, without
+
+Document = dict[str, Any]
+
+DEFAULT_RUNTIME = "kserve-vllmserver"
+_MODEL_FORMAT = "vLLM"
+_VARIABLE = "VLLM_ADDITIONAL_ARGS"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object, and how to read and change what it serves.
+
+    Attributes:
+        name: As ``kind`` of a document.
+        api_version: As ``apiVersion``.
+        plural: In the paths of the API.
+        read: What a document says is served, without annotations.
+        write: The ``spec`` to lay over a document so that it serves a state.
+        image: The image that runs vLLM, where the document names one.
+    """
+
+    name: str
+    api_version: str
+    plural: str
+    read: Callable[[Document], State]
+    write: Callable[[Document, State], Document]
+    image: Callable[[Document], str | None]
+
+    def state(self, document: Document) -> State:
+        """What a document says is served."""
+        annotations = document["metadata"].get("annotations") or {}
+        ours = {k: v for k, v in annotations.items() if k in DESCRIBING}
+        read = self.read(document)
+        return State(read.uri, read.arguments, ours)
+
+    def patch(self, document: Document, state: State) -> Document:
+        """The least document that makes ``document`` serve a state when laid over it."""
+        metadata: Document = {"name": document["metadata"]["name"]}
+        if "namespace" in document["metadata"]:
+            metadata["namespace"] = document["metadata"]["namespace"]
+        metadata["annotations"] = dict(state.annotations)
+        return {
+            "apiVersion": document["apiVersion"],
+            "kind": self.name,
+            "metadata": metadata,
+            "spec": self.write(document, state),
+        }
+
+
+def _model(document: Document) -> Document:
+    model = document["spec"].get("predictor", {}).get("model") or {}
+    found = (model.get("modelFormat") or {}).get("name")
+    if (found or "").lower() != _MODEL_FORMAT.lower():
+        raise InvalidInputError.one(
+            f"InferenceService {document['metadata']['name']}",
+            f"spec.predictor.model.modelFormat.name is {found}, not {_MODEL_FORMAT}",
+            f"let it be served by the runtime {DEFAULT_RUNTIME} first",
+        )
+    return model
+
+
+def _read_inference_service(document: Document) -> State:
+    model = _model(document)
+    return State(model.get("storageUri"), tuple(model.get("args") or ()))
+
+
+def _write_inference_service(document: Document, state: State) -> Document:
+    model = {"modelFormat": _model(document)["modelFormat"], "storageUri": state.uri}
+    if state.arguments:
+        model["args"] = list(state.arguments)
+    return {"predictor": {"model": model}}
+
+
+def _container(document: Document, template: Document, name: str) -> Document:
+    containers = (template.get("spec") or template).get("containers") or []
+    named = [each for each in containers if each["name"] == name]
+    if not named and len(containers) == 1:
+        named = containers
+    if not named:
+        raise InvalidInputError.one(
+            f"{document['kind']} {document['metadata']['name']}",
+            f"none of its {len(containers)} containers is called {name}",
+            "call the one that runs vLLM so",
+        )
+    return named[0]
+
+
+def _main(document: Document) -> Document:
+    template = document["spec"].get("template") or {}
+    return _container(document, template, "main") if template.get("containers") else {}
+
+
+def _read_llm_inference_service(document: Document) -> State:
+    variables = {each["name"]: each.get("value", "") for each in _main(document).get("env") or ()}
+    words = shlex.split(variables.get(_VARIABLE, ""))
+    return State((document["spec"].get("model") or {}).get("uri"), tuple(words))
+
+
+def _write_llm_inference_service(document: Document, state: State) -> Document:
+    spec: Document = {"model": {"uri": state.uri}}
+    if "name" in document["spec"].get("model", {}):
+        spec["model"]["name"] = document["spec"]["model"]["name"]
+    # Lists of custom resources are replaced as a whole where kustomize merges them.
+    containers = deepcopy((document["spec"].get("template") or {}).get("containers") or [])
+    main = _main(document).get("name", "main")
+    if not containers and state.arguments:
+        containers = [{"name": main}]
+    for container in containers:
+        if container["name"] == main:
+            others = [each for each in container.get("env") or () if each["name"] != _VARIABLE]
+            ours = [{"name": _VARIABLE, "value": shlex.join(state.arguments)}]
+            container["env"] = others + (ours if state.arguments else [])
+    if containers:
+        spec["template"] = {"containers": containers}
+    return spec
+
+
+def _vllm(document: Document) -> Document:
+    return _container(document, document["spec"]["template"], "vllm")
+
+
+def _read_deployment(document: Document) -> State:
+    words = [part for word in _vllm(document).get("args") or () for part in _split_model(word)]
+    if "--model" in words[:-1]:
+        uri = words[words.index("--model") + 1]
+        return State(uri, tuple(without(words, ["model"])))
+    if words and not words[0].startswith("-"):
+        return State(words[0], tuple(words[1:]))
+    return State(None, tuple(words))
+
+
+def _split_model(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--model=") else [word]
+
+
+def _write_deployment(document: Document, state: State) -> Document:
+    container = _vllm(document)
+    model = [] if state.uri is None else [state.uri]
+    # vLLM's server module takes the model as an option, its command `vllm serve` by position.
+    if model and any(word.partition("=")[0] == "--model" for word in container.get("args") or ()):
+        model = ["--model", *model]
+    changed = {"name": container["name"], "args": [*model, *state.arguments]}
+    return {"template": {"spec": {"containers": [changed]}}}
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "InferenceService",
+            "serving.kserve.io/v1beta1",
+            "inferenceservices",
+            _read_inference_service,
+            _write_inference_service,
+            lambda document: _model(document).get("image"),
+        ),
+        Kind(
+            "LLMInferenceService",
+            "serving.kserve.io/v1alpha2",
+            "llminferenceservices",
+            _read_llm_inference_service,
+            _write_llm_inference_service,
+            lambda document: _main(document).get("image"),
+        ),
+        Kind(
+            "Deployment",
+            "apps/v1",
+            "deployments",
+            _read_deployment,
+            _write_deployment,
+            lambda document: _vllm(document).get("image"),
+        ),
+    )
+}

@@ -1,0 +1,185 @@
+"""A kustomize overlay: the service that it holds, and a patch of ours over it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantlib.errors import InvalidInputError
+from quantlib.promotion.kinds import KINDS, Document, Kind
+from quantlib.promotion.state import State
+
+_NAMES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
+_HEADER = "# Written by `quantlib promote`: what the service serves.\n"
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """An overlay that holds a service.
+
+    Attributes:
+        folder: Of the overlay.
+        kustomization: Its file.
+        kind: Of the service.
+        base: The service as the overlay's resources have it, without patches.
+    """
+
+    folder: Path
+    kustomization: Path
+    kind: Kind
+    base: Document
+
+    @property
+    def patch_path(self) -> Path:
+        """Where the patch is."""
+        return self.folder / f"promoted-{self.base['metadata']['name']}.yaml"
+
+    def current(self) -> State:
+        """What the overlay serves: the patch's state, or that of the resources without one."""
+        return self.kind.state(self._patched())
+
+    def image(self) -> str | None:
+        """The image that runs vLLM, as far as the service names one."""
+        return self.kind.image(self.base)
+
+    def lay(self, state: State) -> None:
+        """Writes the patch, and names it in the kustomization.
+
+        Raises:
+            InvalidInputError: The kustomization is written in a way that no line can be added to.
+        """
+        patch = self.kind.patch(self.base, state)
+        text = yaml.safe_dump(patch, sort_keys=False, width=1000)
+        self.patch_path.write_text(_HEADER + text, encoding="utf-8")
+        self._name_patch()
+
+    def _patched(self) -> Document:
+        if not self.patch_path.exists():
+            return self.base
+        return _merged(self.base, _documents(self.patch_path)[0])
+
+    def _name_patch(self) -> None:
+        """Adds a line, so that comments and order of the file stay."""
+        text = self.kustomization.read_text(encoding="utf-8")
+        before = yaml.safe_load(text) or {}
+        entry = {"path": self.patch_path.name}
+        if entry in (before.get("patches") or ()):
+            return
+        lines = text.splitlines()
+        line = f"- path: {self.patch_path.name}"
+        if "patches" in before:
+            at = next((i for i, each in enumerate(lines) if each.rstrip() == "patches:"), None)
+            if at is not None:
+                following = lines[at + 1] if at + 1 < len(lines) else ""
+                indent = following[: len(following) - len(following.lstrip())]
+                # Later patches win.
+                end = next(
+                    (
+                        i
+                        for i in range(at + 1, len(lines))
+                        if lines[i].strip() and lines[i][0] not in " -#"
+                    ),
+                    len(lines),
+                )
+                lines.insert(end, indent + line)
+        else:
+            lines += ["patches:", line]
+        changed = "\n".join(lines) + "\n"
+        after = dict(before) | {"patches": [*(before.get("patches") or ()), entry]}
+        if yaml.safe_load(changed) != after:
+            raise InvalidInputError.one(
+                self.kustomization.name,
+                "its patches are written in a way that no line can be added to",
+                f"add `{line}` to them yourself, then run the same command again",
+            )
+        self.kustomization.write_text(changed, encoding="utf-8")
+
+
+def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay:
+    """The overlay in a repository, and the service in its resources.
+
+    Resources that lie elsewhere than in the repository are not looked at.
+
+    Args:
+        root: Of the repository.
+        path: Of the overlay within it.
+        service: Name of the service.
+        namespace: Which the service must be in, as far as the overlay says it.
+
+    Raises:
+        InvalidInputError: There is no such overlay, or no such service in it.
+    """
+    folder = (root / path).resolve()
+    if not folder.is_relative_to(root.resolve()):
+        raise InvalidInputError.one(f"--overlay {path}", "is outside of the repository")
+    kustomization = _kustomization(folder)
+    if kustomization is None:
+        raise InvalidInputError.one(
+            f"--overlay {path}", "holds no kustomization.yaml", "give its path in the repository"
+        )
+    found = [
+        document
+        for document in _resources(kustomization, root.resolve())
+        if document.get("kind") in KINDS and document["metadata"].get("name") == service
+    ]
+    if len(found) != 1:
+        raise InvalidInputError.one(
+            f"--service {service}",
+            f"{len(found) or 'no'} resources of {path} are {', '.join(KINDS)} of this name",
+            "add the service there first" if not found else "a name must be of one of them",
+        )
+    (document,) = found
+    settings = yaml.safe_load(kustomization.read_text(encoding="utf-8")) or {}
+    actual = settings.get("namespace") or document["metadata"].get("namespace")
+    if actual not in (None, namespace):
+        raise InvalidInputError.one(
+            f"--namespace {namespace}", f"{path} puts {service} into {actual}"
+        )
+    return Overlay(folder, kustomization, KINDS[document["kind"]], document)
+
+
+def _kustomization(folder: Path) -> Path | None:
+    return next((folder / name for name in _NAMES if (folder / name).is_file()), None)
+
+
+def _resources(kustomization: Path, root: Path) -> list[Document]:
+    settings = yaml.safe_load(kustomization.read_text(encoding="utf-8")) or {}
+    documents: list[Document] = []
+    for name in [*(settings.get("resources") or ()), *(settings.get("components") or ())]:
+        path = (kustomization.parent / name).resolve()
+        if not path.is_relative_to(root):
+            continue
+        if path.is_dir() and (inner := _kustomization(path)) is not None:
+            documents += _resources(inner, root)
+        elif path.is_file():
+            documents += _documents(path)
+    return documents
+
+
+def _documents(path: Path) -> list[Document]:
+    try:
+        loaded = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise InvalidInputError.one(path.name, f"is not YAML: {error}") from None
+    return [each for each in loaded if isinstance(each, dict) and "metadata" in each]
+
+
+def _merged(base: Any, patch: Any) -> Any:
+    """One of our patches laid over a document; a list of named things is merged by their names."""
+    if isinstance(base, dict) and isinstance(patch, dict):
+        merged = {key: _merged(base.get(key), value) for key, value in patch.items()}
+        return deepcopy(base) | merged
+    if _named(base) and _named(patch):
+        laid = {each["name"]: each for each in patch}
+        known = {each["name"] for each in base}
+        first = [_merged(each, laid.get(each["name"], {})) for each in base]
+        return first + [each for each in patch if each["name"] not in known]
+    return deepcopy(patch)
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, dict) and "name" in v for v in value)

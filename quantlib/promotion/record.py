@@ -1,0 +1,152 @@
+"""The record of a promotion in progress: an annotation of the service, which one writer holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from quantlib.errors import QuantlibError
+from quantlib.promotion.cluster import ConflictError, Service
+from quantlib.promotion.kinds import Document
+from quantlib.promotion.published import short
+from quantlib.promotion.state import PREFIX, State
+
+RECORD = PREFIX + "promotion"
+LAST = PREFIX + "last-promotion"
+STALE = timedelta(seconds=120)
+"""A holder that has not written for so long is gone."""
+
+_ATTEMPTS = 10
+
+
+class LostError(QuantlibError):
+    """Somebody else holds the promotion now."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A promotion in progress.
+
+    Attributes:
+        holder: Who promotes: host, process and a random part.
+        digest: What is promoted.
+        step: What is being done.
+        renewed: When the holder last wrote.
+        previous: The state to go back to, as JSON.
+    """
+
+    holder: str
+    digest: str
+    step: str
+    renewed: str
+    previous: str
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its holder has not written for long."""
+        return datetime.now(UTC) - datetime.fromisoformat(self.renewed) > STALE
+
+    @property
+    def state(self) -> State:
+        """The state to go back to."""
+        return State.from_json(self.previous)
+
+    def __str__(self) -> str:
+        return (
+            f"the promotion of {short(self.digest)} by {self.holder} "
+            f"(step {self.step}, last heard of {self.renewed})"
+        )
+
+
+def new_holder() -> str:
+    """A name for this process, unlike any other's."""
+    return f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+
+
+def now() -> str:
+    """The time, as annotations hold it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def record_of(document: Document) -> Record | None:
+    """The promotion in progress, if there is one."""
+    text = (document["metadata"].get("annotations") or {}).get(RECORD)
+    return Record(**json.loads(text)) if text else None
+
+
+def take(service: Service, document: Document, record: Record) -> Document:
+    """Begins a promotion; of several who try at once, one succeeds.
+
+    Args:
+        service: The service.
+        document: As it was read when it was found that nobody promotes.
+        record: To be written.
+
+    Raises:
+        LostError: Somebody else was first.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return service.annotate(
+                {RECORD: json.dumps(asdict(record))}, document["metadata"]["resourceVersion"]
+            )
+        except ConflictError:
+            before, document = document, service.get()
+            if record_of(document) != record_of(before):
+                raise LostError(f"{service}: {record_of(document)} was first") from None
+    raise QuantlibError(f"{service} changes all the time; nothing was done")
+
+
+def renew(service: Service, record: Record, step: str) -> Record:
+    """Writes what is being done, and that the holder is there.
+
+    Raises:
+        LostError: Somebody else holds the promotion.
+    """
+    renewed = replace(record, step=step, renewed=now())
+    annotations = {RECORD: json.dumps(asdict(renewed))}
+    _while_held(service, record, lambda d: service.annotate(annotations, _version(d)))
+    return renewed
+
+
+def apply(service: Service, record: Record, patch: Document) -> Document:
+    """Applies a patch, only while the promotion is held.
+
+    Raises:
+        LostError: Somebody else holds the promotion.
+    """
+    return _while_held(service, record, lambda d: service.apply(patch, _version(d)))
+
+
+def finish(service: Service, record: Record, story: str) -> Document:
+    """Ends a promotion, and says what came of it.
+
+    Raises:
+        LostError: Somebody else holds the promotion.
+    """
+    annotations = {RECORD: None, LAST: f"{now()} {story}"[:1000]}
+    return _while_held(service, record, lambda d: service.annotate(annotations, _version(d)))
+
+
+def _while_held(
+    service: Service, record: Record, change: Callable[[Document], Document]
+) -> Document:
+    for _ in range(_ATTEMPTS):
+        document = service.get()
+        held = record_of(document)
+        if held is None or held.holder != record.holder:
+            raise LostError(f"{service}: {held or 'nobody'} holds it now; nothing more is done")
+        try:
+            return change(document)
+        except ConflictError:  # a controller has written its status
+            continue
+    raise QuantlibError(f"{service} changes all the time")
+
+
+def _version(document: Document) -> str:
+    return str(document["metadata"]["resourceVersion"])

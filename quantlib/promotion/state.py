@@ -1,0 +1,120 @@
+"""What a service serves, apart from how its kind writes it down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from quantlib.promotion.published import Published
+from quantlib.serving.options import serve_options
+
+PREFIX = "quantlib.io/"
+DIGEST = PREFIX + "digest"
+REPORT = PREFIX + "report"
+ENGINE = PREFIX + "engine"
+PUBLISHED_AT = PREFIX + "published-at"
+PREVIOUS_URI = PREFIX + "previous-uri"
+PREVIOUS = PREFIX + "previous"
+ARGUMENTS = PREFIX + "arguments"
+PROMOTED_AT = PREFIX + "promoted-at"
+DESCRIBING = frozenset(
+    {DIGEST, REPORT, ENGINE, PUBLISHED_AT, PREVIOUS_URI, PREVIOUS, ARGUMENTS, PROMOTED_AT}
+)
+"""The annotations that go with what is served."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a service serves.
+
+    Attributes:
+        uri: Where the model is; None where the service has none.
+        arguments: Words for vLLM's server.
+        annotations: Ours, which say what the model is.
+    """
+
+    uri: str | None
+    arguments: tuple[str, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str | None:
+        """Of the checkpoint: what the annotation says, if the URI agrees; else None."""
+        digest = self.annotations.get(DIGEST)
+        if digest and (self.uri or "").rstrip("/").endswith(digest.removeprefix("sha256:")):
+            return digest
+        return None
+
+    @property
+    def published_at(self) -> datetime | None:
+        """When what is served was published; None where nothing says it."""
+        noted = self.annotations.get(PUBLISHED_AT)
+        try:
+            return datetime.fromisoformat(noted) if noted and self.digest else None
+        except ValueError:
+            return None
+
+    def to_json(self) -> str:
+        """The state as JSON."""
+        annotations = dict(self.annotations)
+        return json.dumps(
+            {"uri": self.uri, "arguments": self.arguments, "annotations": annotations}
+        )
+
+    def without_history(self) -> State:
+        """The state without what it replaced in its turn."""
+        kept = {k: v for k, v in self.annotations.items() if k not in (PREVIOUS, PREVIOUS_URI)}
+        return State(self.uri, self.arguments, kept)
+
+    @classmethod
+    def from_json(cls, text: str) -> State:
+        """Reads what :meth:`to_json` wrote."""
+        data = json.loads(text)
+        return cls(data["uri"], tuple(data["arguments"]), data["annotations"])
+
+
+def successor(
+    current: State, published: Published, uri: str, arguments: Mapping[str, Any]
+) -> State:
+    """The state that serves a checkpoint in place of another.
+
+    Args:
+        current: What it replaces. Arguments that came from no checkpoint are kept.
+        published: What to serve.
+        uri: Where the service finds it.
+        arguments: Of vLLM's server, by name; they win over the kept ones.
+    """
+    earlier = current.annotations.get(ARGUMENTS, "")
+    replaced = {*arguments, *filter(None, earlier.split(","))}
+    words = [*without(current.arguments, replaced), *serve_options(arguments)]
+    annotations = {
+        DIGEST: published.digest,
+        REPORT: published.report_address,
+        ENGINE: published.manifest.figures.engine,
+        PUBLISHED_AT: published.published_at.isoformat(timespec="seconds"),
+        ARGUMENTS: ",".join(sorted(arguments)),
+    }
+    if current.uri:
+        annotations |= {PREVIOUS_URI: current.uri, PREVIOUS: current.without_history().to_json()}
+    return State(uri, tuple(words), annotations)
+
+
+def without(words: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Words of a command line without some options and their values.
+
+    Args:
+        words: ``--name value``, ``--name=value``, ``--name`` or ``--no-name``, and other words.
+        names: Names of options, with underscores.
+    """
+    options = {f"--{name.replace('_', '-')}" for name in names}
+    kept, dropping = [], False
+    for word in words:
+        if word.startswith("--"):
+            name = word.partition("=")[0].replace("_", "-")
+            dropping = name in options or name.replace("--no-", "--", 1) in options
+        if not dropping:
+            kept.append(word)
+    return kept

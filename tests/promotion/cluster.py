@@ -1,0 +1,201 @@
+"""A cluster without controllers, a controller that tests direct, and a line that can be cut."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from kube_api import ApiServer
+from kubernetes import client, config
+from promotion.conftest import SERVICES
+
+from quantlib.promotion.kinds import KINDS, Document
+
+CRDS = Path(__file__).parents[1] / "data" / "kserve-crds"
+
+
+class Line:
+    """Forwards connections to an API server until it is cut."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self.is_cut = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for each in self._open:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
+
+    def mend(self) -> None:
+        self.is_cut = False
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                if self.is_cut:
+                    near.close()
+                    continue
+                far = socket.create_connection(("127.0.0.1", self._target))
+                self._open += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for each in (source, sink):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+class Cluster:
+    """One namespace of an API server.
+
+    Attributes:
+        ready: Says of a document whether its pods get ready.
+        url: What the status names.
+        mode: What the status names as deploymentMode.
+        observes: Whether the status says which generation it is of.
+    """
+
+    def __init__(self, server: ApiServer, namespace: str, kind: str) -> None:
+        self.server, self.namespace, self.kind = server, namespace, KINDS[kind]
+        self.api = config.new_client_from_config(str(server.kubeconfig))
+        self.ready: Callable[[Document], bool] = lambda _: True
+        self.url: str | None = None
+        self.mode: str | None = None
+        self.observes = True
+        self.specs: list[Document] = []
+
+    @property
+    def path(self) -> str:
+        group = f"/apis/{self.kind.api_version}/namespaces/{self.namespace}"
+        return f"{group}/{self.kind.plural}/tiny"
+
+    def call(self, method: str, path: str, body: Any = None, content: str = "") -> Any:
+        headers = {"Accept": "application/json"} | ({"Content-Type": content} if content else {})
+        return self.api.call_api(
+            path,
+            method,
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+            response_type="object",
+            _return_http_data_only=True,
+        )
+
+    def get(self) -> Document:
+        return self.call("GET", self.path)
+
+    def annotations(self) -> dict[str, str]:
+        return self.get()["metadata"].get("annotations") or {}
+
+    def merge(self, body: Any, path: str = "") -> None:
+        self.call("PATCH", self.path + path, body, "application/merge-patch+json")
+
+    def events(self) -> list[tuple[str, str, str]]:
+        listed = self.call("GET", f"/api/v1/namespaces/{self.namespace}/events")["items"]
+        listed.sort(key=lambda each: each["metadata"]["name"])
+        return [(each["type"], each["reason"], each["message"]) for each in listed]
+
+    @contextmanager
+    def controlled(self) -> Iterator[None]:
+        """Plays the controller's part: looks at each new generation, and says how it fares."""
+        stop = threading.Event()
+
+        def control() -> None:
+            while not stop.wait(0.05):
+                with suppress(client.ApiException):
+                    self._look(self.get())
+
+        thread = threading.Thread(target=control, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _look(self, document: Document) -> None:
+        if not self.specs or document["spec"] != self.specs[-1]:
+            self.specs.append(document["spec"])
+        ready = self.ready(document)
+        status: Document = {}
+        if self.observes:
+            status["observedGeneration"] = document["metadata"]["generation"]
+        if self.kind.name == "Deployment":
+            names = ("replicas", "updatedReplicas", "availableReplicas", "readyReplicas")
+            status |= {name: int(ready) for name in names} | {"replicas": 1}
+        else:
+            condition = {"type": "Ready", "status": str(ready)}
+            if not ready:
+                condition |= {"reason": "PodsNotReady", "message": "0 of 1 pods are ready"}
+            status |= {"conditions": [condition]}
+            if self.url:
+                status["url"] = self.url
+            if self.mode and self.kind.name == "InferenceService":
+                status["deploymentMode"] = self.mode
+            if canaries := document["spec"].get("canary"):
+                status["canaryStatuses"] = [
+                    {
+                        "name": each["predictor"]["name"],
+                        "ready": ready,
+                        "trafficPercent": each["trafficPercent"],
+                    }
+                    for each in canaries
+                ]
+        if document.get("status") != (document.get("status") or {}) | status:
+            self.merge({"status": status}, "/status")
+
+
+def install(server: ApiServer) -> None:
+    """Installs KServe's definitions, and waits until they are served."""
+    for path in CRDS.glob("*.yaml.gz"):
+        with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+            file.write(gzip.decompress(path.read_bytes()))
+            file.flush()
+            server.kubectl("create", "-f", file.name)
+    deadline = time.monotonic() + 60
+    for plural in ("inferenceservices", "llminferenceservices"):
+        while server.kubectl("get", plural, check=False).returncode:
+            assert time.monotonic() < deadline, f"{plural} are not served"
+            time.sleep(0.5)
+
+
+def make_namespace(server: ApiServer, name: str, kind: str, folder: Path) -> Cluster:
+    """A namespace with a service of a kind in it."""
+    server.kubectl("create", "namespace", name)
+    path = folder / "service.yaml"
+    path.write_text(SERVICES[kind])
+    server.kubectl("apply", "--namespace", name, "-f", str(path))
+    return Cluster(server, name, kind)
+
+
+def kubeconfig_through(line: Line, server: ApiServer, path: Path, token: str | None = None) -> Path:
+    """A kubeconfig that leads through a line, as the administrator or with another token."""
+    settings = json.loads(server.kubeconfig.read_text())
+    settings["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{line.port}"
+    if token:
+        settings["users"][0]["user"] = {"token": token}
+    path.write_text(json.dumps(settings))
+    return path

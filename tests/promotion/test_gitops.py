@@ -1,0 +1,244 @@
+"""Promotion by a commit, in a real repository with a bare remote."""
+
+import subprocess
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from promotion.conftest import SERVICES, MakePublished, Repository
+
+from quantlib.cli.promote import promote
+from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.promotion.git import Clone
+
+OVERLAY = "overlays/production"
+PATCH = f"{OVERLAY}/promoted-tiny.yaml"
+
+
+def run(published: Path, repository: Repository, *further: str, **replaced: str) -> Result:
+    options = {
+        "--service": "tiny",
+        "--namespace": "serving",
+        "--repo": str(repository.remote),
+        "--overlay": OVERLAY,
+        "--storage-uri": f"s3://models/tiny/{published.name}",
+    } | {f"--{name.replace('_', '-')}": value for name, value in replaced.items()}
+    words = [word for option in options.items() for word in option]
+    return CliRunner().invoke(promote, [str(published), *words, *further])
+
+
+def branch_of(published: Path) -> str:
+    return f"promote/tiny-{published.name[:12]}"
+
+
+def merge(repository: Repository, branch: str) -> None:
+    repository.git("fetch", "--quiet", "origin")
+    repository.git("merge", "--quiet", "--no-edit", "--no-ff", f"origin/{branch}")
+    repository.git("push", "--quiet", "origin", "HEAD:main")
+
+
+def built(repository: Repository) -> dict[str, Any]:
+    """The service as kustomize builds it."""
+    if not which("kubectl"):
+        pytest.skip("kubectl is not installed")
+    command = ["kubectl", "kustomize", str(repository.copy / OVERLAY)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return yaml.safe_load(done.stdout)
+
+
+def test_a_branch_holds_the_change_and_the_gates_table(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    published = make_published()
+    before = repository.git("rev-parse", "origin/main")
+    done = run(published, repository)
+    assert done.exit_code == 0, done.exception
+    branch = branch_of(published)
+    assert sorted(repository.branches()) == ["main", branch]
+    repository.git("fetch", "--quiet", "origin")
+    assert repository.git("rev-parse", "origin/main") == before
+    message = repository.git("log", "-1", "--format=%B", f"origin/{branch}")
+    assert message.startswith(f"Serve Tiny-Llama-6 {published.name[:12]} as tiny\n")
+    assert "kl_mean                    0.1080     0.2000" in message
+    assert f"Digest: sha256:{published.name}" in message
+    changed = repository.git("diff", "--name-only", "origin/main", f"origin/{branch}")
+    assert changed.split() == [f"{OVERLAY}/kustomization.yaml", PATCH]
+    patch = yaml.safe_load(repository.read(branch, PATCH))
+    model = patch["spec"]["predictor"]["model"]
+    assert model["storageUri"] == f"s3://models/tiny/{published.name}/"
+    annotations = patch["metadata"]["annotations"]
+    assert annotations["quantlib.io/digest"] == f"sha256:{published.name}"
+    assert annotations["quantlib.io/previous-uri"] == "s3://models/by-hand/"
+    assert "quantlib.io/promoted-at" not in annotations
+    kustomization = repository.read(branch, f"{OVERLAY}/kustomization.yaml")
+    assert "# More replicas.\n- path: replicas.yaml\n- path: promoted-tiny.yaml\nlabels" in (
+        kustomization
+    )
+
+
+@pytest.mark.parametrize("kind", SERVICES)
+def test_what_kustomize_builds_serves_the_checkpoint(
+    make_published: MakePublished, repository: Repository, kind: str
+) -> None:
+    (repository.copy / "base/service.yaml").write_text(SERVICES[kind])
+    kustomization = repository.copy / OVERLAY / "kustomization.yaml"
+    kustomization.write_text("namespace: serving\nresources:\n- ../../base\n")
+    repository.commit()
+    for number, seed in enumerate(("one", "two")):
+        published = make_published(seed, day=number)
+        done = run(published, repository)
+        assert done.exit_code == 0, done.exception
+        merge(repository, branch_of(published))
+    uri = f"s3://models/tiny/{published.name}/"
+    kept = ["--gpu-memory-utilization", "0.9"]
+    ours = ["--quantization", "gptq", "--dtype", "bfloat16", "--max-model-len", "2048"]
+    service = built(repository)
+    spec = service["spec"]
+    if kind == "InferenceService":
+        assert spec["predictor"]["model"]["storageUri"] == uri
+        assert spec["predictor"]["model"]["args"] == kept + ours
+        assert spec["predictor"]["model"]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+        assert spec["predictor"]["minReplicas"] == 2
+    elif kind == "LLMInferenceService":
+        assert spec["model"] == {"uri": uri, "name": "tiny"}
+        (main,) = spec["template"]["containers"]
+        assert main["image"] == "vllm/vllm-openai:v0.32.0"
+        assert main["env"] == [
+            {"name": "HF_HUB_OFFLINE", "value": "1"},
+            {"name": "VLLM_ADDITIONAL_ARGS", "value": " ".join(kept + ours)},
+        ]
+    else:
+        containers = {each["name"]: each for each in spec["template"]["spec"]["containers"]}
+        assert set(containers) == {"proxy", "vllm"}
+        streamed = ["--load-format", "runai_streamer"]
+        assert containers["vllm"]["args"] == [uri, *kept, *ours, *streamed]
+    previous = service["metadata"]["annotations"]["quantlib.io/previous-uri"]
+    assert previous.startswith("s3://models/tiny/")
+
+
+def test_the_same_again_has_nothing_to_do(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    published = make_published()
+    branch = branch_of(published)
+    assert run(published, repository).exit_code == 0
+    tip = repository.git("ls-remote", "origin", branch)
+    again = run(published, repository)
+    assert again.exit_code == 0
+    assert f"the branch {branch} proposes" in again.output
+    assert repository.git("ls-remote", "origin", branch) == tip
+    merge(repository, branch)
+    again = run(published, repository)
+    assert again.exit_code == 0
+    assert "serves sha256:" in again.output
+
+
+def test_git_revert_undoes_it(make_published: MakePublished, repository: Repository) -> None:
+    before = built(repository)
+    published = make_published()
+    assert run(published, repository).exit_code == 0
+    merge(repository, branch_of(published))
+    assert built(repository) != before
+    repository.git("revert", "--no-edit", "--mainline", "1", "HEAD")
+    assert built(repository) == before
+    assert not (repository.copy / PATCH).exists()
+
+
+def test_refusals_come_all_at_once(make_published: MakePublished, repository: Repository) -> None:
+    newer, older = make_published("new", day=2), make_published("old", day=1)
+    assert run(newer, repository).exit_code == 0
+    merge(repository, branch_of(newer))
+    service = repository.copy / "base/service.yaml"
+    service.write_text(service.read_text().replace("v0.32.0", "v0.31.1"))
+    repository.commit()
+    refused = run(older, repository)
+    assert isinstance(refused.exception, InvalidInputError)
+    drift, downgrade = map(str, refused.exception.problems)
+    assert "vLLM 0.31.1 serves, but 0.32.0 validated it" in drift
+    assert f"before what serves now ({newer.name[:12]}" in downgrade
+    assert branch_of(older) not in repository.branches()
+    allowed = run(older, repository, "--allow-downgrade", "--allow-runtime-drift")
+    assert allowed.exit_code == 0
+    assert branch_of(older) in repository.branches()
+
+
+def test_an_unknown_runtime_is_refused_until_it_is_named(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    service = repository.copy / "base/service.yaml"
+    service.write_text(service.read_text().replace("      image: vllm/vllm-openai:v0.32.0\n", ""))
+    repository.commit()
+    published = make_published()
+    refused = run(published, repository)
+    assert isinstance(refused.exception, InvalidInputError)
+    assert "--runtime-version" in str(refused.exception)
+    assert run(published, repository, runtime_version="0.32.0").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("service", "absent", "no resources of overlays/production"),
+        ("namespace", "elsewhere", "puts tiny into serving"),
+        ("overlay", "overlays/nowhere", "holds no kustomization.yaml"),
+        ("overlay", "../..", "is outside of the repository"),
+        ("storage_uri", "s3://models/tiny/other", "does not end in the checkpoint's digest"),
+        ("storage_uri", "/models/DIGEST", "is no URI that KServe reads"),
+        ("repo", "/nowhere/at/all", "cannot be cloned"),
+        ("base", "nowhere", "cannot be cloned"),
+    ],
+)
+def test_what_is_asked_for_must_be_there(
+    make_published: MakePublished, repository: Repository, option: str, value: str, said: str
+) -> None:
+    published = make_published()
+    refused = run(published, repository, **{option: value.replace("DIGEST", published.name)})
+    assert isinstance(refused.exception, InvalidInputError)
+    assert said in str(refused.exception)
+    assert repository.branches() == ["main"]
+
+
+def test_a_damaged_checkpoint_is_refused(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    published = make_published()
+    weights = published / "weights.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(b"two")
+    refused = run(published, repository)
+    assert isinstance(refused.exception, VerificationError)
+    assert "weights.safetensors" in str(refused.exception)
+
+
+def test_a_push_in_between_is_reported_and_kept(
+    make_published: MakePublished, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = make_published()
+    branch = branch_of(published)
+    push = Clone.push
+
+    def second(clone: Clone, name: str) -> None:
+        repository.git("commit", "--quiet", "--allow-empty", "--message", "Somebody else's")
+        repository.git("push", "--quiet", "origin", f"HEAD:refs/heads/{name}")
+        push(clone, name)
+
+    monkeypatch.setattr(Clone, "push", second)
+    refused = run(published, repository)
+    assert isinstance(refused.exception, QuantlibError)
+    assert f"the branch {branch} was pushed to by somebody else" in str(refused.exception)
+    repository.git("fetch", "--quiet", "origin")
+    assert "Somebody else's" in repository.git("log", "-1", "--format=%s", f"origin/{branch}")
+
+
+def test_a_working_copy_stands_for_its_remote(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    published = make_published()
+    status = repository.git("status", "--porcelain", "--branch")
+    assert run(published, repository, repo=str(repository.copy)).exit_code == 0
+    assert branch_of(published) in repository.branches()
+    assert repository.git("status", "--porcelain", "--branch") == status
