@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from promotion.conftest import SERVICES, MakePublished, Repository
 
 from quantlib.cli.promote import promote
-from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.errors import InvalidInputError, QuantlibError, VerificationError
 from quantlib.promotion.git import Clone
 
 OVERLAY = "overlays/production"
