@@ -141,9 +141,8 @@ def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
         previous.to_json(),
     )
     records.take(service, document, mine)
-    # The patch rests on the service without what a canary added to it.
-    step = Step("restored", restoring(service.kind, document, previous))
-    _take_step(service, mine, step, rollout, None, say)
+    _apply_previous(service, mine, rollout, say)
+    _wait_until_ready(service, mine, Step("restored", {}), rollout, say)
     story = f"rolled back by hand from {current.uri} to {previous.uri}"
     records.finish(service, mine, story)
     _tell(service, document, "RolledBack", story, say)
@@ -272,12 +271,7 @@ def _restore(service: Service, mine: Record, reason: str, rollout: Rollout, say:
             record = record_of(document)
             if record is None or record.holder != mine.holder:
                 return "nothing was changed"
-            in_canary = "canaryTrafficPercent" in document["spec"].get("predictor", {})
-            hold = deployment_mode(document) == "Knative" and in_canary
-            patch = restoring(service.kind, document, previous, hold_traffic=hold)
-            records.apply(service, mine, patch)
-            if hold:
-                _release_traffic(service, mine, previous, rollout, say)
+            _apply_previous(service, mine, rollout, say)
             story = f"rolled back {short(mine.digest)} to {previous.uri}: {reason}"
             document = records.finish(service, mine, story)
             _tell(service, document, "RolledBack", story, say, warning=True)
@@ -295,9 +289,18 @@ def _restore(service: Service, mine: Record, reason: str, rollout: Rollout, say:
             time.sleep(rollout.poll_seconds)
 
 
-def _release_traffic(
-    service: Service, mine: Record, previous: State, rollout: Rollout, say: Say
-) -> None:
+def _apply_previous(service: Service, mine: Record, rollout: Rollout, say: Say) -> None:
+    """Applies the state from before; a canary under Knative first loses its traffic."""
+    document = service.get()
+    in_canary = "canaryTrafficPercent" in document["spec"].get("predictor", {})
+    hold = in_canary and deployment_mode(document) == "Knative"
+    patch = restoring(service.kind, document, mine.state, hold_traffic=hold)
+    records.apply(service, mine, patch)
+    if hold:
+        _release_traffic(service, mine, rollout, say)
+
+
+def _release_traffic(service: Service, mine: Record, rollout: Rollout, say: Say) -> None:
     """Lets the restored revision have the traffic, once it is ready."""
     limited = replace(rollout, timeout=min(rollout.timeout, rollout.restore_seconds))
     try:
@@ -307,7 +310,7 @@ def _release_traffic(
     except QuantlibError as error:
         say(f"all traffic stays on the revision before the canary: {error}")
         return
-    records.apply(service, mine, restoring(service.kind, document, previous))
+    records.apply(service, mine, restoring(service.kind, document, mine.state))
 
 
 def _tell(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from quantlib.errors import QuantlibError
-from quantlib.promotion.cluster import ConflictError, Service
+from quantlib.promotion.cluster import ConflictError, Service, UnreachableError
 from quantlib.promotion.kinds import Document
 from quantlib.promotion.published import short
 from quantlib.promotion.state import PREFIX, State
@@ -21,7 +22,11 @@ LAST = PREFIX + "last-promotion"
 STALE = timedelta(seconds=120)
 """A holder that has not written for so long is gone."""
 
+PATIENCE_SECONDS = 15.0
+"""How long a change is tried again while the API server does not answer."""
+
 _ATTEMPTS = 10
+_SECONDS_BETWEEN_TRIES = 0.5
 
 
 class LostError(QuantlibError):
@@ -129,22 +134,36 @@ def finish(service: Service, record: Record, story: str) -> Document:
     Raises:
         LostError: Somebody else holds the promotion.
     """
-    annotations = {RECORD: None, LAST: f"{now()} {story}"[:1000]}
-    return _while_held(service, record, lambda d: service.annotate(annotations, _version(d)))
+    told = f"{now()} {story}"[:1000]
+    annotations = {RECORD: None, LAST: told}
+    try:
+        return _while_held(service, record, lambda d: service.annotate(annotations, _version(d)))
+    except LostError:
+        document = service.get()
+        # The change was made, and the answer was lost on its way.
+        if (document["metadata"].get("annotations") or {}).get(LAST) == told:
+            return document
+        raise
 
 
 def _while_held(
     service: Service, record: Record, change: Callable[[Document], Document]
 ) -> Document:
-    for _ in range(_ATTEMPTS):
-        document = service.get()
-        held = record_of(document)
-        if held is None or held.holder != record.holder:
-            raise LostError(f"{service}: {held or 'nobody'} holds it now; nothing more is done")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    conflicts = 0
+    while conflicts < _ATTEMPTS:
         try:
+            document = service.get()
+            held = record_of(document)
+            if held is None or held.holder != record.holder:
+                raise LostError(f"{service}: {held or 'nobody'} holds it now; nothing more is done")
             return change(document)
         except ConflictError:  # a controller has written its status
-            continue
+            conflicts += 1
+        except UnreachableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_SECONDS_BETWEEN_TRIES)
     raise QuantlibError(f"{service} changes all the time")
 
 
