@@ -28,14 +28,15 @@ from quantlib.promotion.direct import Rollout, promote_directly, roll_back
 from quantlib.promotion.published import check_published
 from quantlib.promotion.smoke import Limits, smoke_test
 
-pytestmark = pytest.mark.slow
-
 BY_HAND = "s3://models/by-hand/"
 # Several of them wait for moments that a busy machine lets pass: run them by themselves.
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("QUANTLIB_DIRECT_TESTS"),
-    reason="set QUANTLIB_DIRECT_TESTS=1 to run what depends on time, on a quiet machine",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not os.environ.get("QUANTLIB_DIRECT_TESTS"),
+        reason="set QUANTLIB_DIRECT_TESTS=1 to run what depends on time, on a quiet machine",
+    ),
+]
 ROLLOUT = Rollout(timeout=10.0, restore_seconds=10.0, poll_seconds=0.1, settle_seconds=0.5)
 _numbers = itertools.count()
 
