@@ -74,6 +74,6 @@ def _parsed(where: str, path: Path, parse: Callable[[bytes], Any]) -> Any:
 
 
 def _checked(where: str, key: Any, kind: type) -> Any:
-    if not isinstance(key, kind) or key.curve.name not in _CURVES:  # type: ignore[attr-defined]
+    if not isinstance(key, kind) or key.curve.name not in _CURVES:  # type: ignore[attr-defined]  # by kind
         raise InvalidInputError.one(where, "is of a kind that does not sign", "make one on P-256")
     return key

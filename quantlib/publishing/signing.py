@@ -309,7 +309,7 @@ def _given_digests(name: str, digests: Mapping[str, str]) -> Any:
         for path, digest in digests.items()
     ]
 
-    class Given(_library("hashing").Config):  # type: ignore[misc]
+    class Given(_library("hashing").Config):  # type: ignore[misc]  # imported when it is used
         def hash(self, *_: Any, **__: Any) -> Any:
             return library.Manifest(name, items, serialization)
 

@@ -1,4 +1,7 @@
-"""Direct promotion on a real API server; a thread plays the controller's part."""
+"""Direct promotion on a real API server; a thread plays the controller's part.
+
+In one file, long as it is: the server starts once for all of it.
+"""
 
 import itertools
 import json
