@@ -119,7 +119,7 @@ def measure(name: str, source: Path, samples: int) -> list[tuple[str, ...]]:
     for step in ("calibrate", "quantize"):
         receipt = Receipt.from_json((folder / step).read_bytes())
         measured = run_facts(store, receipt)["peak_mib"]
-        planned = estimate.memory[step].host / (1 << 20)
+        planned = estimate.needs[step].memory.host / (1 << 20)
         tokens = f"{samples * SEQUENCE:,}"
         ratio = f"{planned / measured:.2f}"
         rows.append((name, tokens, step, f"{measured:,}", f"{planned:,.0f}", ratio))

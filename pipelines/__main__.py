@@ -35,13 +35,14 @@ from pipelines.reader import load_pipeline
 from pipelines.scheduler import StepRun
 from pipelines.status import log_tail
 from pipelines.watch import watch
+from quantlib.cpus import available_cpus
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.evaluation.engines import choose_engine
 from quantlib.preflight import destination_problems, input_problems
 from quantlib.report.model import HTML_NAME
 
 RUNNERS = ("process", "docker", "kubeflow")
-_CPUS = len(os.sched_getaffinity(0))
+_CPUS = available_cpus()
 _COMPILE_EXAMPLES = """\b
 Examples:
   python -m pipelines compile
@@ -184,7 +185,7 @@ def run_command(
     judged and refused. With --runner kubeflow it ends when the run is started.
     """
     checked = checked_recipe(recipe, model)
-    options = CompileOptions(cluster, images_lock, allow_floating or runner == "process")
+    options = CompileOptions(cluster, images_lock, allow_floating or runner == "process", checked)
     if runner == "kubeflow":
         parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu, job)
         require_reachable(parameters)

@@ -90,6 +90,6 @@ def schedule_command(
     kubeflow = Kubeflow(Server(**server))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PIPELINE_NAME
-        compile_to(file, CompileOptions(cluster, images_lock, allow_floating))
+        compile_to(file, CompileOptions(cluster, images_lock, allow_floating, checked))
         named = name or f"{NAME}-{Path(recipe).stem}"
         click.echo(kubeflow.schedule(file, parameters, named, cron))

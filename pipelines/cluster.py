@@ -43,10 +43,9 @@ class MatchExpression(Part):
 
 
 class Accelerator(Part):
-    """What calibrate, quantize and validate ask for."""
+    """The devices that calibrate, quantize and validate ask for."""
 
     type: Annotated[str, Field(description="Name of the extended resource.")] = "nvidia.com/gpu"
-    count: Annotated[int, Field(ge=1, description="Devices of a step.")] = 1
     node_selector: dict[str, str] = {}
     affinity: tuple[MatchExpression, ...] = ()
     tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu"),)
@@ -76,15 +75,22 @@ class Retries(Part):
 
 
 class StepResources(Part):
-    """What one step asks for."""
+    """What one step asks for.
 
-    cpu: Quantity = "2"
-    memory: Annotated[
-        Quantity | None,
-        Field(description="None: what the plan step computes for the model."),
-    ] = "4Gi"
+    None stands for what the plan step computes from model, recipe and hardware, for the steps in
+    ``PLANNED_STEPS``.
+    """
+
+    cpu: Quantity | None = "2"
+    memory: Quantity | None = "4Gi"
+    gpus: Annotated[
+        int | None, Field(ge=0, description="Devices, where the profile has an accelerator.")
+    ] = None
     timeout: Annotated[int, Field(ge=60, description="Seconds that an attempt may take.")] = 3600
 
+
+PLANNED_STEPS = ("calibrate", "quantize", "validate")
+"""The steps that compute on the model's weights."""
 
 _HOURS = 3600
 
@@ -93,11 +99,11 @@ def _default_steps() -> dict[str, StepResources]:
     return {
         "fetch": StepResources(memory="8Gi", timeout=12 * _HOURS),
         "plan": StepResources(),
-        "calibrate": StepResources(cpu="4", memory=None, timeout=24 * _HOURS),
+        "calibrate": StepResources(cpu=None, memory=None, timeout=24 * _HOURS),
         "smooth": StepResources(),
-        "quantize": StepResources(cpu="4", memory=None, timeout=48 * _HOURS),
+        "quantize": StepResources(cpu=None, memory=None, timeout=48 * _HOURS),
         "merge": StepResources(timeout=6 * _HOURS),
-        "validate": StepResources(cpu="4", memory=None, timeout=12 * _HOURS),
+        "validate": StepResources(cpu=None, memory=None, timeout=12 * _HOURS),
         "gate": StepResources(cpu="500m", memory="1Gi"),
         "publish": StepResources(timeout=6 * _HOURS),
     }
@@ -131,8 +137,10 @@ class Cluster(Part):
     user: Annotated[int, Field(ge=1, description="User and group id of the steps.")] = 10001
 
     def step(self, name: str) -> StepResources:
-        """What a step asks for."""
-        return self.steps.get(name) or _default_steps()[name]
+        """What a step asks for: the profile's word, else the default for this step."""
+        given = self.steps.get(name, StepResources())
+        said = {field: getattr(given, field) for field in given.model_fields_set}
+        return _default_steps()[name].model_copy(update=said)
 
 
 def load_cluster(name: str) -> Cluster:
@@ -151,9 +159,20 @@ def load_cluster(name: str) -> Cluster:
             Problem(f"{path}: {'.'.join(map(str, fault['loc']))}", fault["msg"])
             for fault in error.errors()
         ) from None
-    unknown = cluster.steps.keys() - _default_steps().keys()
-    if unknown:
-        raise InvalidInputError(
-            Problem(f"{path}: steps.{step}", "there is no such step") for step in sorted(unknown)
-        )
+    if problems := _step_problems(cluster, path):
+        raise InvalidInputError(problems)
     return cluster
+
+
+def _step_problems(cluster: Cluster, path: Path) -> list[Problem]:
+    problems = []
+    for step in cluster.steps:
+        if step not in _default_steps():
+            problems.append(Problem(f"{path}: steps.{step}", "there is no such step"))
+        elif step not in PLANNED_STEPS:
+            problems += [
+                Problem(f"{path}: steps.{step}.{name}", "is missing: the plan does not compute it")
+                for name in ("cpu", "memory")
+                if getattr(cluster.step(step), name) is None
+            ]
+    return problems

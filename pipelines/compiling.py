@@ -16,6 +16,7 @@ from pipelines.lint import launcher_problems
 from pipelines.reader import load_pipeline
 from quantlib.code import code_version
 from quantlib.errors import InvalidInputError, Problem, QuantlibError
+from quantlib.recipe import Recipe
 
 NAME = "quantize"
 
@@ -28,11 +29,19 @@ class CompileOptions:
         cluster: A profile: a file, or the name of one that ships.
         images_lock: The lock file of the images; None for their names.
         allow_floating: Whether images may be named by a tag that can move.
+        recipe: What the pipeline is compiled to run once; None where each run brings its own.
     """
 
     cluster: str = "gpu"
     images_lock: Path | None = None
     allow_floating: bool = False
+    recipe: Recipe | None = None
+
+    def labels(self) -> dict[str, str]:
+        """Labels of the pods that tell runs apart; a label's value has room for 63 characters."""
+        if self.recipe is None:
+            return {}
+        return {"quantlib.io/recipe": self.recipe.digest().removeprefix("sha256:")[:12]}
 
     def images(self) -> Images:
         """The images to run the steps in.
@@ -77,7 +86,7 @@ def compile_to(file: Path, options: CompileOptions, *, for_launcher: bool = True
         if error.name != "kfp":
             raise
         raise QuantlibError("kfp is not installed; pip install 'quantlib[pipelines]'") from None
-    compile_pipeline(file, cluster, images)
+    compile_pipeline(file, cluster, images, options.labels())
     if for_launcher and (problems := launcher_problems(load_pipeline(file), str(file))):
         raise InvalidInputError(problems)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from pipelines.reader import load_pipeline
 from pipelines.scheduler import Scheduler, State, StepRun
 from pipelines.status import open_status
 from pipelines.values import Values, convert
+from quantlib.cpus import available_cpus
 from quantlib.errors import InvalidInputError, Problem
 
 SCHEMA = "quantlib/run/1"
@@ -142,7 +142,7 @@ async def _run(
     started = time.monotonic()
     received: list[signal.Signals] = []
     with open_status(pipeline, console) as status:
-        cpus = len(os.sched_getaffinity(0))
+        cpus = available_cpus()
         scheduler = Scheduler(pipeline, folder, runner, parallel, cpus, status.changed, retries)
         work = asyncio.ensure_future(scheduler.run(parameters))
 

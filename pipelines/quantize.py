@@ -8,10 +8,13 @@ Only receipts of a few KB travel between the steps; weights and activations stay
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import yaml
 from kfp import compiler, dsl, kubernetes
+from kfp.dsl.pipeline_channel import PipelineChannel
 
 from components._images import IMAGE_VARIABLE, Images
 from components.calibrate.component import calibrate
@@ -23,7 +26,7 @@ from components.publish.component import publish
 from components.quantize.component import quantize
 from components.smooth.component import smooth
 from components.validate.component import validate
-from pipelines.cluster import Cluster
+from pipelines.cluster import PLANNED_STEPS, Accelerator, Cluster
 from quantlib.code import CODE_VARIABLE, code_version
 from quantlib.config import load_config
 from quantlib.planning import HARDWARE
@@ -39,21 +42,28 @@ LITERALS = {"device": DEVICES, "gpu": ("", *HARDWARE)}
 """Parameters that the run form shows as drop-downs: the SDK has no notation for them."""
 
 SCRATCH = "/scratch"
-_ON_GPU = frozenset({"calibrate", "quantize", "validate"})
 _USES_HUB = frozenset({"fetch"})
 _FINAL = frozenset({"gate"})
 """Steps that fail on purpose, which a retry would only delay."""
 
+Planned = Mapping[str, PipelineChannel]
+"""Outputs of the plan step by their names: ``quantize_memory``, ``validate_gpus``."""
 
-def quantize_pipeline(cluster: Cluster) -> dsl.base_component.BaseComponent:
+
+def quantize_pipeline(
+    cluster: Cluster, labels: Mapping[str, str]
+) -> dsl.base_component.BaseComponent:
     """The pipeline for a cluster.
 
     Args:
         cluster: What its steps ask of Kubernetes.
+        labels: Further labels of their pods.
     """
 
-    def step(task: dsl.PipelineTask, name: str, memory: str | None = None) -> dsl.PipelineTask:
-        return _configure(task, name, cluster, memory)
+    def step(
+        task: dsl.PipelineTask, name: str, planned: Planned = MappingProxyType({})
+    ) -> dsl.PipelineTask:
+        return _configure(task, name, cluster, planned, labels)
 
     @dsl.pipeline(name="quantize")
     def quantize_model(
@@ -105,7 +115,7 @@ def quantize_pipeline(cluster: Cluster) -> dsl.base_component.BaseComponent:
                 plan=planned.outputs["plan"],
             ),
             "calibrate",
-            planned.outputs["calibrate_memory"],
+            planned.outputs,
         )
         calibration = calibrated.outputs["calibration"]
         smoothed = step(
@@ -119,12 +129,14 @@ def quantize_pipeline(cluster: Cluster) -> dsl.base_component.BaseComponent:
                     store=store,
                     device=device,
                     memory=planned.outputs["quantize_memory"],
+                    cpus=planned.outputs["quantize_cpus"],
+                    gpus=planned.outputs["quantize_gpus"],
                     model=model,
                     calibration=calibration,
                     smoothing=smoothed.outputs["smoothing"],
                 ),
                 "quantize",
-                planned.outputs["quantize_memory"],
+                planned.outputs,
             )
         merged = step(
             merge(
@@ -137,9 +149,16 @@ def quantize_pipeline(cluster: Cluster) -> dsl.base_component.BaseComponent:
         )
         checkpoint = merged.outputs["checkpoint"]
         validated = step(
-            validate(recipe=recipe, store=store, device=device, model=model, checkpoint=checkpoint),
+            validate(
+                recipe=recipe,
+                store=store,
+                device=device,
+                gpus=planned.outputs["validate_gpus"],
+                model=model,
+                checkpoint=checkpoint,
+            ),
             "validate",
-            planned.outputs["validate_memory"],
+            planned.outputs,
         )
         with dsl.If(validated.outputs["verdict"] == "passed"):
             step(
@@ -160,7 +179,11 @@ def quantize_pipeline(cluster: Cluster) -> dsl.base_component.BaseComponent:
 
 
 def _configure(
-    task: dsl.PipelineTask, step: str, cluster: Cluster, memory: str | None
+    task: dsl.PipelineTask,
+    step: str,
+    cluster: Cluster,
+    planned: Planned,
+    labels: Mapping[str, str],
 ) -> dsl.PipelineTask:
     """What a step asks of the cluster.
 
@@ -168,7 +191,8 @@ def _configure(
         task: The step.
         step: Its name.
         cluster: The profile.
-        memory: The plan's output that says how much memory it needs, if it says so.
+        planned: The plan's outputs, for a step that it computes the needs of.
+        labels: Further labels of the pod.
     """
     # Kubeflow's cache goes by an image's name and by the ids of artifacts; neither says what is in
     # them, and the bulk that a cached receipt points to may be gone from the store. The ids are new
@@ -176,10 +200,10 @@ def _configure(
     # done already: a step that need not run again ends at once.
     task.set_caching_options(enable_caching=False)
     wanted = cluster.step(step)
-    task.set_cpu_request(wanted.cpu).set_cpu_limit(wanted.cpu)
-    limit = wanted.memory or memory
-    assert limit is not None, f"cluster profile: steps.{step}.memory is missing"
-    task.set_memory_request(limit).set_memory_limit(limit)
+    cpu = wanted.cpu or planned[f"{step}_cpus"]
+    task.set_cpu_request(cpu).set_cpu_limit(cpu)
+    memory = wanted.memory or planned[f"{step}_memory"]
+    task.set_memory_request(memory).set_memory_limit(memory)
     task.set_env_variable(CODE_VARIABLE, code_version())
     kubernetes.set_timeout(task, wanted.timeout)
     retries = cluster.retries
@@ -196,6 +220,8 @@ def _configure(
     kubernetes.add_pod_label(task, "quantlib.io/step", step)
     # Kubeflow adds the run's id itself, as pipeline/runid.
     kubernetes.add_pod_label(task, "quantlib.io/code", code_version().replace("+", "-"))
+    for label, value in labels.items():
+        kubernetes.add_pod_label(task, label, value)
     kubernetes.set_security_context(
         task, run_as_user=cluster.user, run_as_group=cluster.user, run_as_non_root=True
     )
@@ -205,8 +231,9 @@ def _configure(
         kubernetes.empty_dir_mount(
             task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shared_memory
         )
-    if step in _ON_GPU:
-        _add_accelerator(task, cluster)
+    if step in PLANNED_STEPS and cluster.accelerator is not None:
+        gpus = planned[f"{step}_gpus"] if wanted.gpus is None else wanted.gpus
+        _add_accelerator(task, cluster.accelerator, gpus)
     return task
 
 
@@ -241,11 +268,10 @@ def _add_scratch(task: dsl.PipelineTask, cluster: Cluster) -> None:
         )
 
 
-def _add_accelerator(task: dsl.PipelineTask, cluster: Cluster) -> None:
-    accelerator = cluster.accelerator
-    if accelerator is None:
-        return
-    task.set_accelerator_type(accelerator.type).set_accelerator_limit(accelerator.count)
+def _add_accelerator(
+    task: dsl.PipelineTask, accelerator: Accelerator, gpus: int | PipelineChannel
+) -> None:
+    task.set_accelerator_type(accelerator.type).set_accelerator_limit(gpus)
     for key, value in accelerator.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
     for toleration in accelerator.tolerations:
@@ -257,16 +283,19 @@ def _add_accelerator(task: dsl.PipelineTask, cluster: Cluster) -> None:
         kubernetes.add_node_affinity(task, match_expressions=expressions)
 
 
-def compile_pipeline(path: Path, cluster: Cluster, images: Images) -> None:
+def compile_pipeline(
+    path: Path, cluster: Cluster, images: Images, labels: Mapping[str, str]
+) -> None:
     """Writes the compiled pipeline, creating the folder that it goes to.
 
     Args:
         path: The file to write.
         cluster: What to compile it for.
         images: What the steps run in.
+        labels: Further labels of their pods.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(quantize_pipeline(cluster), str(path))
+    compiler.Compiler().compile(quantize_pipeline(cluster, labels), str(path))
     documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
     for name, literals in LITERALS.items():

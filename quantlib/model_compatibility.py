@@ -13,7 +13,7 @@ from quantlib.models.base import without_expert
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
-from quantlib.serving.tensor_parallel import sharding_of
+from quantlib.serving.tensor_parallel import Sharding, sharding_of
 
 _KERNEL_MULTIPLE = 32
 """vLLM's kernels for packed weights take linears whose sides are multiples of this."""
@@ -157,14 +157,19 @@ def _expert_problems(section: QuantizationSection, adapter: BaseModelAdapter) ->
     return problems
 
 
-def _serving_problems(recipe: Recipe, adapter: BaseModelAdapter) -> list[Problem]:
+def recipe_sharding(recipe: Recipe, adapter: BaseModelAdapter) -> Sharding:
+    """How the quantized model can be spread over GPUs; whatever allows the same of the original."""
     exact = exact_linears(recipe.quantization, adapter)
     quantized = {
         linear.rpartition(".")[2]
         for block, names in enumerate(exact)
         for linear in set(adapter.linears(block)) - names
     }
-    sharding = sharding_of(adapter.config, recipe.quantization.weights, quantized)
+    return sharding_of(adapter.config, recipe.quantization.weights, quantized)
+
+
+def _serving_problems(recipe: Recipe, adapter: BaseModelAdapter) -> list[Problem]:
+    sharding = recipe_sharding(recipe, adapter)
     size = recipe.serving.tensor_parallel_size
     return [
         Problem(

@@ -13,6 +13,7 @@ def calibrate(
     model: dsl.Input[dsl.Artifact],
     plan: dsl.Input[dsl.Artifact],
     calibration: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
 ) -> dsl.ContainerSpec:
     """Runs the calibration text through the model, one block in memory at a time.
 
@@ -26,5 +27,6 @@ def calibrate(
         model: Receipt of the model.
         plan: Receipt of the plan, which says where the ranges begin.
         calibration: Receipt of the hidden states and statistics.
+        summary: What the step did, for the run's page.
     """
     return step_container("calibrate")

@@ -11,6 +11,7 @@ def fetch(
     source: str,
     store: str,
     model: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
 ) -> dsl.ContainerSpec:
     """Fetches a model into the store as safetensors.
 
@@ -23,5 +24,6 @@ def fetch(
             recipe's model.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         model: Receipt of the model in the store.
+        summary: What the step did, for the run's page.
     """
     return step_container("fetch")

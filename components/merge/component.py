@@ -12,6 +12,7 @@ def merge(
     model: dsl.Input[dsl.Artifact],
     quantized: dsl.Input[list[dsl.Artifact]],
     checkpoint: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
 ) -> dsl.ContainerSpec:
     """Joins the ranges into one checkpoint that vLLM loads.
 
@@ -24,5 +25,6 @@ def merge(
         model: Receipt of the model.
         quantized: Receipts of all ranges.
         checkpoint: Receipt of the checkpoint.
+        summary: What the step did, for the run's page.
     """
     return step_container("merge")

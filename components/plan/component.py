@@ -17,8 +17,14 @@ def plan(
     summary: dsl.Output[dsl.Markdown],
     ranges: dsl.OutputPath(list[str]),  # type: ignore[valid-type]  # kfp's notation
     calibrate_memory: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    calibrate_cpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    calibrate_gpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
     quantize_memory: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    quantize_cpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    quantize_gpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
     validate_memory: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    validate_cpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    validate_gpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
 ) -> dsl.ContainerSpec:
     """Divides the model's blocks into ranges that are quantized in parallel.
 
@@ -35,7 +41,13 @@ def plan(
         summary: What the run is expected to take, as a table.
         ranges: The ranges, each as first block and end, such as "0:10".
         calibrate_memory: Memory that the calibrate step needs, such as 12Gi.
+        calibrate_cpus: CPUs that it needs, such as 4.
+        calibrate_gpus: GPUs that it needs; 0 for none.
         quantize_memory: Memory that a quantize step needs.
+        quantize_cpus: CPUs that it needs.
+        quantize_gpus: GPUs that it needs.
         validate_memory: Memory that the validate step needs.
+        validate_cpus: CPUs that it needs.
+        validate_gpus: GPUs that it needs, which share the model.
     """
     return step_container("plan")

@@ -14,6 +14,7 @@ def publish(
     checkpoint: dsl.Input[dsl.Artifact],
     validation: dsl.Input[dsl.Artifact],
     published: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
     address: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
 ) -> dsl.ContainerSpec:
     """Publishes a checkpoint that passed, under its digest and with the manifest last.
@@ -28,6 +29,7 @@ def publish(
         checkpoint: Receipt of the checkpoint.
         validation: Receipt of the measurements; a failed verdict is refused.
         published: Receipt of what was published.
+        summary: What the step did, for the run's page.
         address: Where the checkpoint was published.
     """
     return step_container("publish")

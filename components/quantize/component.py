@@ -12,10 +12,13 @@ def quantize(
     store: str,
     device: str,
     memory: str,
+    cpus: str,
+    gpus: str,
     model: dsl.Input[dsl.Artifact],
     calibration: dsl.Input[dsl.Artifact],
     smoothing: dsl.Input[dsl.Artifact],
     quantized: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
 ) -> dsl.ContainerSpec:
     """Quantizes one range of blocks, reading the weights of these blocks only.
 
@@ -27,9 +30,12 @@ def quantize(
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         device: auto, cpu or cuda.
         memory: Memory of the container, by the plan. Kubernetes reads it; the step does not.
+        cpus: The same of CPUs.
+        gpus: The same of GPUs.
         model: Receipt of the model.
         calibration: Receipt of the hidden states that enter the range.
         smoothing: Receipt of the scales to fold in.
         quantized: Receipt of the range's tensors, in the checkpoint's final format.
+        summary: What the step did, for the run's page.
     """
     return step_container("quantize")

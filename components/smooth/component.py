@@ -12,6 +12,7 @@ def smooth(
     model: dsl.Input[dsl.Artifact],
     calibration: dsl.Input[dsl.Artifact],
     smoothing: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
 ) -> dsl.ContainerSpec:
     """Computes the scales that move outliers from activations into weights.
 
@@ -24,5 +25,6 @@ def smooth(
         model: Receipt of the model.
         calibration: Receipt of the channel statistics.
         smoothing: Receipt of the scales.
+        summary: What the step did, for the run's page.
     """
     return step_container("smooth")

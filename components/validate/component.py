@@ -11,9 +11,11 @@ def validate(
     recipe: str,
     store: str,
     device: str,
+    gpus: str,
     model: dsl.Input[dsl.Artifact],
     checkpoint: dsl.Input[dsl.Artifact],
     validation: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
     verdict: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
@@ -28,9 +30,11 @@ def validate(
         recipe: Recipe, as YAML or JSON text.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         device: auto, cpu or cuda.
+        gpus: GPUs that share the model, by the plan; 0 for none.
         model: Receipt of the original model.
         checkpoint: Receipt of the checkpoint.
         validation: Receipt of the measurements.
+        summary: What the step did, for the run's page.
         metrics: The measurements, for the run's metrics view.
         report: The report, as one self-contained page.
         verdict: passed or failed.

@@ -56,9 +56,7 @@ def plan(model: str, recipe_name: str, gpu: str, ranges: str, parallel: int, as_
     why = "chosen: the fewest that end about as soon as any" if ranges == "auto" else "as asked"
     console.print(f"{option.ranges} ranges on {hardware.name} ({why}), {parallel} at a time")
     console.print()
-    console.print(
-        _table(("step", "host memory", "GPU memory", "container limit"), show.memory_rows(estimate))
-    )
+    console.print(_table(show.NEEDS_HEADER, show.needs_rows(estimate)))
     console.print()
     console.print(_table(("step", "time (estimate)"), show.step_rows(option)))
     header = ("ranges", "calibrate", "longest range", "whole run", "device hours", "")

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.compatibility import needs_calibration, needs_hidden_states
+from quantlib.compatibility import needs_hidden_states
 from quantlib.models import BaseModelAdapter
 from quantlib.planning.hardware import Hardware, cpu_has_bf16
-from quantlib.planning.memory import (
-    Memory,
-    calibrate_memory,
-    quantize_memory,
-    validate_memory,
-)
 from quantlib.planning.model import ModelSizes, model_sizes
+from quantlib.planning.needs import (
+    StepNeeds,
+    calibration_tokens,
+    quantization_tokens,
+    step_needs,
+)
 from quantlib.recipe import Recipe
 
 MOST_RANGES = 64
@@ -59,7 +59,7 @@ class RunEstimate:
         hardware: What it runs on.
         parallel: Ranges that are quantized at the same time.
         tokens: Of the calibration text.
-        memory: Peaks by step: calibrate, quantize, validate.
+        needs: Of calibrate, of a quantize worker, and of validate, by the step's name.
         scratch_bytes: Largest local disk that a step takes.
         store_bytes: What the run adds to the store, the model itself included.
         options: One for each number of ranges.
@@ -69,7 +69,7 @@ class RunEstimate:
     hardware: Hardware
     parallel: int
     tokens: int
-    memory: Mapping[str, Memory]
+    needs: Mapping[str, StepNeeds]
     scratch_bytes: int
     store_bytes: int
     options: tuple[RangeEstimate, ...]
@@ -102,24 +102,14 @@ def estimate_run(
     sizes = model_sizes(recipe, checkpoint, adapter)
     if product_bytes is None:
         product_bytes = 2 if hardware.is_gpu or cpu_has_bf16() else 4
-    calibration = recipe.calibration
-    tokens = calibration.num_samples * calibration.sequence_length
-    calibrated = tokens if needs_calibration(recipe) else 0
-    quantized_on = tokens if needs_hidden_states(recipe.quantization) else 0
+    needs = step_needs(recipe, sizes, adapter, hardware, product_bytes)
+    calibrated, quantized_on = calibration_tokens(recipe), quantization_tokens(recipe)
     most = min(MOST_RANGES, max(1, sizes.quantized_blocks))
     options = tuple(
-        _estimate(recipe, sizes, hardware, parallel, ranges, calibrated, quantized_on)
-        for ranges in range(1, most + 1)
+        _estimate(recipe, sizes, hardware, parallel, ranges, needs) for ranges in range(1, most + 1)
     )
     best = min(option.makespan for option in options)
     chosen = next(option for option in options if option.makespan <= _GOOD_ENOUGH * best)
-    suppression = recipe.outlier_suppression
-    trials = suppression is not None and suppression.options.get("alpha") == "auto"
-    memory = {
-        "calibrate": calibrate_memory(sizes, calibrated, hardware, product_bytes, trials=trials),
-        "quantize": quantize_memory(sizes, quantized_on, hardware, product_bytes),
-        "validate": validate_memory(sizes, hardware, product_bytes),
-    }
     boundary = quantized_on * sizes.hidden_size * sizes.stored_bytes
     # Range files and the checkpoint hold the same twice, as does what is published.
     store = sizes.total_bytes + chosen.ranges * boundary + 3 * sizes.quantized_bytes
@@ -127,7 +117,7 @@ def estimate_run(
         hardware=hardware,
         parallel=parallel,
         tokens=calibrated,
-        memory=memory,
+        needs=needs,
         # validate has both models on its disk; fetch the model and a spool.
         scratch_bytes=max(2 * sizes.total_bytes, sizes.total_bytes + sizes.quantized_bytes),
         store_bytes=store,
@@ -142,9 +132,9 @@ def _estimate(
     hardware: Hardware,
     parallel: int,
     ranges: int,
-    calibrated: int,
-    quantized_on: int,
+    needs: Mapping[str, StepNeeds],
 ) -> RangeEstimate:
+    calibrated, quantized_on = calibration_tokens(recipe), quantization_tokens(recipe)
     pod, vllm = _POD_SECONDS[hardware.is_gpu], _VLLM_START_SECONDS[hardware.is_gpu]
     blocks = math.ceil(sizes.quantized_blocks / ranges)
     # Calibration ends where the last range begins, except for the statistics of a suppressor.
@@ -172,7 +162,10 @@ def _estimate(
     waves = math.ceil(ranges / parallel)
     makespan = sum(steps.values()) - steps["quantize"] + (len(steps) - 1) * pod
     makespan += waves * (steps["quantize"] + pod)
-    held = steps["calibrate"] + steps["validate"] + 2 * pod + ranges * (steps["quantize"] + pod)
+    held = sum(
+        max(needs[step].gpus, not hardware.is_gpu) * count * (steps[step] + pod)
+        for step, count in (("calibrate", 1), ("quantize", ranges), ("validate", 1))
+    )
     return RangeEstimate(ranges, makespan, held, steps)
 
 

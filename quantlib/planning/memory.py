@@ -107,11 +107,21 @@ def quantize_memory(
     return Memory(host, device)
 
 
-def validate_memory(sizes: ModelSizes, hardware: Hardware, product_bytes: int) -> Memory:
-    """About what vLLM takes with the original model, which is the larger of the two."""
+def validate_memory(
+    sizes: ModelSizes, hardware: Hardware, product_bytes: int, gpus: int = 1
+) -> Memory:
+    """About what vLLM takes with the original model, which is the larger of the two.
+
+    Args:
+        sizes: The model's.
+        hardware: What it runs on.
+        product_bytes: Bytes of a number in matrix products.
+        gpus: GPUs that share the model; the peak is that of each.
+    """
     loaded = sizes.total_bytes * max(1, product_bytes // sizes.stored_bytes)
     if hardware.is_gpu:
-        return Memory(_VLLM_HOST + sizes.total_bytes // 4 + 8 * GIB, loaded + 4 * GIB)
+        host = _VLLM_HOST * gpus + sizes.total_bytes // 4 + 8 * GIB
+        return Memory(host, loaded // gpus + 4 * GIB)
     return Memory(_VLLM_HOST + 2 * loaded)
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from quantlib.planning.estimate import RangeEstimate, RunEstimate
 from quantlib.planning.hardware import GIB
 from quantlib.planning.memory import quantity
-from quantlib.report.text import duration
+from quantlib.report.text import duration, markdown_table, plural
 
 _SHOWN_RANGES = (1, 2, 4, 8, 16, 32, 64)
 
 
-def memory_rows(estimate: RunEstimate) -> Iterator[tuple[str, str, str, str]]:
-    """Step, peak on the host, peak on the GPU, limit of the container."""
-    for step, memory in estimate.memory.items():
-        device = _gib(memory.device) if memory.device else "-"
-        yield step, _gib(memory.host), device, quantity(memory.host)
+NEEDS_HEADER = ("step", "host memory", "GPU memory", "GPUs", "CPUs", "memory limit")
+
+
+def needs_rows(estimate: RunEstimate) -> Iterator[tuple[str, ...]]:
+    """The rows below :data:`NEEDS_HEADER`; memory is peaks, that of GPUs of each one."""
+    for step, needs in estimate.needs.items():
+        memory = needs.memory
+        device = _gib(memory.device) if needs.gpus else "-"
+        gpus = str(needs.gpus) if needs.gpus else "-"
+        yield step, _gib(memory.host), device, gpus, str(needs.cpus), quantity(memory.host)
 
 
 def range_rows(estimate: RunEstimate, ranges: int) -> Iterator[tuple[str, ...]]:
@@ -44,7 +49,8 @@ def step_rows(option: RangeEstimate) -> Iterator[tuple[str, str]]:
 
 def device_problem(estimate: RunEstimate) -> str | None:
     """Which step does not fit the GPU's memory, and what helps; None where all do."""
-    for step, memory in estimate.memory.items():
+    for step, needs in estimate.needs.items():
+        memory = needs.memory
         if memory.device > estimate.hardware.memory > 0:
             remedy = {
                 "validate": "take GPUs with more memory for it",
@@ -52,8 +58,8 @@ def device_problem(estimate: RunEstimate) -> str | None:
                 "quantize": "calibrate on fewer tokens",
             }[step]
             return (
-                f"{step} needs {_gib(memory.device)} on a GPU, but {estimate.hardware.name} has "
-                f"{_gib(estimate.hardware.memory)}: {remedy}"
+                f"{step} needs {_gib(memory.device)} on each of {plural(needs.gpus, 'GPU')}, but "
+                f"{estimate.hardware.name} has {_gib(estimate.hardware.memory)}: {remedy}"
             )
     return None
 
@@ -75,9 +81,9 @@ def markdown(estimate: RunEstimate, ranges: int) -> str:
         f"{estimate.tokens} calibration tokens; {estimate.parallel} ranges at the same time. "
         "Times are estimates.",
         "",
-        *_table(("step", "host memory", "GPU memory", "limit"), memory_rows(estimate)),
-        *_table(("step", "time"), step_rows(option)),
-        *_table(
+        *markdown_table(NEEDS_HEADER, needs_rows(estimate)),
+        *markdown_table(("step", "time"), step_rows(option)),
+        *markdown_table(
             ("ranges", "calibrate", "longest range", "whole run", "device hours", ""),
             range_rows(estimate, ranges),
         ),
@@ -91,11 +97,6 @@ def markdown(estimate: RunEstimate, ranges: int) -> str:
 def as_json(estimate: RunEstimate) -> str:
     """The estimate as JSON, in bytes and seconds."""
     return json.dumps(asdict(estimate), indent=1)
-
-
-def _table(header: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def _gib(count: int) -> str:

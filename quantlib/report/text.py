@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 ABSENT = "\N{EN DASH}"
@@ -86,6 +86,15 @@ def duration(seconds: float | None) -> str:
 def plural(number: int, noun: str) -> str:
     """1 block, 30 blocks."""
     return f"{integer(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown, and an empty one."""
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for row in rows:
+        cells = (" ".join(cell.replace("|", "\\|").split()) for cell in row)
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _not_finite(value: float) -> str:

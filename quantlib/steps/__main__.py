@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 
 from quantlib.code import require_same_code
+from quantlib.cpus import available_cpus
 from quantlib.errors import QuantlibError
 from quantlib.steps import STEP_NAMES
 from quantlib.steps.contract import StepCall
@@ -28,6 +30,8 @@ def main() -> int:
     arguments = parser.parse_args()
     # SIGTERM ends a pod: unwind, so that scratch folders and child processes go too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # Before torch or vLLM is imported, here or in a process of this one.
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
     try:
         require_same_code()
         call = StepCall.parse(arguments.executor_input)

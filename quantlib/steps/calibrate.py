@@ -14,6 +14,7 @@ from quantlib.models import open_model
 from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
 from quantlib.progress import progress_bar
 from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.report.summary import step_summary
 from quantlib.steps.contract import StepCall
 from quantlib.steps.plan import parse_range
 from quantlib.store import Receipt, StepOutput, Store, commit_step
@@ -138,3 +139,4 @@ def main(call: StepCall) -> None:
         call.text("device"),
     )
     call.write_receipt("calibration", store, receipt)
+    call.write_artifact("summary", step_summary(store, receipt).encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from quantlib.progress import progress_bar
 from quantlib.recipe import recipe_from_text
+from quantlib.report.summary import step_summary
 from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
 from quantlib.sources.folder import examine_folder
 from quantlib.sources.gguf import convert_gguf
@@ -62,6 +63,7 @@ def main(call: StepCall) -> None:
     model = fetch(store, source)
     separate_outer(store, model)
     call.write_receipt("model", store, model)
+    call.write_artifact("summary", step_summary(store, model).encode())
 
 
 def _fetch_folder(store: Store, path: Path, progress: ShowProgress) -> Receipt:

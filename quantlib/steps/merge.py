@@ -19,6 +19,7 @@ from quantlib.formats import format_registry
 from quantlib.models import BaseModelAdapter, open_model
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.report.summary import step_summary
 from quantlib.serving.options import serving_dtype
 from quantlib.steps.contract import StepCall
 from quantlib.steps.outer import OUTER_NAME, copy_tensors, separate_outer
@@ -174,3 +175,4 @@ def main(call: StepCall) -> None:
         call.receipts("quantized"),
     )
     call.write_receipt("checkpoint", store, receipt)
+    call.write_artifact("summary", step_summary(store, receipt).encode())

@@ -165,5 +165,7 @@ def main(call: StepCall) -> None:
     call.write_receipt("plan", store, receipt)
     call.write_artifact("summary", markdown(estimate, len(ranges)).encode())
     call.write_parameter("ranges", ranges)
-    for step, memory in estimate.memory.items():
-        call.write_parameter(f"{step}_memory", quantity(memory.host))
+    for step, needs in estimate.needs.items():
+        call.write_parameter(f"{step}_memory", quantity(needs.memory.host))
+        call.write_parameter(f"{step}_cpus", str(needs.cpus))
+        call.write_parameter(f"{step}_gpus", str(needs.gpus))

@@ -32,6 +32,7 @@ from quantlib.report.manifest import (
 from quantlib.report.model import HTML_NAME, JSON_NAME, Report
 from quantlib.report.model_card import CARD_NAME, render_model_card
 from quantlib.report.provenance import PROVENANCE_NAME, provenance_of
+from quantlib.report.summary import step_summary
 from quantlib.steps.contract import StepCall
 from quantlib.steps.validate import read_evaluation
 from quantlib.store import (
@@ -120,6 +121,7 @@ def main(call: StepCall) -> None:
         call.text("job"),
     )
     call.write_receipt("published", store, receipt)
+    call.write_artifact("summary", step_summary(store, receipt).encode())
     call.write_parameter("address", address)
 
 

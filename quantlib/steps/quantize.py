@@ -15,6 +15,7 @@ from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.progress import progress_bar
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.report.summary import step_summary
 from quantlib.steps.calibrate import hidden_name
 from quantlib.steps.contract import StepCall
 from quantlib.steps.plan import parse_range
@@ -166,3 +167,4 @@ def main(call: StepCall) -> None:
         call.text("device"),
     )
     call.write_receipt("quantized", store, receipt)
+    call.write_artifact("summary", step_summary(store, receipt).encode())

@@ -12,6 +12,7 @@ from quantlib.compatibility import exact_linears
 from quantlib.models import open_model
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.report.summary import step_summary
 from quantlib.steps.calibrate import STATISTICS_NAME
 from quantlib.steps.contract import StepCall
 from quantlib.store import Receipt, StepOutput, Store, commit_step
@@ -97,3 +98,4 @@ def main(call: StepCall) -> None:
         call.receipt("calibration"),
     )
     call.write_receipt("smoothing", store, receipt)
+    call.write_artifact("summary", step_summary(store, receipt).encode())

@@ -28,6 +28,7 @@ from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
 from quantlib.report.html import render_brief_html, render_html
 from quantlib.report.model import HTML_NAME, JSON_NAME
+from quantlib.report.summary import step_summary
 from quantlib.steps.contract import ARTIFACT_BYTES, StepCall
 from quantlib.store import Receipt, StepOutput, Store, commit_step, read_lineage
 
@@ -103,6 +104,7 @@ def main(call: StepCall) -> None:
     evaluation = read_evaluation(store, receipt)
     report = build_report(store, recipe, checkpoint, evaluation, receipt)
     call.write_receipt("validation", store, receipt)
+    call.write_artifact("summary", step_summary(store, receipt).encode())
     call.write_artifact("metrics", None, _finite_numbers(receipt.facts))
     page = render_html(report).encode()
     # Not part of the receipt: times are in it.

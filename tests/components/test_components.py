@@ -15,30 +15,36 @@ from quantlib.steps import STEP_NAMES
 
 # (parameters, input artifacts, output artifacts, output parameters), as the steps read them
 INTERFACES = {
-    "fetch": ("recipe source store", "", "model", ""),
+    "fetch": ("recipe source store", "", "model summary", ""),
     "plan": (
         "recipe num_ranges gpu parallel store",
         "model",
         "plan summary",
-        "ranges calibrate_memory quantize_memory validate_memory",
+        "ranges calibrate_memory calibrate_cpus calibrate_gpus quantize_memory quantize_cpus "
+        "quantize_gpus validate_memory validate_cpus validate_gpus",
     ),
-    "calibrate": ("recipe store device", "model plan", "calibration", ""),
-    "smooth": ("recipe store", "model calibration", "smoothing", ""),
+    "calibrate": ("recipe store device", "model plan", "calibration summary", ""),
+    "smooth": ("recipe store", "model calibration", "smoothing summary", ""),
     "quantize": (
-        "recipe block_range store device memory",
+        "recipe block_range store device memory cpus gpus",
         "model calibration smoothing",
-        "quantized",
+        "quantized summary",
         "",
     ),
-    "merge": ("recipe store", "model quantized", "checkpoint", ""),
+    "merge": ("recipe store", "model quantized", "checkpoint summary", ""),
     "validate": (
-        "recipe store device",
+        "recipe store device gpus",
         "model checkpoint",
-        "validation metrics report",
+        "validation summary metrics report",
         "verdict reason",
     ),
     "gate": ("reason", "", "", ""),
-    "publish": ("recipe destination job store", "checkpoint validation", "published", "address"),
+    "publish": (
+        "recipe destination job store",
+        "checkpoint validation",
+        "published summary",
+        "address",
+    ),
 }
 
 

@@ -11,9 +11,11 @@ import pipelines.quantize  # noqa: F401 - components take the images' names when
 from components import _images
 from pipelines.cluster import Cluster, load_cluster
 from pipelines.compiling import CompileOptions, compile_to, write_kubernetes_manifests
+from pipelines.placeholders import Placeholder
 from pipelines.reader import read_pipeline
 from quantlib.code import code_version
 from quantlib.errors import InvalidInputError
+from quantlib.recipe import load_recipe
 
 DIGEST = f"sha256:{'a' * 64}"
 
@@ -58,6 +60,7 @@ def test_images_are_pinned_by_a_lock_file(tmp_path: Path) -> None:
         ({"parallel": 65}, "parallel"),
         ({"steps": {"train": {}}}, "steps.train"),
         ({"steps": {"fetch": {"memory": "8 GB"}}}, "steps.fetch.memory"),
+        ({"steps": {"merge": {"cpu": None}}}, "steps.merge.cpu"),
     ],
 )
 def test_faults_of_a_profile_are_named(tmp_path: Path, profile: Any, where: str) -> None:
@@ -80,10 +83,10 @@ def test_volumes_and_nodes_of_a_profile(tmp_path: Path) -> None:
         "scratch": {"size": "9Gi", "storage_class": "fast"},
         "accelerator": {
             "type": "amd.com/gpu",
-            "count": 2,
             "node_selector": {"pool": "a"},
             "affinity": [{"key": "zone", "values": ["z"]}],
         },
+        "steps": {"quantize": {"gpus": 2, "cpu": "3"}},
     }
     profile_file, file = tmp_path / "cluster.yaml", tmp_path / "p.yaml"
     profile_file.write_text(yaml.safe_dump(profile))
@@ -93,6 +96,9 @@ def test_volumes_and_nodes_of_a_profile(tmp_path: Path) -> None:
     assert (volume.path, volume.size, volume.storage_class) == ("/scratch", "9Gi", "fast")
     assert container.resources.accelerator_type == ("amd.com/gpu",)
     assert container.resources.accelerator_count == ("2",)
+    assert container.resources.cpu_limit == ("3",)
+    (memory,) = container.resources.memory_limit  # what a profile leaves out stays as it is
+    assert isinstance(memory, Placeholder)
     assert container.kubernetes.node_selector == {"pool": "a"}
     assert container.kubernetes.affinity[0].values == ("z",)
 
@@ -109,3 +115,14 @@ def test_kubernetes_objects_hold_the_compiled_pipeline(tmp_path: Path) -> None:
     assert version["metadata"]["name"] == f"quantize-{code_version().replace('+', '-')}"
     both = yaml.safe_dump_all([version["spec"]["pipelineSpec"], version["spec"]["platformSpec"]])
     assert read_pipeline(both).name == "quantize"
+
+
+def test_pods_of_a_recipe_carry_its_digest(tmp_path: Path) -> None:
+    recipe, file = load_recipe("awq"), tmp_path / "p.yaml"
+    compile_to(file, CompileOptions(recipe=recipe))
+    container: Any = read_pipeline(file.read_text()).components["comp-quantize"].implementation
+    label = container.kubernetes.labels["quantlib.io/recipe"]
+    assert recipe.digest() == f"sha256:{label}{recipe.digest()[19:]}"
+    assert len(label) == 12
+    compile_to(file, CompileOptions())
+    assert "quantlib.io/recipe" not in file.read_text()

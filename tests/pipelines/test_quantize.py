@@ -75,10 +75,13 @@ def test_data_flows_as_designed(pipeline: Pipeline) -> None:
         f"for-loop-1.{channel}smooth-smoothing": "smooth.smoothing",
         f"for-loop-1.{channel}plan-ranges": "plan.ranges",
         f"for-loop-1.{channel}plan-quantize_memory": "plan.quantize_memory",
+        f"for-loop-1.{channel}plan-quantize_cpus": "plan.quantize_cpus",
+        f"for-loop-1.{channel}plan-quantize_gpus": "plan.quantize_gpus",
         "merge.model": "fetch.model",
         "merge.quantized": f"for-loop-1.{channel}quantize-quantized",
         "validate.model": "fetch.model",
         "validate.checkpoint": "merge.checkpoint",
+        "validate.gpus": "plan.validate_gpus",
         f"condition-branches-2.{channel}merge-checkpoint": "merge.checkpoint",
         f"condition-branches-2.{channel}validate-validation": "validate.validation",
         f"condition-branches-2.{channel}validate-verdict": "validate.verdict",
@@ -174,17 +177,22 @@ def containers_of(pipeline: Pipeline) -> dict[str, Container]:
 def test_steps_that_compute_ask_for_what_the_plan_says(pipeline: Pipeline) -> None:
     containers = containers_of(pipeline)
     for step in ("calibrate", "quantize", "validate"):
-        (limit,) = containers[step].resources.memory_limit
-        assert isinstance(limit, Placeholder)
-        assert limit.name == f"pipelinechannel--plan-{step}_memory"
-        assert containers[step].resources.memory_request == (limit,)
-        assert containers[step].resources.accelerator_type == ("nvidia.com/gpu",)
+        resources = containers[step].resources
+        planned = {"memory": resources.memory_limit, "cpus": resources.cpu_limit}
+        planned["gpus"] = resources.accelerator_count
+        for what, template in planned.items():
+            (limit,) = template
+            assert isinstance(limit, Placeholder)
+            assert limit.name == f"pipelinechannel--plan-{step}_{what}"
+        assert resources.memory_request == resources.memory_limit
+        assert resources.cpu_request == resources.cpu_limit
+        assert resources.accelerator_type == ("nvidia.com/gpu",)
         assert containers[step].kubernetes.tolerations
     for step in ("fetch", "plan", "smooth", "merge", "gate", "publish"):
         assert containers[step].resources.accelerator_type == ()
         assert containers[step].kubernetes.tolerations == ()
-        (limit,) = containers[step].resources.memory_limit
-        assert str(limit).endswith("Gi")
+        (memory,) = containers[step].resources.memory_limit
+        assert str(memory).endswith("Gi")
 
 
 def test_every_pod_can_run_where_pods_are_restricted(pipeline: Pipeline) -> None:

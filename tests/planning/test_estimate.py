@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from quantlib.models import open_model
 from quantlib.planning import HARDWARE, RunEstimate, estimate_run, find_hardware, quantity
 from quantlib.planning.memory import BASE, calibrate_memory, quantize_memory
 from quantlib.planning.model import GroupSize, ModelSizes
+from quantlib.planning.needs import step_needs
 from quantlib.planning.show import device_problem, markdown
 from quantlib.recipe import Recipe
 from quantlib.steps.contract import StepCall
@@ -102,7 +104,7 @@ def test_trying_strengths_of_smoothing_takes_memory(
         estimate(small_recipe(outlier_suppression={"options": options}), tiny_llama, "cpu")
         for options in ({}, {"alpha": "auto"})
     )
-    more = tried.memory["calibrate"].host - plain.memory["calibrate"].host
+    more = tried.needs["calibrate"].memory.host - plain.needs["calibrate"].memory.host
     assert more == 4 * 2 * 128 * (8 * 64 + 6 * 512)  # gate and up
 
 
@@ -121,7 +123,7 @@ def test_what_is_not_calibrated_takes_no_tokens(
         estimate(recipe, tiny_llama, "cpu") for recipe in (small_recipe(), rounding)
     )
     assert rounded.tokens == 0
-    assert rounded.memory["quantize"].host < calibrated.memory["quantize"].host
+    assert rounded.needs["quantize"].memory.host < calibrated.needs["quantize"].memory.host
     assert rounded.chosen.steps["calibrate"] < calibrated.with_ranges(2).steps["calibrate"]
 
 
@@ -133,6 +135,46 @@ def test_a_gpu_that_is_too_small_is_named(
     problem = device_problem(estimate(much, tiny_llama, "l4-24g"))
     assert problem is not None
     assert "but l4-24g has 24.00 GiB: calibrate on fewer tokens" in problem
+
+
+@pytest.mark.parametrize(
+    ("billions", "gpu", "serving", "gpus"),
+    [
+        (8, "h100-80g", 1, 1),
+        (70, "h100-80g", 1, 2),
+        (70, "l40s-48g", 1, 4),
+        (70, "h100-80g", 4, 4),  # as many as will serve it
+        (405, "h100-80g", 1, 8),  # does not fit; more than a node's are not asked for
+    ],
+)
+def test_a_model_that_one_gpu_cannot_hold_is_validated_on_several(
+    small_recipe: Callable[..., Recipe],
+    make_model: Callable[..., Path],
+    tmp_path: Path,
+    billions: int,
+    gpu: str,
+    serving: int,
+    gpus: int,
+) -> None:
+    folder = make_model(tmp_path, hidden_size=128, num_attention_heads=64, num_key_value_heads=8)
+    _, adapter = open_model(FolderSource(folder))
+    adapter.config["intermediate_size"] = 28672
+    recipe = small_recipe(serving={"tensor_parallel_size": serving})
+    sizes = dataclasses.replace(SIZES, total_bytes=billions * 2 * 10**9)
+    needs = step_needs(recipe, sizes, adapter, find_hardware(gpu), 2)["validate"]
+    assert needs.gpus == gpus
+    assert needs.cpus == 2 + 2 * gpus
+    assert needs.memory.device == billions * 2 * 10**9 // gpus + 4 * GIB
+
+
+def test_what_looks_at_no_activations_calibrates_on_no_gpu(
+    small_recipe: Callable[..., Recipe], tiny_llama: Path
+) -> None:
+    calibrated = estimate(small_recipe(), tiny_llama).needs
+    rounded = estimate(small_recipe(quantization={"method": "minmax"}), tiny_llama).needs
+    assert [calibrated[step].gpus for step in calibrated] == [1, 1, 1]
+    assert [rounded[step].gpus for step in rounded] == [0, 1, 1]
+    assert rounded["calibrate"].cpus < calibrated["calibrate"].cpus
 
 
 def test_unknown_hardware() -> None:
@@ -154,7 +196,7 @@ def test_the_command_shows_what_the_function_says(
     printed = json.loads(runner.invoke(cli, [*arguments, "--json"]).output)
     expected = estimate(small_recipe(), tiny_llama, "l4-24g")
     assert printed["chosen"]["ranges"] == expected.chosen.ranges
-    assert printed["memory"]["quantize"]["host"] == expected.memory["quantize"].host
+    assert printed["needs"]["quantize"]["memory"]["host"] == expected.needs["quantize"].memory.host
     assert runner.invoke(cli, [*arguments, "--ranges", "none"]).exit_code == 2
 
 
@@ -172,7 +214,8 @@ def test_the_step_goes_by_the_same_numbers(
         "parallel": 2.0,
         "store": store.address,
     }
-    outputs = ("ranges", "calibrate_memory", "quantize_memory", "validate_memory")
+    steps, needs = ("calibrate", "quantize", "validate"), ("memory", "cpus", "gpus")
+    outputs = ("ranges", *(f"{step}_{need}" for step in steps for need in needs))
     call = StepCall.parse(
         json.dumps(
             {
@@ -202,7 +245,11 @@ def test_the_step_goes_by_the_same_numbers(
     found = estimate_run(
         small_recipe(), *open_model(FolderSource(tiny_llama)), CPU, 2, product_bytes=4
     )
-    assert (tmp_path / "quantize_memory").read_text() == quantity(found.memory["quantize"].host)
+    assert (tmp_path / "quantize_memory").read_text() == quantity(
+        found.needs["quantize"].memory.host
+    )
+    assert [(tmp_path / f"{step}_gpus").read_text() for step in steps] == ["0", "0", "0"]
+    assert (tmp_path / "quantize_cpus").read_text() == str(found.needs["quantize"].cpus)
     assert (tmp_path / "summary").read_text() == markdown(found, 2)
 
 

@@ -257,6 +257,15 @@ def commit_run(
         facts={
             "verdict": "passed" if passed else "failed",
             "reason": evaluation["gate"]["reason"],
+            "perplexity_original": evaluation["original"]["perplexity"],
+            "perplexity_quantized": evaluation["quantized"]["perplexity"],
+            **{
+                name: evaluation[name]
+                for name in (
+                    *("kl_mean", "kl_standard_error", "top1_agreement"),
+                    *("engine", "engine_version", "device"),
+                )
+            },
         },
     )
     return Run(store, recipe, checkpoint, validation, evaluation)

@@ -47,7 +47,10 @@ def executor_input(folder: Path, **parameters: str) -> str:
             "inputs": {"parameterValues": parameters},
             "outputs": {
                 "outputFile": str(folder / "executor.json"),
-                "artifacts": {"model": {"artifacts": [{"uri": str(folder / "model.json")}]}},
+                "artifacts": {
+                    "model": {"artifacts": [{"uri": str(folder / "model.json")}]},
+                    "summary": {"artifacts": [{"uri": str(folder / "summary.md")}]},
+                },
             },
         }
     )

@@ -299,7 +299,10 @@ def test_the_step_reads_and_writes_what_kubeflow_passes(run, tmp_path) -> None:
                 },
                 "outputs": {
                     "parameters": {"address": {"outputFile": str(tmp_path / "out" / "address")}},
-                    "artifacts": {"published": {"artifacts": [{"uri": str(tmp_path / "receipt")}]}},
+                    "artifacts": {
+                        name: {"artifacts": [{"uri": str(tmp_path / file)}]}
+                        for name, file in (("published", "receipt"), ("summary", "summary.md"))
+                    },
                     "outputFile": str(tmp_path / "output.json"),
                 },
             }
@@ -310,3 +313,4 @@ def test_the_step_reads_and_writes_what_kubeflow_passes(run, tmp_path) -> None:
     folder = Path((tmp_path / "out" / "address").read_text())
     verify_published(LocalStore(folder))
     assert json.loads((tmp_path / "receipt").read_bytes())["facts"]["address"] == str(folder)
+    assert f"| published at | {folder} |" in (tmp_path / "summary.md").read_text()

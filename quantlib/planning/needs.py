@@ -1,0 +1,113 @@
+"""What the steps that compute ask of a cluster: memory, CPUs and GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from quantlib.compatibility import needs_calibration, needs_hidden_states
+from quantlib.model_compatibility import recipe_sharding
+from quantlib.models import BaseModelAdapter
+from quantlib.planning.hardware import Hardware
+from quantlib.planning.memory import (
+    Memory,
+    calibrate_memory,
+    quantize_memory,
+    validate_memory,
+)
+from quantlib.planning.model import ModelSizes
+from quantlib.recipe import Recipe
+
+_CPUS = 4
+"""One computes, or launches kernels; the others read ahead, hash and upload."""
+
+_CPUS_OF_AN_IDLE_STEP = 1
+_VLLM_CPUS = 2
+"""vLLM's scheduler and the step itself; each GPU's process takes two more."""
+
+_MOST_GPUS = 8
+"""Of one node: validation does not spread a model over several."""
+
+_VLLM_SHARE = 0.9
+"""Of a GPU's memory that vLLM takes."""
+
+
+@dataclass(frozen=True)
+class StepNeeds:
+    """What a step asks for.
+
+    Attributes:
+        memory: Peaks; that of the GPU is of each one.
+        cpus: CPUs.
+        gpus: GPUs.
+    """
+
+    memory: Memory
+    cpus: int
+    gpus: int
+
+
+def calibration_tokens(recipe: Recipe) -> int:
+    """Tokens that the calibrate step runs the model over; 0 for a method that needs none."""
+    calibration = recipe.calibration
+    tokens = calibration.num_samples * calibration.sequence_length
+    return tokens if needs_calibration(recipe) else 0
+
+
+def quantization_tokens(recipe: Recipe) -> int:
+    """Tokens that a quantize worker runs its blocks over; 0 for a method that needs none."""
+    return calibration_tokens(recipe) if needs_hidden_states(recipe.quantization) else 0
+
+
+def step_needs(
+    recipe: Recipe,
+    sizes: ModelSizes,
+    adapter: BaseModelAdapter,
+    hardware: Hardware,
+    product_bytes: int,
+) -> Mapping[str, StepNeeds]:
+    """What calibrate, a quantize worker and validate ask for, by the step's name.
+
+    Args:
+        recipe: What to do.
+        sizes: Of the model.
+        adapter: Of the model.
+        hardware: What it is computed on.
+        product_bytes: Bytes of a number in matrix products.
+    """
+    suppression = recipe.outlier_suppression
+    trials = suppression is not None and suppression.options.get("alpha") == "auto"
+    tokens = calibration_tokens(recipe)
+    one = int(hardware.is_gpu)
+    calibrate = calibrate_memory(sizes, tokens, hardware, product_bytes, trials=trials)
+    quantize = quantize_memory(sizes, quantization_tokens(recipe), hardware, product_bytes)
+    return {
+        "calibrate": StepNeeds(calibrate, _CPUS, one)
+        if tokens
+        else StepNeeds(calibrate, _CPUS_OF_AN_IDLE_STEP, 0),
+        "quantize": StepNeeds(quantize, _CPUS, one),
+        "validate": _validate_needs(recipe, sizes, adapter, hardware, product_bytes),
+    }
+
+
+def _validate_needs(
+    recipe: Recipe,
+    sizes: ModelSizes,
+    adapter: BaseModelAdapter,
+    hardware: Hardware,
+    product_bytes: int,
+) -> StepNeeds:
+    memory = validate_memory(sizes, hardware, product_bytes)
+    if not hardware.is_gpu:
+        return StepNeeds(memory, _CPUS, 0)
+    # At least as many as will serve it: a checkpoint that cannot be cut so is to fail here.
+    sizes_that_serve = [
+        size
+        for size in recipe_sharding(recipe, adapter).sizes()
+        if recipe.serving.tensor_parallel_size <= size <= _MOST_GPUS
+    ] or [1]
+    for gpus in sizes_that_serve:
+        memory = validate_memory(sizes, hardware, product_bytes, gpus)
+        if memory.device <= _VLLM_SHARE * hardware.memory:
+            break
+    return StepNeeds(memory, _VLLM_CPUS + 2 * gpus, gpus)

@@ -1,0 +1,175 @@
+"""What a step did, as the Markdown that a run's page shows beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from quantlib.report.build import LINEARS_NAME, read_json
+from quantlib.report.model import LinearError
+from quantlib.report.text import (
+    ABSENT,
+    duration,
+    integer,
+    markdown_table,
+    mebibytes,
+    percent,
+    plural,
+    short,
+    significant,
+    size,
+)
+from quantlib.store import Receipt, Store, run_facts
+
+_SHOWN_LINEARS = 10
+
+Row = tuple[str, str]
+
+
+def step_summary(store: Store, receipt: Receipt) -> str:
+    """The page of a step: what came out, what it took, and what it was made of.
+
+    Args:
+        store: Where the step's files are.
+        receipt: Of any step but plan, whose page is its estimate.
+
+    Raises:
+        StoreError: A file of the step is missing or damaged.
+    """
+    span = receipt.parameters.get("range")
+    lines = [f"# {receipt.step}{f' {span}' if span else ''}", ""]
+    lines += markdown_table(("", ""), _FACTS[receipt.step](receipt))
+    if LINEARS_NAME in receipt.files:
+        lines += _linears(store, receipt)
+    run = run_facts(store, receipt)
+    lines += markdown_table(
+        ("this step", ""),
+        [
+            ("time", duration(run.get("seconds"))),
+            ("largest memory", mebibytes(run.get("peak_mib"))),
+            ("files", _files(receipt)),
+            ("in the store", store.full_address(receipt.folder)),
+            ("receipt", receipt.digest()),
+            *((f"made of {name}", read.digest) for name, read in receipt.inputs.items()),
+        ],
+    )
+    lines += [f"- {remark}" for remark in run.get("remarks", ())]
+    return "\n".join(lines) + "\n"
+
+
+def _fetched(receipt: Receipt) -> Iterator[Row]:
+    facts = receipt.facts
+    yield "model type", facts["model_type"]
+    for name, value in facts["source"].items():
+        if value is not None:
+            yield name, str(value)
+    yield "weights", f"{size(facts['bytes'])} in {plural(facts['tensors'], 'tensor')}"
+    yield "digest", facts["digest"]
+
+
+def _calibrated(receipt: Receipt) -> Iterator[Row]:
+    text = receipt.facts.get("text")
+    if text is None:
+        yield "calibration", "none: the method looks at no activations"
+        return
+    yield "text", text["source"]
+    yield "digest of its tokens", text["digest"]
+    windows = f"{plural(text['samples'], 'window')} of {integer(text['sequence_length'])}"
+    yield "tokens", f"{integer(text['tokens'])}: {windows}"
+    yield "ranges start at blocks", ", ".join(map(str, receipt.parameters["boundaries"])) or ABSENT
+    observed = receipt.parameters["statistics_to"]
+    yield "channel statistics", f"of {plural(observed, 'block')}" if observed else ABSENT
+
+
+def _smoothed(receipt: Receipt) -> Iterator[Row]:
+    alphas = receipt.facts.get("alpha")
+    if alphas is None:
+        yield "outlier suppression", "none, or one without a strength"
+        return
+    used = [alpha for alpha in alphas if alpha is not None]
+    for alpha in sorted(set(used)):
+        yield f"alpha {short(alpha)}", plural(used.count(alpha), "block")
+    yield "left alone", plural(len(alphas) - len(used), "block")
+
+
+def _quantized(receipt: Receipt) -> Iterator[Row]:
+    quantization = receipt.parameters["quantization"]
+    weights = quantization["weights"]
+    yield "method", quantization["method"]
+    yield "bits", str(weights["bits"])
+    yield "group size", str(weights["group_size"])
+    yield "format", quantization["format"]
+
+
+def _merged(receipt: Receipt) -> Iterator[Row]:
+    before, after = receipt.facts["bytes_original"], receipt.facts["bytes_quantized"]
+    yield "weights", f"{size(before)} before, {size(after)} now"
+    yield (
+        "quantized blocks",
+        f"{len(receipt.facts['quantized_blocks'])} of {receipt.facts['blocks']}",
+    )
+    yield "checkpoint", receipt.facts["checkpoint_digest"]
+
+
+def _validated(receipt: Receipt) -> Iterator[Row]:
+    facts = receipt.facts
+    yield "verdict", facts["verdict"]
+    yield "reason", facts["reason"]
+    original, quantized = facts["perplexity_original"], facts["perplexity_quantized"]
+    yield "perplexity", f"{significant(original)} before, {significant(quantized)} now"
+    error = significant(facts["kl_standard_error"], 2)
+    yield "mean KL divergence", f"{significant(facts['kl_mean'])} ± {error} nats"
+    yield "same most likely token", percent(facts["top1_agreement"])
+    yield "judged by", f"{facts['engine']} {facts['engine_version']} on {facts['device']}"
+
+
+def _published(receipt: Receipt) -> Iterator[Row]:
+    address = receipt.facts["address"]
+    yield "published at", address
+    yield "checkpoint", receipt.facts["checkpoint_digest"]
+    yield "verify it", f"`quantlib verify {address}`"
+    yield "promote it", f"`quantlib promote {address} --service NAME --namespace NAMESPACE`"
+
+
+_FACTS: dict[str, Callable[[Receipt], Iterator[Row]]] = {
+    "fetch": _fetched,
+    "calibrate": _calibrated,
+    "smooth": _smoothed,
+    "quantize": _quantized,
+    "merge": _merged,
+    "validate": _validated,
+    "publish": _published,
+}
+
+
+def _linears(store: Store, receipt: Receipt) -> list[str]:
+    """How well linears were quantized, the worst ones by name."""
+    records: list[dict[str, Any]] = read_json(store, receipt, LINEARS_NAME)
+    linears = [LinearError.model_validate(record) for record in records]
+    if not linears:
+        return []
+    worst = sorted(linears, key=_error, reverse=True)[:_SHOWN_LINEARS]
+    raised = sum(linear.damping_rose for linear in linears)
+    return [
+        f"{plural(len(linears), 'linear')}, mean relative error "
+        f"{significant(sum(map(_error, linears)) / len(linears), 3)}"
+        + (f"; damping had to rise for {integer(raised)}" if raised else "")
+        + ". The least faithful:",
+        "",
+        *markdown_table(
+            ("block", "linear", "relative error"),
+            [(str(one.block), one.linear, significant(_error(one), 3)) for one in worst],
+        ),
+    ]
+
+
+def _error(linear: LinearError) -> float:
+    """Of the output, or of the weight where the method looked at no inputs."""
+    if linear.relative_error is None:
+        return linear.relative_weight_error
+    return linear.relative_error
+
+
+def _files(receipt: Receipt) -> str:
+    total = sum(record.bytes for record in receipt.files.values())
+    return f"{plural(len(receipt.files), 'file')}, {size(total)}"
