@@ -31,6 +31,7 @@ quality: $(STAMP) ## Check style, types and generated files
 	$(PYTHON) -m components --check
 	$(PYTHON) scripts/reference.py --check
 	$(PYTHON) scripts/image_requirements.py --check
+	$(VENV)/bin/actionlint
 
 style: $(STAMP) ## Fix what can be fixed by itself
 	$(VENV)/bin/ruff check --fix $(SOURCES) scripts

@@ -246,3 +246,19 @@ def test_addresses_that_are_none_are_refused_without_repeating_secrets(address: 
     with pytest.raises(InvalidInputError, match="give s3://bucket/prefix") as caught:
         open_store(address)
     assert "secret" not in str(caught.value)
+
+
+def test_credentials_come_from_a_mounted_file(
+    s3_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted = tmp_path / "credentials"
+    key, secret = s3.READER
+    mounted.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+    open_store(f"{s3_address}/a").put_bytes(b"data", "name")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(mounted))
+    reader = open_store(f"{s3_address}/a")
+    assert bytes(reader.read("name")) == b"data"
+    with pytest.raises(StoreError, match="permission"):  # these are the reader's
+        reader.put_bytes(b"other", "name")
