@@ -14,6 +14,7 @@ from pipelines.platform_spec import (
     EnvironmentSource,
     EphemeralVolume,
     KubernetesConfig,
+    SecretVolume,
     Toleration,
 )
 from quantlib.errors import InvalidInputError
@@ -21,6 +22,8 @@ from quantlib.errors import InvalidInputError
 OUTPUTS = "/outputs"
 _OWN_FOLDERS = {OUTPUTS: "quantlib-outputs", "/tmp": "quantlib-tmp"}
 """What every pod can write to, whatever its pipeline mounts, by path."""
+
+Volume = EmptyDir | EphemeralVolume | SecretVolume
 
 FINAL_EXIT_CODES = (2, 3)
 """Invalid input and a refused checkpoint (quantlib.errors): the next attempt would end the same."""
@@ -55,7 +58,12 @@ def container_fields(container: Container, where: str) -> dict[str, Any]:
             resources=fixed,
         ),
         "volumeMounts": [
-            {"name": volume.name, "mountPath": volume.path} for volume in _volumes(config)
+            {
+                "name": volume.name,
+                "mountPath": volume.path,
+                **given(readOnly=isinstance(volume, SecretVolume)),
+            }
+            for volume in _volumes(config)
         ],
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -173,14 +181,21 @@ def _environment(sources: Iterable[EnvironmentSource], kind: str) -> list[dict[s
     ]
 
 
-def _volumes(config: KubernetesConfig) -> list[EmptyDir | EphemeralVolume]:
-    volumes: list[EmptyDir | EphemeralVolume] = [*config.empty_dirs, *config.ephemeral_volumes]
+def _volumes(config: KubernetesConfig) -> list[Volume]:
+    volumes: list[Volume] = [
+        *config.empty_dirs,
+        *config.ephemeral_volumes,
+        *config.secret_volumes,
+    ]
     paths = {volume.path for volume in volumes}
     own = [EmptyDir(name, path, "", "") for path, name in _OWN_FOLDERS.items() if path not in paths]
     return volumes + own
 
 
-def _volume(volume: EmptyDir | EphemeralVolume) -> dict[str, Any]:
+def _volume(volume: Volume) -> dict[str, Any]:
+    if isinstance(volume, SecretVolume):
+        secret = {"secretName": volume.secret, **given(optional=volume.optional)}
+        return {"name": volume.name, "secret": secret}
     if isinstance(volume, EmptyDir):
         return {
             "name": volume.name,

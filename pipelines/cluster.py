@@ -134,6 +134,10 @@ class Cluster(Part):
         str, Field(description="Config map with AWS_ENDPOINT_URL_S3 and AWS_REGION.")
     ] = "quantlib-s3"
     hub_secret: Annotated[str, Field(description="Secret with HF_TOKEN.")] = "quantlib-hub"
+    signing_secret: Annotated[
+        str | None,
+        Field(description="Secret with key.pem, which publish signs with, and maybe password."),
+    ] = None
     user: Annotated[int, Field(ge=1, description="User and group id of the steps.")] = 10001
 
     def step(self, name: str) -> StepResources:

@@ -30,6 +30,25 @@ class EnvironmentSource:
 
 
 @dataclass(frozen=True)
+class SecretVolume:
+    """A secret whose values are files of the folder ``path``.
+
+    Attributes:
+        secret: Its name.
+        optional: Whether a step starts where it is missing.
+    """
+
+    secret: str
+    path: str
+    optional: bool
+
+    @property
+    def name(self) -> str:
+        """Of the volume."""
+        return f"secret-{self.secret}"
+
+
+@dataclass(frozen=True)
 class EmptyDir:
     """A folder that lives as long as the pod; ``medium`` is ``Memory`` or empty for the disk."""
 
@@ -81,6 +100,7 @@ class KubernetesConfig:
 
     secrets: tuple[EnvironmentSource, ...] = ()
     config_maps: tuple[EnvironmentSource, ...] = ()
+    secret_volumes: tuple[SecretVolume, ...] = ()
     empty_dirs: tuple[EmptyDir, ...] = ()
     ephemeral_volumes: tuple[EphemeralVolume, ...] = ()
     node_selector: Mapping[str, str] = field(default_factory=dict)
@@ -124,6 +144,7 @@ def _read_config(entry: Fields) -> KubernetesConfig:
             config_maps=tuple(
                 _read_sources(entry, "configMapAsEnv", "configMapName", "configMapKey")
             ),
+            secret_volumes=tuple(_read_secret_volumes(entry)),
             empty_dirs=tuple(_read_empty_dirs(entry)),
             ephemeral_volumes=tuple(_read_ephemeral_volumes(entry)),
             node_selector=node_selector,
@@ -143,13 +164,21 @@ def _read_sources(entry: Fields, kind: str, name: str, key: str) -> Iterator[Env
     for source in entry.elements(kind):
         with source:
             named = source.text(name)
-            # The same name once more, in the form that could be a parameter.
-            source.value(f"{name}Parameter")
+            source.value(f"{name}Parameter")  # the same, in the form that could be a parameter
             keys = {}
             for pair in source.elements("keyToEnv"):
                 with pair:
                     keys[pair.text("envVar")] = pair.text(key)
             yield EnvironmentSource(named, keys, source.boolean("optional"))
+
+
+def _read_secret_volumes(entry: Fields) -> Iterator[SecretVolume]:
+    for volume in entry.elements("secretAsVolume"):
+        with volume:
+            volume.value("secretNameParameter")  # the same, in the form that could be a parameter
+            yield SecretVolume(
+                volume.text("secretName"), volume.text("mountPath"), volume.boolean("optional")
+            )
 
 
 def _read_empty_dirs(entry: Fields) -> Iterator[EmptyDir]:

@@ -30,6 +30,8 @@ from pipelines.cluster import PLANNED_STEPS, Accelerator, Cluster
 from quantlib.code import CODE_VARIABLE, code_version
 from quantlib.config import load_config
 from quantlib.planning import HARDWARE
+from quantlib.publishing.keys import PASSWORD_VARIABLE
+from quantlib.publishing.signing import KEY_VARIABLE
 from quantlib.recipe import SHIPPED_RECIPES
 
 # In one line: kfp writes a default into a comment of the compiled file without minding its line
@@ -41,7 +43,7 @@ DEVICES = ("auto", "cpu", "cuda")
 LITERALS = {"device": DEVICES, "gpu": ("", *HARDWARE)}
 """Parameters that the run form shows as drop-downs: the SDK has no notation for them."""
 
-SCRATCH = "/scratch"
+SCRATCH, SIGNING = "/scratch", "/signing"
 _USES_HUB = frozenset({"fetch"})
 _FINAL = frozenset({"gate"})
 """Steps that fail on purpose, which a retry would only delay."""
@@ -227,6 +229,8 @@ def _configure(
     )
     _add_store_access(task, step, cluster)
     _add_scratch(task, cluster)
+    if step == "publish" and cluster.signing_secret is not None:
+        _add_signing_key(task, cluster.signing_secret)
     if step == "validate":
         kubernetes.empty_dir_mount(
             task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shared_memory
@@ -251,6 +255,12 @@ def _add_store_access(task: dsl.PipelineTask, step: str, cluster: Cluster) -> No
         kubernetes.use_secret_as_env(
             task, cluster.hub_secret, {"HF_TOKEN": "HF_TOKEN"}, optional=True
         )
+
+
+def _add_signing_key(task: dsl.PipelineTask, secret: str) -> None:
+    kubernetes.use_secret_as_volume(task, secret, SIGNING)
+    task.set_env_variable(KEY_VARIABLE, f"{SIGNING}/key.pem")
+    kubernetes.use_secret_as_env(task, secret, {"password": PASSWORD_VARIABLE}, optional=True)
 
 
 def _add_scratch(task: dsl.PipelineTask, cluster: Cluster) -> None:

@@ -119,6 +119,7 @@ def test_what_a_pod_asks_for_is_translated(translate: Translate) -> None:
         task.set_retry(3, "30s", 2.0, "3600s")
         kubernetes.use_secret_as_env(task, "keys", {"key": "KEY"}, optional=True)
         kubernetes.use_config_map_as_env(task, "places", {"url": "URL"})
+        kubernetes.use_secret_as_volume(task, "signing", "/signing")
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="1Gi")
         kubernetes.add_ephemeral_volume(
             task, "scratch", "/scratch", ["ReadWriteOnce"], "9Gi", "fast"
@@ -164,16 +165,20 @@ def test_what_a_pod_asks_for_is_translated(translate: Translate) -> None:
         "/dev/shm",
         "/outputs",
         "/scratch",
+        "/signing",
         "/tmp",
     }
+    (mount,) = (each for each in container["volumeMounts"] if each["mountPath"] == "/signing")
+    assert mount == {"name": "secret-signing", "mountPath": "/signing", "readOnly": True}
     claim = {
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": "9Gi"}},
         "storageClassName": "fast",
     }
-    assert template["volumes"][:2] == [
+    assert template["volumes"][:3] == [
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
         {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}},
+        {"name": "secret-signing", "secret": {"secretName": "signing"}},
     ]
     assert template["securityContext"]["runAsUser"] == template["securityContext"]["fsGroup"] == 7
     assert template["metadata"]["labels"]["quantlib.io/step"] == "work"
@@ -317,8 +322,8 @@ def test_a_field_that_is_new_to_the_reading_is_translated_or_refused() -> None:
         "accelerator_count",
         ir.Container: "image argv environment resources kubernetes",
         ir.Dag: "tasks parameters artifacts",
-        KubernetesConfig: "secrets config_maps empty_dirs ephemeral_volumes node_selector "
-        "tolerations affinity labels annotations pull_policy timeout user group non_root",
+        KubernetesConfig: "secrets config_maps secret_volumes empty_dirs ephemeral_volumes "
+        "node_selector tolerations affinity labels annotations pull_policy timeout user group non_root",
     }
     for kind, names in known.items():
         # Where this fails, teach pipelines/argo.py the new field and name it here.

@@ -11,7 +11,9 @@ import pipelines.quantize  # noqa: F401 - components take the images' names when
 from components import _images
 from pipelines.cluster import Cluster, load_cluster
 from pipelines.compiling import CompileOptions, compile_to, write_kubernetes_manifests
+from pipelines.ir import Container
 from pipelines.placeholders import Placeholder
+from pipelines.platform_spec import SecretVolume
 from pipelines.reader import read_pipeline
 from quantlib.code import code_version
 from quantlib.errors import InvalidInputError
@@ -126,3 +128,23 @@ def test_pods_of_a_recipe_carry_its_digest(tmp_path: Path) -> None:
     assert len(label) == 12
     compile_to(file, CompileOptions())
     assert "quantlib.io/recipe" not in file.read_text()
+
+
+def test_publish_alone_gets_the_key_that_signs(tmp_path: Path) -> None:
+    profile, file = tmp_path / "cluster.yaml", tmp_path / "p.yaml"
+    profile.write_text("signing_secret: release-key\n")
+    compile_to(file, CompileOptions(str(profile)))
+    components = read_pipeline(file.read_text()).components
+    for name, component in components.items():
+        container: Any = component.implementation
+        if not isinstance(container, Container):
+            continue
+        config = container.kubernetes
+        variables = {variable for source in config.secrets for variable in source.keys}
+        if name == "comp-publish":
+            assert config.secret_volumes == (SecretVolume("release-key", "/signing", False),)
+            assert container.environment["QUANTLIB_SIGNING_KEY"] == "/signing/key.pem"
+            assert "QUANTLIB_SIGNING_PASSWORD" in variables
+        else:
+            assert config.secret_volumes == ()
+            assert "QUANTLIB_SIGNING_PASSWORD" not in variables

@@ -15,6 +15,7 @@ from pipelines.platform_spec import (
     EphemeralVolume,
     KubernetesConfig,
     MatchExpression,
+    SecretVolume,
     Toleration,
 )
 from pipelines.reader import load_pipeline
@@ -36,6 +37,7 @@ def test_what_a_pod_asks_for_is_read(tmp_path: Path) -> None:
         task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(2)
         kubernetes.use_secret_as_env(task, "keys", {"key": "KEY"}, optional=True)
         kubernetes.use_config_map_as_env(task, "places", {"url": "URL"})
+        kubernetes.use_secret_as_volume(task, "signing", "/signing", optional=True)
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="1Gi")
         kubernetes.add_ephemeral_volume(
             task, "scratch", "/scratch", ["ReadWriteOnce"], "9Gi", "fast"
@@ -68,6 +70,7 @@ def test_what_a_pod_asks_for_is_read(tmp_path: Path) -> None:
     assert container.kubernetes == KubernetesConfig(
         secrets=(EnvironmentSource("keys", {"KEY": "key"}, True),),
         config_maps=(EnvironmentSource("places", {"URL": "url"}, False),),
+        secret_volumes=(SecretVolume("signing", "/signing", True),),
         empty_dirs=(EmptyDir("shm", "/dev/shm", "Memory", "1Gi"),),
         ephemeral_volumes=(
             EphemeralVolume("scratch", "/scratch", "9Gi", ("ReadWriteOnce",), "fast"),
