@@ -323,7 +323,8 @@ def test_a_field_that_is_new_to_the_reading_is_translated_or_refused() -> None:
         ir.Container: "image argv environment resources kubernetes",
         ir.Dag: "tasks parameters artifacts",
         KubernetesConfig: "secrets config_maps secret_volumes empty_dirs ephemeral_volumes "
-        "node_selector tolerations affinity labels annotations pull_policy timeout user group non_root",
+        "node_selector tolerations affinity labels annotations pull_policy timeout user group "
+        "non_root",
     }
     for kind, names in known.items():
         # Where this fails, teach pipelines/argo.py the new field and name it here.
