@@ -43,6 +43,11 @@ def preload() -> None:
     os.environ.update(_ENVIRONMENT)
     from vllm import LLM  # noqa: F401 imported for later
 
+    # A process has to ask Linux for the tile registers. vLLM's kernel for 4-bit weights uses them
+    # unasked, and dies of it (SIGILL) where no product of unquantized weights came before.
+    if torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()
+
 
 class VllmEngine:
     """A model that vLLM has loaded."""
