@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,17 +22,44 @@ def end_group(process: subprocess.Popen[bytes], seconds: float = _SECONDS_TO_END
 
     Args:
         process: The leader of the group.
-        seconds: What it gets to end by itself after SIGTERM.
+        seconds: What they get to end by themselves after SIGTERM.
     """
-    if process.poll() is None:
-        signal_group(process, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-    signal_group(process, signal.SIGKILL)  # whatever it has started itself, too
+    deadline = time.monotonic() + seconds
+    signal_group(process, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    # What the others share outlives them if they are killed: memory in /dev/shm.
+    _wait_for(lambda: not living(process.pid), deadline)
+    signal_group(process, signal.SIGKILL)
     process.wait()
     # The others are no children of this process: it can only look whether they are gone.
-    deadline = time.monotonic() + _SECONDS_TO_VANISH
-    while living(process.pid) and time.monotonic() < deadline:
+    _wait_for(lambda: not living(process.pid), time.monotonic() + _SECONDS_TO_VANISH)
+
+
+def end_others(seconds: float = _SECONDS_TO_END) -> None:
+    """Ends every process of this process's group but this one.
+
+    Args:
+        seconds: What they get to end by themselves after SIGTERM.
+    """
+    own = os.getpid()
+
+    def others() -> list[int]:
+        return [process for process in living(os.getpgrp()) if process != own]
+
+    def signal_others(number: signal.Signals) -> None:
+        for process in others():
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    signal_others(signal.SIGTERM)
+    _wait_for(lambda: not others(), time.monotonic() + seconds)
+    signal_others(signal.SIGKILL)
+    _wait_for(lambda: not others(), time.monotonic() + _SECONDS_TO_VANISH)
+
+
+def _wait_for(condition: Callable[[], bool], deadline: float) -> None:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 

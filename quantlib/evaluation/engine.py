@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantlib.evaluation.metrics import Comparison
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -25,7 +27,7 @@ class Scored:
 
 
 class Engine(Protocol):
-    """One loaded model.
+    """One loaded model. What takes the head is done where the model is: logits stay there.
 
     Attributes:
         device: cpu or cuda.
@@ -40,8 +42,31 @@ class Engine(Protocol):
     def score(self, window: Tensor, own_logprobs: bool) -> Scored:
         """Reads a window, int64 ``[sequence]``."""
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits ``[rows, vocabulary]`` of hidden states ``[rows, hidden_size]``."""
+    def count_logits(self, hidden: Tensor) -> int:
+        """How many logits the head gives for each of the hidden states ``[rows, hidden_size]``."""
+
+    def compare(self, reference: Tensor, candidate: Tensor, targets: Tensor) -> Comparison:
+        """Compares what the head makes of two models' hidden states.
+
+        Args:
+            reference: ``[positions, hidden_size]``.
+            candidate: The same of the other model.
+            targets: int64 ``[positions]``, the token that comes next.
+
+        Returns:
+            The comparison, on the CPU.
+        """
+
+    def next_token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log likelihood of each target by the head, float32 ``[positions]`` on the CPU.
+
+        Args:
+            hidden: ``[positions, hidden_size]``.
+            targets: int64 ``[positions]``.
+        """
 
     def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Continues token sequences greedily; gives the new tokens of each."""
+
+    def close(self) -> None:
+        """Ends the processes that it has started."""

@@ -42,6 +42,7 @@ class Setting:
         tokenizer: Of the models.
         prompts: To be completed by both.
         max_new_tokens: At most so many tokens per prompt.
+        tensor_parallel_size: Devices that share a model.
     """
 
     engine: EngineChoice
@@ -51,6 +52,7 @@ class Setting:
     tokenizer: Tokenizer
     prompts: tuple[str, ...]
     max_new_tokens: int
+    tensor_parallel_size: int = 1
 
     @property
     def text(self) -> dict[str, Any]:
@@ -66,7 +68,9 @@ class Setting:
 
     def parameters(self) -> dict[str, Any]:
         """What decides a model's predictions, besides the model."""
+        shared = self.tensor_parallel_size
         return {
+            **({"tensor_parallel_size": shared} if shared > 1 else {}),
             "engine": self.engine.name,
             "engine_version": self.engine.version,
             "device": self.device,
@@ -233,6 +237,7 @@ def _run(
         max_new_tokens=setting.max_new_tokens,
         reference=None if reference_file is None else str(reference_file),
         output=str(output.scratch),
+        tensor_parallel_size=setting.tensor_parallel_size,
     )
     label = f"{'original' if reference is None else 'quantized'} by {setting.engine.name}"
     log = output.scratch / LOG_NAME

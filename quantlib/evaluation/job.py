@@ -33,6 +33,7 @@ class Job:
         reference: :data:`REFERENCE_NAME` of the original model, to compare with; None for the
             original model itself, whose file is then written.
         output: Folder for what the worker writes.
+        tensor_parallel_size: Devices that share the model.
     """
 
     engine: str
@@ -44,6 +45,7 @@ class Job:
     max_new_tokens: int
     reference: str | None
     output: str
+    tensor_parallel_size: int = 1
 
     def write(self, path: Path) -> None:
         """Writes the job as JSON."""

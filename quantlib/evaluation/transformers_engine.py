@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.engine import Scored
-from quantlib.evaluation.metrics import next_token_logprobs
+from quantlib.evaluation.metrics import Comparison, compare, next_token_logprobs
 
 if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
@@ -40,7 +40,22 @@ class TransformersEngine:
         logits = self._model(tokens, use_cache=False).logits[0, :-1]
         return Scored(hidden, next_token_logprobs(logits, tokens[0, 1:]))
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def count_logits(self, hidden: Tensor) -> int:
+        """How many logits the head gives for each of the hidden states ``[rows, hidden_size]``."""
+        return self._logits(hidden).shape[1]
+
+    def compare(self, reference: Tensor, candidate: Tensor, targets: Tensor) -> Comparison:
+        """Compares what the head makes of two models' hidden states."""
+        states = torch.cat([reference.to(self.device), candidate.to(self.device)])
+        of_reference, of_candidate = self._logits(states).split(len(reference))
+        compared = compare(of_reference, of_candidate, targets.to(self.device))
+        return Comparison(*(tensor.cpu() for tensor in vars(compared).values()))
+
+    def next_token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log likelihood of each target by the head, float32 ``[positions]`` on the CPU."""
+        return next_token_logprobs(self._logits(hidden), targets.to(self.device)).cpu()
+
+    def _logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[rows, vocabulary]`` of hidden states ``[rows, hidden_size]``."""
         from transformers.modeling_outputs import MoeModelOutputWithPast
 
@@ -70,6 +85,9 @@ class TransformersEngine:
             output = self._model.generate(tokens, attention_mask=torch.ones_like(tokens))
             found.append(output[0, len(prompt) :].tolist())
         return found
+
+    def close(self) -> None:
+        """Does nothing: no process was started."""
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Any:

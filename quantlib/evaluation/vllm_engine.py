@@ -1,7 +1,9 @@
-"""vLLM, in this process, on whatever device it was built for.
+"""vLLM, on whatever device it was built for.
 
 The final hidden states are taken from a forward hook on the model, one window at a time, and logits
-are computed by the model's own ``compute_logits``: what is compared is what vLLM serves.
+are computed by the model's own ``compute_logits``: what is compared is what vLLM serves. A model on
+one device is in this process; one over several is in a worker process for each, and what looks at
+it is sent there (:mod:`quantlib.evaluation.vllm_model`).
 """
 
 from __future__ import annotations
@@ -10,24 +12,27 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantlib.compute import cpu_multiplies
 from quantlib.errors import QuantlibError
+from quantlib.evaluation import vllm_model
 from quantlib.evaluation.engine import Scored
 
 if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
+    from quantlib.evaluation.metrics import Comparison
 
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the model stays within reach of this process
+    # Scheduling is in this process, and so is a model on one device.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_INT4_W4A8": "0",  # or CPUs with AMX also quantize the activations of W4A16
     # Reading a window asks for one token more, and a window may be as long as the model's limit.
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
@@ -50,7 +55,7 @@ def preload() -> None:
 
 
 class VllmEngine:
-    """A model that vLLM has loaded."""
+    """A model that vLLM has loaded, in this process or in a worker for each device."""
 
     throughput_method = "greedy decoding of all prompts in one batch"
 
@@ -66,12 +71,19 @@ class VllmEngine:
                 f"for {job.device}, or set the device to auto"
             )
         config = json.loads((Path(job.model) / "config.json").read_text(encoding="utf-8"))
+        self._devices = devices = job.tensor_parallel_size
         self.numerics = f"blocks in {job.dtype}, logits in float32"
-        if self.device == "cpu" and _multiply_in_float32(job.dtype):
+        options: dict[str, Any] = {}
+        if self.device == "cpu" and _emulates_products(job.dtype):
+            options["worker_cls"] = "quantlib.evaluation.vllm_cpu_worker.Float32CpuWorker"
             self.numerics += (
                 f"; products of unquantized weights in float32, rounded to {job.dtype}, since "
                 "this processor has no instruction for them"
             )
+        if devices > 1:
+            self.numerics += f"; tensor parallel over {devices} devices"
+            if self.device == "cpu":
+                _share_processors(devices)
         register_without_subprocess(config)
         sequence = _sequence_length(job)
         sequences = max(1, len(job.prompts))
@@ -81,21 +93,21 @@ class VllmEngine:
             skip_tokenizer_init=True,
             enforce_eager=True,
             enable_prefix_caching=False,
-            distributed_executor_backend="uni",
+            tensor_parallel_size=devices,
+            distributed_executor_backend="uni" if devices == 1 else "mp",
             async_scheduling=False,
             max_model_len=sequence,
             max_num_seqs=sequences,
             max_num_batched_tokens=max(sequence, sequences),
-            kv_cache_memory_bytes=_kv_cache_bytes(config, sequence, sequences),
+            kv_cache_memory_bytes=_kv_cache_bytes(config, sequence, sequences, devices),
+            **options,
         )
-        self._captured: list[Tensor] | None = None
-        self._llm.apply_model(self._attach)
+        self._llm.apply_model(vllm_model.attach)
 
     def score(self, window: Tensor, own_logprobs: bool) -> Scored:
         """Reads a window, int64 ``[sequence]``."""
         from vllm import SamplingParams
 
-        self._captured = []
         parameters = SamplingParams(
             temperature=0,
             max_tokens=1,
@@ -103,10 +115,9 @@ class VllmEngine:
             prompt_logprobs=0 if own_logprobs else None,
         )
         tokens = window.tolist()
-        with self._float32_head(own_logprobs):
-            (output,) = self._llm.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)
-        hidden = torch.cat(self._captured)
-        self._captured = None
+        self._on_model(vllm_model.start_capture, float32_head=own_logprobs)
+        (output,) = self._llm.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)
+        hidden: Tensor = self._on_model(vllm_model.take_captured)
         if len(hidden) != len(tokens):
             raise QuantlibError(
                 f"vLLM computed {len(hidden)} hidden states for a window of {len(tokens)} tokens; "
@@ -117,10 +128,24 @@ class VllmEngine:
         chosen = zip(output.prompt_logprobs[1:], tokens[1:], strict=True)
         return Scored(hidden, torch.tensor([given[token].logprob for given, token in chosen]))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits ``[rows, vocabulary]`` of hidden states ``[rows, hidden_size]``."""
-        with self._float32_head(), torch.inference_mode():
-            return self._model.compute_logits(hidden.to(self._hidden_device))
+    def count_logits(self, hidden: Tensor) -> int:
+        """How many logits the head gives for each of the hidden states ``[rows, hidden_size]``."""
+        count: int = self._on_model(vllm_model.count_logits, hidden=hidden)
+        return count
+
+    def compare(self, reference: Tensor, candidate: Tensor, targets: Tensor) -> Comparison:
+        """Compares what the head makes of two models' hidden states."""
+        found: Comparison = self._on_model(
+            vllm_model.compare, reference=reference, candidate=candidate, targets=targets
+        )
+        return found
+
+    def next_token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log likelihood of each target by the head, float32 ``[positions]`` on the CPU."""
+        found: Tensor = self._on_model(
+            vllm_model.next_token_logprobs, hidden=hidden, targets=targets
+        )
+        return found
 
     def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Continues token sequences greedily; gives the new tokens of each."""
@@ -132,29 +157,21 @@ class VllmEngine:
         )
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    def _attach(self, model: nn.Module) -> None:
-        from vllm.model_executor.layers.logits_processor import LogitsProcessor
+    def close(self) -> None:
+        """Ends the processes that it has started."""
+        if self._devices > 1:
+            self._llm.llm_engine.engine_core.shutdown()
 
-        def capture(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            if self._captured is not None:
-                self._captured.append(output.clone())
+    def _on_model(self, function: Callable[..., Any], **arguments: Any) -> Any:
+        """What a function of :mod:`quantlib.evaluation.vllm_model` gives on the first rank."""
+        return self._llm.apply_model(partial(function, **arguments))[0]
 
-        model.register_forward_hook(capture)
-        self._model: Any = model
-        self._hidden_device = next(model.parameters()).device
-        self._heads = [part for part in model.modules() if isinstance(part, LogitsProcessor)]
 
-    @contextmanager
-    def _float32_head(self, wanted: bool = True) -> Iterator[None]:
-        """Computes logits in float32: in 16 bits their rounding alone is some KL divergence."""
-        before = [head.head_dtype for head in self._heads]
-        try:
-            for head in self._heads if wanted else ():
-                head.head_dtype = torch.float32
-            yield
-        finally:
-            for head, dtype in zip(self._heads, before, strict=True):
-                head.head_dtype = dtype
+def _share_processors(workers: int) -> None:
+    """Lets workers on a CPU share its cores, where vLLM asks for a NUMA node for each."""
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
 
 
 def _sequence_length(job: Job) -> int:
@@ -163,11 +180,13 @@ def _sequence_length(job: Job) -> int:
     return max(window + 1, longest_prompt + job.max_new_tokens)
 
 
-def _kv_cache_bytes(config: dict[str, Any], sequence: int, sequences: int) -> int:
-    """A KV cache for ``sequences`` sequences at once, in 16 bits."""
+def _kv_cache_bytes(config: dict[str, Any], sequence: int, sequences: int, devices: int) -> int:
+    """A device's part of a KV cache for ``sequences`` sequences at once, in 16 bits."""
     heads = config["num_attention_heads"]
     head_size = config.get("head_dim") or config["hidden_size"] // heads
-    per_layer = 2 * (config.get("num_key_value_heads") or heads) * head_size * 2
+    # Fewer heads than devices are repeated.
+    heads_here = max(1, (config.get("num_key_value_heads") or heads) // devices)
+    per_layer = 2 * heads_here * head_size * 2
     blocks = sequences * math.ceil(sequence / _KV_BLOCK) + 2
     layers = config["num_hidden_layers"]
     if config.get("sliding_window"):
@@ -185,29 +204,10 @@ def register_without_subprocess(config: dict[str, Any]) -> None:
             ModelRegistry.register_model(architecture, model_class)
 
 
-def _multiply_in_float32(dtype: str) -> bool:
-    """Makes vLLM's oneDNN products run in float32 where 16 bits are emulated, 3 to 10 times slower.
-
-    oneDNN sums 16-bit products in float32 and rounds the sum, and so does this. Kernels of
-    quantized linears are left alone.
-
-    Returns:
-        Whether it was needed and done.
-    """
+def _emulates_products(dtype: str) -> bool:
+    """Whether vLLM's oneDNN products in a dtype are emulated here, and can be replaced."""
     from vllm import _custom_ops as ops
 
     if platform.machine() != "x86_64" or cpu_multiplies(getattr(torch, dtype)):
         return False
-    if not hasattr(ops, "create_onednn_mm") or not hasattr(ops, "onednn_mm"):
-        return False
-    create, multiply = ops.create_onednn_mm, ops.onednn_mm
-
-    def create_float32(weight: Tensor, *arguments: Any) -> Any:
-        return create(weight.float(), *arguments)
-
-    def multiply_float32(handler: Any, inputs: Tensor, bias: Tensor | None) -> Tensor:
-        bias = None if bias is None else bias.float()
-        return multiply(handler, inputs.float(), bias).to(inputs.dtype)
-
-    ops.create_onednn_mm, ops.onednn_mm = create_float32, multiply_float32
-    return True
+    return hasattr(ops, "create_onednn_mm") and hasattr(ops, "onednn_mm")

@@ -26,7 +26,8 @@ from torch import Tensor
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.engine import Engine
 from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
-from quantlib.evaluation.metrics import Comparison, compare, next_token_logprobs
+from quantlib.evaluation.metrics import Comparison
+from quantlib.process_group import end_others
 
 _LOGITS_BYTES_AT_ONCE = 1 << 28
 _LOGPROB_TOLERANCE = 1e-2
@@ -115,7 +116,7 @@ def compare_windows(
         The comparison, each tensor ``[windows, sequence - 1]``, and the size of the vocabulary.
     """
     hidden = reference["hidden"]
-    vocabulary = engine.logits(hidden[0, :1]).shape[1]
+    vocabulary = engine.count_logits(hidden[0, :1])
     rows = max(1, _LOGITS_BYTES_AT_ONCE // (2 * 4 * vocabulary))
     _require_agreement(engine, hidden[0], windows[0], reference["logprobs"], _OTHER_HEAD)
     found: list[Comparison] = []
@@ -125,12 +126,9 @@ def compare_windows(
         if scored.logprobs is not None:
             _require_agreement(engine, states, window, scored.logprobs, _NOT_OWN)
         parts = [
-            _compare_rows(engine, *part)
+            engine.compare(*part)
             for part in zip(
-                hidden[index].to(states.device).split(rows),
-                states.split(rows),
-                window[1:].to(states.device).split(rows),
-                strict=True,
+                hidden[index].split(rows), states.split(rows), window[1:].split(rows), strict=True
             )
         ]
         found.append(_joined(torch.cat, parts))
@@ -138,16 +136,9 @@ def compare_windows(
     return _joined(torch.stack, found), vocabulary
 
 
-def _compare_rows(
-    engine: Engine, reference: Tensor, candidate: Tensor, targets: Tensor
-) -> Comparison:
-    logits = engine.logits(torch.cat([reference, candidate]))
-    return compare(logits[: len(reference)], logits[len(reference) :], targets.to(logits.device))
-
-
 def _joined(join: Callable[[list[Tensor]], Tensor], parts: list[Comparison]) -> Comparison:
     columns = zip(*(vars(part).values() for part in parts), strict=True)
-    return Comparison(*(join([tensor.cpu() for tensor in column]) for column in columns))
+    return Comparison(*(join(list(column)) for column in columns))
 
 
 def _require_agreement(
@@ -155,9 +146,9 @@ def _require_agreement(
 ) -> None:
     """Requires that the head gives given log likelihoods on a window's last positions."""
     given = logprobs[-_CHECKED_POSITIONS:].cpu()
-    logits = engine.logits(hidden[-_CHECKED_POSITIONS:])
-    targets = window[1:][-_CHECKED_POSITIONS:].to(logits.device)
-    error = float((next_token_logprobs(logits, targets).cpu() - given).abs().max())
+    targets = window[1:][-_CHECKED_POSITIONS:]
+    found = engine.next_token_logprobs(hidden[-_CHECKED_POSITIONS:], targets)
+    error = float((found - given).abs().max())
     if not error <= _LOGPROB_TOLERANCE and given.isfinite().all():
         raise QuantlibError(f"{complaint}: they differ by up to {error:.3g} nats")
 
@@ -187,17 +178,23 @@ def _preload(engine: str) -> None:
 
 
 def _run_forked(job_file: str, log: str, progress: TextIO) -> int:
-    """Does a job in a forked process, and gives its exit code."""
+    """Does a job in a forked process, and gives its exit code when all that it started is gone."""
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        end_others()
+        return status
     status = 1
     try:
         with open(log, "wb") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         job = Job.read(Path(job_file))
-        run(job, load_engine(job), lambda: print("window", file=progress))
+        engine = load_engine(job)  # kept until the end: taking it apart would take a second
+        try:
+            run(job, engine, lambda: print("window", file=progress))
+        finally:
+            engine.close()
         status = 0
     except QuantlibError as error:
         print(f"{type(error).__name__}: {error}")
