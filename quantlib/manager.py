@@ -8,8 +8,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantlib.checkpoint.source import ReceiptSource
 from quantlib.compatibility import resolve_format
+from quantlib.errors import InvalidInputError
 from quantlib.formats import format_registry
+from quantlib.model_compatibility import sharing_problems
+from quantlib.models import open_model
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe
@@ -47,13 +51,17 @@ class QuantizationManager:
         source: The model: a folder, a ``.gguf`` file, or ``hf://org/name@revision``.
         store: Where the steps' files go. What is committed there already is not done again.
         device: auto, cpu or cuda.
+        gpus: What validation spreads a model over.
     """
 
-    def __init__(self, recipe: Recipe, source: str, store: Store, device: str = "auto") -> None:
+    def __init__(
+        self, recipe: Recipe, source: str, store: Store, device: str = "auto", gpus: int = 1
+    ) -> None:
         self.recipe = recipe
         self.source = source
         self.store = store
         self.device = device
+        self.gpus = gpus
         self._init_components()
 
     def _init_components(self) -> None:
@@ -80,6 +88,8 @@ class QuantizationManager:
         """
         store, recipe, device = self.store, self.recipe, self.device
         model = fetch(store, self.source)
+        if validated:
+            self._require_shareable(model)
         ranges = plan(store, recipe, model, 0)
         calibration = calibrate(store, recipe, model, ranges, device)
         smoothing = smooth(store, recipe, model, calibration)
@@ -92,10 +102,16 @@ class QuantizationManager:
             return QuantizationResult(
                 checkpoint, build_report(store, recipe, checkpoint, None, planned=ranges)
             )
-        validation = validate(store, recipe, model, checkpoint, device)
+        validation = validate(store, recipe, model, checkpoint, device, self.gpus)
         evaluation = read_evaluation(store, validation)
         report = build_report(store, recipe, checkpoint, evaluation, validation, ranges)
         return QuantizationResult(checkpoint, report)
+
+    def _require_shareable(self, model: Receipt) -> None:
+        _, adapter = open_model(ReceiptSource(self.store, model))
+        problems = sharing_problems(self.recipe.quantization, adapter, self.gpus, "gpus")
+        if problems:
+            raise InvalidInputError(problems)
 
     def save(self, result: QuantizationResult, output: Path) -> None:
         """Writes the checkpoint folder: complete, or not at all.

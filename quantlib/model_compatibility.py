@@ -55,7 +55,12 @@ def model_problems(
         suppression = recipe.outlier_suppression
         suppressor = outlier_suppression_registry.get_suppressor(suppression.method)
         problems += suppressor(suppression.options).problems(adapter)
-    problems += _serving_problems(recipe, adapter)
+    problems += sharing_problems(
+        recipe.quantization,
+        adapter,
+        recipe.serving.tensor_parallel_size,
+        "serving.tensor_parallel_size",
+    )
     for field, section in (
         ("calibration", recipe.calibration if needs_calibration(recipe) else None),
         ("validation", recipe.validation),
@@ -157,27 +162,36 @@ def _expert_problems(section: QuantizationSection, adapter: BaseModelAdapter) ->
     return problems
 
 
-def recipe_sharding(recipe: Recipe, adapter: BaseModelAdapter) -> Sharding:
-    """How the quantized model can be spread over GPUs; whatever allows the same of the original."""
-    exact = exact_linears(recipe.quantization, adapter)
+def quantized_sharding(section: QuantizationSection, adapter: BaseModelAdapter) -> Sharding:
+    """How the quantized model can be spread over GPUs; the original can in each of these ways."""
+    exact = exact_linears(section, adapter)
     quantized = {
         linear.rpartition(".")[2]
         for block, names in enumerate(exact)
         for linear in set(adapter.linears(block)) - names
     }
-    return sharding_of(adapter.config, recipe.quantization.weights, quantized)
+    return sharding_of(adapter.config, section.weights, quantized)
 
 
-def _serving_problems(recipe: Recipe, adapter: BaseModelAdapter) -> list[Problem]:
-    sharding = recipe_sharding(recipe, adapter)
-    size = recipe.serving.tensor_parallel_size
+def sharing_problems(
+    section: QuantizationSection, adapter: BaseModelAdapter, gpus: int, setting: str
+) -> list[Problem]:
+    """Why GPUs cannot share a model, before or after it is quantized.
+
+    Args:
+        section: How the model is quantized.
+        adapter: The model's family.
+        gpus: How many.
+        setting: What asks for them, for messages.
+    """
+    sharding = quantized_sharding(section, adapter)
     return [
         Problem(
-            "serving.tensor_parallel_size",
-            f"{size} GPUs cannot share the model: {what}",
+            setting,
+            f"{gpus} GPUs cannot share the model: {what}",
             f"sizes that work: {', '.join(map(str, sharding.sizes()))}",
         )
-        for what in (sharding.problems(size) if size > 1 else ())
+        for what in (sharding.problems(gpus) if gpus > 1 else ())
     ]
 
 

@@ -10,6 +10,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
 from quantlib.compatibility import exact_linears, needs_calibration
 from quantlib.errors import Problem, StoreError
+from quantlib.model_compatibility import sharing_problems
 from quantlib.models import BaseModelAdapter, open_model
 from quantlib.recipe import Recipe
 from quantlib.sources import FolderAddress, parse_address, source_problems
@@ -18,7 +19,7 @@ from quantlib.steps.plan import input_problems as plan_problems
 from quantlib.store import open_store
 
 
-def input_problems(recipe: Recipe, source: str, store: str) -> list[Problem]:
+def input_problems(recipe: Recipe, source: str, store: str, gpus: int = 1) -> list[Problem]:
     """Why a run cannot work: the model, the recipe on it, the texts, and room for the store.
 
     A model on the hub and a GGUF file are checked further when they have been fetched.
@@ -27,6 +28,7 @@ def input_problems(recipe: Recipe, source: str, store: str) -> list[Problem]:
         recipe: What to do.
         source: The model.
         store: The store's address.
+        gpus: What validation spreads a model over.
     """
     problems = destination_problems(store)
     faults = source_problems(source)
@@ -34,9 +36,12 @@ def input_problems(recipe: Recipe, source: str, store: str) -> list[Problem]:
     if isinstance(address, FolderAddress):
         files = FolderSource(address.path)
         faults = plan_problems(recipe, files)
-        if not faults and not store.startswith("s3://"):
-            folder = Path(store.removeprefix("file://"))
-            problems += _space_problems(recipe, *open_model(files), folder)
+        if not faults:
+            checkpoint, adapter = open_model(files)
+            faults = sharing_problems(recipe.quantization, adapter, gpus, "gpus")
+            if not store.startswith("s3://"):
+                folder = Path(store.removeprefix("file://"))
+                problems += _space_problems(recipe, checkpoint, adapter, folder)
     return problems + faults
 
 

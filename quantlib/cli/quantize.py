@@ -59,6 +59,13 @@ Examples:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--validate", is_flag=True, help="Compare with the original; exit 3 if worse.")
 @click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="GPUs that validation spreads a model over.",
+)
+@click.option(
     "--store",
     type=click.Path(path_type=Path),
     help="Keep the steps' files here, for other runs. Default: a folder beside the output, "
@@ -71,6 +78,7 @@ def quantize(
     config: str | None,
     device: str,
     validate: bool,
+    gpus: int,
     store: Path | None,
     overwrite: bool,
     **options: Any,
@@ -91,13 +99,15 @@ def quantize(
     output_path = output_path.absolute()
     folder = store or output_path.with_name(f".{output_path.name}.quantlib")
     if validate:
-        choose_engine(recipe.validation.engine)
+        choose_engine(recipe.validation.engine, gpus=gpus)
+    elif gpus > 1:
+        raise InvalidInputError.one("--gpus", "is for validation only", "add --validate")
     problems = output_problems(output_path, overwrite=overwrite)
-    problems += input_problems(recipe, model_path, str(folder))
+    problems += input_problems(recipe, model_path, str(folder), gpus)
     if problems:
         raise InvalidInputError(problems)
     existed = folder.exists()
-    manager = QuantizationManager(recipe, model_path, LocalStore(folder), device)
+    manager = QuantizationManager(recipe, model_path, LocalStore(folder), device, gpus)
     try:
         result = manager.quantize(validated=validate)
         manager.save(result, output_path)

@@ -65,6 +65,7 @@ def choose_engine(
     environment: Mapping[str, str] = os.environ,
     *,
     cpu_problem: str | None = None,
+    gpus: int = 1,
 ) -> EngineChoice:
     """The engine that was requested, or the one that the environment allows in its place.
 
@@ -72,11 +73,26 @@ def choose_engine(
         requested: vllm or transformers.
         environment: Where :data:`FALLBACK_VARIABLE` is looked up.
         cpu_problem: Why vLLM cannot serve the checkpoint on a CPU; None where it can.
+        gpus: What a model is spread over.
 
     Raises:
         InvalidInputError: The engine is not installed, or is a vLLM for CPUs that cannot serve the
-            checkpoint, and no other is allowed.
+            checkpoint, and no other is allowed; or it cannot spread a model.
     """
+    choice = _choose(requested, environment, cpu_problem)
+    if gpus > 1 and choice.name == "transformers":
+        because = f"; {choice.fallback_reason}" if choice.fallback_reason else ""
+        raise InvalidInputError.one(
+            "validation.engine",
+            f"transformers runs a model on one GPU, not on {gpus}{because}",
+            "let vllm judge, or give one GPU",
+        )
+    return choice
+
+
+def _choose(
+    requested: str, environment: Mapping[str, str], cpu_problem: str | None
+) -> EngineChoice:
     installed = find_spec(requested) is not None
     vllm = installed_vllm()
     helpless = cpu_problem is not None and vllm is not None and vllm.on_cpu

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantlib.compatibility import needs_calibration, needs_hidden_states
-from quantlib.model_compatibility import recipe_sharding
+from quantlib.model_compatibility import quantized_sharding
 from quantlib.models import BaseModelAdapter
 from quantlib.planning.hardware import Hardware
 from quantlib.planning.memory import (
@@ -103,7 +103,7 @@ def _validate_needs(
     # At least as many as will serve it: a checkpoint that cannot be cut so is to fail here.
     sizes_that_serve = [
         size
-        for size in recipe_sharding(recipe, adapter).sizes()
+        for size in quantized_sharding(recipe.quantization, adapter).sizes()
         if recipe.serving.tensor_parallel_size <= size <= _MOST_GPUS
     ] or [1]
     for gpus in sizes_that_serve:

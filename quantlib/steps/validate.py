@@ -38,7 +38,12 @@ EVALUATION_NAME = "evaluation.json"
 
 
 def validate(
-    store: Store, recipe: Recipe, model: Receipt, checkpoint: Receipt, device: str = "auto"
+    store: Store,
+    recipe: Recipe,
+    model: Receipt,
+    checkpoint: Receipt,
+    device: str = "auto",
+    gpus: int = 1,
 ) -> Receipt:
     """Judges a checkpoint.
 
@@ -51,12 +56,14 @@ def validate(
         model: The fetch step's receipt.
         checkpoint: The merge step's receipt.
         device: auto, cpu or cuda.
+        gpus: What each of the two models is spread over.
 
     Raises:
-        InvalidInputError: The engine is not installed, or there is too little held-out text.
+        InvalidInputError: The engine is not installed or cannot spread a model, or there is too
+            little held-out text.
         QuantlibError: The engine failed; the message ends with the last lines of its log.
     """
-    setting = _setting(store, recipe, model, checkpoint, device)
+    setting = _setting(store, recipe, model, checkpoint, device, gpus)
     parameters = {
         "text_source": setting.windows.source,
         "fallback_reason": setting.engine.fallback_reason,
@@ -119,12 +126,13 @@ def main(call: StepCall) -> None:
 
 
 def _setting(
-    store: Store, recipe: Recipe, model: Receipt, checkpoint: Receipt, device: str
+    store: Store, recipe: Recipe, model: Receipt, checkpoint: Receipt, device: str, gpus: int
 ) -> Setting:
     section = recipe.validation
     source = ReceiptSource(store, model)
     _, adapter = open_model(source)
-    engine = choose_engine(section.engine, cpu_problem=cpu_problem(recipe.quantization, adapter))
+    problem = cpu_problem(recipe.quantization, adapter)
+    engine = choose_engine(section.engine, cpu_problem=problem, gpus=gpus)
     return Setting(
         engine=engine,
         device=device,
@@ -133,6 +141,7 @@ def _setting(
         tokenizer=load_tokenizer(source),
         prompts=section.prompts,
         max_new_tokens=section.max_new_tokens,
+        tensor_parallel_size=gpus,
     )
 
 
