@@ -7,14 +7,19 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 _SECONDS_TO_END = 10.0
 _SECONDS_TO_VANISH = 1.0
 _LAST_LINES = 8
 _ERROR_LINE = re.compile(r"^(?:\([^)]*\) |\[rank\d+\]: )?[\w.]*(?:Error|Exception|Interrupt)\b: ")
+_LOGGED_ERROR = re.compile(
+    r"^(?P<prefix>\([^)]*\) ERROR [^\[]*\[[^\]]*\] )(?:Worker proc |[\w.]*(?:Error|Exception)\b: )"
+)
+_OF_ANOTHER_PROCESS = re.compile(r"initialization failed|: cancelled$")
 
 
 def end_group(process: subprocess.Popen[bytes], seconds: float = _SECONDS_TO_END) -> None:
@@ -81,9 +86,25 @@ def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> No
 
 
 def last_lines(log: Path) -> str:
-    """What a log ends with: from its last error on, at most eight lines."""
+    """What a log ends with: from its last error on, at most eight lines.
+
+    Where that error only says that another process of vLLM failed, it is what that one logged.
+    """
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     errors = [number for number, line in enumerate(lines) if _ERROR_LINE.match(line)]
     start = errors[-1] if errors else max(0, len(lines) - _LAST_LINES)
-    return "\n".join(lines[start : start + _LAST_LINES])
+    found = lines[start:]
+    if errors and _OF_ANOTHER_PROCESS.search(found[0]):
+        found = _logged_error(lines[:start]) or found
+    return "\n".join(found[:_LAST_LINES])
+
+
+def _logged_error(lines: Sequence[str]) -> list[str]:
+    for number in reversed(range(len(lines))):
+        match = _LOGGED_ERROR.match(lines[number])
+        if match and not _OF_ANOTHER_PROCESS.search(lines[number]):
+            prefix = match["prefix"]
+            following = takewhile(lambda line: line.startswith(prefix), lines[number:])
+            return [line.removeprefix(prefix) for line in following]
+    return []

@@ -29,6 +29,54 @@ def test_a_group_that_ignores_sigterm_is_gone_with_its_children() -> None:
     assert not living(process.pid)
 
 
+CAREFUL = """
+import os, signal, sys, time
+def end(*_):
+    time.sleep(0.3)
+    open(sys.argv[1], "w").close()
+    os._exit(0)
+if os.fork():
+    signal.pause()
+signal.signal(signal.SIGTERM, end)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def test_children_that_outlive_the_leader_may_end_by_themselves(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CAREFUL, str(tmp_path / "ended")],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"up\n"
+        end_group(process)
+    assert (tmp_path / "ended").exists()
+    assert not living(process.pid)
+
+
+OTHERS = """
+import os, subprocess, sys
+from quantlib.process_group import end_others, living
+ignoring = "import signal, time; signal.signal(15, signal.SIG_IGN); print(); time.sleep(60)"
+for code in (ignoring, "import time; print(); time.sleep(60)"):
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    process.stdout.readline()
+before = living(os.getpid())
+end_others(seconds=0.2)
+print(len(before), living(os.getpid()) == [os.getpid()])
+"""
+
+
+def test_a_process_ends_the_others_of_its_group() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OTHERS], capture_output=True, check=True, start_new_session=True
+    )
+    assert done.stdout == b"3 True\n"
+
+
 def test_the_last_error_of_a_log_is_found(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(
@@ -45,6 +93,32 @@ def test_the_last_error_of_a_log_is_found(tmp_path: Path) -> None:
         "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n"
         "  Value error, Unsupported quantization config: bits=4, sym=False"
     )
+
+
+def test_what_another_process_of_vllm_logged_is_found(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    worker = "(Worker_TP1 pid=8757) ERROR 11-25 22:33:46 [multiproc_executor.py:953] "
+    log.write_text(
+        f"{worker}WorkerProc failed to start.\n"
+        f"{worker}Traceback (most recent call last):\n"
+        f"{worker}RuntimeError: start (64) + length (64)\n"
+        f"{worker}exceeds dimension size (100).\n"
+        "(Worker_TP0 pid=8756) INFO 11-25 22:33:47 [base_loader.py:82] Initializing model\n"
+        "Traceback (most recent call last):\n"
+        "Exception: WorkerProc initialization failed due to an exception in a background process.\n"
+    )
+    assert last_lines(log) == (
+        "RuntimeError: start (64) + length (64)\nexceeds dimension size (100)."
+    )
+    log.write_text(
+        "(MainProcess pid=2094) ERROR 11-25 22:32:35 [multiproc_executor.py:315] Worker proc "
+        "VllmWorker-1 died unexpectedly (exit code: -9), shutting down executor.\n"
+        "RuntimeError: cancelled\n"
+        "resource_tracker: There appear to be 1 leaked semaphore objects\n"
+    )
+    assert last_lines(log).startswith("Worker proc VllmWorker-1 died unexpectedly (exit code: -9)")
+    log.write_text("RuntimeError: cancelled\n")
+    assert last_lines(log) == "RuntimeError: cancelled"
 
 
 def test_a_log_without_an_error_ends_with_its_last_lines(tmp_path: Path) -> None:

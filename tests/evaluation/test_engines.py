@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation import engines
+from quantlib.evaluation.metrics import next_token_logprobs
 from quantlib.evaluation.transformers_engine import TransformersEngine
 
 
@@ -44,6 +45,20 @@ def test_the_environment_allows_a_fallback(capsys: pytest.CaptureFixture[str]) -
     assert choice.name == "transformers"
     assert choice.fallback_reason == "vLLM is not installed here"
     assert "warning: vLLM is not installed here" in capsys.readouterr().err
+
+
+def test_transformers_spreads_no_model() -> None:
+    with pytest.raises(InvalidInputError) as error:
+        engines.choose_engine("transformers", {}, gpus=2)
+    assert str(error.value).startswith(
+        "validation.engine: transformers runs a model on one GPU, not on 2; let vllm judge"
+    )
+
+
+@pytest.mark.usefixtures("without_vllm")
+def test_a_fallback_spreads_no_model() -> None:
+    with pytest.raises(InvalidInputError, match="not on 2; vLLM is not installed here; let vllm"):
+        engines.choose_engine("vllm", {engines.FALLBACK_VARIABLE: "transformers"}, gpus=2)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -83,7 +98,10 @@ def test_logits_are_those_of_the_model_and_not_only_of_its_head(
     window = torch.arange(2, 34)
     expected = engine._model(window[None]).logits[0]
     scored = engine.score(window, own_logprobs=True)
-    torch.testing.assert_close(engine.logits(scored.hidden), expected)
+    targets = window.roll(-1)
+    torch.testing.assert_close(
+        engine.next_token_logprobs(scored.hidden, targets), next_token_logprobs(expected, targets)
+    )
     # And once more, so that nothing of the call stays.
     torch.testing.assert_close(engine.score(window, own_logprobs=False).hidden, scored.hidden)
 
