@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
-from quantlib.evaluation.evaluate import summarize
+from quantlib.calibration.corpus import Windows
+from quantlib.evaluation.engines import EngineChoice
+from quantlib.evaluation.evaluate import Setting, summarize
 
 RANDOM = np.random.default_rng(0)
 KL = RANDOM.uniform(size=(5, 30)).astype(np.float32)
@@ -44,3 +49,13 @@ def test_positions_that_are_not_finite_are_counted() -> None:
 def test_a_huge_loss_gives_an_infinite_perplexity() -> None:
     figures = summarize(KL, NLL[0], NLL[1] + 1e4, SAME)
     assert figures.perplexity_quantized == math.inf
+
+
+def test_several_gpus_are_part_of_what_decides_the_predictions() -> None:
+    windows = Windows(np.zeros((2, 8), np.int64), "text", "digest")
+    setting = Setting(
+        EngineChoice("vllm", "1"), "cuda", "bfloat16", windows, Tokenizer(BPE()), (), 4
+    )
+    assert "tensor_parallel_size" not in setting.parameters()
+    spread = dataclasses.replace(setting, tensor_parallel_size=2)
+    assert spread.parameters() == setting.parameters() | {"tensor_parallel_size": 2}

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
 from quantlib.evaluation.process import Workers
 from quantlib.evaluation.worker import load_engine, run
+from quantlib.process_group import living
 from quantlib.store import LocalStore
 
 MakeJob = Callable[..., Job]
@@ -111,3 +116,88 @@ def test_what_vllm_refuses_is_quoted(
     with pytest.raises(QuantlibError, match="the engine failed") as error:
         run_one(make_job(broken, engine="vllm"))
     assert "sorcery" in str(error.value)
+
+
+def require_like(first: list[list[int]], second: list[list[int]]) -> None:
+    """Completions of a random model part where two tokens are equally likely."""
+    same = [one == two for pair in zip(first, second, strict=True) for one, two in zip(*pair)]
+    assert sum(same) >= 0.75 * len(same) > 0
+
+
+def test_a_model_over_two_devices_predicts_the_same(
+    tiny_llama: Path, original: tuple[Outcome, Path], make_job: MakeJob, run_one: RunOne
+) -> None:
+    first, reference = original
+    job = make_job(tiny_llama, engine="vllm", tensor_parallel_size=2)
+    second = run_one(job)
+    assert second.numerics == f"{first.numerics}; tensor parallel over 2 devices"
+    alone, shared = load_file(reference), load_file(Path(job.output) / REFERENCE_NAME)
+    assert alone.keys() == shared.keys()
+    for name, expected in alone.items():
+        torch.testing.assert_close(shared[name], expected, rtol=0.05, atol=0.2)
+        assert (shared[name].float() - expected.float()).abs().mean() < 0.03
+    require_like(first.completions, second.completions)
+
+
+def test_a_quantized_model_over_two_devices_is_judged_alike(
+    w4a16: Path, original: tuple[Outcome, Path], make_job: MakeJob, run_one: RunOne
+) -> None:
+    jobs = [
+        make_job(w4a16, original[1], engine="vllm", tensor_parallel_size=size) for size in (1, 2)
+    ]
+    first, second = map(run_one, jobs)
+    alone, shared = map(comparison, jobs)
+    np.testing.assert_allclose(shared["reference_nll"], alone["reference_nll"], atol=1e-4)
+    np.testing.assert_allclose(shared["candidate_nll"], alone["candidate_nll"], atol=0.25)
+    assert shared["candidate_nll"].mean() == pytest.approx(alone["candidate_nll"].mean(), abs=0.02)
+    assert shared["kl"].mean() == pytest.approx(alone["kl"].mean(), rel=0.05)
+    assert shared["same_top1"].mean() == pytest.approx(alone["same_top1"].mean(), abs=0.05)
+    assert second.vocabulary == first.vocabulary == 512
+    require_like(first.completions, second.completions)
+
+
+def devices_of(workers: Workers) -> list[int]:
+    """The workers of vLLM itself, in the order of their ranks."""
+    assert workers.process is not None
+    found = {
+        Path(f"/proc/{process}/cmdline").read_text().rstrip("\0 "): process
+        for process in living(workers.process.pid)
+    }
+    return [found[f"VLLM::Worker_TP{rank}"] for rank in range(2)]
+
+
+def test_an_interruption_ends_the_workers_of_all_devices(
+    tiny_llama: Path, make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job(tiny_llama, engine="vllm", tensor_parallel_size=2)
+    seen: list[int] = []
+    with Workers("vllm") as workers:
+
+        def interrupt() -> None:
+            seen.extend(devices_of(workers))
+            raise KeyboardInterrupt  # what the command line makes of SIGINT
+
+        with pytest.raises(KeyboardInterrupt):
+            workers.run(job, "original", tmp_path / "log", "the log", interrupt)
+    assert len(seen) == 2
+    assert workers.process is not None
+    assert not living(workers.process.pid)
+
+
+def test_a_device_whose_worker_is_killed_fails_the_job_alone(
+    tiny_llama: Path, make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job(tiny_llama, engine="vllm", tensor_parallel_size=2)
+    killed: list[int] = []
+    with Workers("vllm") as workers:
+
+        def kill() -> None:
+            if not killed:
+                killed.append(devices_of(workers)[1])
+                os.kill(killed[0], signal.SIGKILL)
+
+        with pytest.raises(QuantlibError, match=r"VllmWorker-1 died unexpectedly \(exit code: -9"):
+            workers.run(job, "original", tmp_path / "log", "the log", kill)
+        assert workers.process is not None
+        assert living(workers.process.pid) == [workers.process.pid]
+        workers.run(make_job(tiny_llama, engine="vllm"), "original", tmp_path / "log", "X", print)
