@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -16,6 +16,7 @@ _SECONDS_TO_END = 10.0
 _SECONDS_TO_VANISH = 1.0
 _LAST_LINES = 8
 _ERROR_LINE = re.compile(r"^(?:\([^)]*\) |\[rank\d+\]: )?[\w.]*(?:Error|Exception|Interrupt)\b: ")
+_IGNORED_SIGNALS = re.compile(r"^SigIgn:\s*([0-9a-f]+)", re.MULTILINE)
 _LOGGED_ERROR = re.compile(
     r"^(?P<prefix>\([^)]*\) ERROR [^\[]*\[[^\]]*\] )(?:Worker proc |[\w.]*(?:Error|Exception)\b: )"
 )
@@ -33,12 +34,8 @@ def end_group(process: subprocess.Popen[bytes], seconds: float = _SECONDS_TO_END
     signal_group(process, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
-    # What the others share outlives them if they are killed: memory in /dev/shm.
-    _wait_for(lambda: not living(process.pid), deadline)
-    signal_group(process, signal.SIGKILL)
+    _end(lambda: living(process.pid), deadline)
     process.wait()
-    # The others are no children of this process: it can only look whether they are gone.
-    _wait_for(lambda: not living(process.pid), time.monotonic() + _SECONDS_TO_VANISH)
 
 
 def end_others(seconds: float = _SECONDS_TO_END) -> None:
@@ -52,20 +49,41 @@ def end_others(seconds: float = _SECONDS_TO_END) -> None:
     def others() -> list[int]:
         return [process for process in living(os.getpgrp()) if process != own]
 
-    def signal_others(number: signal.Signals) -> None:
-        for process in others():
-            with suppress(ProcessLookupError):
-                os.kill(process, number)
-
-    signal_others(signal.SIGTERM)
-    _wait_for(lambda: not others(), time.monotonic() + seconds)
-    signal_others(signal.SIGKILL)
-    _wait_for(lambda: not others(), time.monotonic() + _SECONDS_TO_VANISH)
+    _signal(others(), signal.SIGTERM)
+    _end(others, time.monotonic() + seconds)
 
 
-def _wait_for(condition: Callable[[], bool], deadline: float) -> None:
-    while not condition() and time.monotonic() < deadline:
+def _end(remaining: Callable[[], list[int]], deadline: float) -> None:
+    """Waits for processes to end, and kills those that do not.
+
+    What ignores SIGTERM comes last: Python's tracker of shared memory, which ends by itself when
+    the others have, and frees what they could not.
+    """
+    for sparing in (True, False):
+        _wait_until_none(remaining, deadline)
+        left = remaining()
+        _signal([p for p in left if not (sparing and _ignores_sigterm(p))], signal.SIGKILL)
+        deadline = time.monotonic() + _SECONDS_TO_VANISH
+    # They are no children of this process: it can only look whether they are gone.
+    _wait_until_none(remaining, deadline)
+
+
+def _wait_until_none(remaining: Callable[[], list[int]], deadline: float) -> None:
+    while remaining() and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def _signal(processes: Iterable[int], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def _ignores_sigterm(process: int) -> bool:
+    with suppress(OSError):
+        match = _IGNORED_SIGNALS.search(Path(f"/proc/{process}/status").read_text())
+        return match is not None and bool(int(match[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
 
 
 def living(group: int) -> list[int]:

@@ -57,6 +57,31 @@ def test_children_that_outlive_the_leader_may_end_by_themselves(tmp_path: Path) 
     assert not living(process.pid)
 
 
+STUCK = """
+import signal, time
+from multiprocessing.shared_memory import SharedMemory
+signal.signal(signal.SIGTERM, lambda *_: None)
+print(SharedMemory(create=True, size=8).name, flush=True)
+time.sleep(60)
+"""
+
+
+def test_shared_memory_of_a_killed_process_is_freed() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        memory = Path("/dev/shm") / process.stdout.readline().decode().strip()
+        assert memory.exists()
+        end_group(process, seconds=0.2)
+    assert not memory.exists()
+    assert not living(process.pid)
+
+
 OTHERS = """
 import os, subprocess, sys
 from quantlib.process_group import end_others, living

@@ -221,6 +221,15 @@ BAD: list[tuple[str, Change, list[str], str]] = [
     ("dataset", nothing, ["--calibration-dataset", "./none.txt"], "there is no such file"),
     ("suppression", nothing, ["--outlier-suppression", "magic"], "known: smooth_quant"),
     ("device", nothing, ["--device", "tpu"], "unknown"),
+    (
+        "GPUs that cannot share",
+        nothing,
+        ["--validate", "--gpus", "3"],
+        "gpus: 3 GPUs cannot share the model: 2 attention heads cannot be divided by 3; sizes that "
+        "work: 1, 2",
+    ),
+    ("GPUs without validation", nothing, ["--gpus", "2"], "--gpus: is for validation only"),
+    ("no GPU", nothing, ["--validate", "--gpus", "0"], "0 is not in the range x>=1"),
 ]
 
 
