@@ -31,7 +31,10 @@ def predict(folder, tokens, output):
         json.dump(found, file)
 
 if __name__ == "__main__":
+    import torch
     from vllm import LLM, SamplingParams
+    if torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()  # the kernel for 4-bit weights uses tiles without asking for them
     tokens, preparation, jobs = json.loads(sys.argv[1])
     exec(preparation)
     for folder, output in jobs:

@@ -190,7 +190,11 @@ def test_from_release_to_production_and_back(
     monkeypatch.setenv("QUANTLIB_PUBLIC_KEY", str(public))
     monkeypatch.setenv("KUBECONFIG", str(cluster.server.kubeconfig))
     watched, recipe = tmp_path / "watched", tmp_path / "tiny.json"
-    judged = {"engine": "vllm", "max_new_tokens": 8, "thresholds": QUICK["validation"]["thresholds"]}
+    judged = {
+        "engine": "vllm",
+        "max_new_tokens": 8,
+        "thresholds": QUICK["validation"]["thresholds"],
+    }
     recipe.write_text(small_recipe(model=str(watched), validation=judged).canonical_json())
     watch = ["watch", str(recipe), "--once", "--store", f"{PLACES}/store"]
     watch += ["--publish-to", f"{PLACES}/models"]

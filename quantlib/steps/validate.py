@@ -12,6 +12,7 @@ from typing import Any
 from quantlib.calibration.corpus import load_tokenizer
 from quantlib.calibration.inputs import evaluation_windows
 from quantlib.checkpoint.source import ReceiptSource
+from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import choose_engine
 from quantlib.evaluation.evaluate import (
     REFERENCE_STEP,
@@ -107,7 +108,7 @@ def main(call: StepCall) -> None:
     store = call.store()
     recipe = recipe_from_text(call.text("recipe"))
     model, checkpoint = call.receipt("model"), call.receipt("checkpoint")
-    receipt = validate(store, recipe, model, checkpoint, call.text("device"))
+    receipt = validate(store, recipe, model, checkpoint, call.text("device"), _gpus(call))
     evaluation = read_evaluation(store, receipt)
     report = build_report(store, recipe, checkpoint, evaluation, receipt)
     call.write_receipt("validation", store, receipt)
@@ -123,6 +124,14 @@ def main(call: StepCall) -> None:
     call.write_beside("report", JSON_NAME, report.to_json())
     call.write_parameter("verdict", receipt.facts["verdict"])
     call.write_parameter("reason", receipt.facts["reason"])
+
+
+def _gpus(call: StepCall) -> int:
+    """GPUs that share the model. The plan's word for none is 0: one model, on whatever there is."""
+    text = call.text("gpus")
+    if not text.isdecimal():
+        raise InvalidInputError.one("parameter gpus", f"is no number of GPUs: {text!r}")
+    return max(1, int(text))
 
 
 def _setting(

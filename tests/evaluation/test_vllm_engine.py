@@ -100,7 +100,7 @@ def test_both_engines_agree_on_a_quantized_model(
     vllm, transformers = comparison(judged), comparison(second)
     for name in ("reference_nll", "candidate_nll"):
         assert vllm[name].mean() == pytest.approx(transformers[name].mean(), abs=0.01)
-        np.testing.assert_allclose(vllm[name], transformers[name], atol=0.25)
+        np.testing.assert_allclose(vllm[name], transformers[name], atol=0.4)  # bfloat16
     assert transformers["kl"].mean() > 0.005
     assert vllm["kl"].mean() == pytest.approx(transformers["kl"].mean(), rel=0.1)
     assert vllm["same_top1"].mean() == pytest.approx(transformers["same_top1"].mean(), abs=0.05)
