@@ -12,7 +12,7 @@ from typing import Any
 import docstring_parser
 import yaml
 
-from quantlib.steps import STEP_NAMES
+from quantlib.steps import ALL_STEP_NAMES
 
 ROOT = Path(__file__).parent
 _TYPES = {"String": "string", "Integer": "integer", "List[String]": "list of strings"}
@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
     check = parser.parse_args().check
     outdated = []
-    for step in STEP_NAMES:
+    for step in ALL_STEP_NAMES:
         path = ROOT / step / "README.md"
         text = render_readme(step)
         if path.exists() and path.read_text(encoding="utf-8") == text:

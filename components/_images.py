@@ -1,10 +1,12 @@
 """The container images of the steps: the only place with an image name.
 
 The tag is the version of quantlib, so a compiled pipeline always runs the code that it was compiled
-from. Set ``QUANTLIB_IMAGE`` and ``QUANTLIB_VALIDATE_IMAGE`` when compiling to take the images from
-a registry of your own, best by digest; ``make push-images`` writes a lock file that names them so.
+from. Set ``QUANTLIB_IMAGE``, ``QUANTLIB_VALIDATE_IMAGE`` and ``QUANTLIB_WATCH_IMAGE`` when
+compiling to take the images from a registry of your own, best by digest; ``make push-images``
+writes a lock file that names them so.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -15,10 +17,13 @@ from quantlib import __version__
 from quantlib.errors import InvalidInputError, Problem
 
 QUANTLIB_IMAGE = os.environ.get("QUANTLIB_IMAGE", f"quantlib:{__version__}")
-"""Every step but validate."""
+"""Every step but those below."""
 
 VALIDATE_IMAGE = os.environ.get("QUANTLIB_VALIDATE_IMAGE", f"quantlib-validate:{__version__}")
 """Adds vLLM, which only validate needs."""
+
+WATCH_IMAGE = os.environ.get("QUANTLIB_WATCH_IMAGE", f"quantlib-watch:{__version__}")
+"""The step resolve and ``quantlib watch``: without torch, and with what starts runs."""
 
 IMAGE_VARIABLE = "QUANTLIB_IMAGE"
 """In a container, the variable that says which image it runs; reports name it."""
@@ -30,15 +35,31 @@ _REFERENCE = re.compile(r"[a-z0-9][\w.:/-]*(@\S+)?")
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a pipeline.
+    """The images of the pipelines.
 
     Attributes:
-        quantlib: Of every step but validate.
+        quantlib: Of every step but the two below.
         validate: Of validate.
+        watch: Of resolve.
     """
 
     quantlib: str
     validate: str
+    watch: str
+
+    @property
+    def of_quantization(self) -> tuple[str, str]:
+        """What the steps that make a checkpoint run in."""
+        return self.quantlib, self.validate
+
+    def of(self, step: str) -> str:
+        """The image that a step runs in."""
+        return {"validate": self.validate, "resolve": self.watch}.get(step, self.quantlib)
+
+
+def named_images() -> Images:
+    """The images as they are called where no lock file says so."""
+    return Images(QUANTLIB_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE)
 
 
 def is_floating(image: str) -> bool:
@@ -58,7 +79,7 @@ def read_lock(path: Path) -> Images:
     """Reads the lock file that ``make images`` and ``make push-images`` write.
 
     Raises:
-        InvalidInputError: It cannot be read, or does not name both images and nothing else.
+        InvalidInputError: It cannot be read, or does not name each image and nothing else.
     """
     where = f"lock file {path}"
     try:
@@ -71,16 +92,16 @@ def read_lock(path: Path) -> Images:
         raise InvalidInputError.one(where, f"is no JSON: {error}") from None
     if not isinstance(entries, dict):
         raise InvalidInputError.one(where, "is no mapping")
+    names = [field.name for field in dataclasses.fields(Images)]
     problems = [
-        Problem(f"{where}: {name}", "is unknown")
-        for name in sorted(entries.keys() - {"quantlib", "validate"})
+        Problem(f"{where}: {name}", "is unknown") for name in sorted(entries.keys() - set(names))
     ]
-    for name in ("quantlib", "validate"):
+    for name in names:
         image = entries.get(name)
         if image is None:
-            problems.append(Problem(f"{where}: {name}", "is missing"))
+            problems.append(Problem(f"{where}: {name}", "is missing", "make images"))
         elif not isinstance(image, str) or not _REFERENCE.fullmatch(image):
             problems.append(Problem(f"{where}: {name}", f"is no name of an image: {image!r}"))
     if problems:
         raise InvalidInputError(problems)
-    return Images(entries["quantlib"], entries["validate"])
+    return Images(**entries)

@@ -21,13 +21,13 @@ from pipelines._options import (
     checked_recipe,
     compile_options,
     job_options,
+    pipeline_option,
     require_reachable,
     run_parameters,
     server_options,
 )
 from pipelines.compiling import NAME, CompileOptions, compile_to, write_kubernetes_manifests
 from pipelines.docker import DockerRunner
-from pipelines.ir import Container
 from pipelines.kubeflow import Kubeflow, Server
 from pipelines.local import RunResult, run_pipeline
 from pipelines.process import ProcessRunner, Runner
@@ -49,6 +49,7 @@ Examples:
   python -m pipelines compile --cluster local --output build/quantize.yaml
   python -m pipelines compile --images-lock build/images.lock.json --kubernetes
   python -m pipelines compile --target argo --output build/workflow.yaml
+  python -m pipelines compile --pipeline watch --output build/watch.yaml
 """
 _RUN_EXAMPLES = """\b
 Examples:
@@ -87,18 +88,19 @@ def main() -> None:
     help="Also write the Pipeline and PipelineVersion objects, beside the file.",
 )
 @click.option("--namespace", default="quantlib", show_default=True, help="Of the objects.")
+@pipeline_option
 @compile_options
 def compile_command(
-    output: Path, target: str, kubernetes: bool, namespace: str, **options: Any
+    output: Path, target: str, kubernetes: bool, namespace: str, pipeline: str, **options: Any
 ) -> None:
-    """Writes the pipeline in the form that Kubeflow Pipelines takes, or Argo Workflows."""
+    """Writes a pipeline in the form that Kubeflow Pipelines takes, or Argo Workflows."""
     chosen = CompileOptions(**options)
     if target == "argo":
         if kubernetes:
             raise click.UsageError("--kubernetes goes with --target kubeflow")
-        _compile_argo(output, chosen, namespace)
+        _compile_argo(output, chosen, pipeline, namespace)
     else:
-        compile_to(output, chosen)
+        compile_to(output, chosen, pipeline)
     click.echo(output)
     if kubernetes:
         objects = output.with_suffix(".kubernetes.yaml")
@@ -106,12 +108,12 @@ def compile_command(
         click.echo(objects)
 
 
-def _compile_argo(output: Path, options: CompileOptions, namespace: str) -> None:
+def _compile_argo(output: Path, options: CompileOptions, pipeline: str, namespace: str) -> None:
     from pipelines.argo import write_workflow_template
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PIPELINE_NAME
-        compile_to(file, options)
+        compile_to(file, options, pipeline)
         write_workflow_template(load_pipeline(file), output, namespace=namespace)
 
 
@@ -123,6 +125,7 @@ main.add_command(watch)
 @main.command("run", epilog=_RUN_EXAMPLES)
 @click.argument("recipe")
 @job_options
+@click.option("--job", default="", help="Digest of the job that asks, as watch gives it.")
 @click.option(
     "--parallel",
     type=click.IntRange(min=1),
@@ -220,13 +223,9 @@ def _start_runner(name: str, network: str, file: Path) -> Runner:
     """The runner, which can run what a compiled pipeline asks for."""
     if name == "process":
         return ProcessRunner()
-    implementations = [
-        component.implementation for component in load_pipeline(file).components.values()
-    ]
     runner = DockerRunner(network)
-    asyncio.run(
-        runner.require({part.image for part in implementations if isinstance(part, Container)})
-    )
+    containers = load_pipeline(file).containers.values()
+    asyncio.run(runner.require({container.image for container in containers}))
     return runner
 
 

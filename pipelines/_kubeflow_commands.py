@@ -12,34 +12,40 @@ from pipelines._options import (
     checked_recipe,
     compile_options,
     job_options,
+    pipeline_option,
     require_reachable,
     run_parameters,
     server_options,
 )
-from pipelines.compiling import NAME, CompileOptions, compile_to
+from pipelines.compiling import WATCH_NAME, CompileOptions, compile_to
 from pipelines.kubeflow import Kubeflow, Server, check_cron
+from quantlib.watching import destination_of
 
 _UPLOAD_EXAMPLES = """\b
 Examples:
   python -m pipelines upload --host http://127.0.0.1:8080
   python -m pipelines upload --host https://kubeflow.example --namespace quantlib \\
       --images-lock build/images.lock.json
+  python -m pipelines upload --pipeline watch --host http://127.0.0.1:8080
 """
 _SCHEDULE_EXAMPLES = """\b
 Examples:
-  python -m pipelines schedule gptq --model hf://org/name --store s3://bucket/store \\
-      --cron "0 0 3 * * *" --host http://127.0.0.1:8080 --namespace quantlib
+  python -m pipelines schedule llama-w4.yaml --store s3://bucket/store \\
+      --publish-to s3://bucket/models --cron "0 0 3 * * *" \\
+      --host http://127.0.0.1:8080 --namespace quantlib
 """
 
 
 @click.command("upload", epilog=_UPLOAD_EXAMPLES)
-@click.option("--name", default=NAME, show_default=True, help="Of the pipeline.")
+@click.option("--name", default="", help="Of the pipeline.  [default: as the pipeline is called]")
 @click.option("--version", default="", help="Of the version.  [default: the code's]")
+@pipeline_option
 @compile_options
 @server_options
 def upload_command(
     name: str,
     version: str,
+    pipeline: str,
     cluster: str,
     images_lock: Path | None,
     allow_floating: bool,
@@ -49,16 +55,16 @@ def upload_command(
     kubeflow = Kubeflow(Server(**server))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PIPELINE_NAME
-        compile_to(file, CompileOptions(cluster, images_lock, allow_floating))
-        pipeline, uploaded = kubeflow.upload(file, name, version)
-    click.echo(f"pipeline: {pipeline}")
+        compile_to(file, CompileOptions(cluster, images_lock, allow_floating), pipeline)
+        identity, uploaded = kubeflow.upload(file, name or pipeline, version)
+    click.echo(f"pipeline: {identity}")
     click.echo(f"version:  {uploaded}")
 
 
 @click.command("schedule", epilog=_SCHEDULE_EXAMPLES)
 @click.argument("recipe")
 @click.option("--cron", required=True, help="Second, minute, hour, day, month, day of week.")
-@click.option("--name", default="", help="Of the schedule.  [default: quantize-RECIPE]")
+@click.option("--name", default="", help="Of the schedule.  [default: watch-RECIPE]")
 @job_options
 @compile_options
 @server_options
@@ -72,24 +78,25 @@ def schedule_command(
     publish_to: str,
     device: str,
     gpu: str | None,
-    job: str,
     cluster: str,
     images_lock: Path | None,
     allow_floating: bool,
     **server: str,
 ) -> None:
-    """Quantizes again and again in Kubeflow, by RECIPE: a file, or the name of a shipped one.
+    """Watches the model of RECIPE in Kubeflow: a file, or the name of a shipped one.
 
-    One run at a time; times that were missed are not made up for. A run whose model, recipe and
-    code are those of an earlier one finds its work in the store and ends soon.
+    Each run of the schedule resolves the model, and quantizes it where this release is not
+    published yet. One run at a time; times that were missed are not made up for.
     """
     check_cron(cron)
     checked = checked_recipe(recipe, model)
-    parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu, job)
+    destination_of(checked, publish_to)
+    parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu)
     require_reachable(parameters)
     kubeflow = Kubeflow(Server(**server))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PIPELINE_NAME
-        compile_to(file, CompileOptions(cluster, images_lock, allow_floating, checked))
-        named = name or f"{NAME}-{Path(recipe).stem}"
+        options = CompileOptions(cluster, images_lock, allow_floating, checked)
+        compile_to(file, options, WATCH_NAME)
+        named = name or f"{WATCH_NAME}-{Path(recipe).stem}"
         click.echo(kubeflow.schedule(file, parameters, named, cron))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pipelines.compiling import NAME
+from pipelines.compiling import NAME, PIPELINES
 from pipelines.kubeflow import HOST_VARIABLE
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.planning import HARDWARE
@@ -30,6 +30,13 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
+pipeline_option = click.option(
+    "--pipeline",
+    type=click.Choice(PIPELINES),
+    default=NAME,
+    show_default=True,
+    help="quantize: one run; watch: a look at a model, and a run where its release is new.",
+)
 compile_options = _options(
     click.option(
         "--cluster",
@@ -87,7 +94,6 @@ job_options = _options(
         type=click.Choice(list(HARDWARE)),
         help="What the plan reckons with.  [default: the cluster's; cpu on this machine]",
     ),
-    click.option("--job", default="", help="Digest of the job that asks, as watch gives it."),
 )
 
 
@@ -121,7 +127,7 @@ def run_parameters(
     publish_to: str,
     device: str,
     gpu: str | None,
-    job: str,
+    job: str = "",
 ) -> dict[str, Any]:
     """The pipeline's parameters; those of the cluster's profile are left out."""
     parameters = {

@@ -11,7 +11,8 @@ from pathlib import Path
 from pipelines.launch import Launch
 from quantlib.recipe import Recipe, recipe_from_text
 
-_READS_TEXTS = {"plan", "calibrate", "validate"}
+_READS_MODEL = {"resolve", "fetch"}
+_READS_TEXTS = {"resolve", "plan", "calibrate", "validate"}
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,23 @@ def access_of(launch: Launch) -> Access:
     step = launch.name.partition("[")[0]
     parameters = launch.parameters
     recipe = recipe_from_text(parameters["recipe"]) if "recipe" in parameters else Recipe()
-    source = (parameters.get("source") or recipe.model or "") if step == "fetch" else ""
+    source = (parameters.get("source") or recipe.model or "") if step in _READS_MODEL else ""
     texts = [recipe.calibration.dataset, recipe.validation.dataset] if step in _READS_TEXTS else []
     store = parameters.get("store", "")
-    destination = ""
-    if step == "publish":
+    looked_at = destination = ""
+    if step in ("resolve", "publish"):
         destination = parameters.get("destination") or recipe.publish.destination or ""
-        if not destination and (folder := _local(store)):
-            destination = str(folder.parent / "published")  # as the step chooses
-    paths = [_local(address) for address in (source, *texts) if address]
+    if step == "resolve":
+        looked_at, destination = destination, ""
+    elif step == "publish" and not destination and (folder := _local(store)):
+        destination = str(folder.parent / "published")  # as the step chooses
+    paths = [_local(address) for address in (source, looked_at, *texts) if address]
     return Access(
         read=tuple(path for path in (*paths, *launch.artifacts) if path and path.exists()),
         store=_local(store),
         destination=_local(destination),
         # A text that is no file here is a dataset on the hub.
-        network=any(map(_remote, (source, store, destination)))
+        network=any(map(_remote, (source, store, looked_at, destination)))
         or any(text and not Path(text).exists() for text in texts),
     )
 

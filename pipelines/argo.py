@@ -123,19 +123,15 @@ def _argument(name: str, spec: ParameterSpec) -> dict[str, Any]:
 
 
 def _exit_handler(pipeline: Pipeline) -> dict[str, Any]:
-    """Prints how the run ended, in the image of one of the steps."""
-    containers = [
-        component.implementation
-        for component in pipeline.components.values()
-        if isinstance(component.implementation, Container)
-    ]
-    if not containers:
+    """Prints how the run ended, in the image of the first step, which the run has pulled."""
+    first = next(iter(pipeline.containers.values()), None)
+    if first is None:
         raise InvalidInputError.one(f"pipeline {pipeline.name}", "runs no container")
-    config = containers[0].kubernetes
+    config = first.kubernetes
     own = KubernetesConfig(
         pull_policy=config.pull_policy, user=config.user, group=config.group, non_root=True
     )
-    container = Container(containers[0].image, (), {}, kubernetes=own)
+    container = Container(first.image, (), {}, kubernetes=own)
     return {
         "name": _EXIT_HANDLER,
         **pod_fields(container, _EXIT_HANDLER),

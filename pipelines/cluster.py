@@ -97,6 +97,7 @@ _HOURS = 3600
 
 def _default_steps() -> dict[str, StepResources]:
     return {
+        "resolve": StepResources(cpu="500m", memory="1Gi"),
         "fetch": StepResources(memory="8Gi", timeout=12 * _HOURS),
         "plan": StepResources(),
         "calibrate": StepResources(cpu=None, memory=None, timeout=24 * _HOURS),

@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from components import _images
-from components._images import Images, is_floating, read_lock
+from components._images import Images, is_floating, named_images, read_lock
 from pipelines.cluster import load_cluster
 from pipelines.lint import launcher_problems
 from pipelines.reader import load_pipeline
@@ -19,6 +18,9 @@ from quantlib.errors import InvalidInputError, Problem, QuantlibError
 from quantlib.recipe import Recipe
 
 NAME = "quantize"
+WATCH_NAME = "watch"
+PIPELINES = (NAME, WATCH_NAME)
+"""Names of the pipelines: the quantization, and that of releases, which has the former in it."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,7 @@ class CompileOptions:
         Raises:
             InvalidInputError: One of them is named by a tag that can move.
         """
-        if self.images_lock is not None:
-            images = read_lock(self.images_lock)
-        else:
-            images = Images(_images.QUANTLIB_IMAGE, _images.VALIDATE_IMAGE)
+        images = read_lock(self.images_lock) if self.images_lock else named_images()
         floating = [image for image in dataclasses.astuple(images) if is_floating(image)]
         if floating and not self.allow_floating:
             raise InvalidInputError(
@@ -67,12 +66,15 @@ class CompileOptions:
         return images
 
 
-def compile_to(file: Path, options: CompileOptions, *, for_launcher: bool = True) -> None:
-    """Compiles the quantization pipeline.
+def compile_to(
+    file: Path, options: CompileOptions, pipeline: str = NAME, *, for_launcher: bool = True
+) -> None:
+    """Compiles a pipeline.
 
     Args:
         file: The file to write.
         options: How.
+        pipeline: One of ``PIPELINES``.
         for_launcher: Whether to check that Kubeflow's launcher supports all of it.
 
     Raises:
@@ -81,12 +83,18 @@ def compile_to(file: Path, options: CompileOptions, *, for_launcher: bool = True
     """
     images, cluster = options.images(), load_cluster(options.cluster)
     try:
-        from pipelines.quantize import compile_pipeline
+        from pipelines.quantize import compile_pipeline, quantize_pipeline
+        from pipelines.watch_pipeline import watch_pipeline
     except ModuleNotFoundError as error:
         if error.name != "kfp":
             raise
         raise QuantlibError("kfp is not installed; pip install 'quantlib[pipelines]'") from None
-    compile_pipeline(file, cluster, images, options.labels())
+    labels = options.labels()
+    if pipeline == NAME:
+        built = quantize_pipeline(cluster, labels)
+    else:
+        built = watch_pipeline(cluster, labels, images)
+    compile_pipeline(file, built, images)
     if for_launcher and (problems := launcher_problems(load_pipeline(file), str(file))):
         raise InvalidInputError(problems)
 
@@ -103,7 +111,9 @@ def write_kubernetes_manifests(compiled: Path, output: Path, namespace: str) -> 
         namespace: Where the objects go.
     """
     documents = list(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
-    version = f"{NAME}-{code_version().replace('+', '-')}"
+    info = documents[0]["pipelineInfo"]
+    pipeline = info["name"]
+    version = f"{pipeline}-{code_version().replace('+', '-')}"
 
     def named(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -114,15 +124,15 @@ def write_kubernetes_manifests(compiled: Path, output: Path, namespace: str) -> 
         }
 
     version_spec: dict[str, Any] = {
-        "pipelineName": NAME,
+        "pipelineName": pipeline,
         "displayName": version,
         "pipelineSpec": documents[0],
     }
     if len(documents) > 1:
         version_spec["platformSpec"] = documents[1]
-    description = "Quantizes a model for vLLM, proves it against the original and publishes it."
+    described = {"displayName": pipeline, "description": info["description"]}
     objects = [
-        named("Pipeline", NAME, {"displayName": NAME, "description": description}),
+        named("Pipeline", pipeline, described),
         named("PipelineVersion", version, version_spec),
     ]
     output.parent.mkdir(parents=True, exist_ok=True)

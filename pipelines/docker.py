@@ -35,7 +35,7 @@ _SHARED_MEMORY = "1g"  # a limit; vLLM passes tensors between its processes in i
 _SECRETS = re.compile(r"AWS_(?!.*_FILE$|CA_BUNDLE$)\w+|HF_(TOKEN|ENDPOINT)")
 """Variables for steps that use the network. Those that name files here are of no use there."""
 
-_SETTINGS = re.compile(r"QUANTLIB_(?!IMAGE$|VALIDATE_IMAGE$|SIGNING)\w+")
+_SETTINGS = re.compile(r"QUANTLIB_(?!IMAGE$|VALIDATE_IMAGE$|WATCH_IMAGE$|SIGNING)\w+")
 
 
 def docker_arguments(

@@ -184,18 +184,23 @@ class Pipeline:
     components: Mapping[str, Component]
     root: Component
 
-    @cached_property
+    @property
     def steps(self) -> tuple[str, ...]:
         """Names of the tasks that run a container, in an order that they may run in."""
-        return tuple(self._steps_of(self.root))
+        return tuple(self.containers)
 
-    def _steps_of(self, component: Component) -> Iterator[str]:
+    @cached_property
+    def containers(self) -> Mapping[str, Container]:
+        """What the steps run, in the order of :attr:`steps`."""
+        return dict(self._containers_of(self.root))
+
+    def _containers_of(self, component: Component) -> Iterator[tuple[str, Container]]:
         dag = component.implementation
         assert isinstance(dag, Dag)
         graph = {name: task.dependencies for name, task in dag.tasks.items()}
         for name in graphlib.TopologicalSorter(graph).static_order():
             inner = self.components[dag.tasks[name].component]
             if isinstance(inner.implementation, Container):
-                yield name
+                yield name, inner.implementation
             else:
-                yield from self._steps_of(inner)
+                yield from self._containers_of(inner)

@@ -26,7 +26,7 @@ from components.publish.component import publish
 from components.quantize.component import quantize
 from components.smooth.component import smooth
 from components.validate.component import validate
-from pipelines.cluster import PLANNED_STEPS, Accelerator, Cluster
+from pipelines.cluster import PLANNED_STEPS, Accelerator, Cluster, Scratch
 from quantlib.code import CODE_VARIABLE, code_version
 from quantlib.config import load_config
 from quantlib.planning import HARDWARE
@@ -44,7 +44,7 @@ LITERALS = {"device": DEVICES, "gpu": ("", *HARDWARE)}
 """Parameters that the run form shows as drop-downs: the SDK has no notation for them."""
 
 SCRATCH, SIGNING = "/scratch", "/signing"
-_USES_HUB = frozenset({"fetch"})
+_USES_HUB = frozenset({"resolve", "fetch"})
 _FINAL = frozenset({"gate"})
 """Steps that fail on purpose, which a retry would only delay."""
 
@@ -53,21 +53,22 @@ Planned = Mapping[str, PipelineChannel]
 
 
 def quantize_pipeline(
-    cluster: Cluster, labels: Mapping[str, str]
+    cluster: Cluster, labels: Mapping[str, str], name: str = "quantize"
 ) -> dsl.base_component.BaseComponent:
     """The pipeline for a cluster.
 
     Args:
         cluster: What its steps ask of Kubernetes.
         labels: Further labels of their pods.
+        name: Of the pipeline; one that is part of another must not be called like a step.
     """
 
     def step(
         task: dsl.PipelineTask, name: str, planned: Planned = MappingProxyType({})
     ) -> dsl.PipelineTask:
-        return _configure(task, name, cluster, planned, labels)
+        return configure(task, name, cluster, labels, planned)
 
-    @dsl.pipeline(name="quantize")
+    @dsl.pipeline(name=name)
     def quantize_model(
         store: str,
         recipe: str = DEFAULT_RECIPE,
@@ -180,12 +181,12 @@ def quantize_pipeline(
     return quantize_model
 
 
-def _configure(
+def configure(
     task: dsl.PipelineTask,
     step: str,
     cluster: Cluster,
-    planned: Planned,
     labels: Mapping[str, str],
+    planned: Planned = MappingProxyType({}),
 ) -> dsl.PipelineTask:
     """What a step asks of the cluster.
 
@@ -193,13 +194,14 @@ def _configure(
         task: The step.
         step: Its name.
         cluster: The profile.
-        planned: The plan's outputs, for a step that it computes the needs of.
         labels: Further labels of the pod.
+        planned: The plan's outputs, for a step that it computes the needs of.
     """
     # Kubeflow's cache goes by an image's name and by the ids of artifacts; neither says what is in
     # them, and the bulk that a cached receipt points to may be gone from the store. The ids are new
     # in every run, so even the light steps would hardly hit it. The store knows by digest what is
-    # done already: a step that need not run again ends at once.
+    # done already: a step that need not run again ends at once. And resolve is there to find out
+    # what is at an address now, which its inputs do not say.
     task.set_caching_options(enable_caching=False)
     wanted = cluster.step(step)
     cpu = wanted.cpu or planned[f"{step}_cpus"]
@@ -228,7 +230,7 @@ def _configure(
         task, run_as_user=cluster.user, run_as_group=cluster.user, run_as_non_root=True
     )
     _add_store_access(task, step, cluster)
-    _add_scratch(task, cluster)
+    _add_scratch(task, step, cluster)
     if step == "publish" and cluster.signing_secret is not None:
         _add_signing_key(task, cluster.signing_secret)
     if step == "validate":
@@ -263,8 +265,8 @@ def _add_signing_key(task: dsl.PipelineTask, secret: str) -> None:
     kubernetes.use_secret_as_env(task, secret, {"password": PASSWORD_VARIABLE}, optional=True)
 
 
-def _add_scratch(task: dsl.PipelineTask, cluster: Cluster) -> None:
-    scratch = cluster.scratch
+def _add_scratch(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
+    scratch = cluster.scratch if step != "resolve" else Scratch(size="1Gi")  # answers of the hub
     if scratch.storage_class is None:
         kubernetes.empty_dir_mount(task, "scratch", SCRATCH, size_limit=scratch.size)
     else:
@@ -294,26 +296,24 @@ def _add_accelerator(
 
 
 def compile_pipeline(
-    path: Path, cluster: Cluster, images: Images, labels: Mapping[str, str]
+    path: Path, pipeline: dsl.base_component.BaseComponent, images: Images
 ) -> None:
-    """Writes the compiled pipeline, creating the folder that it goes to.
+    """Writes a compiled pipeline, creating the folder that it goes to.
 
     Args:
         path: The file to write.
-        cluster: What to compile it for.
+        pipeline: :func:`quantize_pipeline`, or one with the same choices and steps that are ours.
         images: What the steps run in.
-        labels: Further labels of their pods.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(quantize_pipeline(cluster, labels), str(path))
+    compiler.Compiler().compile(pipeline, str(path))
     documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
     for name, literals in LITERALS.items():
         parameters[name]["literals"] = list(literals)
     for label, executor in documents[0]["deploymentSpec"]["executors"].items():
-        step = label.removeprefix("exec-")
         container = executor["container"]
-        container["image"] = images.validate if step == "validate" else images.quantlib
+        container["image"] = images.of(label.removeprefix("exec-"))
         # What runs there knows itself by it: reports name the image.
         container["env"].append({"name": IMAGE_VARIABLE, "value": container["image"]})
     path.write_text(yaml.safe_dump_all(documents, sort_keys=False), encoding="utf-8")

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import click
 
-from components import _images
-from components._images import read_lock
+from components._images import named_images, read_lock
 from pipelines._options import server_options
-from pipelines.watching import find_job
 from quantlib.errors import GateFailedError, QuantlibError
 from quantlib.recipe import Recipe, load_recipe
+from quantlib.watching import find_job
 
 _EXAMPLES = """\b
 Examples:
@@ -110,17 +109,20 @@ def watch(
     failed, 2 when a recipe is invalid, 3 when a checkpoint was refused by the gate.
     """
     arguments: list[str] = []
-    images = (_images.QUANTLIB_IMAGE, _images.VALIDATE_IMAGE)
+    images = named_images()
     if images_lock is not None:
-        locked = read_lock(images_lock)
-        images = (locked.quantlib, locked.validate)
+        images = read_lock(images_lock)
         arguments += ["--images-lock", str(images_lock)]
     if runner == "kubeflow":
         for name, value in server.items():
             arguments += [f"--{name.replace('_', '-')}", value]
     # A process runs in no image.
     starter = Starter(
-        store, publish_to, runner, tuple(arguments), () if runner == "process" else images
+        store,
+        publish_to,
+        runner,
+        tuple(arguments),
+        () if runner == "process" else images.of_quantization,
     )
     loaded = {name: load_recipe(name) for name in recipes}
     while True:
@@ -146,18 +148,15 @@ def exit_code(looks: Sequence[Look]) -> int:
 
 
 def _look(name: str, recipe: Recipe, starter: Starter) -> Look:
-    destination = starter.destination or recipe.publish.destination or ""
-    if not destination:
-        return Look(name, Outcome.FAILED, "names no publish.destination; give --publish-to")
     try:
-        job = find_job(recipe, destination, starter.images)
+        job = find_job(recipe, starter.destination, starter.images)
     except QuantlibError as error:
         return Look(name, Outcome.FAILED, "; ".join(str(error).splitlines()))
     if job.published is not None:
         return Look(name, Outcome.UP_TO_DATE, job.published)
     command = [sys.executable, "-m", "pipelines", "run", name, "--runner", starter.runner]
     command += ["--model", job.release.address, "--store", starter.store]
-    command += ["--publish-to", destination, "--job", job.digest, *starter.arguments]
+    command += ["--publish-to", job.destination, "--job", job.digest, *starter.arguments]
     done = subprocess.run(command, check=False)
     if done.returncode == GateFailedError.exit_code:
         return Look(name, Outcome.REFUSED, job.release.address)

@@ -15,4 +15,7 @@ STEP_NAMES = (
     "gate",
     "publish",
 )
-"""In the order of the pipeline."""
+"""In the order of the quantization pipeline."""
+
+ALL_STEP_NAMES = ("resolve", *STEP_NAMES)
+"""In the order of the watch pipeline, which holds the other one."""

@@ -16,14 +16,14 @@ import sys
 from quantlib.code import require_same_code
 from quantlib.cpus import available_cpus
 from quantlib.errors import QuantlibError
-from quantlib.steps import STEP_NAMES
+from quantlib.steps import ALL_STEP_NAMES
 from quantlib.steps.contract import StepCall
 
 
 def main() -> int:
     """Parses the arguments, runs the step and writes the executor output."""
     parser = argparse.ArgumentParser(prog="python -m quantlib.steps", description=__doc__)
-    parser.add_argument("step", choices=STEP_NAMES)
+    parser.add_argument("step", choices=ALL_STEP_NAMES)
     parser.add_argument(
         "--executor-input", required=True, help="the JSON that Kubeflow substitutes for {{$}}"
     )

@@ -84,6 +84,17 @@ class StepCall:
         """
         return str(self._parameter(name))
 
+    def texts(self, name: str) -> list[str]:
+        """A parameter that is a list of strings.
+
+        Raises:
+            InvalidInputError: It is missing or no such list.
+        """
+        value = self._parameter(name)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise InvalidInputError.one(f"parameter {name}", f"is no list of strings: {value!r}")
+        return value
+
     def integer(self, name: str) -> int:
         """An integer parameter. Kubeflow passes integers as floats.
 

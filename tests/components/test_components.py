@@ -11,10 +11,16 @@ import pytest
 from components import _images
 from components.__main__ import ROOT, load_component, load_metadata, render_readme
 from quantlib import __version__
-from quantlib.steps import STEP_NAMES
+from quantlib.steps import ALL_STEP_NAMES
 
 # (parameters, input artifacts, output artifacts, output parameters), as the steps read them
 INTERFACES = {
+    "resolve": (
+        "recipe source num_ranges destination images",
+        "",
+        "",
+        "needed release job",
+    ),
     "fetch": ("recipe source store", "", "model summary", ""),
     "plan": (
         "recipe num_ranges gpu parallel store",
@@ -50,10 +56,10 @@ INTERFACES = {
 
 def test_every_step_has_a_component_and_no_other_folder_does() -> None:
     folders = {path.parent.name for path in ROOT.glob("*/component.py")}
-    assert folders == set(STEP_NAMES) == set(INTERFACES)
+    assert folders == set(ALL_STEP_NAMES) == set(INTERFACES)
 
 
-@pytest.mark.parametrize("step", STEP_NAMES)
+@pytest.mark.parametrize("step", ALL_STEP_NAMES)
 def test_interface(step: str) -> None:
     specification = load_component(step).component_spec
     given: tuple[list[str], ...] = ([], [], [], [])
@@ -64,13 +70,12 @@ def test_interface(step: str) -> None:
     assert tuple(" ".join(names) for names in given) == INTERFACES[step]
 
 
-@pytest.mark.parametrize("step", STEP_NAMES)
+@pytest.mark.parametrize("step", ALL_STEP_NAMES)
 def test_container(step: str) -> None:
     container = load_component(step).component_spec.implementation.container
     assert container.command == ["python", "-m", "quantlib.steps", step]
     assert container.args == ["--executor-input", "{{$}}"]
-    image = _images.VALIDATE_IMAGE if step == "validate" else _images.QUANTLIB_IMAGE
-    assert container.image == image
+    assert container.image == _images.named_images().of(step)
 
 
 def test_only_one_module_names_an_image() -> None:
@@ -89,7 +94,7 @@ def test_list_types_survive_compilation() -> None:
     assert load_component("merge").component_spec.inputs["quantized"].is_artifact_list
 
 
-@pytest.mark.parametrize("step", STEP_NAMES)
+@pytest.mark.parametrize("step", ALL_STEP_NAMES)
 def test_documents(step: str) -> None:
     text = render_readme(step)
     assert (ROOT / step / "README.md").read_text(encoding="utf-8") == text, (

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE, Images, is_floating, read_lock
+from components._images import (
+    QUANTLIB_IMAGE,
+    VALIDATE_IMAGE,
+    WATCH_IMAGE,
+    Images,
+    is_floating,
+    read_lock,
+)
 from quantlib.errors import InvalidInputError
 
 DIGEST = "sha256:" + "0a" * 32
@@ -41,6 +49,7 @@ def test_names_that_may_change_their_meaning(image: str) -> None:
     [
         QUANTLIB_IMAGE,
         VALIDATE_IMAGE,
+        WATCH_IMAGE,
         "quantlib:1.2.3",
         "quantlib:v1.2.3",
         "quantlib:1.2.3-rc.1",
@@ -55,10 +64,12 @@ def test_names_that_keep_their_meaning(image: str) -> None:
     assert not is_floating(image)
 
 
-def test_a_lock_names_both_images(tmp_path: Path) -> None:
-    images = Images(f"localhost:5000/quantlib@{DIGEST}", "quantlib-validate:0.1.0")
+def test_a_lock_names_every_image(tmp_path: Path) -> None:
+    images = Images(
+        f"localhost:5000/quantlib@{DIGEST}", "quantlib-validate:0.1.0", "quantlib-watch:0.1.0"
+    )
     path = tmp_path / "images.lock.json"
-    path.write_text(json.dumps({"quantlib": images.quantlib, "validate": images.validate}))
+    path.write_text(json.dumps(dataclasses.asdict(images)))
     assert read_lock(path) == images
 
 
@@ -67,7 +78,7 @@ def test_a_lock_names_both_images(tmp_path: Path) -> None:
     [
         ("{", ["is no JSON"]),
         ("[]", ["is no mapping"]),
-        ('{"quantlib": "q:1"}', ["validate: is missing"]),
+        ('{"quantlib": "q:1"}', ["validate: is missing", "watch: is missing"]),
         (
             '{"quantlib": 1, "validate": "has space", "other": "x"}',
             ["other: is unknown", "quantlib: is no name", "validate: is no name"],

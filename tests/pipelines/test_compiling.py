@@ -47,11 +47,13 @@ def test_floating_tags_are_refused_unless_allowed(
 
 def test_images_are_pinned_by_a_lock_file(tmp_path: Path) -> None:
     lock = tmp_path / "lock.json"
-    pinned = {"quantlib": f"r.example/q@{DIGEST}", "validate": f"r.example/v@{DIGEST}"}
+    pinned = {name: f"r.example/{name}@{DIGEST}" for name in ("quantlib", "validate", "watch")}
     lock.write_text(json.dumps(pinned))
     file = tmp_path / "p.yaml"
-    compile_to(file, CompileOptions(images_lock=lock))
+    compile_to(file, CompileOptions(images_lock=lock), "watch")
     assert images_in(file) == set(pinned.values())
+    compile_to(file, CompileOptions(images_lock=lock))
+    assert images_in(file) == set(pinned.values()) - {pinned["watch"]}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,7 @@ def test_kubernetes_objects_hold_the_compiled_pipeline(tmp_path: Path) -> None:
     assert {o["metadata"]["namespace"] for o in (pipeline, version)} == {"team"}
     assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"] == "quantize"
     assert version["metadata"]["name"] == f"quantize-{code_version().replace('+', '-')}"
+    assert pipeline["spec"]["description"].startswith("Quantizes a model for vLLM")
     both = yaml.safe_dump_all([version["spec"]["pipelineSpec"], version["spec"]["platformSpec"]])
     assert read_pipeline(both).name == "quantize"
 

@@ -160,6 +160,10 @@ def test_every_step_reaches_what_it_needs_and_no_more(launch: Launch, files: Pat
     assert access(launch, "fetch", files, source="") == Access(
         (files / "model.gguf", receipt), store, None, network=False
     )
+    (files / "out").mkdir()
+    assert access(launch, "resolve", files, source="", destination=str(files / "out")) == Access(
+        (files / "model.gguf", files / "out", *texts, receipt), store, None, network=False
+    )
     for step in ("plan", "calibrate", "validate"):
         assert access(launch, step, files) == Access((*texts, receipt), store, None, network=False)
     for step in ("smooth", "quantize[0:8]", "merge"):
@@ -183,6 +187,7 @@ def test_the_network_is_for_what_is_elsewhere(launch: Launch, files: Path) -> No
     assert in_bucket.network
     assert in_bucket.store is None
     assert access(launch, "publish", files, destination="s3://bucket/out").network
+    assert access(launch, "resolve", files, destination="s3://bucket/out").network
 
 
 @pytest.mark.parametrize(

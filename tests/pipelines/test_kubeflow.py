@@ -141,14 +141,30 @@ def test_a_run_is_started_with_what_the_recipe_says(recorded: Recorded) -> None:
 
 
 def test_a_schedule_makes_up_for_nothing_and_runs_one_at_a_time(recorded: Recorded) -> None:
-    result = call(recorded, "schedule", "gptq", *STORE, "--cron", "0 0 3 * * *")
+    publish = ["--publish-to", "s3://bucket/models"]
+    result = call(recorded, "schedule", "gptq", *STORE, *publish, "--cron", "0 0 3 * * *")
     assert result.exit_code == 0, result.output
     assert result.output == "s1\n"
     job = sent(recorded, "/recurringruns")
-    assert job["display_name"] == "quantize-gptq"
+    assert job["display_name"] == "watch-gptq"
+    assert job["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "watch"
+    assert "job" not in job["runtime_config"]["parameters"]
     assert job["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
     assert job["no_catchup"] is True
     assert int(job["max_concurrency"]) == 1
+
+
+def test_a_schedule_needs_to_know_what_is_published(recorded: Recorded) -> None:
+    result = call(recorded, "schedule", "gptq", *STORE, "--cron", "0 0 3 * * *")
+    assert isinstance(result.exception, InvalidInputError)
+    assert "publish.destination: is missing" in str(result.exception)
+    assert recorded.requests == []
+
+
+def test_the_watch_pipeline_is_uploaded_by_its_own_name(recorded: Recorded) -> None:
+    assert call(recorded, "upload", "--pipeline", "watch").exit_code == 0
+    (upload,) = [path for method, path, _ in recorded.requests if "upload" in path]
+    assert "upload?name=watch" in upload
 
 
 @pytest.mark.parametrize(

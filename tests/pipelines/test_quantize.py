@@ -51,8 +51,7 @@ def test_every_container_runs_its_step(pipeline: Pipeline) -> None:
         assert isinstance(container, Container)
         start = (("python",), ("-m",), ("quantlib.steps",), (step,), ("--executor-input",))
         assert container.argv == (*start, (EXECUTOR_INPUT,))
-        image = _images.VALIDATE_IMAGE if step == "validate" else _images.QUANTLIB_IMAGE
-        assert container.image == image
+        assert container.image == _images.named_images().of(step)
 
 
 def test_data_flows_as_designed(pipeline: Pipeline) -> None:
@@ -228,14 +227,19 @@ def test_a_step_that_fails_after_a_day_is_still_retried(pipeline: Pipeline) -> N
     assert [gate.retry.count for gate in gates if gate] == [0]
 
 
-@pytest.mark.parametrize("cluster", ["gpu", "local"])
-def test_the_compiled_pipeline_is_what_it_was(cluster: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "cluster", "which"),
+    [("gpu", "gpu", "quantize"), ("local", "local", "quantize"), ("watch", "gpu", "watch")],
+)
+def test_the_compiled_pipeline_is_what_it_was(
+    name: str, cluster: str, which: str, tmp_path: Path
+) -> None:
     """Compares with the file in golden/; UPDATE_GOLDEN=1 writes it anew after a change."""
     path = tmp_path / "p.yaml"
-    compile_to(path, CompileOptions(cluster))
+    compile_to(path, CompileOptions(cluster), which)
     text = path.read_text().replace(code_version(), "CODE")
     text = text.replace(code_version().replace("+", "-"), "CODE")
-    golden = Path(__file__).parent / "golden" / f"{cluster}.yaml"
+    golden = Path(__file__).parent / "golden" / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(text)

@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 from recipes import QUICK
 
 import pipelines.__main__ as command
-from pipelines.watching import find_job, resolve_release
 from quantlib.errors import InvalidInputError, StepError
 from quantlib.publishing.jobs import enter_job, published_of
 from quantlib.recipe import Recipe, parse_recipe
 from quantlib.report.manifest import verify_published
 from quantlib.store import open_store
+from quantlib.watching import find_job, resolve_release
 
 IMAGES = ("quantlib:1.0.0",)
 
@@ -117,7 +117,7 @@ def test_an_invalid_recipe_ends_it_before_anything_is_started(tmp_path: Path) ->
 def test_a_destination_is_needed(model: Path, tmp_path: Path) -> None:
     result = watch(write(recipe_of(model), tmp_path / "recipe.json"))
     assert result.exit_code == 1
-    assert "names no publish.destination; give --publish-to" in result.output
+    assert "publish.destination: is missing" in result.output
 
 
 @pytest.mark.slow

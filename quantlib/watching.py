@@ -38,11 +38,13 @@ class Job:
     """One recipe on one release.
 
     Attributes:
+        destination: Where its checkpoint goes.
         digest: Of all that decides the checkpoint: model, recipe, texts, images and code.
         published: Where its checkpoint is; None where it is still to be made.
     """
 
     release: Release
+    destination: str
     digest: str
     published: str | None
 
@@ -74,22 +76,55 @@ def resolve_release(address: str) -> Release:
             return Release(str(path.absolute()), _content_digest([path]))
 
 
-def find_job(recipe: Recipe, destination: str, images: Sequence[str]) -> Job:
+def destination_of(recipe: Recipe, destination: str) -> str:
+    """Where a watched recipe's checkpoints are published.
+
+    Args:
+        recipe: Names it, where ``destination`` does not.
+        destination: Empty for the recipe's.
+
+    Raises:
+        InvalidInputError: Neither names it.
+    """
+    chosen = destination or recipe.publish.destination
+    if not chosen:
+        raise InvalidInputError.one(
+            "publish.destination",
+            "is missing, so nothing says what is published already",
+            "set it in the recipe, or give a destination (--publish-to)",
+        )
+    return chosen
+
+
+def find_job(
+    recipe: Recipe,
+    destination: str,
+    images: Sequence[str],
+    *,
+    source: str = "",
+    num_ranges: int = 0,
+) -> Job:
     """The job that a recipe asks for now, and whether it is done.
 
     Args:
-        recipe: Names the model to watch.
-        destination: Where checkpoints are published.
+        recipe: What is done with each release.
+        destination: Where checkpoints are published; empty for the recipe's.
         images: What the steps run in.
+        source: The model to watch; empty for the recipe's.
+        num_ranges: As a run is given it; 0 for the recipe's.
 
     Raises:
-        InvalidInputError: The recipe names no model; or as :func:`resolve_release`.
+        InvalidInputError: There is no model or no destination; or as :func:`resolve_release`.
         StepError: As :func:`resolve_release`.
         StoreError: As :func:`resolve_release`, or what is published cannot be read.
     """
-    if not recipe.model:
-        raise InvalidInputError.one("model", "the recipe names none, so there is none to watch")
-    release = resolve_release(recipe.model)
+    destination = destination_of(recipe, destination)
+    address = source or recipe.model
+    if not address:
+        raise InvalidInputError.one(
+            "model", "the recipe names none, so there is none to watch", "set it in the recipe"
+        )
+    release = resolve_release(address)
     texts = {
         name: _text_digest(section.dataset)
         for name, section in (
@@ -101,12 +136,13 @@ def find_job(recipe: Recipe, destination: str, images: Sequence[str]) -> Job:
         {
             "source": release.digest,
             "recipe": recipe.digest(),
+            "num_ranges": num_ranges,
             "texts": texts,
             "images": sorted(images),
             "code": code_version(),
         }
     )
-    return Job(release, digest, published_of(destination, digest))
+    return Job(release, destination, digest, published_of(destination, digest))
 
 
 def _text_digest(dataset: str | None) -> str | None:

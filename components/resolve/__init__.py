@@ -1,0 +1,1 @@
+"""The resolve step as a component."""

@@ -1,0 +1,35 @@
+"""The component of the resolve step."""
+
+from kfp import dsl
+
+from components._container import step_container
+from components._images import WATCH_IMAGE
+
+
+@dsl.container_component
+def resolve(
+    recipe: str,
+    source: str,
+    num_ranges: int,
+    destination: str,
+    images: list[str],
+    needed: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    release: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    job: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+) -> dsl.ContainerSpec:
+    """Finds out which release a model's address means now, and whether it is quantized already.
+
+    Pins a branch of the hub to its commit, and looks up in the destination whether this recipe was
+    run on this release, by these images and this code. Its result is never taken from a cache.
+
+    Args:
+        recipe: Recipe, as YAML or JSON text.
+        source: The model to watch, as a run takes it. Empty: the recipe's.
+        num_ranges: Number of ranges, as a run takes it. 0: the recipe's.
+        destination: Folder or s3://bucket/prefix to publish in. Empty: the recipe's.
+        images: The images that the steps of the run are in.
+        needed: yes where a checkpoint is to be made, no where it is published.
+        release: The source, pinned as far as it can be.
+        job: Digest of recipe, release, texts, images and code, for the publish step to note.
+    """
+    return step_container("resolve", WATCH_IMAGE)

@@ -1,0 +1,27 @@
+"""resolve: which release an address means now, and whether its checkpoint is published already.
+
+It comes first in the watch pipeline, whose other steps run only where something is to be done.
+"""
+
+from __future__ import annotations
+
+from quantlib.recipe import recipe_from_text
+from quantlib.steps.contract import StepCall
+from quantlib.watching import find_job
+
+
+def main(call: StepCall) -> None:
+    job = find_job(
+        recipe_from_text(call.text("recipe")),
+        call.text("destination"),
+        call.texts("images"),
+        source=call.text("source"),
+        num_ranges=call.integer("num_ranges"),
+    )
+    if job.published is None:
+        print(f"{job.release.address}: to be quantized, job {job.digest}", flush=True)
+    else:
+        print(f"{job.release.address}: up to date: {job.published}", flush=True)
+    call.write_parameter("needed", "yes" if job.published is None else "no")
+    call.write_parameter("release", job.release.address)
+    call.write_parameter("job", job.digest)
