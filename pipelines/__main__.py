@@ -185,7 +185,8 @@ def run_command(
 
     The store keeps what every step finished: after an interruption, the same command continues.
     Exits with 0, or as the step that failed did: 2 for invalid input, 3 for a checkpoint that was
-    judged and refused. With --runner kubeflow it ends when the run is started.
+    judged and refused. With --runner kubeflow it ends when the run is started; a --job that is
+    running there is not started again.
     """
     checked = checked_recipe(recipe, model)
     options = CompileOptions(cluster, images_lock, allow_floating or runner == "process", checked)
@@ -193,11 +194,14 @@ def run_command(
         parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu, job)
         require_reachable(parameters)
         kubeflow = Kubeflow(Server(**server))
+        mark = job.removeprefix("sha256:")[:12] or time.strftime("%Y%m%d-%H%M%S")
+        if job and (running := kubeflow.running(mark)):
+            click.echo(f"running already: {running}")
+            return
         with tempfile.TemporaryDirectory() as temporary:
             file = Path(temporary) / PIPELINE_NAME
             compile_to(file, options)
-            name = f"{NAME}-{Path(recipe).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-            click.echo(kubeflow.run(file, parameters, name))
+            click.echo(kubeflow.run(file, parameters, f"{NAME}-{Path(recipe).stem}-{mark}"))
         return
     if runner == "process":
         choose_engine(checked.validation.engine)

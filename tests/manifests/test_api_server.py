@@ -75,6 +75,7 @@ def test_the_server_refuses_what_is_wrong(applied: Any, documents: list[dict[str
         ("quantlib-runner", "delete", "pods", "quantlib", "", False),
         ("quantlib-watch", "create", "pipelines.kubeflow.org/runs", "quantlib", "", True),
         ("quantlib-watch", "list", "pipelines.kubeflow.org/runs", "quantlib", "", True),
+        ("quantlib-watch", "create", "pipelines.kubeflow.org/experiments", "quantlib", "", True),
         ("quantlib-watch", "delete", "pipelines.kubeflow.org/runs", "quantlib", "", False),
         ("quantlib-watch", "create", "pipelines.kubeflow.org/pipelines", "quantlib", "", False),
         ("quantlib-watch", "list", "secrets", "quantlib", "", False),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from click.testing import CliRunner, Result
@@ -31,6 +32,8 @@ class Recorded:
         self.host = ""
         self.refusal: tuple[int, str] | None = None
         self.pipelines: list[dict[str, str]] = []
+        self.runs: list[dict[str, str]] = []
+        self.tokens: set[str | None] = set()
 
     def answer(self, method: str, path: str) -> tuple[int, Any]:
         if self.refusal is not None:
@@ -50,6 +53,8 @@ class Recorded:
                 return 200, {"experiments": []}
             case "POST", "/experiments":
                 return 200, {"experiment_id": "e1", "display_name": "quantize"}
+            case "GET", "/runs":
+                return 200, {"runs": self.runs}
             case "POST", "/runs":
                 return 200, {"run_id": "r1"}
             case "POST", "/recurringruns":
@@ -74,6 +79,7 @@ def recorded() -> Iterator[Recorded]:
         def respond(self, method: str) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             answers.requests.append((method, self.path, body))
+            answers.tokens.add(self.headers.get("Authorization"))
             status, value = answers.answer(method, self.path)
             content = json.dumps(value).encode()
             self.send_response(status)
@@ -138,6 +144,36 @@ def test_a_run_is_started_with_what_the_recipe_says(recorded: Recorded) -> None:
     specification = run["pipeline_spec"]
     assert set(specification) == {"pipeline_spec", "platform_spec"}
     assert sent(recorded, "/experiments")["namespace"] == "quantlib"
+
+
+def test_a_job_that_is_running_is_not_started_again(recorded: Recorded) -> None:
+    watched = ["run", "gptq", *STORE, "--runner", "kubeflow", "--job", "sha256:0123456789abcdef"]
+    recorded.runs = [{"run_id": "r0", "state": "FAILED"}]
+    assert call(recorded, *watched).output == f"{recorded.host}/#/runs/details/r1\n"
+    assert sent(recorded, "/runs")["display_name"] == "quantize-gptq-0123456789ab"
+    (asked,) = [path for method, path, _ in recorded.requests if "/runs?" in path]
+    (predicate,) = json.loads(parse_qs(urlsplit(asked).query)["filter"][0])["predicates"]
+    assert predicate["string_value"] == "0123456789ab"
+
+    recorded.requests.clear()
+    recorded.runs = [*recorded.runs, {"run_id": "r2", "state": "RUNNING"}]
+    again = call(recorded, *watched)
+    assert again.output == f"running already: {recorded.host}/#/runs/details/r2\n"
+    assert {method for method, _, _ in recorded.requests} == {"GET"}
+
+
+def test_a_pod_says_who_it_is_by_its_own_token(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("of-the-pod\n")
+    monkeypatch.setattr("pipelines.kubeflow.TOKEN_FILE", token)
+    assert call(recorded, "upload").exit_code == 0
+    assert recorded.tokens == {"Bearer of-the-pod"}
+    recorded.tokens.clear()
+    monkeypatch.setenv("KF_PIPELINES_TOKEN", "given")
+    assert call(recorded, "upload").exit_code == 0
+    assert recorded.tokens == {"Bearer given"}
 
 
 def test_a_schedule_makes_up_for_nothing_and_runs_one_at_a_time(recorded: Recorded) -> None:

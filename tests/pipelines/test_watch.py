@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from click.testing import CliRunner, Result
 from recipes import QUICK
 
 import pipelines.__main__ as command
+from pipelines.watch import recipe_names
 from quantlib.errors import InvalidInputError, StepError
 from quantlib.publishing.jobs import enter_job, published_of
 from quantlib.recipe import Recipe, parse_recipe
@@ -112,6 +115,32 @@ def test_an_invalid_recipe_ends_it_before_anything_is_started(tmp_path: Path) ->
     path.write_text('{"modell": 1}')
     result = watch(str(path))
     assert isinstance(result.exception, InvalidInputError)
+
+
+def test_a_folder_stands_for_the_recipes_in_it(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    with pytest.raises(InvalidInputError, match="holds no recipe"):
+        recipe_names([str(folder)])
+    first, second = (write(recipe_of(model), folder / f"{name}.yaml") for name in "ab")
+    (folder / "README.md").touch()
+    assert recipe_names(["gptq", str(folder)]) == ["gptq", first, second]
+
+
+def test_the_watcher_runs_without_what_its_image_lacks(model: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(model)
+    path = write(recipe, tmp_path / "recipe.json")
+    enter_job(str(tmp_path), find_job(recipe, str(tmp_path), ()).digest, "/published/x", "sha256:1")
+    program = (
+        "import sys; missing = ('torch', 'transformers', 'datasets', 'gguf');"
+        "sys.modules.update(dict.fromkeys(missing));"
+        f"sys.argv = ['watch', 'watch', {path!r}, '--once', '--publish-to', {str(tmp_path)!r}];"
+        "import runpy; import pipelines.quantize;"  # what a run compiles
+        "runpy.run_module('pipelines', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("up to date: /published/x\n")
 
 
 def test_a_destination_is_needed(model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,205 @@
+"""The two components that watch for releases, each added to each overlay."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from hera.workflows import models
+from manifests.conftest import MANIFESTS, Applied, Document
+from network_policies import Address, Pod, allows
+from pod_security import restricted_problems
+
+import pipelines.__main__ as command
+from components._images import is_floating, named_images, read_lock
+from pipelines.argo import workflow_template
+from pipelines.compiling import CompileOptions, compile_to
+from pipelines.kubeflow import HOST_VARIABLE, TOKEN_FILE
+from pipelines.reader import load_pipeline
+from pipelines.watch import recipe_names
+from quantlib.recipe import load_recipe, recipe_from_text
+
+COMPONENTS = MANIFESTS / "components"
+KUBEFLOW, ARGO = COMPONENTS / "watch-kubeflow", COMPONENTS / "watch-argo"
+
+
+def build(overlay: str, component: Path, folder: Path) -> list[Document]:
+    """What kustomize makes of an overlay with a component, as docs/schedule.md adds it."""
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(MANIFESTS / "overlays" / overlay, folder)],
+        "components": [os.path.relpath(component, folder)],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture
+def kubeflow(overlay: str, tmp_path: Path) -> list[Document]:
+    return build(overlay, KUBEFLOW, tmp_path.resolve())
+
+
+@pytest.fixture
+def argo(overlay: str, tmp_path: Path) -> list[Document]:
+    return build(overlay, ARGO, tmp_path.resolve())
+
+
+def find(documents: list[Document], kind: str, name: str) -> Document:
+    (found,) = [
+        each for each in documents if each["kind"] == kind and each["metadata"]["name"] == name
+    ]
+    return found
+
+
+def pod_of(cron_job: Document) -> Document:
+    return cron_job["spec"]["jobTemplate"]["spec"]["template"]
+
+
+def test_the_cron_job_fits_the_schema_of_a_recent_kubernetes(kubeflow: list[Document]) -> None:
+    version = kubernetes_validate.latest_version()
+    for document in kubeflow:
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_one_look_at_a_time_and_none_to_catch_up(kubeflow: list[Document]) -> None:
+    spec = find(kubeflow, "CronJob", "quantlib-watch")["spec"]
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["startingDeadlineSeconds"] == 600
+    assert spec["jobTemplate"]["spec"]["backoffLimit"] == 0
+
+
+def test_its_pod_is_restricted_and_may_only_start_runs(kubeflow: list[Document]) -> None:
+    template = pod_of(find(kubeflow, "CronJob", "quantlib-watch"))
+    spec = template["spec"]
+    assert restricted_problems(spec) == []
+    (container,) = spec["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["resources"]["limits"]["memory"]
+    assert container["image"] == "quantlib-watch:0.1.0" == named_images().watch
+    assert spec["serviceAccountName"] == "quantlib-watch"
+    assert spec["automountServiceAccountToken"] is False
+    (token,) = [volume["projected"] for volume in spec["volumes"] if "projected" in volume]
+    (source,) = token["sources"]
+    assert source["serviceAccountToken"]["audience"] == "pipelines.kubeflow.org"
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "token"]
+    assert Path(mount["mountPath"]) / source["serviceAccountToken"]["path"] == TOKEN_FILE
+    # No secret stands in it: they are taken by reference, where there are any.
+    assert all(
+        each.get("secretRef", {"optional": True})["optional"] for each in container["envFrom"]
+    )
+    policies = [each for each in kubeflow if each["kind"] == "NetworkPolicy"]
+    pod = Pod("quantlib", template["metadata"]["labels"])
+    assert allows(policies, pod, Address("8.8.8.8"), 443)
+    assert allows(policies, pod, Pod("kubeflow", {"app": "ml-pipeline"}), 8888)
+    assert not allows(policies, pod, Address("172.18.0.2"), 6443), "it calls no Kubernetes API"
+
+
+def test_its_command_is_one_that_there_is(kubeflow: list[Document]) -> None:
+    settings = find(kubeflow, "ConfigMap", "quantlib-watch")["data"]
+    assert settings.keys() == {"STORE", "PUBLISH_TO", HOST_VARIABLE}
+    spec = pod_of(find(kubeflow, "CronJob", "quantlib-watch"))["spec"]
+    (container,) = spec["containers"]
+    assert container["command"] == ["python", "-m", "quantlib", "watch"]
+    arguments = [
+        re.sub(r"\$\((\w+)\)", lambda match: settings[match[1]], text) for text in container["args"]
+    ]
+    given = command.watch.make_context("watch", arguments, resilient_parsing=True).params
+    assert given["once"] is True
+    assert given["runner"] == "kubeflow"
+    assert (given["store"], given["publish_to"]) == (settings["STORE"], settings["PUBLISH_TO"])
+    mounted = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+    volumes = [each for each in spec["volumes"] if "configMap" in each]
+    maps = {each["name"]: each["configMap"]["name"] for each in volumes}
+    (recipes,), lock = given["recipes"], given["images_lock"]
+    assert lock.name in find(kubeflow, "ConfigMap", maps[mounted[str(lock.parent)]])["data"]
+    texts = find(kubeflow, "ConfigMap", maps[mounted[recipes]])["data"].values()
+    assert all(recipe_from_text(text).model for text in texts)
+
+
+def test_the_examples_can_be_used_as_they_are() -> None:
+    recipes = recipe_names([str(KUBEFLOW / "recipes"), str(ARGO / "recipe.yaml")])
+    assert all(load_recipe(recipe).model for recipe in recipes)
+    images = read_lock(KUBEFLOW / "images.lock.json")
+    assert images == named_images()
+    assert not is_floating(images.watch)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Document:
+    file = tmp_path_factory.mktemp("watch") / "watch.yaml"
+    compile_to(file, CompileOptions("local"), "watch")
+    return workflow_template(load_pipeline(file), namespace="quantlib")
+
+
+def test_the_cron_workflow_is_typed(argo: list[Document]) -> None:
+    document = find(argo, "CronWorkflow", "quantlib-watch-smollm2-w4")
+    typed = models.CronWorkflow.model_validate(document)
+    dumped = typed.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for part in ("metadata", "spec"):
+        assert document[part] == {name: dumped[part][name] for name in document[part]}
+    assert document["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def test_it_gives_the_template_what_that_takes(argo: list[Document], template: Document) -> None:
+    spec = find(argo, "CronWorkflow", "quantlib-watch-smollm2-w4")["spec"]["workflowSpec"]
+    assert spec["workflowTemplateRef"] == {"name": template["metadata"]["name"]}
+    taken = {each["name"]: each for each in template["spec"]["arguments"]["parameters"]}
+    given = {each["name"]: each["valueFrom"] for each in spec["arguments"]["parameters"]}
+    needed = {name for name, each in taken.items() if "value" not in each}
+    assert needed <= given.keys() <= taken.keys()
+    for value in given.values():
+        reference = value["configMapKeyRef"]
+        source = find(argo, "ConfigMap", reference["name"])
+        assert reference["key"] in source["data"]
+        kind = source["metadata"]["labels"]["workflows.argoproj.io/configmap-type"]
+        assert kind == "Parameter", "Argo reads parameters from such maps alone"
+
+
+@pytest.mark.slow
+def test_an_api_server_takes_both(applied: Applied, overlay: str, tmp_path: Path) -> None:
+    group, plural = "argoproj.io", "cronworkflows"
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1alpha1", "served": True, "storage": True}
+    applied.server.kubectl(
+        "apply",
+        "-f-",
+        document={
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": f"{plural}.{group}"},
+            "spec": {
+                "group": group,
+                "names": {"kind": "CronWorkflow", "plural": plural},
+                "scope": "Namespaced",
+                "versions": [version | {"schema": {"openAPIV3Schema": schema}}],
+            },
+        },
+    )
+    applied.server.kubectl("wait", "--for=condition=Established", f"crd/{plural}.{group}")
+    for component in (KUBEFLOW, ARGO):
+        folder = tmp_path.resolve() / component.name
+        folder.mkdir()
+        for document in build(overlay, component, folder):
+            labels = document["metadata"].get("labels", {})
+            if labels.get("app.kubernetes.io/name") != "quantlib-watch":
+                continue
+            if document["kind"] == "CronJob":
+                # The test's server is older than batch/v1's; the fields are the same.
+                document["apiVersion"] = "batch/v1beta1"
+            applied.server.kubectl("apply", "-f-", document=document)
+    get = ["-n", "quantlib", "get", "cronjob", "quantlib-watch", "-ojson"]
+    stored = pod_of(json.loads(applied.server.kubectl(*get).stdout))["spec"]["containers"][0]
+    manifest = yaml.safe_load((KUBEFLOW / "cron-job.yaml").read_text())
+    (container,) = pod_of(manifest)["spec"]["containers"]
+    assert stored == stored | container | {"image": "quantlib-watch:0.1.0"}
