@@ -6,15 +6,18 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 from hera.workflows import models
+from kubeflow_api import recorded_server
 from manifests.conftest import MANIFESTS, Applied, Document
 from network_policies import Address, Pod, allows
 from pod_security import restricted_problems
+from recipes import QUICK
 
 import pipelines.__main__ as command
 from components._images import is_floating, named_images, read_lock
@@ -23,7 +26,9 @@ from pipelines.compiling import CompileOptions, compile_to
 from pipelines.kubeflow import HOST_VARIABLE, TOKEN_FILE
 from pipelines.reader import load_pipeline
 from pipelines.watch import recipe_names
+from quantlib.publishing.jobs import enter_job
 from quantlib.recipe import load_recipe, recipe_from_text
+from quantlib.store import open_store
 
 COMPONENTS = MANIFESTS / "components"
 KUBEFLOW, ARGO = COMPONENTS / "watch-kubeflow", COMPONENTS / "watch-argo"
@@ -95,9 +100,11 @@ def test_its_pod_is_restricted_and_may_only_start_runs(kubeflow: list[Document])
     (mount,) = [each for each in container["volumeMounts"] if each["name"] == "token"]
     assert Path(mount["mountPath"]) / source["serviceAccountToken"]["path"] == TOKEN_FILE
     # No secret stands in it: they are taken by reference, where there are any.
-    assert all(
-        each.get("secretRef", {"optional": True})["optional"] for each in container["envFrom"]
-    )
+    secrets = [each["secretRef"] for each in container["envFrom"] if "secretRef" in each]
+    assert {each["name"]: each["optional"] for each in secrets} == {
+        "quantlib-s3": True,
+        "quantlib-hub": True,
+    }
     policies = [each for each in kubeflow if each["kind"] == "NetworkPolicy"]
     pod = Pod("quantlib", template["metadata"]["labels"])
     assert allows(policies, pod, Address("8.8.8.8"), 443)
@@ -125,6 +132,56 @@ def test_its_command_is_one_that_there_is(kubeflow: list[Document]) -> None:
     assert lock.name in find(kubeflow, "ConfigMap", maps[mounted[str(lock.parent)]])["data"]
     texts = find(kubeflow, "ConfigMap", maps[mounted[recipes]])["data"].values()
     assert all(recipe_from_text(text).model for text in texts)
+
+
+@pytest.mark.slow
+def test_its_pod_starts_a_run_for_a_release(
+    kubeflow: list[Document], tiny_llama: Path, s3_address: str, tmp_path: Path
+) -> None:
+    """The container's command as a process, with a real bucket and recorded answers."""
+    source = open_store(f"{s3_address}/model")
+    for file in tiny_llama.iterdir():
+        source.import_file(file, file.name)
+    for name in ("recipes", "images"):
+        (tmp_path / name).mkdir()
+    recipe = QUICK | {"model": source.address}
+    (tmp_path / "recipes" / "tiny.yaml").write_text(json.dumps(recipe))
+    lock = find(kubeflow, "ConfigMap", "quantlib-watch-images")["data"]["images.lock.json"]
+    (tmp_path / "images" / "images.lock.json").write_text(lock)
+    (container,) = pod_of(find(kubeflow, "CronJob", "quantlib-watch"))["spec"]["containers"]
+    published = f"{s3_address}/models"
+    settings = {"STORE": f"{s3_address}/store", "PUBLISH_TO": published}
+    text = json.dumps([*container["command"], *container["args"]])
+    for name, value in settings.items():
+        text = text.replace(f"$({name})", value)
+    _, *arguments = json.loads(text.replace("/etc/quantlib", str(tmp_path)))
+    with recorded_server() as server:
+        environment = os.environ | {HOST_VARIABLE: server.host}
+
+        def look() -> str:
+            done = subprocess.run(
+                [sys.executable, *arguments], env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout.splitlines()[-1].partition("tiny.yaml: ")[2]
+
+        assert look() == f"started: {source.address}"
+        (body,) = server.sent("/runs")
+        given = body["runtime_config"]["parameters"]
+        assert given["source"] == source.address
+        assert given["destination"] == published
+        executors = body["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
+        images = {executor["container"]["image"] for executor in executors.values()}
+        assert images == set(named_images().of_quantization)
+
+        server.runs = [{"run_id": "r1", "state": "RUNNING"}]
+        assert look() == f"started: {source.address}"
+        assert server.sent("/runs") == [body], "it is not started twice"
+
+        enter_job(published, given["job"], f"{published}/x", "sha256:1")
+        asked = len(server.requests)
+        assert look() == f"up to date: {published}/x"
+        assert len(server.requests) == asked
 
 
 def test_the_examples_can_be_used_as_they_are() -> None:

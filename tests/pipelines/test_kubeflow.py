@@ -1,21 +1,16 @@
-"""Uploading, starting and scheduling, against recorded answers of a Kubeflow Pipelines server.
-
-The server itself cannot be had outside of a cluster: what stands in for it here answers as its
-API's definition says (kubeflow/pipelines, backend/api/v2beta1), and keeps what it was asked.
-"""
+"""Uploading, starting and scheduling, against recorded answers of a Kubeflow Pipelines server."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from click.testing import CliRunner, Result
+from kubeflow_api import Recorded, recorded_server
 
 import pipelines.__main__ as command
 from pipelines.kubeflow import check_cron
@@ -24,76 +19,10 @@ from quantlib.errors import InvalidInputError, StepError
 STORE = ["--store", "s3://bucket/store", "--model", "hf://org/name@main"]
 
 
-class Recorded:
-    """Recorded answers by method and path, and the requests that came."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, str, Any]] = []
-        self.host = ""
-        self.refusal: tuple[int, str] | None = None
-        self.pipelines: list[dict[str, str]] = []
-        self.runs: list[dict[str, str]] = []
-        self.tokens: set[str | None] = set()
-
-    def answer(self, method: str, path: str) -> tuple[int, Any]:
-        if self.refusal is not None:
-            return self.refusal[0], {"code": 7, "message": self.refusal[1]}
-        match method, path.partition("?")[0].removeprefix("/apis/v2beta1"):
-            case "GET", "/healthz":
-                return 200, {"multi_user": False}
-            case "GET", "/pipelines":
-                return 200, {"pipelines": self.pipelines, "total_size": len(self.pipelines)}
-            case "GET", "/pipelines/p1/versions":
-                return 200, {"pipeline_versions": [{"pipeline_version_id": "v1"}], "total_size": 1}
-            case "POST", "/pipelines/upload":
-                return 200, {"pipeline_id": "p1", "display_name": "quantize"}
-            case "POST", "/pipelines/upload_version":
-                return 200, {"pipeline_id": "p1", "pipeline_version_id": "v2"}
-            case "GET", "/experiments":
-                return 200, {"experiments": []}
-            case "POST", "/experiments":
-                return 200, {"experiment_id": "e1", "display_name": "quantize"}
-            case "GET", "/runs":
-                return 200, {"runs": self.runs}
-            case "POST", "/runs":
-                return 200, {"run_id": "r1"}
-            case "POST", "/recurringruns":
-                return 200, {"recurring_run_id": "s1"}
-        return 404, {"message": f"{method} {path} is not recorded"}
-
-
 @pytest.fixture
 def recorded() -> Iterator[Recorded]:
-    answers = Recorded()
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self.respond("GET")
-
-        def do_POST(self) -> None:
-            self.respond("POST")
-
-        def respond(self, method: str) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            answers.requests.append((method, self.path, body))
-            answers.tokens.add(self.headers.get("Authorization"))
-            status, value = answers.answer(method, self.path)
-            content = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    answers.host = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield answers
-    server.shutdown()
-    server.server_close()
+    with recorded_server() as answers:
+        yield answers
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +36,8 @@ def call(recorded: Recorded, *arguments: str) -> Result:
 
 
 def sent(recorded: Recorded, path: str) -> Any:
-    (body,) = [body for method, asked, body in recorded.requests if asked.endswith(path)]
-    return json.loads(body)
+    (body,) = recorded.sent(path)
+    return body
 
 
 def test_a_pipeline_is_uploaded_once_and_then_in_versions(recorded: Recorded) -> None:
