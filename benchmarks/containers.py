@@ -17,7 +17,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE
+from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE
 
 _GATE = '{"inputs":{"parameterValues":{"reason":"x"}},"outputs":{"outputFile":"/scratch/output"}}'
 _LOCKED = (
@@ -25,6 +25,7 @@ _LOCKED = (
     *("--tmpfs", "/tmp", "--tmpfs", "/scratch"),
 )
 CASES = {
+    "resolve": (WATCH_IMAGE, 3.0, "quantlib.steps.resolve, quantlib.sources.hub"),
     "gate": (QUANTLIB_IMAGE, 3.0, ""),
     "plan": (QUANTLIB_IMAGE, 3.0, "quantlib.steps.plan"),
     "smooth": (QUANTLIB_IMAGE, 3.0, "quantlib.steps.smooth"),

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from containers.conftest import ROOT, docker
 
-from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE
+from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE
 from quantlib import __version__
 from quantlib.steps import STEP_NAMES
 
-IMAGES = (QUANTLIB_IMAGE, VALIDATE_IMAGE)
+IMAGES = (QUANTLIB_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE)
 ON_PATH = 'for tool in "$@"; do command -v "$tool"; done; true'
 
 
@@ -22,8 +22,9 @@ def inspected(image: str) -> dict[str, Any]:
     return json.loads(docker("image", "inspect", image))[0]
 
 
-def test_the_quantlib_image_is_small() -> None:
+def test_images_are_small() -> None:
     assert inspected(QUANTLIB_IMAGE)["Size"] < 1.8e9
+    assert inspected(WATCH_IMAGE)["Size"] < 0.5e9
 
 
 @pytest.mark.parametrize("image", IMAGES)
