@@ -120,7 +120,7 @@ class Kubeflow:
 
     def running(self, mark: str) -> str:
         """The address of a run that has not ended and whose name holds ``mark``, or nothing."""
-        predicate = {"operation": "IS_SUBSTRING", "key": "name", "string_value": mark}
+        predicate = {"operation": "IS_SUBSTRING", "key": "display_name", "stringValue": mark}
         with self._explained():
             listed = self._client.list_runs(
                 page_size=100,

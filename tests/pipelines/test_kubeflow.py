@@ -82,7 +82,7 @@ def test_a_job_that_is_running_is_not_started_again(recorded: Recorded) -> None:
     assert sent(recorded, "/runs")["display_name"] == "quantize-gptq-0123456789ab"
     (asked,) = [path for method, path, _ in recorded.requests if "/runs?" in path]
     (predicate,) = json.loads(parse_qs(urlsplit(asked).query)["filter"][0])["predicates"]
-    assert predicate["string_value"] == "0123456789ab"
+    assert predicate["stringValue"] == "0123456789ab"
 
     recorded.requests.clear()
     recorded.runs = [*recorded.runs, {"run_id": "r2", "state": "RUNNING"}]
