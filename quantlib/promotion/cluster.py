@@ -56,22 +56,24 @@ class Service:
         """The object as it is now."""
         return self._call("GET", self._path())
 
-    def apply(self, patch: Document, version: str, *, dry_run: bool = False) -> Document:
+    def apply(self, patch: Document, version: str) -> Document:
         """Applies our fields on the server's side; fields of ours that are not named go.
 
         Args:
             patch: All that is ours.
             version: The resource version that it rests on.
-            dry_run: Whether the server only says what it would do.
 
         Raises:
             ConflictError: The object has another version.
         """
         metadata = patch["metadata"] | {"resourceVersion": version}
         query = {"fieldManager": MANAGER, "force": "true"}
-        if dry_run:
-            query["dryRun"] = "All"
         return self._call("PATCH", self._path(), patch | {"metadata": metadata}, _APPLY, query)
+
+    def try_out(self, patch: Document) -> Document:
+        """Lets the server say what it would make of a patch, which changes nothing."""
+        query = {"fieldManager": MANAGER, "force": "true", "dryRun": "All"}
+        return self._call("PATCH", self._path(), patch, _APPLY, query)
 
     def annotate(self, annotations: Mapping[str, str | None], version: str) -> Document:
         """Sets annotations; None removes one.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -11,12 +10,13 @@ from dataclasses import dataclass, replace
 from quantlib.errors import InvalidInputError, Problem, QuantlibError
 from quantlib.promotion import record as records
 from quantlib.promotion.checks import Allowances, problems_of
+from quantlib.promotion.clock import SYSTEM_CLOCK, Clock
 from quantlib.promotion.cluster import Service, UnreachableError
 from quantlib.promotion.description import arguments_for
 from quantlib.promotion.kinds import Document
 from quantlib.promotion.published import Published, short
 from quantlib.promotion.readiness import SETTLE_SECONDS, readiness
-from quantlib.promotion.record import LostError, Record, now, record_of
+from quantlib.promotion.record import LostError, Record, record_of
 from quantlib.promotion.rollout import Step, deployment_mode, foreign_canary, restoring, steps_of
 from quantlib.promotion.state import PREVIOUS, PROMOTED_AT, State, successor
 
@@ -37,6 +37,7 @@ class Rollout:
         restore_seconds: How long to try to restore while the API server does not answer.
         poll_seconds: Between looks.
         settle_seconds: See :data:`quantlib.promotion.readiness.SETTLE_SECONDS`.
+        clock: By which all this is measured.
     """
 
     percents: tuple[int, ...] = ()
@@ -46,6 +47,7 @@ class Rollout:
     restore_seconds: float = 120.0
     poll_seconds: float = 2.0
     settle_seconds: float = SETTLE_SECONDS
+    clock: Clock = SYSTEM_CLOCK
 
 
 def promote_directly(
@@ -75,26 +77,29 @@ def promote_directly(
         InvalidInputError: With everything that speaks against it; nothing was changed.
         QuantlibError: It failed; the message says what the service serves now.
     """
+    clock = rollout.clock
     document = service.get()
     record = record_of(document)
-    _require_free(service, record, published.digest)
+    _require_free(service, record, published.digest, clock)
     previous = record.state if record else service.kind.state(document)
     if record is None and (previous.digest, previous.uri) == (published.digest, storage_uri):
         return f"{service} serves {published.digest} already"
     arguments = arguments_for(published, service.kind, storage_uri)
     wanted = successor(previous, published, storage_uri, arguments)
-    wanted = replace(wanted, annotations={**wanted.annotations, PROMOTED_AT: now()})
+    wanted = replace(wanted, annotations={**wanted.annotations, PROMOTED_AT: clock.stamp()})
     steps = _checked_steps(
         published, service, document, record, previous, wanted, rollout, allowances, smoke_test
     )
-    mine = Record(records.new_holder(), published.digest, "begins", now(), previous.to_json())
+    mine = Record(
+        records.new_holder(), published.digest, "begins", clock.stamp(), previous.to_json()
+    )
     try:
         records.take(service, document, mine)
         _tell(service, document, "PromotionStarted", f"{previous.uri} -> {storage_uri}", say)
         for step in steps:
             _take_step(service, mine, step, rollout, smoke_test, say)
         story = f"promoted {short(published.digest)}, which replaces {previous.uri}"
-        records.finish(service, mine, story)
+        records.finish(service, mine, story, clock)
     except LostError:
         raise
     except (QuantlibError, KeyboardInterrupt, SystemExit) as error:
@@ -121,11 +126,12 @@ def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
         InvalidInputError: Nothing is known of a state before, or a promotion is under way.
         QuantlibError: The restored state does not get ready.
     """
+    clock = rollout.clock
     document = service.get()
     record = record_of(document)
     current = service.kind.state(document)
     if record is not None:
-        _require_free(service, record, None)
+        _require_free(service, record, None, clock)
         previous = record.state
     elif text := current.annotations.get(PREVIOUS):
         previous = State.from_json(text)
@@ -137,22 +143,24 @@ def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
         records.new_holder(),
         previous.digest or "by-hand",
         "rollback",
-        now(),
+        clock.stamp(),
         previous.to_json(),
     )
     records.take(service, document, mine)
     _apply_previous(service, mine, rollout, say)
     _wait_until_ready(service, mine, Step("restored", {}), rollout, say)
     story = f"rolled back by hand from {current.uri} to {previous.uri}"
-    records.finish(service, mine, story)
+    records.finish(service, mine, story, clock)
     _tell(service, document, "RolledBack", story, say)
     return f"{service}: {story}"
 
 
-def _require_free(service: Service, record: Record | None, digest: str | None) -> None:
+def _require_free(
+    service: Service, record: Record | None, digest: str | None, clock: Clock
+) -> None:
     if record is None:
         return
-    if not record.abandoned:
+    if not record.abandoned(clock):
         raise QuantlibError(
             f"{service}: {record} is under way; wait for it, or stop it where it runs"
         )
@@ -194,7 +202,7 @@ def _checked_steps(
     try:
         steps = steps_of(service.kind, document, previous, wanted, rollout.percents)
         for step in steps:
-            service.apply(step.patch, document["metadata"]["resourceVersion"], dry_run=True)
+            service.try_out(step.patch)
     except InvalidInputError as error:
         problems += error.problems
     if problems:
@@ -210,9 +218,10 @@ def _take_step(
     smoke_test: SmokeTest | None,
     say: Say,
 ) -> None:
+    clock = rollout.clock
     say(f"{step.name}: applying")
-    mine = records.renew(service, mine, step.name)
-    document = records.apply(service, mine, step.patch)
+    mine = records.renew(service, mine, step.name, clock)
+    document = records.apply(service, mine, step.patch, clock)
     document = _wait_until_ready(service, mine, step, rollout, say)
     found = "ready"
     if smoke_test is not None:
@@ -230,32 +239,33 @@ def _take_step(
 def _wait_until_ready(
     service: Service, mine: Record, step: Step, rollout: Rollout, say: Say
 ) -> Document:
-    started = renewed = time.monotonic()
+    clock = rollout.clock
+    started = renewed = clock.monotonic()
     ready_since: float | None = None
     reason = ""
-    while time.monotonic() - started < rollout.timeout:
+    while clock.monotonic() - started < rollout.timeout:
         try:
             document = service.get()
-            if time.monotonic() - renewed > records.STALE.total_seconds() / 4:
-                records.renew(service, mine, step.name)
-                renewed = time.monotonic()
+            if clock.monotonic() - renewed > records.STALE.total_seconds() / 4:
+                records.renew(service, mine, step.name, clock)
+                renewed = clock.monotonic()
         except UnreachableError as error:
             reason = str(error)
-            time.sleep(rollout.poll_seconds)
+            clock.sleep(rollout.poll_seconds)
             continue
         seen = readiness(document, step.waits_for)
         if seen.state == "failed":
             raise QuantlibError(f"{service}: {step.name}: {seen.reason}")
         if seen.state == "ready":
-            ready_since = ready_since or time.monotonic()
-            if seen.certain or time.monotonic() - ready_since >= rollout.settle_seconds:
+            ready_since = ready_since or clock.monotonic()
+            if seen.certain or clock.monotonic() - ready_since >= rollout.settle_seconds:
                 return document
         else:
             ready_since = None
             if seen.reason != reason:
                 say(f"{step.name}: {seen.reason}")
         reason = seen.reason or reason
-        time.sleep(rollout.poll_seconds)
+        clock.sleep(rollout.poll_seconds)
     raise QuantlibError(
         f"{service}: {step.name}: not ready after {rollout.timeout:.0f} s: {reason}"
     )
@@ -263,30 +273,32 @@ def _wait_until_ready(
 
 def _restore(service: Service, mine: Record, reason: str, rollout: Rollout, say: Say) -> str:
     """Restores what was there; says what became of it."""
+    clock = rollout.clock
     previous = mine.state
-    deadline = time.monotonic() + rollout.restore_seconds
+    deadline = clock.monotonic() + rollout.restore_seconds
     while True:
         try:
             document = service.get()
             record = record_of(document)
             if record is None or record.holder != mine.holder:
-                return "nothing was changed"
+                served = service.kind.state(document).uri
+                return f"nothing had to be restored: {service} serves {served}"
             _apply_previous(service, mine, rollout, say)
             story = f"rolled back {short(mine.digest)} to {previous.uri}: {reason}"
-            document = records.finish(service, mine, story)
+            document = records.finish(service, mine, story, clock)
             _tell(service, document, "RolledBack", story, say, warning=True)
             return f"{service} serves {previous.uri} as before"
         except LostError:
             return f"{service}: somebody else promotes now; nothing more was done"
         except UnreachableError as error:
-            if time.monotonic() > deadline:
+            if clock.monotonic() > deadline:
                 return (
                     f"{service} could not be restored: {error}; it may serve either checkpoint. "
                     f"When the API server answers again, `quantlib rollback --service "
                     f"{service.name} --namespace {service.namespace}` restores {previous.uri}"
                 )
             say(f"restoring: {error}")
-            time.sleep(rollout.poll_seconds)
+            clock.sleep(rollout.poll_seconds)
 
 
 def _apply_previous(service: Service, mine: Record, rollout: Rollout, say: Say) -> None:
@@ -295,7 +307,7 @@ def _apply_previous(service: Service, mine: Record, rollout: Rollout, say: Say) 
     in_canary = "canaryTrafficPercent" in document["spec"].get("predictor", {})
     hold = in_canary and deployment_mode(document) == "Knative"
     patch = restoring(service.kind, document, mine.state, hold_traffic=hold)
-    records.apply(service, mine, patch)
+    records.apply(service, mine, patch, rollout.clock)
     if hold:
         _release_traffic(service, mine, rollout, say)
 
@@ -310,7 +322,7 @@ def _release_traffic(service: Service, mine: Record, rollout: Rollout, say: Say)
     except QuantlibError as error:
         say(f"all traffic stays on the revision before the canary: {error}")
         return
-    records.apply(service, mine, restoring(service.kind, document, mine.state))
+    records.apply(service, mine, restoring(service.kind, document, mine.state), rollout.clock)
 
 
 def _tell(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from quantlib.errors import QuantlibError
+from quantlib.promotion.clock import Clock
 from quantlib.promotion.cluster import ConflictError, Service, UnreachableError
 from quantlib.promotion.kinds import Document
 from quantlib.promotion.published import short
@@ -51,10 +51,9 @@ class Record:
     renewed: str
     previous: str
 
-    @property
-    def abandoned(self) -> bool:
+    def abandoned(self, clock: Clock) -> bool:
         """Whether its holder has not written for long."""
-        return datetime.now(UTC) - datetime.fromisoformat(self.renewed) > STALE
+        return clock.utc() - datetime.fromisoformat(self.renewed) > STALE
 
     @property
     def state(self) -> State:
@@ -71,11 +70,6 @@ class Record:
 def new_holder() -> str:
     """A name for this process, unlike any other's."""
     return f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
-
-
-def now() -> str:
-    """The time, as annotations hold it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def record_of(document: Document) -> Record | None:
@@ -107,37 +101,39 @@ def take(service: Service, document: Document, record: Record) -> Document:
     raise QuantlibError(f"{service} changes all the time; nothing was done")
 
 
-def renew(service: Service, record: Record, step: str) -> Record:
+def renew(service: Service, record: Record, step: str, clock: Clock) -> Record:
     """Writes what is being done, and that the holder is there.
 
     Raises:
         LostError: Somebody else holds the promotion.
     """
-    renewed = replace(record, step=step, renewed=now())
+    renewed = replace(record, step=step, renewed=clock.stamp())
     annotations = {RECORD: json.dumps(asdict(renewed))}
-    _while_held(service, record, lambda d: service.annotate(annotations, _version(d)))
+    _while_held(service, record, clock, lambda d: service.annotate(annotations, _version(d)))
     return renewed
 
 
-def apply(service: Service, record: Record, patch: Document) -> Document:
+def apply(service: Service, record: Record, patch: Document, clock: Clock) -> Document:
     """Applies a patch, only while the promotion is held.
 
     Raises:
         LostError: Somebody else holds the promotion.
     """
-    return _while_held(service, record, lambda d: service.apply(patch, _version(d)))
+    return _while_held(service, record, clock, lambda d: service.apply(patch, _version(d)))
 
 
-def finish(service: Service, record: Record, story: str) -> Document:
+def finish(service: Service, record: Record, story: str, clock: Clock) -> Document:
     """Ends a promotion, and says what came of it.
 
     Raises:
         LostError: Somebody else holds the promotion.
     """
-    told = f"{now()} {story}"[:1000]
+    told = f"{clock.stamp()} {story}"[:1000]
     annotations = {RECORD: None, LAST: told}
     try:
-        return _while_held(service, record, lambda d: service.annotate(annotations, _version(d)))
+        return _while_held(
+            service, record, clock, lambda d: service.annotate(annotations, _version(d))
+        )
     except LostError:
         document = service.get()
         # The change was made, and the answer was lost on its way.
@@ -147,9 +143,9 @@ def finish(service: Service, record: Record, story: str) -> Document:
 
 
 def _while_held(
-    service: Service, record: Record, change: Callable[[Document], Document]
+    service: Service, record: Record, clock: Clock, change: Callable[[Document], Document]
 ) -> Document:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = clock.monotonic() + PATIENCE_SECONDS
     conflicts = 0
     while conflicts < _ATTEMPTS:
         try:
@@ -161,9 +157,9 @@ def _while_held(
         except ConflictError:  # a controller has written its status
             conflicts += 1
         except UnreachableError:
-            if time.monotonic() > deadline:
+            if clock.monotonic() > deadline:
                 raise
-            time.sleep(_SECONDS_BETWEEN_TRIES)
+            clock.sleep(_SECONDS_BETWEEN_TRIES)
     raise QuantlibError(f"{service} changes all the time")
 
 

@@ -1,25 +1,52 @@
-"""A cluster without controllers, a controller that tests direct, and a line that can be cut."""
+"""A cluster without controllers, a controller in step with the tests, a line that can be cut."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kube_api import ApiServer
 from kubernetes import client, config
 from promotion.conftest import SERVICES
 
+from quantlib.promotion.clock import Clock
+from quantlib.promotion.direct import Rollout
 from quantlib.promotion.kinds import KINDS, Document
 
 CRDS = Path(__file__).parents[1] / "data" / "kserve-crds"
+
+
+class SteppedClock(Clock):
+    """Stands still until somebody waits; then, as real time would, it lets the others act.
+
+    Attributes:
+        waiting: Called whenever somebody waits.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._start = datetime.now(UTC)
+        self.waiting: list[Callable[[], None]] = []
+
+    def monotonic(self) -> float:
+        return self._seconds
+
+    def utc(self) -> datetime:
+        return self._start + timedelta(seconds=self._seconds)
+
+    def sleep(self, seconds: float) -> None:
+        self._seconds += seconds
+        for each in self.waiting:
+            each()
 
 
 class Line:
@@ -30,15 +57,17 @@ class Line:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
+        self._lock = threading.Lock()
         self.is_cut = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        self.is_cut = True
-        for each in self._open:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._open.clear()
+        with self._lock:
+            self.is_cut = True
+            for each in self._open:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+            self._open.clear()
 
     def mend(self) -> None:
         self.is_cut = False
@@ -51,11 +80,12 @@ class Line:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                if self.is_cut:
-                    near.close()
-                    continue
-                far = socket.create_connection(("127.0.0.1", self._target))
-                self._open += [near, far]
+                with self._lock:
+                    if self.is_cut:
+                        near.close()
+                        continue
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                    self._open += [near, far]
                 for pair in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=pair, daemon=True).start()
 
@@ -69,9 +99,10 @@ class Line:
 
 
 class Cluster:
-    """One namespace of an API server.
+    """One namespace of an API server, and a controller that acts while its clock is waited on.
 
     Attributes:
+        clock: Of the controller, and of whoever promotes.
         ready: Says of a document whether its pods get ready.
         url: What the status names.
         mode: What the status names as deploymentMode.
@@ -86,6 +117,12 @@ class Cluster:
         self.mode: str | None = None
         self.observes = True
         self.specs: list[Document] = []
+        self.clock = SteppedClock()
+        self.clock.waiting.append(self.look)
+
+    def rollout(self, **changes: Any) -> Rollout:
+        """How a service of this cluster goes over."""
+        return Rollout(clock=self.clock, **changes)
 
     @property
     def path(self) -> str:
@@ -93,16 +130,7 @@ class Cluster:
         return f"{group}/{self.kind.plural}/tiny"
 
     def call(self, method: str, path: str, body: Any = None, content: str = "") -> Any:
-        headers = {"Accept": "application/json"} | ({"Content-Type": content} if content else {})
-        return self.api.call_api(
-            path,
-            method,
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-            response_type="object",
-            _return_http_data_only=True,
-        )
+        return request(self.api, method, path, body, content)
 
     def get(self) -> Document:
         return self.call("GET", self.path)
@@ -118,25 +146,9 @@ class Cluster:
         listed.sort(key=lambda each: each["metadata"]["name"])
         return [(each["type"], each["reason"], each["message"]) for each in listed]
 
-    @contextmanager
-    def controlled(self) -> Iterator[None]:
-        """Plays the controller's part: looks at each new generation, and says how it fares."""
-        stop = threading.Event()
-
-        def control() -> None:
-            while not stop.wait(0.05):
-                with suppress(client.ApiException):
-                    self._look(self.get())
-
-        thread = threading.Thread(target=control, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-    def _look(self, document: Document) -> None:
+    def look(self) -> None:
+        """Plays the controller's part: looks at the service, and says how it fares."""
+        document = self.get()
         if not self.specs or document["spec"] != self.specs[-1]:
             self.specs.append(document["spec"])
         ready = self.ready(document)
@@ -170,25 +182,44 @@ class Cluster:
 
 def install(server: ApiServer) -> None:
     """Installs KServe's definitions, and waits until they are served."""
+    api = config.new_client_from_config(str(server.kubeconfig))
+    awaited = set()
     for path in CRDS.glob("*.yaml.gz"):
-        with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
-            file.write(gzip.decompress(path.read_bytes()))
-            file.flush()
-            server.kubectl("create", "-f", file.name)
-    deadline = time.monotonic() + 60
-    for plural in ("inferenceservices", "llminferenceservices"):
-        while server.kubectl("get", plural, check=False).returncode:
-            assert time.monotonic() < deadline, f"{plural} are not served"
-            time.sleep(0.5)
+        definition = yaml.load(gzip.decompress(path.read_bytes()), yaml.CSafeLoader)
+        request(api, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
+        for version in definition["spec"]["versions"]:
+            awaited.add((version["name"], definition["spec"]["names"]["plural"]))
+    deadline = time.monotonic() + 300
+    while awaited:
+        assert time.monotonic() < deadline, f"{awaited} are not served"
+        version, plural = next(iter(awaited))
+        with suppress(client.ApiException):
+            request(api, "GET", f"/apis/serving.kserve.io/{version}/{plural}")
+            awaited.remove((version, plural))
+            continue
+        time.sleep(0.1)
 
 
-def make_namespace(server: ApiServer, name: str, kind: str, folder: Path) -> Cluster:
+def request(api: Any, method: str, path: str, body: Any = None, content: str = "") -> Any:
+    """Asks an API server."""
+    headers = {"Accept": "application/json"} | ({"Content-Type": content} if content else {})
+    return api.call_api(
+        path,
+        method,
+        header_params=headers,
+        body=body,
+        auth_settings=["BearerToken"],
+        response_type="object",
+        _return_http_data_only=True,
+    )
+
+
+def make_namespace(server: ApiServer, name: str, kind: str) -> Cluster:
     """A namespace with a service of a kind in it."""
-    server.kubectl("create", "namespace", name)
-    path = folder / "service.yaml"
-    path.write_text(SERVICES[kind])
-    server.kubectl("apply", "--namespace", name, "-f", str(path))
-    return Cluster(server, name, kind)
+    cluster = Cluster(server, name, kind)
+    cluster.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    cluster.call("POST", cluster.path.removesuffix("/tiny"), yaml.safe_load(SERVICES[kind]))
+    return cluster
 
 
 def kubeconfig_through(line: Line, server: ApiServer, path: Path, token: str | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Direct promotion on a real API server; a thread plays the controller's part.
+"""Direct promotion on a real API server; the controller acts while promotion waits.
 
 In one file, long as it is: the server starts once for all of it.
 """
@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,17 @@ import yaml
 from fake_openai import FakeOpenAI, fake_openai
 from promotion.cluster import Cluster, Line, install, kubeconfig_through, make_namespace
 from promotion.conftest import MakePublished
+from promotion.driver import BY_HAND, Promotion, hooked, require_restored, serves
 from promotion.test_smoke import EXPECTED
 
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.checks import Allowances
 from quantlib.promotion.cluster import find_service
-from quantlib.promotion.direct import Rollout, promote_directly, roll_back
-from quantlib.promotion.published import check_published
-from quantlib.promotion.smoke import Limits, smoke_test
+from quantlib.promotion.direct import roll_back
+from quantlib.promotion.readiness import SETTLE_SECONDS
+from quantlib.promotion.record import STALE, Record, take
 
-BY_HAND = "s3://models/by-hand/"
-# Several of them wait for moments that a busy machine lets pass: run them by themselves.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not os.environ.get("QUANTLIB_DIRECT_TESTS"),
-        reason="set QUANTLIB_DIRECT_TESTS=1 to run what depends on time, on a quiet machine",
-    ),
-]
-ROLLOUT = Rollout(timeout=10.0, restore_seconds=10.0, poll_seconds=0.1, settle_seconds=0.5)
+pytestmark = pytest.mark.slow
 _numbers = itertools.count()
 
 
@@ -77,75 +69,21 @@ def make_cluster(
     fake: FakeOpenAI,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[MakeCluster]:
+) -> MakeCluster:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("quantlib.promotion.record.PATIENCE_SECONDS", 3.0)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig_through(line, server, tmp_path / "kubeconfig")))
-    controllers = []
 
     def make(kind: str = "InferenceService", **attributes: Any) -> Cluster:
-        cluster = make_namespace(server, f"serving-{next(_numbers)}", kind, tmp_path)
+        cluster = make_namespace(server, f"serving-{next(_numbers)}", kind)
         cluster.url = fake.url
         for name, value in attributes.items():
             setattr(cluster, name, value)
-        controllers.append(cluster.controlled())
-        controllers[-1].__enter__()
+        cluster.look()
         return cluster
 
-    yield make
-    for each in controllers:
-        each.__exit__(None, None, None)
-
-
-@dataclass
-class Promotion:
-    """A promotion, as the command line makes one."""
-
-    cluster: Cluster
-    folder: Path
-    rollout: Rollout = ROLLOUT
-    said: list[str] = field(default_factory=list)
-    interrupt_at: int | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"s3://models/tiny/{self.folder.name}/"
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-        if len(self.said) - 1 == self.interrupt_at:
-            raise KeyboardInterrupt
-
-    def run(self) -> str:
-        deployment = self.cluster.kind.name == "Deployment"
-        rollout = self.rollout
-        if deployment:
-            rollout = replace(rollout, url=self.cluster.url)
-        return promote_directly(
-            check_published(str(self.folder)),
-            self.uri,
-            find_service(self.cluster.namespace, "tiny"),
-            rollout,
-            Allowances(),
-            lambda url: smoke_test(url, EXPECTED, Limits()),
-            self.say,
-        )
-
-
-def serves(cluster: Cluster) -> str | None:
-    return cluster.kind.state(cluster.get()).uri
-
-
-def require_restored(cluster: Cluster, before: dict[str, Any]) -> None:
-    """The service is as it was, and what happened is written down."""
-    after = cluster.get()
-    assert after["spec"] == before["spec"]
-    annotations = cluster.annotations()
-    assert "quantlib.io/promotion" not in annotations
-    assert "quantlib.io/digest" not in annotations
-    assert "rolled back" in annotations["quantlib.io/last-promotion"]
-    assert cluster.events()[-1][:2] == ("Warning", "RolledBack")
+    return make
 
 
 @pytest.mark.parametrize("kind", ["InferenceService", "LLMInferenceService", "Deployment"])
@@ -169,12 +107,12 @@ def test_a_service_goes_over_and_back_by_hand(
     assert len(cluster.events()) == 3
 
     service = find_service(cluster.namespace, "tiny")
-    assert f"to {BY_HAND}" in roll_back(service, ROLLOUT, promotion.say)
+    assert f"to {BY_HAND}" in roll_back(service, cluster.rollout(), promotion.say)
     assert cluster.get()["spec"] == before
     assert "quantlib.io/digest" not in cluster.annotations()
     assert cluster.events()[-1][1] == "RolledBack"
     with pytest.raises(InvalidInputError, match="nothing to go back to"):
-        roll_back(service, ROLLOUT, promotion.say)
+        roll_back(service, cluster.rollout(), promotion.say)
 
 
 def test_pods_that_never_get_ready(
@@ -183,8 +121,10 @@ def test_pods_that_never_get_ready(
     cluster = make_cluster()
     cluster.ready = lambda document: cluster.kind.state(document).uri == BY_HAND
     before = cluster.get()
-    promotion = Promotion(cluster, make_published(), replace(ROLLOUT, timeout=1.0))
-    with pytest.raises(QuantlibError, match="not ready after 1 s: 0 of 1 pods are ready") as failed:
+    promotion = Promotion(cluster, make_published(), {"timeout": 60.0})
+    with pytest.raises(
+        QuantlibError, match="not ready after 60 s: 0 of 1 pods are ready"
+    ) as failed:
         promotion.run()
     assert f"serves {BY_HAND} as before" in str(failed.value)
     require_restored(cluster, before)
@@ -206,9 +146,17 @@ def test_a_status_without_a_generation_has_to_stay_ready(
     make_cluster: MakeCluster, make_published: MakePublished
 ) -> None:
     cluster = make_cluster(observes=False)
-    started = time.monotonic()
+    looks = []
+
+    def ready(document: dict[str, Any]) -> bool:
+        if cluster.kind.state(document).uri != BY_HAND:
+            looks.append(cluster.clock.monotonic())
+        return len(looks) not in (5, 6)
+
+    cluster.ready = ready
     Promotion(cluster, make_published()).run()
-    assert time.monotonic() - started >= ROLLOUT.settle_seconds
+    unready = looks[5]
+    assert looks[-1] - unready >= SETTLE_SECONDS
 
 
 def test_an_absent_service(make_cluster: MakeCluster, make_published: MakePublished) -> None:
@@ -281,24 +229,37 @@ def test_the_account_of_the_manifests_suffices(
     assert cluster.events()[-1][1] == "Promoted"
 
 
+def cuts_when_it_changes(cluster: Cluster, line: Line) -> Callable[[dict[str, Any]], bool]:
+    """A controller's view that cuts the line as soon as the service changes."""
+
+    def ready(document: dict[str, Any]) -> bool:
+        unchanged = cluster.kind.state(document).uri == BY_HAND
+        if not unchanged:
+            line.cut()
+        return unchanged
+
+    return ready
+
+
 def test_the_api_server_gone_for_a_while(
     make_cluster: MakeCluster, make_published: MakePublished, line: Line
 ) -> None:
     cluster = make_cluster()
-    cut = []
+    looks = []
 
     def ready(document: dict[str, Any]) -> bool:
-        if not cut and cluster.kind.state(document).uri != BY_HAND:
-            cut.append(time.monotonic())
-            line.cut()
-        if cut and time.monotonic() - cut[0] > 1:
-            line.mend()
+        if cluster.kind.state(document).uri != BY_HAND:
+            looks.append(line.is_cut)
+            if len(looks) == 1:
+                line.cut()
+            if len(looks) == 10:
+                line.mend()
         return not line.is_cut
 
     cluster.ready = ready
     promotion = Promotion(cluster, make_published())
     promotion.run()
-    assert cut
+    assert looks.count(True) == 9
     assert serves(cluster) == promotion.uri
 
 
@@ -307,10 +268,8 @@ def test_the_api_server_gone_for_long(
 ) -> None:
     cluster = make_cluster()
     before = cluster.get()
-    promotion = Promotion(
-        cluster, make_published(), replace(ROLLOUT, timeout=5.0, restore_seconds=1.0)
-    )
-    cluster.ready = lambda document: cluster.kind.state(document).uri == BY_HAND or line.cut()
+    promotion = Promotion(cluster, make_published(), {"timeout": 60.0, "restore_seconds": 10.0})
+    cluster.ready = cuts_when_it_changes(cluster, line)
     with pytest.raises(QuantlibError, match="could not be restored") as failed:
         promotion.run()
     assert f"quantlib rollback --service tiny --namespace {cluster.namespace}" in str(failed.value)
@@ -320,48 +279,58 @@ def test_the_api_server_gone_for_long(
     assert record["digest"] == f"sha256:{promotion.folder.name}"
     service = find_service(cluster.namespace, "tiny")
     with pytest.raises(QuantlibError, match="is under way"):
-        roll_back(service, ROLLOUT, promotion.say)
-    abandon(cluster)
-    roll_back(service, ROLLOUT, promotion.say)
+        roll_back(service, cluster.rollout(), promotion.say)
+    cluster.clock.sleep(STALE.total_seconds() + 1)
+    roll_back(service, cluster.rollout(), promotion.say)
     assert cluster.get()["spec"] == before["spec"]
     assert "quantlib.io/promotion" not in cluster.annotations()
 
 
-def abandon(cluster: Cluster) -> None:
-    """Makes a record old."""
-    record = json.loads(cluster.annotations()["quantlib.io/promotion"])
-    record["renewed"] = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
-    cluster.merge({"metadata": {"annotations": {"quantlib.io/promotion": json.dumps(record)}}})
-
-
-@pytest.mark.parametrize(
-    ("mode", "at"),
-    [(mode, at) for mode in ("Standard", "Knative") for at in range(4)]
-    + [(None, at) for at in range(3)],
-)
-def test_interrupted_at_every_step(
-    make_cluster: MakeCluster,
-    make_published: MakePublished,
-    fake: FakeOpenAI,
-    mode: str | None,
-    at: int,
+@pytest.mark.parametrize("mode", [None, "Standard", "Knative"])
+def test_interrupted_at_every_word(
+    make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI, mode: str | None
 ) -> None:
     cluster = make_cluster(mode=mode)
-    rollout = ROLLOUT
-    if mode:
-        rollout = replace(rollout, percents=(10,), canary_url=fake.url)
-        wait_for_mode(cluster)
-    before = cluster.get()
-    promotion = Promotion(cluster, make_published(), rollout, interrupt_at=at)
-    with pytest.raises(KeyboardInterrupt):
-        promotion.run()
-    require_restored(cluster, before)
-    assert "interrupted" in cluster.annotations()["quantlib.io/last-promotion"]
+    changes = {"percents": (10,), "canary_url": fake.url} if mode else {}
+    before, folder = cluster.get(), make_published()
+    for at in itertools.count():
+        promotion = Promotion(cluster, folder, changes, interrupt_at=at)
+        with suppress(KeyboardInterrupt):
+            promotion.run()
+        if serves(cluster) == promotion.uri:
+            break
+        require_restored(cluster, before)
+        assert "interrupted" in cluster.annotations()["quantlib.io/last-promotion"]
+    assert at > (6 if mode else 3)
 
 
-def wait_for_mode(cluster: Cluster) -> None:
-    while "deploymentMode" not in (cluster.get().get("status") or {}):
-        time.sleep(0.05)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_interrupted_at_every_request(
+    make_cluster: MakeCluster, make_published: MakePublished, when: str
+) -> None:
+    cluster = make_cluster()
+    before, folder = cluster.get(), make_published()
+    for at in itertools.count():
+        requests = itertools.count()
+
+        def interrupt(method: str, at: int = at, requests: Iterator[int] = requests) -> None:
+            if next(requests) == at:
+                raise KeyboardInterrupt
+
+        promotion = Promotion(cluster, folder)
+        service = hooked(find_service(cluster.namespace, "tiny"), **{when: interrupt})
+        with suppress(KeyboardInterrupt):
+            promotion.run(service)
+        annotations = cluster.annotations()
+        assert "quantlib.io/promotion" not in annotations
+        last = annotations.get("quantlib.io/last-promotion", "")
+        if " promoted " in last:
+            break
+        assert cluster.get()["spec"] == before["spec"]
+        begun = "PromotionStarted" in [event[1] for event in cluster.events()]
+        assert not begun or "rolled back" in last
+    assert serves(cluster) == promotion.uri
+    assert at > 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -378,13 +347,13 @@ def test_signals_to_the_command(
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ)
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while serves(cluster) == BY_HAND:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == (130 if number == signal.SIGINT else 143), output
     assert f"serves {BY_HAND} as before" in output
     require_restored(cluster, before)
@@ -395,16 +364,12 @@ def test_of_two_at_once_one_wins(make_cluster: MakeCluster, make_published: Make
     first, second = (Promotion(cluster, make_published(seed)) for seed in ("one", "two"))
     refusals = []
 
-    def ready(document: dict[str, Any]) -> bool:
-        return bool(refusals) or cluster.kind.state(document).uri == BY_HAND
-
     def say(text: str) -> None:
-        if not refusals and serves(cluster) != BY_HAND:
+        if not refusals:
             with pytest.raises(QuantlibError) as refused:
                 second.run()
             refusals.append(str(refused.value))
 
-    cluster.ready = ready
     first.say = say  # type: ignore[method-assign]
     first.run()
     assert f"the promotion of {first.folder.name[:12]} by " in refusals[0]
@@ -412,32 +377,84 @@ def test_of_two_at_once_one_wins(make_cluster: MakeCluster, make_published: Make
     assert serves(cluster) == first.uri
 
 
+def test_of_two_that_begin_at_once_one_wins(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster()
+    first, second = (Promotion(cluster, make_published(seed)) for seed in ("one", "two"))
+    service = find_service(cluster.namespace, "tiny")
+    requests = []
+
+    def overtake(method: str) -> None:
+        """Lets the other begin between the dry run and the record."""
+        requests.append(method)
+        if requests == ["GET", "PATCH", "PATCH"]:
+            record = Record("other", "sha256:2", "begins", cluster.clock.stamp(), "{}")
+            take(service, service.get(), record)
+
+    with pytest.raises(QuantlibError, match=r"the promotion of 2 by other .* was first"):
+        first.run(hooked(service, before=overtake))
+    assert serves(cluster) == BY_HAND
+    assert json.loads(cluster.annotations()["quantlib.io/promotion"])["holder"] == "other"
+    with pytest.raises(QuantlibError, match="is under way"):
+        second.run()
+
+
+def test_a_controller_that_writes_in_between_is_no_obstacle(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster()
+    numbers = itertools.count()
+
+    def meddle(method: str) -> None:
+        number = next(numbers)
+        if method == "PATCH" and number % 3:
+            cluster.merge({"metadata": {"labels": {"seen": str(number)}}})
+
+    promotion = Promotion(cluster, make_published())
+    promotion.run(hooked(find_service(cluster.namespace, "tiny"), before=meddle))
+    assert serves(cluster) == promotion.uri
+
+
 def test_an_abandoned_promotion_is_gone_on_with(
     make_cluster: MakeCluster, make_published: MakePublished, line: Line
 ) -> None:
     cluster = make_cluster()
-    rollout = replace(ROLLOUT, timeout=5.0, restore_seconds=0.1)
-    promotion = Promotion(cluster, make_published(), rollout)
-    cluster.ready = lambda document: cluster.kind.state(document).uri == BY_HAND or line.cut()
-    with pytest.raises(QuantlibError):
+    promotion = Promotion(cluster, make_published(), {"timeout": 60.0})
+    cluster.ready = cuts_when_it_changes(cluster, line)
+    with pytest.raises(QuantlibError, match="could not be restored"):
         promotion.run()
     cluster.ready = lambda _: True
     line.mend()
-    abandon(cluster)
+    cluster.clock.sleep(STALE.total_seconds() + 1)
     with pytest.raises(InvalidInputError, match="was abandoned"):
         Promotion(cluster, make_published("two")).run()
-    replace(promotion, rollout=ROLLOUT).run()
+    promotion.run()
     assert serves(cluster) == promotion.uri
     assert cluster.annotations()["quantlib.io/previous-uri"] == BY_HAND
+
+
+def test_a_checkpoint_that_is_older_than_what_serves(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster()
+    newer = Promotion(cluster, make_published("new", day=2))
+    older = Promotion(cluster, make_published("old", day=1))
+    newer.run()
+    with pytest.raises(InvalidInputError, match="before what serves now"):
+        older.run()
+    assert serves(cluster) == newer.uri
+    assert "quantlib.io/promotion" not in cluster.annotations()
+    replace(older, allowances=Allowances(downgrade=True)).run()
+    assert serves(cluster) == older.uri
 
 
 def test_a_canary_in_standard_mode(
     make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI
 ) -> None:
     cluster = make_cluster(mode="Standard")
-    wait_for_mode(cluster)
-    rollout = replace(ROLLOUT, percents=(0, 25), canary_url=fake.url)
-    promotion = Promotion(cluster, make_published(), rollout)
+    changes = {"percents": (0, 25), "canary_url": fake.url}
+    promotion = Promotion(cluster, make_published(), changes)
     promotion.run()
     seen = [
         (
@@ -464,9 +481,8 @@ def test_a_canary_under_knative(
     make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI
 ) -> None:
     cluster = make_cluster(mode="Knative")
-    wait_for_mode(cluster)
-    rollout = replace(ROLLOUT, percents=(10, 50), canary_url=fake.url)
-    promotion = Promotion(cluster, make_published(), rollout)
+    changes = {"percents": (10, 50), "canary_url": fake.url}
+    promotion = Promotion(cluster, make_published(), changes)
     promotion.run()
     predictors = [spec["predictor"] for spec in cluster.specs]
     assert [each.get("canaryTrafficPercent") for each in predictors] == [None, 10, 50, None]
@@ -477,12 +493,11 @@ def test_a_failed_canary_under_knative_keeps_the_traffic_off(
     make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI
 ) -> None:
     cluster = make_cluster(mode="Knative")
-    wait_for_mode(cluster)
     before = cluster.get()
     fake.completions = {}
-    rollout = replace(ROLLOUT, percents=(10,), canary_url=fake.url)
+    changes = {"percents": (10,), "canary_url": fake.url}
     with pytest.raises(QuantlibError, match="0 of 3 prompts"):
-        Promotion(cluster, make_published(), rollout).run()
+        Promotion(cluster, make_published(), changes).run()
     predictors = [spec["predictor"] for spec in cluster.specs]
     assert [each.get("canaryTrafficPercent") for each in predictors][:3] == [None, 10, 0]
     require_restored(cluster, before)
@@ -492,19 +507,16 @@ def test_rolling_back_an_abandoned_canary_keeps_the_traffic_off(
     make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI, line: Line
 ) -> None:
     cluster = make_cluster(mode="Knative")
-    wait_for_mode(cluster)
     before = cluster.get()["spec"]
-    rollout = replace(
-        ROLLOUT, percents=(10,), canary_url=fake.url, timeout=0.5, restore_seconds=0.1
-    )
-    promotion = Promotion(cluster, make_published(), rollout)
-    cluster.ready = lambda document: cluster.kind.state(document).uri == BY_HAND or line.cut()
+    changes = {"percents": (10,), "canary_url": fake.url, "timeout": 60.0}
+    promotion = Promotion(cluster, make_published(), changes)
+    cluster.ready = cuts_when_it_changes(cluster, line)
     with pytest.raises(QuantlibError, match="could not be restored"):
         promotion.run()
     cluster.ready = lambda _: True
     line.mend()
-    abandon(cluster)
-    roll_back(find_service(cluster.namespace, "tiny"), ROLLOUT, promotion.say)
+    cluster.clock.sleep(STALE.total_seconds() + 1)
+    roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
     percents = [spec["predictor"].get("canaryTrafficPercent") for spec in cluster.specs]
     assert percents[:3] == [None, 10, 0]
     assert cluster.get()["spec"] == before
@@ -527,9 +539,8 @@ def test_a_canary_that_the_cluster_would_ignore_is_refused(
     said: str,
 ) -> None:
     cluster = make_cluster(kind, mode=mode)
-    rollout = replace(ROLLOUT, percents=(10,))
     with pytest.raises(InvalidInputError) as refused:
-        Promotion(cluster, make_published(), rollout).run()
+        Promotion(cluster, make_published(), {"percents": (10,)}).run()
     assert said in str(refused.value)
     assert "--canary-url" in str(refused.value), "every refusal at once"
     assert serves(cluster) == BY_HAND
