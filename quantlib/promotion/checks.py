@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 from quantlib.errors import Problem, QuantlibError
 from quantlib.promotion.published import Published, published_at, short
+from quantlib.promotion.runtimes import Runtime
 from quantlib.promotion.state import State
 from quantlib.store import open_store
 
@@ -19,7 +21,7 @@ class Allowances:
     """What a person allows that is refused otherwise.
 
     Attributes:
-        runtime_version: vLLM's version where the service runs; None to read it off the image.
+        runtime_version: vLLM's version where the service runs; None to read it off the image's tag.
         runtime_drift: Another version than the one that validated, or an unknown one.
         downgrade: A checkpoint that was published before the one that serves.
     """
@@ -30,19 +32,19 @@ class Allowances:
 
 
 def problems_of(
-    published: Published, current: State, image: str | None, allowances: Allowances
+    published: Published, current: State, runtime: Callable[[], Runtime], allowances: Allowances
 ) -> list[Problem]:
     """Everything that speaks against serving a checkpoint in place of what serves now.
 
     Args:
         published: What is to be served.
         current: What serves now.
-        image: Of the container that runs vLLM, where it is known.
+        runtime: Asked what would run vLLM, where nobody says its version.
         allowances: What to let pass.
     """
     problems = []
     if not allowances.runtime_drift:
-        problems += _drift(published, allowances.runtime_version or _version(image), image)
+        problems += _drift(published, allowances.runtime_version, runtime)
     if not allowances.downgrade:
         problems += _downgrade(published, current)
     return problems
@@ -53,24 +55,28 @@ def _version(image: str | None) -> str | None:
     return match[1] if match else None
 
 
-def _drift(published: Published, version: str | None, image: str | None) -> list[Problem]:
+def _drift(
+    published: Published, given: str | None, runtime: Callable[[], Runtime]
+) -> list[Problem]:
     engine, _, validated = published.manifest.figures.engine.partition(" ")
     where, remedy = "runtime", "--allow-runtime-drift serves it all the same"
     if engine != "vllm":
         return [Problem(where, f"the checkpoint was validated with {engine}, not vLLM", remedy)]
+    found = Runtime(None, "the service") if given else runtime()
+    version = given or _version(found.image)
     if version is None:
-        shown = f"the image {image}" if image else "the service, which names no image,"
+        tag = f"the tag of {found.image} does not say it, named by {found.source}"
         return [
             Problem(
                 where,
-                f"which vLLM {shown} runs is not known; {validated} validated the checkpoint",
+                f"which vLLM would serve is not known ({tag if found.image else found.source}); "
+                f"{validated} validated the checkpoint",
                 f"say it with --runtime-version, or {remedy}",
             )
         ]
     if version != validated.partition("+")[0]:
-        return [
-            Problem(where, f"vLLM {version} serves, but {validated} validated it", remedy),
-        ]
+        what = f"{found.source} runs vLLM {version}, but {validated} validated the checkpoint"
+        return [Problem(where, what, remedy)]
     return []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -40,12 +40,14 @@ class Service:
     Attributes:
         api: The client.
         kind: Of the object.
+        api_version: In which the object is read and changed.
         namespace: Of the object.
         name: Of the object.
     """
 
     api: Any
     kind: Kind
+    api_version: str
     namespace: str
     name: str
 
@@ -120,11 +122,48 @@ class Service:
         }
         self._call("POST", f"/api/v1/namespaces/{self.namespace}/events", body, "application/json")
 
+    def runtimes(self) -> Iterator[list[Document]]:
+        """KServe's runtimes of the namespace, then those of the cluster.
+
+        Raises:
+            InvalidInputError: They may not be listed.
+        """
+        group = "/apis/serving.kserve.io/v1alpha1"
+        for kind, path in (
+            ("ServingRuntime", f"{group}/namespaces/{self.namespace}/servingruntimes"),
+            ("ClusterServingRuntime", f"{group}/clusterservingruntimes"),
+        ):
+            try:
+                listed = self._ask("GET", path)
+            except client.ApiException as error:
+                if error.status in (401, 403):
+                    raise InvalidInputError.one(
+                        f"{kind}s", f"no permission to list them: {_message(error)}"
+                    ) from None
+                if error.status != 404:
+                    raise self._error("GET", error) from None
+                listed = {"items": []}
+            # Objects in a list do not say their kind.
+            yield [each | {"kind": kind} for each in listed["items"]]
+
     def _path(self) -> str:
-        group = f"/apis/{self.kind.api_version}"
+        group = f"/apis/{self.api_version}"
         return f"{group}/namespaces/{self.namespace}/{self.kind.plural}/{self.name}"
 
     def _call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content: str | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Document:
+        try:
+            return self._ask(method, path, body, content, query)
+        except client.ApiException as error:
+            raise self._error(method, error) from None
+
+    def _ask(
         self,
         method: str,
         path: str,
@@ -145,8 +184,6 @@ class Service:
                 _return_http_data_only=True,
                 _request_timeout=_SECONDS,
             )
-        except client.ApiException as error:
-            raise self._error(method, error) from None
         except (HTTPError, OSError) as error:
             raise UnreachableError(f"the API server does not answer: {error}") from None
         return answer
@@ -205,16 +242,18 @@ def find_service(namespace: str, name: str, context: str | None = None) -> Servi
             raise InvalidInputError.one("kubeconfig", str(error), "set KUBECONFIG") from None
         api = client.ApiClient()
     api.configuration.retries = False
-    refusals: list[InvalidInputError] = []
+    forbidden: list[InvalidInputError] = []
     for each in KINDS.values():
-        service = Service(api, each, namespace, name)
-        try:
-            service.get()
-        except InvalidInputError as error:
-            refusals.append(error)
-        else:
+        for version in each.api_versions:
+            service = Service(api, each, version, namespace, name)
+            try:
+                service.get()
+            except AbsentError:  # also where the API server does not offer this version
+                continue
+            except InvalidInputError as error:
+                forbidden.append(error)
+                break
             return service
-    forbidden = [each for each in refusals if not isinstance(each, AbsentError)]
     if not forbidden:
         raise AbsentError.one(
             f"--service {name}",

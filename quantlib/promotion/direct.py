@@ -18,6 +18,7 @@ from quantlib.promotion.published import Published, short
 from quantlib.promotion.readiness import SETTLE_SECONDS, readiness
 from quantlib.promotion.record import LostError, Record, record_of
 from quantlib.promotion.rollout import Step, deployment_mode, foreign_canary, restoring, steps_of
+from quantlib.promotion.runtimes import Runtime, runtime_of
 from quantlib.promotion.state import PREVIOUS, PROMOTED_AT, State, successor
 
 Say = Callable[[str], None]
@@ -184,8 +185,7 @@ def _checked_steps(
     smoke_test: SmokeTest | None,
 ) -> list[Step]:
     """The steps; or every refusal at once."""
-    image = service.kind.image(document)
-    problems = problems_of(published, previous, image, allowances)
+    problems = problems_of(published, previous, lambda: _runtime(service, document), allowances)
     steps: list[Step] = []
     if rollout.percents and smoke_test and not rollout.canary_url:
         problems.append(
@@ -208,6 +208,13 @@ def _checked_steps(
     if problems:
         raise InvalidInputError(problems)
     return steps
+
+
+def _runtime(service: Service, document: Document) -> Runtime:
+    try:
+        return runtime_of(service.kind, document, service.runtimes(), complete=True)
+    except InvalidInputError as error:
+        return Runtime(None, "; ".join(problem.what for problem in error.problems))
 
 
 def _take_step(

@@ -66,7 +66,7 @@ def propose(
         current = overlay.current()
         if current.digest == published.digest and current.uri == storage_uri:
             return Proposal(None, f"{target.service} serves {published.digest} already")
-        if problems := problems_of(published, current, overlay.image(), allowances):
+        if problems := problems_of(published, current, overlay.runtime, allowances):
             raise InvalidInputError(problems)
         if clone.remote_branch(branch):
             clone.git("checkout", "--quiet", "-B", branch, f"origin/{branch}")

@@ -19,7 +19,7 @@ from quantlib.promotion.state import DESCRIBING, State, without
 Document = dict[str, Any]
 
 DEFAULT_RUNTIME = "kserve-vllmserver"
-_MODEL_FORMAT = "vLLM"
+MODEL_FORMAT = "vLLM"
 _VARIABLE = "VLLM_ADDITIONAL_ARGS"
 
 
@@ -29,7 +29,7 @@ class Kind:
 
     Attributes:
         name: As ``kind`` of a document.
-        api_version: As ``apiVersion``.
+        api_versions: As ``apiVersion``; the one to prefer first. All have the fields that we use.
         plural: In the paths of the API.
         read: What a document says is served, without annotations.
         write: The ``spec`` to lay over a document so that it serves a state.
@@ -37,7 +37,7 @@ class Kind:
     """
 
     name: str
-    api_version: str
+    api_versions: tuple[str, ...]
     plural: str
     read: Callable[[Document], State]
     write: Callable[[Document, State], Document]
@@ -67,10 +67,10 @@ class Kind:
 def _model(document: Document) -> Document:
     model = document["spec"].get("predictor", {}).get("model") or {}
     found = (model.get("modelFormat") or {}).get("name")
-    if (found or "").lower() != _MODEL_FORMAT.lower():
+    if (found or "").lower() != MODEL_FORMAT.lower():
         raise InvalidInputError.one(
             f"InferenceService {document['metadata']['name']}",
-            f"spec.predictor.model.modelFormat.name is {found}, not {_MODEL_FORMAT}",
+            f"spec.predictor.model.modelFormat.name is {found}, not {MODEL_FORMAT}",
             f"let it be served by the runtime {DEFAULT_RUNTIME} first",
         )
     return model
@@ -165,7 +165,7 @@ KINDS = {
     for kind in (
         Kind(
             "InferenceService",
-            "serving.kserve.io/v1beta1",
+            ("serving.kserve.io/v1beta1",),
             "inferenceservices",
             _read_inference_service,
             _write_inference_service,
@@ -173,7 +173,7 @@ KINDS = {
         ),
         Kind(
             "LLMInferenceService",
-            "serving.kserve.io/v1alpha2",
+            ("serving.kserve.io/v1alpha2", "serving.kserve.io/v1alpha1"),
             "llminferenceservices",
             _read_llm_inference_service,
             _write_llm_inference_service,
@@ -181,7 +181,7 @@ KINDS = {
         ),
         Kind(
             "Deployment",
-            "apps/v1",
+            ("apps/v1",),
             "deployments",
             _read_deployment,
             _write_deployment,

@@ -11,6 +11,7 @@ import yaml
 
 from quantlib.errors import InvalidInputError
 from quantlib.promotion.kinds import KINDS, Document, Kind
+from quantlib.promotion.runtimes import RUNTIMES, Runtime, runtime_of
 from quantlib.promotion.state import State
 
 _NAMES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
@@ -26,12 +27,14 @@ class Overlay:
         kustomization: Its file.
         kind: Of the service.
         base: The service as the overlay's resources have it, without patches.
+        runtimes: KServe's runtimes among the resources.
     """
 
     folder: Path
     kustomization: Path
     kind: Kind
     base: Document
+    runtimes: tuple[Document, ...] = ()
 
     @property
     def patch_path(self) -> Path:
@@ -42,9 +45,10 @@ class Overlay:
         """What the overlay serves: the patch's state, or that of the resources without one."""
         return self.kind.state(self._patched())
 
-    def image(self) -> str | None:
-        """The image that runs vLLM, as far as the service names one."""
-        return self.kind.image(self.base)
+    def runtime(self) -> Runtime:
+        """What would run vLLM, as far as the overlay says it."""
+        levels = ([each for each in self.runtimes if each["kind"] == kind] for kind in RUNTIMES)
+        return runtime_of(self.kind, self.base, levels, complete=False)
 
     def lay(self, state: State) -> None:
         """Writes the patch, and names it in the kustomization.
@@ -121,9 +125,10 @@ def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay
         raise InvalidInputError.one(
             f"--overlay {path}", "holds no kustomization.yaml", "give its path in the repository"
         )
+    resources = _resources(kustomization, root.resolve())
     found = [
         document
-        for document in _resources(kustomization, root.resolve())
+        for document in resources
         if document.get("kind") in KINDS and document["metadata"].get("name") == service
     ]
     if len(found) != 1:
@@ -139,7 +144,8 @@ def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay
         raise InvalidInputError.one(
             f"--namespace {namespace}", f"{path} puts {service} into {actual}"
         )
-    return Overlay(folder, kustomization, KINDS[document["kind"]], document)
+    runtimes = tuple(each for each in resources if each.get("kind") in RUNTIMES)
+    return Overlay(folder, kustomization, KINDS[document["kind"]], document, runtimes)
 
 
 def _kustomization(folder: Path) -> Path | None:

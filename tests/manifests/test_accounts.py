@@ -11,7 +11,10 @@ def test_roles_are_narrow(documents: Documents) -> None:
     roles = of_kind(documents, "Role", "ClusterRole")
     assert roles
     for role in roles:
-        assert role["kind"] == "Role", "nothing is needed in all namespaces"
+        if role["kind"] == "ClusterRole":
+            [rule] = role["rules"]
+            assert rule["resources"] == ["clusterservingruntimes"], "all else is in a namespace"
+            assert rule["verbs"] == ["get", "list"]
         for rule in role["rules"]:
             for part in ("apiGroups", "resources", "verbs"):
                 assert not any("*" in each for each in rule[part]), role["metadata"]["name"]
@@ -25,12 +28,13 @@ def test_bindings_are_of_accounts_that_exist(documents: Documents) -> None:
         for each in of_kind(documents, "ServiceAccount")
     }
     roles = {
-        (each["metadata"]["namespace"], each["metadata"]["name"])
-        for each in of_kind(documents, "Role")
+        (each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"])
+        for each in of_kind(documents, "Role", "ClusterRole")
     }
     bound = set()
     for binding in of_kind(documents, "RoleBinding", "ClusterRoleBinding"):
-        assert (binding["metadata"]["namespace"], binding["roleRef"]["name"]) in roles
+        role, namespace = binding["roleRef"], binding["metadata"].get("namespace")
+        assert (role["kind"], namespace, role["name"]) in roles
         for subject in binding["subjects"]:
             assert subject["kind"] == "ServiceAccount"
             bound.add((subject["namespace"], subject["name"]))

@@ -89,6 +89,22 @@ def test_the_server_refuses_what_is_wrong(applied: Any, documents: list[dict[str
                 "services",
             )
         ),
+        *(
+            ("quantlib-promote", verb, f"serving.kserve.io/{resource}", namespace, "", allowed)
+            for verb, allowed in (("get", True), ("list", True), ("patch", False))
+            for resource, namespace in (
+                ("servingruntimes", "quantlib-serving"),
+                ("clusterservingruntimes", ""),
+            )
+        ),
+        (
+            "quantlib-promote",
+            "list",
+            "serving.kserve.io/servingruntimes",
+            "quantlib",
+            "",
+            False,
+        ),
         ("quantlib-promote", "create", "events", "quantlib-serving", "", True),
         ("quantlib-promote", "create", "apps/deployments", "quantlib-serving", "", False),
         ("quantlib-promote", "delete", "services", "quantlib-serving", "", False),

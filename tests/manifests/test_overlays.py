@@ -6,7 +6,13 @@ import pytest
 
 Documents = list[dict[str, Any]]
 
-CLUSTER_SCOPED = {"Namespace", "PriorityClass", "StorageClass"}
+CLUSTER_SCOPED = {
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "Namespace",
+    "PriorityClass",
+    "StorageClass",
+}
 
 
 def named(documents: Documents, kind: str, name: str) -> dict[str, Any]:

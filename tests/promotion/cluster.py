@@ -117,6 +117,7 @@ class Cluster:
         self.mode: str | None = None
         self.observes = True
         self.specs: list[Document] = []
+        self.api_version = self.kind.api_versions[0]
         self.clock = SteppedClock()
         self.clock.waiting.append(self.look)
 
@@ -126,7 +127,7 @@ class Cluster:
 
     @property
     def path(self) -> str:
-        group = f"/apis/{self.kind.api_version}/namespaces/{self.namespace}"
+        group = f"/apis/{self.api_version}/namespaces/{self.namespace}"
         return f"{group}/{self.kind.plural}/tiny"
 
     def call(self, method: str, path: str, body: Any = None, content: str = "") -> Any:
@@ -183,21 +184,29 @@ class Cluster:
 def install(server: ApiServer) -> None:
     """Installs KServe's definitions, and waits until they are served."""
     api = config.new_client_from_config(str(server.kubeconfig))
-    awaited = set()
+    awaited = []
     for path in CRDS.glob("*.yaml.gz"):
         definition = yaml.load(gzip.decompress(path.read_bytes()), yaml.CSafeLoader)
         request(api, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
-        for version in definition["spec"]["versions"]:
-            awaited.add((version["name"], definition["spec"]["names"]["plural"]))
+        spec = definition["spec"]
+        awaited += [
+            (f"{spec['group']}/{each['name']}", spec["names"]["plural"])
+            for each in spec["versions"]
+        ]
     deadline = time.monotonic() + 300
-    while awaited:
-        assert time.monotonic() < deadline, f"{awaited} are not served"
-        version, plural = next(iter(awaited))
-        with suppress(client.ApiException):
-            request(api, "GET", f"/apis/serving.kserve.io/{version}/{plural}")
-            awaited.remove((version, plural))
-            continue
+    while not all(is_served(api, *each) for each in awaited):
+        assert time.monotonic() < deadline, f"not all of {awaited} are served"
         time.sleep(0.1)
+
+
+def is_served(api: Any, api_version: str, plural: str) -> bool:
+    """Whether an API server offers a kind in a version."""
+    try:
+        request(api, "GET", f"/apis/{api_version}/{plural}")
+    except client.ApiException as error:
+        assert error.status == 404
+        return False
+    return True
 
 
 def request(api: Any, method: str, path: str, body: Any = None, content: str = "") -> Any:
@@ -214,11 +223,14 @@ def request(api: Any, method: str, path: str, body: Any = None, content: str = "
     )
 
 
-def make_namespace(server: ApiServer, name: str, kind: str) -> Cluster:
+def make_namespace(server: ApiServer, name: str, kind: str, **attributes: Any) -> Cluster:
     """A namespace with a service of a kind in it."""
     cluster = Cluster(server, name, kind)
+    for attribute, value in attributes.items():
+        setattr(cluster, attribute, value)
+    service = yaml.safe_load(SERVICES[kind]) | {"apiVersion": cluster.api_version}
     cluster.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-    cluster.call("POST", cluster.path.removesuffix("/tiny"), yaml.safe_load(SERVICES[kind]))
+    cluster.call("POST", cluster.path.removesuffix("/tiny"), service)
     return cluster
 
 

@@ -20,7 +20,15 @@ import kube_api
 import pytest
 import yaml
 from fake_openai import FakeOpenAI, fake_openai
-from promotion.cluster import Cluster, Line, install, kubeconfig_through, make_namespace
+from kubernetes import config
+from promotion.cluster import (
+    Cluster,
+    Line,
+    install,
+    kubeconfig_through,
+    make_namespace,
+    request,
+)
 from promotion.conftest import MakePublished
 from promotion.driver import BY_HAND, Promotion, hooked, require_restored, serves
 from promotion.test_smoke import EXPECTED
@@ -29,6 +37,7 @@ from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.checks import Allowances
 from quantlib.promotion.cluster import find_service
 from quantlib.promotion.direct import roll_back
+from quantlib.promotion.kinds import KINDS
 from quantlib.promotion.readiness import SETTLE_SECONDS
 from quantlib.promotion.record import STALE, Record, take
 
@@ -76,10 +85,8 @@ def make_cluster(
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig_through(line, server, tmp_path / "kubeconfig")))
 
     def make(kind: str = "InferenceService", **attributes: Any) -> Cluster:
-        cluster = make_namespace(server, f"serving-{next(_numbers)}", kind)
-        cluster.url = fake.url
-        for name, value in attributes.items():
-            setattr(cluster, name, value)
+        name = f"serving-{next(_numbers)}"
+        cluster = make_namespace(server, name, kind, **{"url": fake.url} | attributes)
         cluster.look()
         return cluster
 
@@ -178,7 +185,8 @@ def grant(cluster: Cluster, folder: Path, verbs: list[str] | None) -> str:
         if each["metadata"]["name"] == "quantlib-promote"
     ]
     for document in documents:
-        document["metadata"]["namespace"] = cluster.namespace
+        if not document["kind"].startswith("Cluster"):
+            document["metadata"]["namespace"] = cluster.namespace
         for subject in document.get("subjects", ()):
             subject["namespace"] = cluster.namespace
         if verbs is not None and "rules" in document:
@@ -227,6 +235,101 @@ def test_the_account_of_the_manifests_suffices(
     assert serves(cluster) == promotion.uri
     assert "no event was left" not in "\n".join(promotion.said)
     assert cluster.events()[-1][1] == "Promoted"
+
+
+RUNTIME_PATH = "/apis/serving.kserve.io/v1alpha1/clusterservingruntimes"
+
+
+@pytest.fixture
+def runtime(server: kube_api.ApiServer) -> Iterator[Callable[[str], None]]:
+    """Lets the cluster's only runtime have an image."""
+    api = config.new_client_from_config(str(server.kubeconfig))
+    made = []
+
+    def make(image: str) -> None:
+        body = {
+            "apiVersion": "serving.kserve.io/v1alpha1",
+            "kind": "ClusterServingRuntime",
+            "metadata": {"name": "vllm"},
+            "spec": {
+                "supportedModelFormats": [{"name": "vllm", "version": "1", "autoSelect": True}],
+                "containers": [{"name": "kserve-container", "image": image}],
+            },
+        }
+        made.append(request(api, "POST", RUNTIME_PATH, body))
+
+    yield make
+    for _ in made:
+        request(api, "DELETE", f"{RUNTIME_PATH}/vllm")
+
+
+def without_an_image(cluster: Cluster) -> None:
+    cluster.merge({"spec": {"predictor": {"model": {"image": None}}}})
+    cluster.look()
+
+
+@pytest.mark.parametrize("asked", [None, "vllm"])
+def test_a_runtime_of_the_cluster_says_its_version(
+    make_cluster: MakeCluster,
+    make_published: MakePublished,
+    runtime: Callable[[str], None],
+    line: Line,
+    tmp_path: Path,
+    asked: str | None,
+) -> None:
+    cluster = make_cluster()
+    without_an_image(cluster)
+    cluster.merge({"spec": {"predictor": {"model": {"runtime": asked}}}})
+    cluster.look()
+    token = grant(cluster, tmp_path, None)
+    kubeconfig_through(line, cluster.server, tmp_path / "kubeconfig", token)
+    promotion = Promotion(cluster, make_published())
+    with pytest.raises(InvalidInputError, match="is not known") as refused:
+        promotion.run()
+    assert "--runtime-version" in str(refused.value)
+    runtime("vllm/vllm-openai:v0.31.1")
+    with pytest.raises(InvalidInputError, match=r"ServingRuntime vllm runs vLLM 0\.31\.1"):
+        promotion.run()
+    model = {"runtimeVersion": "v0.32.0"}
+    cluster.merge({"spec": {"predictor": {"model": model}}})
+    cluster.look()
+    promotion.run()
+    assert serves(cluster) == promotion.uri
+
+
+def test_runtimes_that_may_not_be_read(
+    make_cluster: MakeCluster, make_published: MakePublished, line: Line, tmp_path: Path
+) -> None:
+    cluster = make_cluster()
+    without_an_image(cluster)
+    token = grant(cluster, tmp_path, ["get", "patch"])
+    kubeconfig_through(line, cluster.server, tmp_path / "kubeconfig", token)
+    promotion = Promotion(cluster, make_published())
+    with pytest.raises(InvalidInputError, match="no permission to list them") as refused:
+        promotion.run()
+    assert 'cannot list resource "servingruntimes"' in str(refused.value)
+    assert "--runtime-version" in str(refused.value)
+    said = replace(promotion, allowances=Allowances(runtime_version="0.32.0"))
+    said.run()
+    assert serves(cluster) == promotion.uri
+
+
+def test_an_api_server_that_offers_the_older_version_only(
+    make_cluster: MakeCluster, make_published: MakePublished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = KINDS["LLMInferenceService"]
+    absent, older = "serving.kserve.io/v9", "serving.kserve.io/v1alpha1"
+    assert kind.api_versions == ("serving.kserve.io/v1alpha2", older)
+    monkeypatch.setitem(KINDS, kind.name, replace(kind, api_versions=(absent, older)))
+    cluster = make_cluster(kind.name, api_version=older)
+    before = cluster.get()["spec"]
+    promotion = Promotion(cluster, make_published())
+    promotion.run()
+    assert serves(cluster) == promotion.uri
+    service = find_service(cluster.namespace, "tiny")
+    assert service.api_version == older
+    roll_back(service, cluster.rollout(), promotion.say)
+    assert cluster.get()["spec"] == before
 
 
 def cuts_when_it_changes(cluster: Cluster, line: Line) -> Callable[[dict[str, Any]], bool]:

@@ -16,6 +16,14 @@ from quantlib.promotion.git import Clone
 
 OVERLAY = "overlays/production"
 PATCH = f"{OVERLAY}/promoted-tiny.yaml"
+RUNTIME = """\
+apiVersion: serving.kserve.io/v1alpha1
+kind: ServingRuntime
+metadata: {name: ours}
+spec:
+  supportedModelFormats: [{name: vLLM}]
+  containers: [{name: kserve-container, image: "vllm/vllm-openai:VERSION"}]
+"""
 
 
 def run(published: Path, repository: Repository, *further: str, **replaced: str) -> Result:
@@ -120,6 +128,22 @@ def test_what_kustomize_builds_serves_the_checkpoint(
     assert previous.startswith("s3://models/tiny/")
 
 
+def test_the_patch_is_of_the_version_that_the_service_is_written_in(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    text = SERVICES["LLMInferenceService"].replace("v1alpha2", "v1alpha1")
+    (repository.copy / "base/service.yaml").write_text(text)
+    kustomization = repository.copy / OVERLAY / "kustomization.yaml"
+    kustomization.write_text("namespace: serving\nresources:\n- ../../base\n")
+    repository.commit()
+    published = make_published()
+    assert run(published, repository).exit_code == 0
+    merge(repository, branch_of(published))
+    service = built(repository)
+    assert service["apiVersion"] == "serving.kserve.io/v1alpha1"
+    assert service["spec"]["model"]["uri"] == f"s3://models/tiny/{published.name}/"
+
+
 def test_the_same_again_has_nothing_to_do(
     make_published: MakePublished, repository: Repository
 ) -> None:
@@ -158,7 +182,7 @@ def test_refusals_come_all_at_once(make_published: MakePublished, repository: Re
     refused = run(older, repository)
     assert isinstance(refused.exception, InvalidInputError)
     drift, downgrade = map(str, refused.exception.problems)
-    assert "vLLM 0.31.1 serves, but 0.32.0 validated it" in drift
+    assert "the InferenceService runs vLLM 0.31.1, but 0.32.0 validated" in drift
     assert f"before what serves now ({newer.name[:12]}" in downgrade
     assert branch_of(older) not in repository.branches()
     allowed = run(older, repository, "--allow-downgrade", "--allow-runtime-drift")
@@ -177,6 +201,29 @@ def test_an_unknown_runtime_is_refused_until_it_is_named(
     assert isinstance(refused.exception, InvalidInputError)
     assert "--runtime-version" in str(refused.exception)
     assert run(published, repository, runtime_version="0.32.0").exit_code == 0
+
+
+def test_the_runtime_in_the_overlay_says_its_version(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    service = repository.copy / "base/service.yaml"
+    image = "      image: vllm/vllm-openai:v0.32.0\n"
+    service.write_text(service.read_text().replace(image, "      runtime: ours\n"))
+    (repository.copy / "base/kustomization.yaml").write_text(
+        "resources:\n- service.yaml\n- runtime.yaml\n"
+    )
+    runtime = repository.copy / "base/runtime.yaml"
+    published = make_published()
+    for version, said in (
+        ("v0.31.1", "the ServingRuntime ours runs vLLM 0.31.1, but 0.32.0 validated"),
+        ("latest", "the tag of vllm/vllm-openai:latest does not say it"),
+        ("v0.32.0", None),
+    ):
+        runtime.write_text(RUNTIME.replace("VERSION", version))
+        repository.commit()
+        done = run(published, repository)
+        assert (done.exit_code == 0) is (said is None)
+        assert said is None or said in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""Which image runs vLLM for a service: its own, or that of the KServe runtime that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from quantlib.promotion.kinds import MODEL_FORMAT, Document, Kind
+
+RUNTIMES = ("ServingRuntime", "ClusterServingRuntime")
+"""KServe looks for a runtime in the service's namespace first."""
+
+_CONTAINER = "kserve-container"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What is known of the image that runs vLLM.
+
+    Attributes:
+        image: None where it is not known.
+        source: What names the image, or why it is not known.
+    """
+
+    image: str | None
+    source: str
+
+
+def named_runtime(document: Document) -> str | None:
+    """The runtime that an InferenceService asks for, or else the one that KServe has given it."""
+    status = document.get("status") or {}
+    return (
+        _model(document).get("runtime")
+        or status.get("servingRuntimeName")
+        or status.get("clusterServingRuntimeName")
+    )
+
+
+def runtime_of(
+    kind: Kind, document: Document, levels: Iterable[list[Document]], *, complete: bool
+) -> Runtime:
+    """The image that runs vLLM.
+
+    A runtime that is not named is known where KServe's selection has one choice only.
+
+    Args:
+        kind: Of the service.
+        document: The service.
+        levels: The runtimes of its namespace, then those of the cluster; asked for as needed.
+        complete: Whether these are all that KServe may choose from.
+    """
+    if image := kind.image(document):
+        return Runtime(_tagged(image, document), f"the {kind.name}")
+    if kind.name != "InferenceService":
+        return Runtime(None, f"the {kind.name} names no image")
+    name = named_runtime(document)
+    if name is None and not complete:
+        return Runtime(None, "the InferenceService names neither an image nor a runtime")
+    for level in levels:
+        fit = [each for each in level if _fits(each, document, name)]
+        if len(fit) > 1:
+            names = ", ".join(sorted(each["metadata"]["name"] for each in fit))
+            return Runtime(None, f"KServe may choose any of the runtimes {names}")
+        if fit:
+            return _read(fit[0], document)
+    missing = f"there is no runtime {name}" if name else f"no runtime is chosen for {MODEL_FORMAT}"
+    return Runtime(None, missing if complete else f"{missing} in the overlay")
+
+
+def _fits(runtime: Document, document: Document, name: str | None) -> bool:
+    if name is not None:
+        return bool(runtime["metadata"]["name"] == name)
+    spec = runtime["spec"]
+    predictor = document["spec"].get("predictor", {})
+    return (
+        not spec.get("disabled")
+        and not spec.get("multiModel")
+        and ("workerSpec" in spec) == ("workerSpec" in predictor)
+        and any(
+            each.get("autoSelect") and each["name"].lower() == MODEL_FORMAT.lower()
+            for each in spec.get("supportedModelFormats") or ()
+        )
+    )
+
+
+def _read(runtime: Document, document: Document) -> Runtime:
+    source = f"the {runtime['kind']} {runtime['metadata']['name']}"
+    for container in runtime["spec"].get("containers") or ():
+        if container["name"] == _CONTAINER and container.get("image"):
+            return Runtime(_tagged(container["image"], document), source)
+    return Runtime(None, f"{source} names no image for {_CONTAINER}")
+
+
+def _tagged(image: str, document: Document) -> str:
+    """The image with the tag that the service asks for, if it does."""
+    version = _model(document).get("runtimeVersion")
+    if version is None:
+        return image
+    folder, slash, name = image.partition("@")[0].rpartition("/")
+    return f"{folder}{slash}{name.partition(':')[0]}:{version}"
+
+
+def _model(document: Document) -> Document:
+    model: Document = (document["spec"].get("predictor") or {}).get("model") or {}
+    return model
