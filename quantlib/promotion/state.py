@@ -14,6 +14,7 @@ from quantlib.serving.options import serve_options
 PREFIX = "quantlib.io/"
 DIGEST = PREFIX + "digest"
 REPORT = PREFIX + "report"
+RUN = PREFIX + "run"
 ENGINE = PREFIX + "engine"
 PUBLISHED_AT = PREFIX + "published-at"
 PREVIOUS_URI = PREFIX + "previous-uri"
@@ -21,7 +22,7 @@ PREVIOUS = PREFIX + "previous"
 ARGUMENTS = PREFIX + "arguments"
 PROMOTED_AT = PREFIX + "promoted-at"
 DESCRIBING = frozenset(
-    {DIGEST, REPORT, ENGINE, PUBLISHED_AT, PREVIOUS_URI, PREVIOUS, ARGUMENTS, PROMOTED_AT}
+    {DIGEST, REPORT, RUN, ENGINE, PUBLISHED_AT, PREVIOUS_URI, PREVIOUS, ARGUMENTS, PROMOTED_AT}
 )
 """The annotations that go with what is served."""
 
@@ -93,6 +94,7 @@ def successor(
     annotations = {
         DIGEST: published.digest,
         REPORT: published.report_address,
+        RUN: published.run,
         ENGINE: published.manifest.figures.engine,
         PUBLISHED_AT: published.published_at.isoformat(timespec="seconds"),
         ARGUMENTS: ",".join(sorted(arguments)),

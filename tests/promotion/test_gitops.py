@@ -1,5 +1,6 @@
 """Promotion by a commit, in a real repository with a bare remote."""
 
+import json
 import subprocess
 from pathlib import Path
 from shutil import which
@@ -81,6 +82,10 @@ def test_a_branch_holds_the_change_and_the_gates_table(
     annotations = patch["metadata"]["annotations"]
     assert annotations["quantlib.io/digest"] == f"sha256:{published.name}"
     assert annotations["quantlib.io/previous-uri"] == "s3://models/by-hand/"
+    provenance = json.loads((published / "provenance.json").read_text())
+    receipt = provenance["predicate"]["runDetails"]["byproducts"][-1]
+    assert receipt["annotations"]["step"] == "validate"
+    assert receipt["uri"] == f"{annotations['quantlib.io/run']}/receipt.json"
     assert "quantlib.io/promoted-at" not in annotations
     kustomization = repository.read(branch, f"{OVERLAY}/kustomization.yaml")
     assert "# More replicas.\n- path: replicas.yaml\n- path: promoted-tiny.yaml\nlabels" in (
