@@ -50,7 +50,8 @@ class _Percents(click.ParamType):
     help="The published folder as the service sees it. Default: its own address.",
 )
 @click.option(
-    "--runtime-version", help="vLLM's version where it is served. Default: the image's tag."
+    "--runtime-version",
+    help="vLLM's version where it is served. Default: the tag of the service's or runtime's image.",
 )
 @click.option(
     "--allow-runtime-drift",
