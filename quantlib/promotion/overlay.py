@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class Overlay:
         kind: Of the service.
         base: The service as the overlay's resources have it, without patches.
         runtimes: KServe's runtimes among the resources.
+        image_setter: What in the kustomizations may set another image than the resources have.
     """
 
     folder: Path
@@ -35,6 +37,7 @@ class Overlay:
     kind: Kind
     base: Document
     runtimes: tuple[Document, ...] = ()
+    image_setter: str | None = None
 
     @property
     def patch_path(self) -> Path:
@@ -47,6 +50,8 @@ class Overlay:
 
     def runtime(self) -> Runtime:
         """What would run vLLM, as far as the overlay says it."""
+        if self.image_setter:
+            return Runtime(None, f"`{self.image_setter}` of a kustomization may set the image")
         levels = ([each for each in self.runtimes if each["kind"] == kind] for kind in RUNTIMES)
         return runtime_of(self.kind, self.base, levels, complete=False)
 
@@ -125,7 +130,14 @@ def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay
         raise InvalidInputError.one(
             f"--overlay {path}", "holds no kustomization.yaml", "give its path in the repository"
         )
-    resources = _resources(kustomization, root.resolve())
+    followed = list(_followed(kustomization, root.resolve()))
+    resources = [
+        document
+        for inner, said in followed
+        for file in _named_paths(inner, said, root.resolve())
+        if file.is_file()
+        for document in _documents(file)
+    ]
     found = [
         document
         for document in resources
@@ -145,25 +157,44 @@ def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay
             f"--namespace {namespace}", f"{path} puts {service} into {actual}"
         )
     runtimes = tuple(each for each in resources if each.get("kind") in RUNTIMES)
-    return Overlay(folder, kustomization, KINDS[document["kind"]], document, runtimes)
+    setters = (_image_setter(inner, said) for inner, said in followed)
+    setter = next(filter(None, setters), None)
+    return Overlay(folder, kustomization, KINDS[document["kind"]], document, runtimes, setter)
 
 
 def _kustomization(folder: Path) -> Path | None:
     return next((folder / name for name in _NAMES if (folder / name).is_file()), None)
 
 
-def _resources(kustomization: Path, root: Path) -> list[Document]:
+def _followed(kustomization: Path, root: Path) -> Iterator[tuple[Path, Document]]:
+    """The folders of a kustomization and of those that it rests on, with what they say."""
     settings = yaml.safe_load(kustomization.read_text(encoding="utf-8")) or {}
-    documents: list[Document] = []
-    for name in [*(settings.get("resources") or ()), *(settings.get("components") or ())]:
-        path = (kustomization.parent / name).resolve()
-        if not path.is_relative_to(root):
-            continue
+    yield kustomization.parent, settings
+    for path in _named_paths(kustomization.parent, settings, root):
         if path.is_dir() and (inner := _kustomization(path)) is not None:
-            documents += _resources(inner, root)
-        elif path.is_file():
-            documents += _documents(path)
-    return documents
+            yield from _followed(inner, root)
+
+
+def _named_paths(folder: Path, settings: Document, root: Path) -> list[Path]:
+    names = [*(settings.get("resources") or ()), *(settings.get("components") or ())]
+    paths = [(folder / name).resolve() for name in names]
+    return [path for path in paths if path.is_relative_to(root)]
+
+
+def _image_setter(folder: Path, settings: Document) -> str | None:
+    """What in a kustomization may set another image than the resources have; None if nothing."""
+    if settings.get("images"):
+        return "images"
+    for key in ("patches", "patchesStrategicMerge", "patchesJson6902"):
+        for entry in settings.get(key) or ():
+            text = str(entry)
+            name = entry.get("path") if isinstance(entry, dict) else entry
+            # A patch may also stand in place of its file's name.
+            if name and not set(name) & set("\n{[") and (folder / name).is_file():
+                text = (folder / name).read_text(encoding="utf-8")
+            if "image" in text and not text.startswith(_HEADER):
+                return key
+    return None
 
 
 def _documents(path: Path) -> list[Document]:

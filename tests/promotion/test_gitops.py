@@ -208,6 +208,30 @@ def test_an_unknown_runtime_is_refused_until_it_is_named(
     assert run(published, repository, runtime_version="0.32.0").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("added", "known"),
+    [
+        ("images:\n- {name: vllm/vllm-openai, newTag: v0.31.0}\n", False),
+        ("patches:\n- path: replicas.yaml\n", True),
+        ("patches:\n- patch: '[{op: add, path: /spec/predictor/model/image, value: a}]'\n", False),
+        ("patchesStrategicMerge:\n- image.yaml\n", False),
+        ("patchesStrategicMerge:\n- '{spec: {image: " + "a" * 300 + "}}'\n", False),
+    ],
+)
+def test_an_image_that_a_kustomization_sets_is_not_known(
+    make_published: MakePublished, repository: Repository, added: str, known: bool
+) -> None:
+    folder = repository.copy / OVERLAY
+    (folder / "image.yaml").write_text("spec: {predictor: {model: {image: a}}}\n")
+    (folder / "kustomization.yaml").write_text("resources:\n- ../../base\n" + added)
+    repository.commit()
+    done = run(make_published(), repository)
+    assert (done.exit_code == 0) is known, done.exception
+    if not known:
+        assert "of a kustomization may set the image" in str(done.exception)
+        assert "--runtime-version" in str(done.exception)
+
+
 def test_the_runtime_in_the_overlay_says_its_version(
     make_published: MakePublished, repository: Repository
 ) -> None:
