@@ -437,6 +437,24 @@ def test_interrupted_at_every_request(
     assert at > 10
 
 
+def test_further_signals_do_not_cut_the_restoration_short(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster()
+    before = cluster.get()
+    promotion = Promotion(cluster, make_published(), interrupt_at=2)
+
+    def insist(method: str) -> None:
+        if len(promotion.said) > 2:
+            signal.raise_signal(signal.SIGINT)
+
+    service = hooked(find_service(cluster.namespace, "tiny"), before=insist)
+    with pytest.raises(KeyboardInterrupt):
+        promotion.run(service)
+    assert "restoring; a moment" in promotion.said
+    require_restored(cluster, before)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_api_server_fails_at_every_request(
     make_cluster: MakeCluster, make_published: MakePublished, when: str
