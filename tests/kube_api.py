@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-START_SECONDS = 90.0
+START_SECONDS = 300.0
 STOP_SECONDS = 20.0
 
 

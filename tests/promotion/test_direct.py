@@ -9,9 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import kube_api
 import pytest
 import yaml
+from click.testing import CliRunner
 from fake_openai import FakeOpenAI, fake_openai
 from kubernetes import config
 from promotion.cluster import (
@@ -34,6 +36,8 @@ from promotion.driver import BY_HAND, Promotion, hooked, require_restored, serve
 from promotion.test_smoke import EXPECTED
 from urllib3.exceptions import ProtocolError
 
+from quantlib.cli.promote import promote
+from quantlib.cli.rollback import rollback
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.checks import Allowances
 from quantlib.promotion.cluster import find_service
@@ -486,6 +490,40 @@ def test_the_api_server_fails_at_every_request(
             assert serves(cluster) == promotion.uri
             roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
     assert at > 10
+
+
+def test_the_commands_exit_with_0(make_cluster: MakeCluster, make_published: MakePublished) -> None:
+    cluster = make_cluster()
+    promotion = Promotion(cluster, make_published())
+    promotion.run()
+    words = ["--service", "tiny", "--namespace", cluster.namespace]
+    options = ["--direct", "--no-smoke-test", "--storage-uri", promotion.uri]
+    again = CliRunner().invoke(promote, [str(promotion.folder), *words, *options])
+    assert again.exit_code == 0, again.exception
+    assert f"serves sha256:{promotion.folder.name} already" in again.output
+    with controlled(cluster):
+        back = CliRunner().invoke(rollback, words)
+    assert back.exit_code == 0, back.exception
+    assert f"to {BY_HAND}" in back.output
+    assert serves(cluster) == BY_HAND
+
+
+@contextmanager
+def controlled(cluster: Cluster) -> Iterator[None]:
+    """The controller at work beside a command, which waits by the machine's clock."""
+    done = threading.Event()
+
+    def control() -> None:
+        while not done.wait(0.2):
+            cluster.look()
+
+    thread = threading.Thread(target=control)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
