@@ -264,7 +264,8 @@ def _wait_until_ready(
         if seen.state == "failed":
             raise QuantlibError(f"{service}: {step.name}: {seen.reason}")
         if seen.state == "ready":
-            ready_since = ready_since or clock.monotonic()
+            if ready_since is None:
+                ready_since = clock.monotonic()
             if seen.certain or clock.monotonic() - ready_since >= rollout.settle_seconds:
                 return document
         else:
