@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -127,16 +128,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kube_api.ApiSer
 
 
 @pytest.fixture
-def cluster(server: kube_api.ApiServer, tmp_path: Path) -> Iterator[Cluster]:
-    cluster = make_namespace(server, "serving", "InferenceService", tmp_path)
-    with cluster.controlled():
-        yield cluster
+def cluster(server: kube_api.ApiServer) -> Cluster:
+    return make_namespace(server, "serving", "InferenceService")
 
 
 @pytest.fixture
 def pods(cluster: Cluster, tmp_path: Path) -> Iterator[Pods]:
     pods = Pods(cluster, tmp_path / "pods")
+    ended = threading.Event()
+
+    def control() -> None:
+        while not ended.wait(0.1):
+            cluster.look()
+
+    thread = threading.Thread(target=control)
+    thread.start()
     yield pods
+    ended.set()
+    thread.join()
     pods.close()
 
 
@@ -190,12 +199,17 @@ def test_from_release_to_production_and_back(
     monkeypatch.setenv("QUANTLIB_PUBLIC_KEY", str(public))
     monkeypatch.setenv("KUBECONFIG", str(cluster.server.kubeconfig))
     watched, recipe = tmp_path / "watched", tmp_path / "tiny.json"
-    judged = {
-        "engine": "vllm",
-        "max_new_tokens": 8,
-        "thresholds": QUICK["validation"]["thresholds"],
-    }
-    recipe.write_text(small_recipe(model=str(watched), validation=judged).canonical_json())
+    settled = small_recipe(
+        model=str(watched),
+        # Not W4A16: on CPUs with AMX, vLLM serves that with activations in 8 bits.
+        quantization={"weights": {"bits": 8, "group_size": -1}, "activations": "int8"},
+        validation={
+            "engine": "vllm",
+            "max_new_tokens": 8,
+            "thresholds": QUICK["validation"]["thresholds"],
+        },
+    )
+    recipe.write_text(settled.canonical_json())
     watch = ["watch", str(recipe), "--once", "--store", f"{PLACES}/store"]
     watch += ["--publish-to", f"{PLACES}/models"]
     service = ["--service", "tiny", "--namespace", "serving"]
@@ -241,7 +255,7 @@ def test_from_release_to_production_and_back(
     annotations = cluster.annotations()
     assert annotations["quantlib.io/digest"] == f"sha256:{first.rpartition('/')[2]}"
     assert "rolled back" in annotations["quantlib.io/last-promotion"]
-    assert [reason for _, reason, _ in cluster.events()][-1].startswith("Promotion")
+    assert cluster.events()[-1][1] == "RolledBack"
 
     # One byte of it is changed in the bucket: now it is not even tried.
     model = open_store(second)
@@ -250,7 +264,7 @@ def test_from_release_to_production_and_back(
     data = bytearray(model.read(weights))
     data[-1] ^= 1
     model.put_bytes(bytes(data), weights)
-    assert weights in quantlib("promote", second, *direct, expect=2)
+    assert weights in quantlib("promote", second, *direct, expect=1)
     assert storage_uri(cluster) == f"{first}/"
 
     # And whoever looks again finds nothing to do.
