@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,44 @@ def test_the_dockerfiles_build_in_the_same_way() -> None:
     assert len(users) == 2
     validate = [line for line in users[1] if "VLLM" not in line]
     assert [line.rstrip(" \\") for line in validate] == [line.rstrip(" \\") for line in users[0]]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton wheel for this platform")
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
+def test_triton_finds_its_launcher_where_no_compiler_is(tmp_path: Path) -> None:
+    images = ROOT / "images" / "validate"
+    shutil.copy(images / "cc", tmp_path / "cc")
+    subprocess.run([images / "build_launcher.sh", sys.executable, tmp_path], check=True)
+    # A library with every function that the module takes from libcuda, as a driver has it.
+    needed = subprocess.run(
+        ["nm", "-D", "-u", tmp_path / "cuda_utils.so"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    functions = "".join(f"int {name}(void) {{ return 0; }}" for name in needed if name[:2] == "cu")
+    (tmp_path / "stub.c").write_text(functions)
+    stub = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-o", tmp_path / "libcuda.so.1"]
+    subprocess.run([*stub, tmp_path / "stub.c"], check=True)
+    program = """
+import os, sys
+from triton.backends.nvidia import driver
+from triton.runtime.build import compile_module_from_file
+places = {"library_dirs": driver.library_dirs(), "include_dirs": driver.include_dirs}
+source = os.path.join(driver.dirname, "driver.c")
+module = compile_module_from_file(source, "cuda_utils", **places, libraries=driver.libraries)
+print(module.launch, module.load_binary)
+try:
+    compile_module_from_file(source, "other", **places)
+except Exception:
+    print("refused")
+"""
+    environment = os.environ | {
+        "CC": str(tmp_path / "cc"),
+        "LD_LIBRARY_PATH": str(tmp_path),
+        "TRITON_LIBCUDA_PATH": str(tmp_path),
+        "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.count("built-in function") == 2, done.stderr
+    assert done.stdout.endswith("refused\n")
+    assert "this image holds no C compiler, and was asked to build" in done.stderr
