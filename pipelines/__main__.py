@@ -7,8 +7,8 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.table import Table
 from pipelines._kubeflow_commands import schedule_command, upload_command
 from pipelines._options import (
     PIPELINE_NAME,
+    Job,
     checked_recipe,
     compile_options,
     job_options,
@@ -91,16 +92,20 @@ def main() -> None:
 @pipeline_option
 @compile_options
 def compile_command(
-    output: Path, target: str, kubernetes: bool, namespace: str, pipeline: str, **options: Any
+    output: Path,
+    target: str,
+    kubernetes: bool,
+    namespace: str,
+    pipeline: str,
+    options: CompileOptions,
 ) -> None:
     """Writes a pipeline in the form that Kubeflow Pipelines takes, or Argo Workflows."""
-    chosen = CompileOptions(**options)
     if target == "argo":
         if kubernetes:
             raise click.UsageError("--kubernetes goes with --target kubeflow")
-        _compile_argo(output, chosen, pipeline, namespace)
+        _compile_argo(output, options, pipeline, namespace)
     else:
-        compile_to(output, chosen, pipeline)
+        compile_to(output, options, pipeline)
     click.echo(output)
     if kubernetes:
         objects = output.with_suffix(".kubernetes.yaml")
@@ -125,7 +130,7 @@ main.add_command(watch)
 @main.command("run", epilog=_RUN_EXAMPLES)
 @click.argument("recipe")
 @job_options
-@click.option("--job", default="", help="Digest of the job that asks, as watch gives it.")
+@click.option("--job", "digest", default="", help="Digest of the job that asks, as watch gives it.")
 @click.option(
     "--parallel",
     type=click.IntRange(min=1),
@@ -164,22 +169,15 @@ main.add_command(watch)
 @server_options
 def run_command(
     recipe: str,
-    model: str,
-    store: str,
-    num_ranges: int,
-    publish_to: str,
-    device: str,
-    gpu: str | None,
-    job: str,
+    job: Job,
+    digest: str,
     parallel: int,
     run_dir: Path | None,
     runner: str,
     retries: int,
     docker_network: str,
-    cluster: str,
-    images_lock: Path | None,
-    allow_floating: bool,
-    **server: str,
+    options: CompileOptions,
+    server: Server,
 ) -> None:
     """Compiles the pipeline and runs it, by RECIPE: a file, or the name of a shipped recipe.
 
@@ -188,14 +186,14 @@ def run_command(
     judged and refused. With --runner kubeflow it ends when the run is started; a --job that is
     running there is not started again.
     """
-    checked = checked_recipe(recipe, model)
-    options = CompileOptions(cluster, images_lock, allow_floating or runner == "process", checked)
+    checked = checked_recipe(recipe, job.model)
+    options = replace(options, recipe=checked)
     if runner == "kubeflow":
-        parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu, job)
+        parameters = run_parameters(checked, job, digest)
         require_reachable(parameters)
-        kubeflow = Kubeflow(Server(**server))
-        mark = job.removeprefix("sha256:")[:12] or time.strftime("%Y%m%d-%H%M%S")
-        if job and (running := kubeflow.running(mark)):
+        kubeflow = Kubeflow(server)
+        mark = digest.removeprefix("sha256:")[:12] or time.strftime("%Y%m%d-%H%M%S")
+        if digest and (running := kubeflow.running(mark)):
             click.echo(f"running already: {running}")
             return
         with tempfile.TemporaryDirectory() as temporary:
@@ -204,9 +202,10 @@ def run_command(
             click.echo(kubeflow.run(file, parameters, f"{NAME}-{Path(recipe).stem}-{mark}"))
         return
     if runner == "process":
+        options = replace(options, allow_floating=True)
         choose_engine(checked.validation.engine)
-    problems = input_problems(checked, model or checked.model or "", store)
-    problems += destination_problems(publish_to or checked.publish.destination or store)
+    problems = input_problems(checked, job.model or checked.model or "", job.store)
+    problems += destination_problems(job.publish_to or checked.publish.destination or job.store)
     if problems:
         raise InvalidInputError(problems)
     folder = _run_folder(run_dir)
@@ -214,12 +213,10 @@ def run_command(
     compile_to(file, options)
     started = _start_runner(runner, docker_network, file)
     console = Console()
-    parameters = run_parameters(
-        checked, model, store, num_ranges, publish_to, device, gpu or "cpu", job
-    )
+    parameters = run_parameters(checked, replace(job, gpu=job.gpu or "cpu"), digest)
     parameters["parallel"] = parallel
     result = run_pipeline(file, parameters, folder, started, parallel, console, retries)
-    _report(result, folder, store, console)
+    _report(result, folder, job.store, console)
     sys.exit(result.exit_code)
 
 

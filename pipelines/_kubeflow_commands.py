@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from pipelines._options import (
     PIPELINE_NAME,
+    Job,
     checked_recipe,
     compile_options,
     job_options,
@@ -43,19 +45,13 @@ Examples:
 @compile_options
 @server_options
 def upload_command(
-    name: str,
-    version: str,
-    pipeline: str,
-    cluster: str,
-    images_lock: Path | None,
-    allow_floating: bool,
-    **server: str,
+    name: str, version: str, pipeline: str, options: CompileOptions, server: Server
 ) -> None:
     """Compiles the pipeline and uploads it, as a new version where it is there already."""
-    kubeflow = Kubeflow(Server(**server))
+    kubeflow = Kubeflow(server)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PIPELINE_NAME
-        compile_to(file, CompileOptions(cluster, images_lock, allow_floating), pipeline)
+        compile_to(file, options, pipeline)
         identity, uploaded = kubeflow.upload(file, name or pipeline, version)
     click.echo(f"pipeline: {identity}")
     click.echo(f"version:  {uploaded}")
@@ -69,19 +65,7 @@ def upload_command(
 @compile_options
 @server_options
 def schedule_command(
-    recipe: str,
-    cron: str,
-    name: str,
-    model: str,
-    store: str,
-    num_ranges: int,
-    publish_to: str,
-    device: str,
-    gpu: str | None,
-    cluster: str,
-    images_lock: Path | None,
-    allow_floating: bool,
-    **server: str,
+    recipe: str, cron: str, name: str, job: Job, options: CompileOptions, server: Server
 ) -> None:
     """Watches the model of RECIPE in Kubeflow: a file, or the name of a shipped one.
 
@@ -89,14 +73,13 @@ def schedule_command(
     published yet. One run at a time; times that were missed are not made up for.
     """
     check_cron(cron)
-    checked = checked_recipe(recipe, model)
-    destination_of(checked, publish_to)
-    parameters = run_parameters(checked, model, store, num_ranges, publish_to, device, gpu)
+    checked = checked_recipe(recipe, job.model)
+    destination_of(checked, job.publish_to)
+    parameters = run_parameters(checked, job)
     require_reachable(parameters)
-    kubeflow = Kubeflow(Server(**server))
+    kubeflow = Kubeflow(server)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / PIPELINE_NAME
-        options = CompileOptions(cluster, images_lock, allow_floating, checked)
-        compile_to(file, options, WATCH_NAME)
+        compile_to(file, replace(options, recipe=checked), WATCH_NAME)
         named = name or f"{WATCH_NAME}-{Path(recipe).stem}"
         click.echo(kubeflow.schedule(file, parameters, named, cron))

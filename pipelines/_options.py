@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from pipelines.compiling import NAME, PIPELINES
-from pipelines.kubeflow import HOST_VARIABLE
+from pipelines.compiling import NAME, PIPELINES, CompileOptions
+from pipelines.kubeflow import HOST_VARIABLE, Server
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.planning import HARDWARE
 from quantlib.recipe import Recipe, load_recipe, recipe_from_text
 from quantlib.steps.plan import AUTO
 
 PIPELINE_NAME = "pipeline.yaml"
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """One decorator for several options, the first one first in the help."""
+@dataclass(frozen=True)
+class Job:
+    """What is to be quantized, beside the recipe, and where it goes.
 
-    def decorate(command: Command) -> Command:
+    Attributes:
+        num_ranges: 0 for the recipe's, -1 for as many as end soonest.
+        gpu: What the plan reckons with; None for the cluster's.
+    """
+
+    model: str
+    store: str
+    num_ranges: int
+    publish_to: str
+    device: str
+    gpu: str | None
+
+
+def _options(
+    name: str, kind: Callable[..., Any], *options: Callable[[Any], Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """One decorator for several options, which a command gets as one value.
+
+    Args:
+        name: Of the command's argument.
+        kind: Makes it of the options.
+        options: The first one is the first in the help.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def collecting(**values: Any) -> None:
+            value = kind(**{option: values.pop(option) for option in names})
+            command(**values, **{name: value})
+
+        before = len(getattr(collecting, "__click_params__", ()))
         for option in reversed(options):
-            command = option(command)
-        return command
+            option(collecting)
+        parameters: list[click.Parameter] = vars(collecting)["__click_params__"]
+        names = [str(parameter.name) for parameter in parameters[before:]]
+        return collecting
 
     return decorate
 
@@ -38,6 +72,8 @@ pipeline_option = click.option(
     help="quantize: one run; watch: a look at a model, and a run where its release is new.",
 )
 compile_options = _options(
+    "options",
+    CompileOptions,
     click.option(
         "--cluster",
         default="gpu",
@@ -52,6 +88,8 @@ compile_options = _options(
     click.option("--allow-floating", is_flag=True, help="Take images by tags that can move."),
 )
 server_options = _options(
+    "server",
+    Server,
     click.option("--host", default="", envvar=HOST_VARIABLE, help="Address of Kubeflow Pipelines."),
     click.option("--namespace", default="", help="The profile's namespace."),
     click.option("--experiment", default=NAME, show_default=True, help="What groups the runs."),
@@ -63,6 +101,8 @@ server_options = _options(
     ),
 )
 job_options = _options(
+    "job",
+    Job,
     click.option(
         "--model",
         default="",
@@ -119,26 +159,23 @@ def checked_recipe(recipe: str, model: str) -> Recipe:
     return checked
 
 
-def run_parameters(
-    recipe: Recipe,
-    model: str,
-    store: str,
-    num_ranges: int,
-    publish_to: str,
-    device: str,
-    gpu: str | None,
-    job: str = "",
-) -> dict[str, Any]:
-    """The pipeline's parameters; those of the cluster's profile are left out."""
+def run_parameters(recipe: Recipe, job: Job, digest: str = "") -> dict[str, Any]:
+    """The pipeline's parameters; those of the cluster's profile are left out.
+
+    Args:
+        recipe: What to do.
+        job: On what.
+        digest: Of the watcher's job that asks; empty where none does.
+    """
     parameters = {
         "recipe": recipe.canonical_json(),
-        "source": model,
-        "store": absolute(store),
-        "num_ranges": num_ranges,  # 0: the recipe decides
-        "destination": absolute(publish_to),
-        "device": device,
+        "source": job.model,
+        "store": absolute(job.store),
+        "num_ranges": job.num_ranges,
+        "destination": absolute(job.publish_to),
+        "device": job.device,
     }
-    optional = {"gpu": gpu or "", "job": job}
+    optional = {"gpu": job.gpu or "", "job": digest}
     return parameters | {name: value for name, value in optional.items() if value}
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import click
 
 from components._images import named_images, read_lock
 from pipelines._options import server_options
+from pipelines.kubeflow import Server
 from quantlib.errors import GateFailedError, InvalidInputError, QuantlibError
 from quantlib.recipe import Recipe, load_recipe
 from quantlib.watching import find_job
@@ -98,7 +99,7 @@ def watch(
     publish_to: str,
     runner: str,
     images_lock: Path | None,
-    **server: str,
+    server: Server,
 ) -> None:
     """Quantize every release of the models that RECIPES name: files, or folders of them.
 
@@ -115,7 +116,7 @@ def watch(
         images = read_lock(images_lock)
         arguments += ["--images-lock", str(images_lock)]
     if runner == "kubeflow":
-        for name, value in server.items():
+        for name, value in asdict(server).items():
             arguments += [f"--{name.replace('_', '-')}", value]
     # A process runs in no image.
     starter = Starter(
