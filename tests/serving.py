@@ -16,23 +16,27 @@ from quantlib.evaluation.transformers_engine import load_model
 TOKENS = [(7 * n) % 512 for n in range(64)]
 
 _SCRIPT = """
-import json, os, sys, traceback
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+import gc, json, os, sys, traceback
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 os.environ |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_INT4_W4A8": "0", "VLLM_NO_USAGE_STATS": "1"}
 
 def predict(folder, tokens, output):
     llm = LLM(model=folder, max_model_len=128, max_num_seqs=1, enforce_eager=True,
               dtype="bfloat16", distributed_executor_backend="uni", max_logprobs=512,
-              skip_tokenizer_init=True, enable_prefix_caching=False)
+              skip_tokenizer_init=True, enable_prefix_caching=False, kv_cache_memory_bytes=1 << 24)
     parameters = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=512, detokenize=False)
     (result,) = llm.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)
     found = [[row[t].logprob for t in range(512)] for row in result.prompt_logprobs[1:]]
     with open(output, "w") as file:
         json.dump(found, file)
+    return llm
 
 if __name__ == "__main__":
     import torch
     from vllm import LLM, SamplingParams
+    from vllm.model_executor.layers.quantization import get_quantization_config
+    get_quantization_config("gptq")  # imports all of them, once
+    gc.freeze()  # or each process goes over all that was imported, several times
     if torch.cpu._is_amx_tile_supported():
         torch.cpu._init_amx()  # the kernel for 4-bit weights uses tiles without asking for them
     tokens, preparation, jobs = json.loads(sys.argv[1])
@@ -41,7 +45,7 @@ if __name__ == "__main__":
         if not os.fork():
             status = 1
             try:
-                predict(folder, tokens, output)
+                llm = predict(folder, tokens, output)  # taking it apart would take a second
                 status = 0
             except BaseException:
                 traceback.print_exc()
