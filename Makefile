@@ -22,7 +22,7 @@ demo: $(STAMP) ## Quantize SmolLM2-135M through the compiled pipeline, validate 
 	$(PYTHON) scripts/demo.py
 
 test: $(STAMP) ## Run all tests
-	$(PYTHON) -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 quality: $(STAMP) ## Check style, types and generated files
 	$(VENV)/bin/ruff check $(SOURCES) scripts

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from pipelines.watch import recipe_names
 from quantlib.errors import InvalidInputError, StepError
 from quantlib.publishing.jobs import enter_job, published_of
 from quantlib.recipe import Recipe, parse_recipe
-from quantlib.report.manifest import verify_published
 from quantlib.store import open_store
 from quantlib.watching import find_job, resolve_release
 
@@ -147,24 +144,3 @@ def test_a_destination_is_needed(model: Path, tmp_path: Path) -> None:
     result = watch(write(recipe_of(model), tmp_path / "recipe.json"))
     assert result.exit_code == 1
     assert "publish.destination: is missing" in result.output
-
-
-@pytest.mark.slow
-def test_a_release_is_quantized_once(
-    model: Path, make_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    recipe = write(recipe_of(model), tmp_path / "recipe.json")
-    where = ["--store", str(tmp_path / "store"), "--publish-to", str(tmp_path / "published")]
-    first = watch(recipe, *where)
-    assert first.exit_code == 0, first.output
-    assert first.output.splitlines()[-1].split(": ")[1:] == ["quantized", str(model)]
-    (entry,) = (tmp_path / "published" / "jobs").iterdir()
-    address = json.loads(entry.read_text())["address"]
-    verify_published(open_store(address))
-    second = watch(recipe, *where)
-    assert second.output.endswith(f"up to date: {address}\n")
-    assert second.exit_code == 0
-    (model / "generation_config.json").write_text('{"temperature": 0.25}')
-    third = watch(recipe, *where)
-    assert third.exit_code == 0, third.output
-    assert len(list((tmp_path / "published" / "jobs").iterdir())) == 2

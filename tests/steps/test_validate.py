@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -178,18 +177,3 @@ def test_transformers_is_refused_for_several_gpus(made: Any) -> None:
     ):
         validate(made.store, made.recipe, made.model, made.checkpoint, "cpu", gpus=2)
     assert references() == before
-
-
-@pytest.mark.vllm
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-def test_models_are_judged_over_two_devices(made: Any, small_recipe: Any) -> None:
-    recipe = small_recipe(validation={"prompts": ["A first prompt"], "thresholds": LENIENT})
-    receipt = validate(made.store, recipe, made.model, made.checkpoint, "cpu", gpus=2)
-    evaluation = read_evaluation(made.store, receipt)
-    assert receipt.facts["verdict"] == "passed"
-    assert evaluation["engine"] == "vllm"
-    assert evaluation["kl_method"].endswith("; tensor parallel over 2 devices")
-    assert 1e-5 < evaluation["kl_mean"] < 1.0
-    assert evaluation["quantized"]["tokens_per_second"] > 0
-    (reference,) = [step for step in read_lineage(made.store, receipt) if step.step == "reference"]
-    assert reference.parameters["tensor_parallel_size"] == 2
