@@ -20,7 +20,8 @@ import kube_api
 import pytest
 import s3
 import yaml
-from promotion.cluster import Cluster, install, make_namespace
+from promotion.cluster import Cluster, make_namespace
+from promotion.cluster import server as server  # a fixture
 from promotion.conftest import Repository
 from promotion.conftest import repository as repository  # a fixture
 from recipes import QUICK
@@ -88,8 +89,8 @@ class Pods:
         return url
 
     def close(self) -> None:
-        for server in self._servers:
-            end_group(server.process)
+        for each in self._servers:
+            end_group(each.process)
 
 
 def swap_scales(folder: Path) -> None:
@@ -116,15 +117,6 @@ def release(model: Path) -> None:
     tensors = load_file(path)
     tensors["model.layers.1.mlp.down_proj.weight"] *= 1.5
     save_file(tensors, path, metadata={"format": "pt"})
-
-
-@pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kube_api.ApiServer]:
-    if reason := kube_api.missing():
-        pytest.skip(reason)
-    with kube_api.api_server(tmp_path_factory.mktemp("kube")) as server:
-        install(server)
-        yield server
 
 
 @pytest.fixture

@@ -7,14 +7,15 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
-from kube_api import ApiServer
+from kube_api import ApiServer, api_server, missing
 from kubernetes import client, config
 from promotion.conftest import SERVICES
 
@@ -221,6 +222,16 @@ def request(api: Any, method: str, path: str, body: Any = None, content: str = "
         response_type="object",
         _return_http_data_only=True,
     )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """A real API server that knows KServe's kinds."""
+    if reason := missing():
+        pytest.skip(reason)
+    with api_server(tmp_path_factory.mktemp("kube")) as server:
+        install(server)
+        yield server
 
 
 def make_namespace(server: ApiServer, name: str, kind: str, **attributes: Any) -> Cluster:

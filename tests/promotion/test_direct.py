@@ -26,11 +26,11 @@ from kubernetes import config
 from promotion.cluster import (
     Cluster,
     Line,
-    install,
     kubeconfig_through,
     make_namespace,
     request,
 )
+from promotion.cluster import server as server  # a fixture
 from promotion.conftest import MakePublished
 from promotion.driver import BY_HAND, Promotion, hooked, require_restored, serves
 from promotion.test_smoke import EXPECTED
@@ -48,15 +48,6 @@ from quantlib.promotion.record import STALE, Record, take
 
 pytestmark = pytest.mark.slow
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kube_api.ApiServer]:
-    if reason := kube_api.missing():
-        pytest.skip(reason)
-    with kube_api.api_server(tmp_path_factory.mktemp("kube")) as server:
-        install(server)
-        yield server
 
 
 @pytest.fixture
