@@ -39,7 +39,8 @@ if os.fork():
     signal.pause()
 signal.signal(signal.SIGTERM, end)
 print("up", flush=True)
-time.sleep(60)
+while True:
+    time.sleep(0.05)  # a signal just before a long sleep would be seen after it
 """
 
 
