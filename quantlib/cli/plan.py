@@ -38,6 +38,7 @@ def plan(model: str, recipe_name: str, gpu: str, ranges: str, parallel: int, as_
     from quantlib.models import open_model
     from quantlib.planning import estimate_run, find_hardware, show
     from quantlib.recipe import load_recipe
+    from quantlib.report.text import plural
     from quantlib.sources.opening import open_source
     from quantlib.steps.plan import input_problems
 
@@ -54,7 +55,9 @@ def plan(model: str, recipe_name: str, gpu: str, ranges: str, parallel: int, as_
         return
     console = Console(highlight=False)
     why = "chosen: the fewest that end about as soon as any" if ranges == "auto" else "as asked"
-    console.print(f"{option.ranges} ranges on {hardware.name} ({why}), {parallel} at a time")
+    console.print(
+        f"{plural(option.ranges, 'range')} on {hardware.name} ({why}), {parallel} at a time"
+    )
     console.print()
     console.print(_table(show.NEEDS_HEADER, show.needs_rows(estimate)))
     console.print()

@@ -76,7 +76,7 @@ def markdown(estimate: RunEstimate, ranges: int) -> str:
     """The estimate for the page of a run."""
     option = estimate.with_ranges(ranges)
     lines = [
-        f"# Plan: {ranges} ranges on {estimate.hardware.name}",
+        f"# Plan: {plural(ranges, 'range')} on {estimate.hardware.name}",
         "",
         f"{estimate.tokens} calibration tokens; {estimate.parallel} ranges at the same time. "
         "Times are estimates.",
