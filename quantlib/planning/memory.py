@@ -32,6 +32,10 @@ _HESSIAN_COPIES = 8
 _WEIGHT_COPIES = 5
 """The same of the weight's size in float32."""
 
+_STREAM_COPIES = 3
+"""The residual stream in float32, and the holes that its earlier versions leave in the heap: from
+one to two and a half times its size, by the machine and by the run."""
+
 _TRIAL_WEIGHT_COPIES = 8
 """Matrices of the size of a group's weights that trying a strength of smoothing holds at once."""
 
@@ -100,7 +104,7 @@ def quantize_memory(
     )
     codes = block  # a byte each until the block is written
     if not hardware.is_gpu:
-        stream = 2 * 4 * hidden
+        stream = _STREAM_COPIES * 4 * hidden
         return Memory(BASE + stream + held + block * product_bytes + codes)
     device = GPU_DEVICE_BASE + 2 * hidden * product_bytes + held + block * product_bytes + codes
     host = GPU_HOST_BASE + 2 * hidden * sizes.stored_bytes + 2 * block * sizes.stored_bytes
