@@ -52,6 +52,21 @@ def compare(reference: Tensor, candidate: Tensor, targets: Tensor) -> Comparison
     return Comparison(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+def compare_halves(logits: Tensor, targets: Tensor) -> Comparison:
+    """Compares the first half of the rows, the reference's, with the second, the candidate's.
+
+    Args:
+        logits: ``[2 * positions, vocabulary]``.
+        targets: int64 ``[positions]``, on any device.
+
+    Returns:
+        The comparison, on the CPU.
+    """
+    reference, candidate = logits.split(len(targets))
+    compared = compare(reference, candidate, targets.to(logits.device))
+    return Comparison(*(tensor.cpu() for tensor in vars(compared).values()))
+
+
 def _compare_rows(
     reference: Tensor, candidate: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.engine import Scored
-from quantlib.evaluation.metrics import Comparison, compare, next_token_logprobs
+from quantlib.evaluation.metrics import Comparison, compare_halves, next_token_logprobs
 
 if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
@@ -47,9 +47,7 @@ class TransformersEngine:
     def compare(self, reference: Tensor, candidate: Tensor, targets: Tensor) -> Comparison:
         """Compares what the head makes of two models' hidden states."""
         states = torch.cat([reference.to(self.device), candidate.to(self.device)])
-        of_reference, of_candidate = self._logits(states).split(len(reference))
-        compared = compare(of_reference, of_candidate, targets.to(self.device))
-        return Comparison(*(tensor.cpu() for tensor in vars(compared).values()))
+        return compare_halves(self._logits(states), targets)
 
     def next_token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log likelihood of each target by the head, float32 ``[positions]`` on the CPU."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from quantlib.compute import cpu_multiplies
+from quantlib.cpus import available_cpus
 from quantlib.errors import QuantlibError
 from quantlib.evaluation import vllm_model
 from quantlib.evaluation.engine import Scored
@@ -170,8 +171,7 @@ class VllmEngine:
 def _share_processors(workers: int) -> None:
     """Lets workers on a CPU share its cores, where vLLM asks for a NUMA node for each."""
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // workers)))
 
 
 def _sequence_length(job: Job) -> int:

@@ -119,9 +119,7 @@ def compare(
     logits = _logits(model, torch.cat([reference.to(device), candidate.to(device)]))
     if logits is None:
         return None
-    of_reference, of_candidate = logits.split(len(reference))
-    compared = metrics.compare(of_reference, of_candidate, targets.to(device))
-    return Comparison(*(tensor.cpu() for tensor in vars(compared).values()))
+    return metrics.compare_halves(logits, targets)
 
 
 @torch.inference_mode()

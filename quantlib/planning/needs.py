@@ -97,15 +97,17 @@ def _validate_needs(
     hardware: Hardware,
     product_bytes: int,
 ) -> StepNeeds:
-    memory = validate_memory(sizes, hardware, product_bytes)
     if not hardware.is_gpu:
-        return StepNeeds(memory, _CPUS, 0)
-    # At least as many as will serve it: a checkpoint that cannot be cut so is to fail here.
+        return StepNeeds(validate_memory(sizes, hardware, product_bytes), _CPUS, 0)
+    # At least as many as will serve it: a checkpoint that cannot be cut so is to fail here. And
+    # transformers judges on one.
     sizes_that_serve = [
         size
         for size in quantized_sharding(recipe.quantization, adapter).sizes()
         if recipe.serving.tensor_parallel_size <= size <= _MOST_GPUS
-    ] or [1]
+    ]
+    if not sizes_that_serve or recipe.validation.engine == "transformers":
+        sizes_that_serve = [1]
     for gpus in sizes_that_serve:
         memory = validate_memory(sizes, hardware, product_bytes, gpus)
         if memory.device <= _VLLM_SHARE * hardware.memory:

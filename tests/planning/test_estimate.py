@@ -167,6 +167,18 @@ def test_a_model_that_one_gpu_cannot_hold_is_validated_on_several(
     assert needs.memory.device == billions * 2 * 10**9 // gpus + 4 * GIB
 
 
+def test_transformers_judges_on_one_gpu(
+    small_recipe: Callable[..., Recipe], tiny_llama: Path
+) -> None:
+    served = {"tensor_parallel_size": 2}
+    by_vllm, by_transformers = (
+        estimate(small_recipe(serving=served, validation={"engine": engine}), tiny_llama)
+        for engine in ("vllm", "transformers")
+    )
+    assert by_vllm.needs["validate"].gpus == 2
+    assert by_transformers.needs["validate"].gpus == 1
+
+
 def test_what_looks_at_no_activations_calibrates_on_no_gpu(
     small_recipe: Callable[..., Recipe], tiny_llama: Path
 ) -> None:
