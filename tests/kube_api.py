@@ -66,6 +66,28 @@ class ApiServer:
             assert completed.returncode == 0, f"kubectl {arguments}: {completed.stderr}"
         return completed
 
+    def accept(self, group: str, version: str, kind: str) -> None:
+        """Defines a kind whose objects may hold anything, and waits until it is served."""
+        plural = f"{kind.lower()}s"
+        schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        served = {"name": version, "served": True, "storage": True}
+        self.kubectl(
+            "apply",
+            "-f-",
+            document={
+                "apiVersion": "apiextensions.k8s.io/v1",
+                "kind": "CustomResourceDefinition",
+                "metadata": {"name": f"{plural}.{group}"},
+                "spec": {
+                    "group": group,
+                    "names": {"kind": kind, "plural": plural},
+                    "scope": "Namespaced",
+                    "versions": [served | {"schema": {"openAPIV3Schema": schema}}],
+                },
+            },
+        )
+        self.kubectl("wait", "--for=condition=Established", f"crd/{plural}.{group}")
+
 
 def missing() -> str | None:
     """Why no API server can be started, or None."""

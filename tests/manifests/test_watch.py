@@ -225,25 +225,7 @@ def test_it_gives_the_template_what_that_takes(argo: list[Document], template: D
 
 @pytest.mark.slow
 def test_an_api_server_takes_both(applied: Applied, overlay: str, tmp_path: Path) -> None:
-    group, plural = "argoproj.io", "cronworkflows"
-    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {"name": "v1alpha1", "served": True, "storage": True}
-    applied.server.kubectl(
-        "apply",
-        "-f-",
-        document={
-            "apiVersion": "apiextensions.k8s.io/v1",
-            "kind": "CustomResourceDefinition",
-            "metadata": {"name": f"{plural}.{group}"},
-            "spec": {
-                "group": group,
-                "names": {"kind": "CronWorkflow", "plural": plural},
-                "scope": "Namespaced",
-                "versions": [version | {"schema": {"openAPIV3Schema": schema}}],
-            },
-        },
-    )
-    applied.server.kubectl("wait", "--for=condition=Established", f"crd/{plural}.{group}")
+    applied.server.accept("argoproj.io", "v1alpha1", "CronWorkflow")
     for component in (KUBEFLOW, ARGO):
         folder = tmp_path.resolve() / component.name
         folder.mkdir()

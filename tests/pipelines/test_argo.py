@@ -341,31 +341,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.slow
 def test_an_api_server_stores_it(quantize: Document, api_server: kube_api.ApiServer) -> None:
-    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    group, plural = "argoproj.io", "workflowtemplates"
-    api_server.kubectl(
-        "apply",
-        "-f-",
-        document={
-            "apiVersion": "apiextensions.k8s.io/v1",
-            "kind": "CustomResourceDefinition",
-            "metadata": {"name": f"{plural}.{group}"},
-            "spec": {
-                "group": group,
-                "names": {"kind": "WorkflowTemplate", "plural": plural},
-                "scope": "Namespaced",
-                "versions": [
-                    {
-                        "name": "v1alpha1",
-                        "served": True,
-                        "storage": True,
-                        "schema": {"openAPIV3Schema": schema},
-                    }
-                ],
-            },
-        },
-    )
-    api_server.kubectl("wait", "--for=condition=Established", f"crd/{plural}.{group}")
+    api_server.accept("argoproj.io", "v1alpha1", "WorkflowTemplate")
     api_server.kubectl("apply", "-f-", document=quantize)
-    stored = json.loads(api_server.kubectl("get", plural, "quantize", "-ojson").stdout)
+    stored = json.loads(api_server.kubectl("get", "workflowtemplates", "quantize", "-ojson").stdout)
     assert stored["spec"] == quantize["spec"]
