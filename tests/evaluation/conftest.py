@@ -16,11 +16,16 @@ MakeJob = Callable[..., Job]
 
 @pytest.fixture(scope="module")
 def make_job(tmp_path_factory: pytest.TempPathFactory) -> MakeJob:
-    """Makes jobs over the same four windows, each with an output folder of its own."""
-    tokens = tmp_path_factory.mktemp("text") / "tokens.npy"
-    np.save(tokens, np.random.default_rng(0).integers(2, 512, size=(4, 48)))
+    """Makes jobs over the same four windows, each with an output folder of its own.
 
-    def make(model: Path, reference: Path | None = None, **changes: Any) -> Job:
+    A test that kills a job takes more ``windows`` than can be read before it gets its turn.
+    """
+    text = tmp_path_factory.mktemp("text")
+
+    def make(model: Path, reference: Path | None = None, windows: int = 4, **changes: Any) -> Job:
+        tokens = text / f"{windows}.npy"
+        if not tokens.exists():
+            np.save(tokens, np.random.default_rng(0).integers(2, 512, size=(windows, 48)))
         settings: dict[str, Any] = {
             "engine": "transformers",
             "model": str(model),
