@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import ssl
 import subprocess
 import time
@@ -30,6 +29,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
+from ports import free_ports
 
 START_SECONDS = 300.0
 STOP_SECONDS = 20.0
@@ -202,15 +202,6 @@ def _wait_until_ready(
     tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
     state = "is not ready" if server.poll() is None else f"exited with {server.returncode}"
     raise RuntimeError(f"kube-apiserver {state}; the end of {log}:\n{tail}")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nothing listens on."""
-    with ExitStack() as bound:
-        sockets = [bound.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _write_certificate(folder: Path) -> tuple[Path, Path]:

@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from ports import free_ports
+
 OWNER = ("owner-key", "owner-secret-1234")
 READER = ("reader-key", "reader-secret-1234")
 _IDENTITIES = {
@@ -35,20 +37,6 @@ _IDENTITIES = {
     ]
 }
 BUCKET = "bucket"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, and below those that weed adds 10000 to."""
-    sockets, ports = [], []
-    while len(ports) < count:
-        probe = socket.socket()
-        probe.bind(("127.0.0.1", 0))
-        sockets.append(probe)
-        if probe.getsockname()[1] < 55000:
-            ports.append(probe.getsockname()[1])
-    for probe in sockets:
-        probe.close()
-    return ports
 
 
 def s3_environment(port: int, credentials: tuple[str, str] = OWNER) -> dict[str, str]:

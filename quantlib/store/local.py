@@ -16,7 +16,7 @@ from pathlib import Path
 from quantlib.errors import StoreError
 from quantlib.store.base import Leftover, Store, StoredFile, require_expected
 from quantlib.store.receipt import FileRecord
-from quantlib.store.scratch import abandoned
+from quantlib.store.scratch import abandoned, remove_abandoned
 
 
 class LocalStore(Store):
@@ -176,10 +176,10 @@ class LocalStore(Store):
 
     def leftovers(self) -> Iterator[Leftover]:
         """Scratch folders whose process is gone."""
-        for folder in abandoned(self.root / "tmp"):
-            modified = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
-            remove = partial(shutil.rmtree, folder, ignore_errors=True)
-            yield Leftover(f"scratch folder {folder.name}", modified, remove)
+        for lock in abandoned(self.root / "tmp"):
+            modified = datetime.fromtimestamp(lock.stat().st_mtime, UTC)
+            remove = partial(remove_abandoned, lock)
+            yield Leftover(f"scratch folder {lock.stem}", modified, remove)
 
     @property
     def scratch(self) -> Path:

@@ -9,14 +9,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+
+_LOCK_SUFFIX = ".lock"
 
 
 class Scratch:
     """A scratch folder that is removed at the end, or by the next run of the step if killed.
 
-    The owner holds a lock on it, which the kernel releases with the process: folders of the same
-    step that nobody holds are left-overs.
+    The owner holds a lock on a file beside it, which the kernel releases with the process: what
+    nobody holds is a left-over. The file is made before the folder and removed after it, so that a
+    process may be killed at any point.
 
     Args:
         parent: The folder to make it in.
@@ -26,15 +28,20 @@ class Scratch:
     def __init__(self, parent: Path, key: str) -> None:
         self._parent = parent
         self._prefix = f"{key[:16]}-"
-        self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> Path:
-        for folder in abandoned(self._parent, self._prefix):
-            shutil.rmtree(folder, ignore_errors=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=self._parent))
-        self._lock = (self._folder / _LOCK_NAME).open("wb")
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return self._folder
+        for lock in abandoned(self._parent, self._prefix):
+            remove_abandoned(lock)
+        while True:
+            self._descriptor, name = tempfile.mkstemp(_LOCK_SUFFIX, self._prefix, self._parent)
+            self._lock = Path(name)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            if self._lock.exists():
+                break
+            os.close(self._descriptor)  # another run took it for a left-over just before
+        folder = self._lock.with_suffix("")
+        folder.mkdir()
+        return folder
 
     def __exit__(
         self,
@@ -42,31 +49,46 @@ class Scratch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if self._lock is not None:
-            self._lock.close()
-
-
-_LOCK_NAME = "lock"
+        _remove(self._lock)
+        os.close(self._descriptor)
 
 
 def abandoned(parent: Path, prefix: str = "") -> Iterator[Path]:
-    """Scratch folders whose process is gone, each locked while it is the caller's to remove.
+    """Locks of scratch folders whose process is gone; one killed early may have made no folder.
 
     Args:
         parent: Where they are.
         prefix: What their names begin with.
     """
-    for folder in parent.glob(f"{prefix}*"):
-        try:
-            descriptor = os.open(folder / _LOCK_NAME, os.O_RDWR)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            continue
-        else:
-            yield folder
-        finally:
+    for lock in parent.glob(f"{prefix}*{_LOCK_SUFFIX}"):
+        descriptor = _take(lock)
+        if descriptor is not None:
             os.close(descriptor)
+            yield lock
+
+
+def remove_abandoned(lock: Path) -> None:
+    """Removes a scratch folder and its lock, unless somebody holds it."""
+    descriptor = _take(lock)
+    if descriptor is not None:
+        _remove(lock)
+        os.close(descriptor)
+
+
+def _take(lock: Path) -> int | None:
+    """A descriptor that holds the lock; None where somebody else does, or where it is gone."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove(lock: Path) -> None:
+    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    lock.unlink(missing_ok=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import kube_api
 import pytest
 from botocore.exceptions import ClientError
+from ports import free_ports
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,7 +50,7 @@ def server(
     assert replaced.keys() <= set(container["args"])
     arguments = [replaced.get(each, each) for each in container["args"]]
     flags = [f"{part}.port{kind}" for part in PARTS for kind in ("", ".grpc")]
-    ports = dict(zip(flags, kube_api.free_ports(len(flags)), strict=True))
+    ports = dict(zip(flags, free_ports(len(flags)), strict=True))
     arguments = [each for each in arguments if not each.startswith("-s3.port=")]
     arguments += [f"-{flag}={port}" for flag, port in ports.items()]
     credentials = {entry["name"]: environment[entry["name"]] for entry in container["env"]}

@@ -107,7 +107,7 @@ def test_gc_removes_what_its_dry_run_shows(store: LocalStore) -> None:
     commit(store, "fetch")
     store.put_bytes(b"half", "steps/quantize/abc/blocks.safetensors")
     (store.scratch / "0123-left").mkdir()
-    (store.scratch / "0123-left" / "lock").touch()
+    (store.scratch / "0123-left.lock").touch()
     fresh = call("gc", store.address, "--keep-days", "30")
     assert fresh.output == "freed 0 bytes\n"
     age(store, 40)

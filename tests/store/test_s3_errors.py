@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import s3
+from ports import free_ports
 
 from quantlib.errors import StoreError
 from quantlib.store import open_store
@@ -71,7 +72,7 @@ def test_no_credentials(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_endpoint_where_nobody_listens(
     s3_address: str, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
-    (port,) = s3.free_ports(1)
+    (port,) = free_ports(1)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     assert f"http://127.0.0.1:{port} cannot be reached" in problem(s3_address)
 

@@ -95,7 +95,7 @@ def test_a_killed_step_is_started_afresh_and_its_scratch_removed(store: LocalSto
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
-    assert len(list(store.scratch.iterdir())) == 1
+    assert len([each for each in store.scratch.iterdir() if each.is_dir()]) == 1
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(0.05)
