@@ -119,7 +119,7 @@ def wait_for(text: str, log: Path, process: subprocess.Popen[bytes], limit: floa
 
 
 def require_gone(pids: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     for pid in map(int, pids.read_text().split()):
         with suppress(FileNotFoundError, ProcessLookupError):
             # Orphans that nobody reaps stay as zombies.

@@ -147,7 +147,7 @@ def test_a_signal_ends_every_process(
         stdout=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("pids-*"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -156,7 +156,7 @@ def test_a_signal_ends_every_process(
         while len(list(tmp_path.glob("unwound-*"))) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == exit_code
     pids = [int(p) for path in tmp_path.glob("pids-*") for p in path.read_text().split()]
     assert len(pids) == 4

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -98,7 +97,6 @@ def test_a_killed_step_is_started_afresh_and_its_scratch_removed(store: LocalSto
     assert len([each for each in store.scratch.iterdir() if each.is_dir()]) == 1
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(0.05)
     receipt = commit_step(store, "fetch", 1, {}, {}, write(b"whole"))
     assert store.read(receipt.path("a.bin")) == b"whole"
     assert list(store.scratch.iterdir()) == []
