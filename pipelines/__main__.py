@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import tempfile
 import time
@@ -63,6 +64,15 @@ Examples:
 """
 
 
+def _namespace(_: click.Context, __: click.Parameter, value: str) -> str:
+    """A name as RFC 1123 has labels, which is what Kubernetes takes; or none."""
+    if value and (len(value) > 63 or not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", value)):
+        raise click.BadParameter(
+            f"{value!r} is no namespace: at most 63 small letters, digits and dashes between them"
+        )
+    return value
+
+
 @click.group(epilog="python -m pipelines COMMAND --help shows examples.")
 def main() -> None:
     """Compiles the quantization pipeline, runs it on this machine, or in Kubeflow."""
@@ -88,7 +98,13 @@ def main() -> None:
     is_flag=True,
     help="Also write the Pipeline and PipelineVersion objects, beside the file.",
 )
-@click.option("--namespace", default="quantlib", show_default=True, help="Of the objects.")
+@click.option(
+    "--namespace",
+    default="quantlib",
+    show_default=True,
+    callback=_namespace,
+    help="Of the objects.",
+)
 @pipeline_option
 @compile_options
 def compile_command(
@@ -284,3 +300,8 @@ if __name__ == "__main__":
     except QuantlibError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        click.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        sys.exit(1)

@@ -212,6 +212,28 @@ def test_a_wrong_recipe_is_refused_before_anything(tmp_path: Path, text: str, me
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
+@pytest.mark.parametrize("namespace", ["Bad", "a_b", "-a", "a b", "a" * 64])
+def test_a_namespace_that_kubernetes_would_refuse(namespace: str, tmp_path: Path) -> None:
+    output = tmp_path / "pipeline.yaml"
+    arguments = ["compile", "--output", str(output), "--kubernetes", "--namespace", namespace]
+    result = CliRunner().invoke(command.main, arguments)
+    assert result.exit_code == 2
+    assert f"{namespace!r} is no namespace" in result.output
+    assert not output.exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "folder"
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "compile", "--output", str(place / "pipeline.yaml")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"error: {place}: Not a directory\n"
+
+
 @pytest.mark.parametrize("command", ["", "run", "compile", "upload", "schedule"])
 def test_help_needs_no_kfp_and_ends_in_examples(command: str) -> None:
     arguments = [command, "--help"] if command else ["--help"]
