@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from quantlib.store import Store
 
 _EXAMPLES = """\b
 Examples:
@@ -27,10 +31,9 @@ def store() -> None:
 def list_command(address: str) -> None:
     """List the steps in STORE, the newest last."""
     from quantlib.report.text import size
-    from quantlib.store import open_store
     from quantlib.store.inventory import take_inventory
 
-    inventory = take_inventory(open_store(address))
+    inventory = take_inventory(_opened(address))
     table = _table("step", "key", "written (UTC)", "files", "size", "state")
     for folder in inventory.folders:
         table.add_row(
@@ -53,10 +56,9 @@ def verify(address: str) -> None:
     """Read and hash every file of every committed step in STORE; exit 1 where one is damaged."""
     from quantlib.errors import StoreError
     from quantlib.progress import progress_bar
-    from quantlib.store import open_store
     from quantlib.store.inventory import take_inventory, verify_folder
 
-    opened = open_store(address)
+    opened = _opened(address)
     folders = [folder for folder in take_inventory(opened).folders if folder.committed]
     faults: list[str] = []
     with progress_bar("Verifying", sum(f.bytes for f in folders), "bytes") as advance:
@@ -86,10 +88,9 @@ def gc(address: str, keep_days: float, dry_run: bool) -> None:
     lie elsewhere and are not touched.
     """
     from quantlib.report.text import size
-    from quantlib.store import open_store
     from quantlib.store.inventory import find_garbage, remove_folder, take_inventory
 
-    opened = open_store(address)
+    opened = _opened(address)
     garbage = find_garbage(opened, take_inventory(opened), timedelta(days=keep_days))
     table = _table("what", "why", "size")
     for folder, reason in garbage.folders:
@@ -108,6 +109,17 @@ def gc(address: str, keep_days: float, dry_run: bool) -> None:
     for leftover in garbage.leftovers:
         leftover.remove()
     console.print(f"freed {total}")
+
+
+def _opened(address: str) -> Store:
+    """The store; a folder has to be there, or a slip of the pen would look like an empty store."""
+    from quantlib.errors import InvalidInputError
+    from quantlib.store import LocalStore, open_store
+
+    opened = open_store(address)
+    if isinstance(opened, LocalStore) and not opened.root.is_dir():
+        raise InvalidInputError.one(f"store {address}", "there is no such folder")
+    return opened
 
 
 def _table(*header: str) -> Table:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from quantlib.cli import cli
-from quantlib.errors import StoreError
+from quantlib.errors import InvalidInputError, StoreError
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step, open_store
 from quantlib.store.inventory import find_garbage, remove_folder, take_inventory
 
@@ -49,6 +49,13 @@ def test_ls_shows_steps_with_their_state(address: str) -> None:
     assert lines["fetch"].split()[-1] == "committed"
     assert lines["quantize"].split()[-1] == "unfinished"
     assert result.output.splitlines()[-1].startswith("2 steps, ")
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "gc"])
+def test_a_folder_that_is_not_there_is_no_empty_store(command: str, tmp_path: Path) -> None:
+    result = call(command, str(tmp_path / "stroe"))
+    assert isinstance(result.exception, InvalidInputError)
+    assert "stroe: there is no such folder" in str(result.exception)
 
 
 def test_verify_reads_every_byte(address: str) -> None:
