@@ -42,29 +42,34 @@ def plan(model: str, recipe_name: str, gpu: str, ranges: str, parallel: int, as_
     from quantlib.sources.opening import open_source
     from quantlib.steps.plan import input_problems
 
+    wanted = None if ranges == "auto" else _number(ranges)
     recipe, hardware = load_recipe(recipe_name), find_hardware(gpu)
     source = open_source(model)
     if problems := input_problems(recipe, source):
         raise InvalidInputError(problems)
     checkpoint, adapter = open_model(source)
-    estimate = estimate_run(recipe, checkpoint, adapter, hardware, parallel)
-    wanted = estimate.chosen.ranges if ranges == "auto" else _number(ranges)
-    option = estimate.with_ranges(wanted)
+    estimate = estimate_run(recipe, checkpoint, adapter, hardware, parallel, ranges=wanted)
+    chosen = estimate.chosen
     if as_json:
         click.echo(show.as_json(estimate))
         return
     console = Console(highlight=False)
-    why = "chosen: the fewest that end about as soon as any" if ranges == "auto" else "as asked"
+    if wanted is None:
+        why = "chosen: the fewest that end about as soon as any"
+    elif wanted == chosen.ranges:
+        why = "as asked"
+    else:
+        why = f"not {wanted}: one for each block to quantize is the most"
     console.print(
-        f"{plural(option.ranges, 'range')} on {hardware.name} ({why}), {parallel} at a time"
+        f"{plural(chosen.ranges, 'range')} on {hardware.name} ({why}), {parallel} at a time"
     )
     console.print()
     console.print(_table(show.NEEDS_HEADER, show.needs_rows(estimate)))
     console.print()
-    console.print(_table(("step", "time (estimate)"), show.step_rows(option)))
+    console.print(_table(("step", "time (estimate)"), show.step_rows(chosen)))
     header = ("ranges", "calibrate", "longest range", "whole run", "device hours", "")
     console.print()
-    console.print(_table(header, show.range_rows(estimate, option.ranges)))
+    console.print(_table(header, show.range_rows(estimate)))
     console.print()
     for line in show.disk_lines(estimate):
         console.print(line)

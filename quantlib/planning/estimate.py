@@ -63,7 +63,7 @@ class RunEstimate:
         scratch_bytes: Largest local disk that a step takes.
         store_bytes: What the run adds to the store, the model itself included.
         options: One for each number of ranges.
-        chosen: The fewest ranges that end about as soon as any.
+        chosen: What was asked for, or the fewest ranges that end about as soon as any.
     """
 
     hardware: Hardware
@@ -75,10 +75,6 @@ class RunEstimate:
     options: tuple[RangeEstimate, ...]
     chosen: RangeEstimate
 
-    def with_ranges(self, ranges: int) -> RangeEstimate:
-        """The estimate for so many ranges, or for as many as the model has blocks to quantize."""
-        return self.options[min(ranges, len(self.options)) - 1]
-
 
 def estimate_run(
     recipe: Recipe,
@@ -87,6 +83,7 @@ def estimate_run(
     hardware: Hardware,
     parallel: int,
     product_bytes: int | None = None,
+    ranges: int | None = None,
 ) -> RunEstimate:
     """What quantizing a model will need, by its headers alone.
 
@@ -98,6 +95,8 @@ def estimate_run(
         parallel: Ranges that are quantized at the same time.
         product_bytes: Bytes of a number in matrix products; by default 2 on a GPU and on a CPU like
             this machine's if it multiplies bfloat16, else 4.
+        ranges: How many are asked for; a model has at most one for each block to quantize. None to
+            choose.
     """
     sizes = model_sizes(recipe, checkpoint, adapter)
     if product_bytes is None:
@@ -106,10 +105,13 @@ def estimate_run(
     calibrated, quantized_on = calibration_tokens(recipe), quantization_tokens(recipe)
     most = min(MOST_RANGES, max(1, sizes.quantized_blocks))
     options = tuple(
-        _estimate(recipe, sizes, hardware, parallel, ranges, needs) for ranges in range(1, most + 1)
+        _estimate(recipe, sizes, hardware, parallel, count, needs) for count in range(1, most + 1)
     )
-    best = min(option.makespan for option in options)
-    chosen = next(option for option in options if option.makespan <= _GOOD_ENOUGH * best)
+    if ranges is None:
+        best = min(option.makespan for option in options)
+        chosen = next(option for option in options if option.makespan <= _GOOD_ENOUGH * best)
+    else:
+        chosen = options[min(ranges, most) - 1]
     boundary = quantized_on * sizes.hidden_size * sizes.stored_bytes
     # Range files and the checkpoint hold the same twice, as does what is published.
     store = sizes.total_bytes + chosen.ranges * boundary + 3 * sizes.quantized_bytes

@@ -26,9 +26,10 @@ def needs_rows(estimate: RunEstimate) -> Iterator[tuple[str, ...]]:
         yield step, _gib(memory.host), device, gpus, str(needs.cpus), quantity(memory.host)
 
 
-def range_rows(estimate: RunEstimate, ranges: int) -> Iterator[tuple[str, ...]]:
+def range_rows(estimate: RunEstimate) -> Iterator[tuple[str, ...]]:
     """Ranges, seconds of calibrate and of the longest range, makespan, device hours, a mark."""
-    shown = {*_SHOWN_RANGES, ranges, len(estimate.options)}
+    chosen = estimate.chosen.ranges
+    shown = {*_SHOWN_RANGES, chosen, len(estimate.options)}
     for option in estimate.options:
         if option.ranges in shown:
             yield (
@@ -37,7 +38,7 @@ def range_rows(estimate: RunEstimate, ranges: int) -> Iterator[tuple[str, ...]]:
                 duration(option.steps["quantize"]),
                 duration(option.makespan),
                 f"{option.device_seconds / 3600:.2f}",
-                "<-" if option.ranges == ranges else "",
+                "<-" if option.ranges == chosen else "",
             )
 
 
@@ -72,20 +73,20 @@ def disk_lines(estimate: RunEstimate) -> tuple[str, str]:
     )
 
 
-def markdown(estimate: RunEstimate, ranges: int) -> str:
+def markdown(estimate: RunEstimate) -> str:
     """The estimate for the page of a run."""
-    option = estimate.with_ranges(ranges)
+    chosen = estimate.chosen
     lines = [
-        f"# Plan: {plural(ranges, 'range')} on {estimate.hardware.name}",
+        f"# Plan: {plural(chosen.ranges, 'range')} on {estimate.hardware.name}",
         "",
         f"{estimate.tokens} calibration tokens; {estimate.parallel} ranges at the same time. "
         "Times are estimates.",
         "",
         *markdown_table(NEEDS_HEADER, needs_rows(estimate)),
-        *markdown_table(("step", "time"), step_rows(option)),
+        *markdown_table(("step", "time"), step_rows(chosen)),
         *markdown_table(
             ("ranges", "calibrate", "longest range", "whole run", "device hours", ""),
-            range_rows(estimate, ranges),
+            range_rows(estimate),
         ),
         *disk_lines(estimate),
     ]

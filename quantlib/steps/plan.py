@@ -161,9 +161,11 @@ def main(call: StepCall) -> None:
     checkpoint, adapter = open_model(ReceiptSource(store, model))
     # A cluster's CPUs may not multiply bfloat16, whatever this one does.
     product_bytes = 2 if hardware.is_gpu else 4
-    estimate = estimate_run(recipe, checkpoint, adapter, hardware, parallel, product_bytes)
+    estimate = estimate_run(
+        recipe, checkpoint, adapter, hardware, parallel, product_bytes, len(ranges)
+    )
     call.write_receipt("plan", store, receipt)
-    call.write_artifact("summary", markdown(estimate, len(ranges)).encode())
+    call.write_artifact("summary", markdown(estimate).encode())
     call.write_parameter("ranges", ranges)
     for step, needs in estimate.needs.items():
         call.write_parameter(f"{step}_memory", quantity(needs.memory.host))

@@ -93,7 +93,6 @@ def test_more_ranges_end_sooner_until_there_is_no_worker_for_them(
     assert spans[4] > spans[3]  # a second wave for the fifth
     enough = [option.ranges for option in found.options if option.makespan <= 1.05 * min(spans)]
     assert found.chosen.ranges == enough[0] > 1
-    assert found.with_ranges(64) is found.options[-1]
     assert estimate(recipe, tiny_llama, parallel=1).chosen.ranges == 1
 
 
@@ -124,7 +123,7 @@ def test_what_is_not_calibrated_takes_no_tokens(
     )
     assert rounded.tokens == 0
     assert rounded.needs["quantize"].memory.host < calibrated.needs["quantize"].memory.host
-    assert rounded.chosen.steps["calibrate"] < calibrated.with_ranges(2).steps["calibrate"]
+    assert rounded.chosen.steps["calibrate"] < calibrated.options[1].steps["calibrate"]
 
 
 def test_a_gpu_that_is_too_small_is_named(
@@ -209,6 +208,11 @@ def test_the_command_shows_what_the_function_says(
     expected = estimate(small_recipe(), tiny_llama, "l4-24g")
     assert printed["chosen"]["ranges"] == expected.chosen.ranges
     assert printed["needs"]["quantize"]["memory"]["host"] == expected.needs["quantize"].memory.host
+    asked = json.loads(runner.invoke(cli, [*arguments, "--ranges", "3", "--json"]).output)
+    assert asked["chosen"] == asked["options"][2]
+    assert asked["store_bytes"] > printed["store_bytes"]  # of the boundaries between ranges
+    most = runner.invoke(cli, [*arguments, "--ranges", "9"]).output
+    assert "4 ranges on l4-24g (not 9: one for each block to quantize is the most)" in most
     assert runner.invoke(cli, [*arguments, "--ranges", "none"]).exit_code == 2
 
 
@@ -255,14 +259,14 @@ def test_the_step_goes_by_the_same_numbers(
     main(call)
     assert json.loads((tmp_path / "ranges").read_text()) == ["0:2", "2:4"]
     found = estimate_run(
-        small_recipe(), *open_model(FolderSource(tiny_llama)), CPU, 2, product_bytes=4
+        small_recipe(), *open_model(FolderSource(tiny_llama)), CPU, 2, product_bytes=4, ranges=2
     )
     assert (tmp_path / "quantize_memory").read_text() == quantity(
         found.needs["quantize"].memory.host
     )
     assert [(tmp_path / f"{step}_gpus").read_text() for step in steps] == ["0", "0", "0"]
     assert (tmp_path / "quantize_cpus").read_text() == str(found.needs["quantize"].cpus)
-    assert (tmp_path / "summary").read_text() == markdown(found, 2)
+    assert (tmp_path / "summary").read_text() == markdown(found)
 
 
 def test_automatic_ranges_are_in_the_plans_key(
