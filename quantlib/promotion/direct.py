@@ -103,8 +103,8 @@ def promote_directly(
         records.finish(service, mine, story, clock)
     except LostError:
         raise
-    except (QuantlibError, KeyboardInterrupt, SystemExit) as error:
-        reason = str(error) if isinstance(error, QuantlibError) else "interrupted"
+    except BaseException as error:  # a mistake of ours must not leave it half way either
+        reason = _reason(error)
         with _undisturbed(say):
             outcome = _restore(service, mine, reason, rollout, say)
         if isinstance(error, QuantlibError):
@@ -279,6 +279,13 @@ def _wait_until_ready(
     )
 
 
+def _reason(error: BaseException) -> str:
+    """Why a promotion failed, for its story."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    return str(error) if isinstance(error, QuantlibError) else repr(error)
+
+
 def _restore(service: Service, mine: Record, reason: str, rollout: Rollout, say: Say) -> str:
     """Restores what was there; says what became of it."""
     clock = rollout.clock
@@ -298,12 +305,12 @@ def _restore(service: Service, mine: Record, reason: str, rollout: Rollout, say:
             return f"{service} serves {previous.uri} as before"
         except LostError:
             return f"{service}: somebody else promotes now; nothing more was done"
-        except UnreachableError as error:
-            if clock.monotonic() > deadline:
+        except QuantlibError as error:
+            if not isinstance(error, UnreachableError) or clock.monotonic() > deadline:
                 return (
                     f"{service} could not be restored: {error}; it may serve either checkpoint. "
-                    f"When the API server answers again, `quantlib rollback --service "
-                    f"{service.name} --namespace {service.namespace}` restores {previous.uri}"
+                    f"When that is mended, `quantlib rollback --service {service.name} "
+                    f"--namespace {service.namespace}` restores {previous.uri}"
                 )
             say(f"restoring: {error}")
             clock.sleep(rollout.poll_seconds)

@@ -114,9 +114,10 @@ def restoring(
 
 
 def foreign_canary(document: Document) -> bool:
-    """Whether the service has a canary already."""
+    """Whether the service has a canary already; 100 % of the traffic is what ends one."""
     spec = document["spec"]
-    return bool(spec.get("canary")) or "canaryTrafficPercent" in spec.get("predictor", {})
+    percent = (spec.get("predictor") or {}).get("canaryTrafficPercent")
+    return bool(spec.get("canary")) or percent not in (None, 100)
 
 
 def _with_percent(patch: Document, percent: int) -> Document:

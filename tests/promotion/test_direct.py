@@ -385,6 +385,40 @@ def test_the_api_server_gone_for_long(
     assert "quantlib.io/promotion" not in cluster.annotations()
 
 
+def test_a_mistake_of_ours_is_undone_too(
+    make_cluster: MakeCluster, make_published: MakePublished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = make_cluster()
+    before = cluster.get()
+    monkeypatch.setattr("promotion.driver.smoke_test", lambda *_: 1 // 0)
+    promotion = Promotion(cluster, make_published())
+    with pytest.raises(ZeroDivisionError):
+        promotion.run()
+    assert (
+        promotion.said[-1]
+        == f"{find_service(cluster.namespace, 'tiny')} serves {BY_HAND} as before"
+    )
+    require_restored(cluster, before)
+
+
+def test_a_restoration_that_is_refused_is_said(
+    make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI
+) -> None:
+    cluster = make_cluster()
+    fake.completions = {}
+    promotion = Promotion(cluster, make_published())
+
+    def refuse(method: str) -> None:
+        if method == "PATCH" and serves(cluster) == promotion.uri:
+            raise QuantlibError("no permission to patch")
+
+    with pytest.raises(QuantlibError) as failed:
+        promotion.run(hooked(find_service(cluster.namespace, "tiny"), before=refuse))
+    assert "0 of 3 prompts" in str(failed.value)
+    assert "could not be restored: no permission to patch; it may serve" in str(failed.value)
+    assert serves(cluster) == promotion.uri
+
+
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
 def test_a_canary_interrupted_at_every_word(
     make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI, mode: str
@@ -703,6 +737,20 @@ def test_rolling_back_an_abandoned_canary_keeps_the_traffic_off(
     percents = [spec["predictor"].get("canaryTrafficPercent") for spec in cluster.specs]
     assert percents[:3] == [None, 10, 0]
     assert cluster.get()["spec"] == before
+
+
+def test_a_canary_of_somebody_else(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster(mode="Knative")
+    promotion = Promotion(cluster, make_published())
+    cluster.merge({"spec": {"predictor": {"canaryTrafficPercent": 20}}})
+    with pytest.raises(InvalidInputError, match="it has a canary that is not ours"):
+        promotion.run()
+    assert serves(cluster) == BY_HAND
+    cluster.merge({"spec": {"predictor": {"canaryTrafficPercent": 100}}})
+    promotion.run()
+    assert serves(cluster) == promotion.uri
 
 
 @pytest.mark.parametrize(
