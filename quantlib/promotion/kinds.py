@@ -109,7 +109,13 @@ def _main(document: Document) -> Document:
 
 def _read_llm_inference_service(document: Document) -> State:
     variables = {each["name"]: each.get("value", "") for each in _main(document).get("env") or ()}
-    words = shlex.split(variables.get(_VARIABLE, ""))
+    try:
+        words = shlex.split(variables.get(_VARIABLE, ""))
+    except ValueError as error:
+        raise InvalidInputError.one(
+            f"LLMInferenceService {document['metadata']['name']}",
+            f"the variable {_VARIABLE} cannot be read: {error}",
+        ) from None
     return State((document["spec"].get("model") or {}).get("uri"), tuple(words))
 
 
@@ -133,7 +139,19 @@ def _write_llm_inference_service(document: Document, state: State) -> Document:
 
 
 def _vllm(document: Document) -> Document:
-    return _container(document, document["spec"]["template"], "vllm")
+    container = _container(document, document["spec"]["template"], "vllm")
+    command = container.get("command") or []
+    # A script for a shell, a model, or options would all stay where we only change `args`.
+    if any(len(word.split()) > 1 or word.startswith("--") for word in command) or (
+        "serve" in command[:-1]
+    ):
+        raise InvalidInputError.one(
+            f"Deployment {document['metadata']['name']}",
+            f"the command of its container {container['name']} is more than what starts vLLM: "
+            f"{shlex.join(command)}",
+            "move the model and the options to args",
+        )
+    return container
 
 
 def _read_deployment(document: Document) -> State:

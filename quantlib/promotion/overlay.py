@@ -74,7 +74,7 @@ class Overlay:
     def _name_patch(self) -> None:
         """Adds a line, so that comments and order of the file stay."""
         text = self.kustomization.read_text(encoding="utf-8")
-        before = yaml.safe_load(text) or {}
+        before = _settings(self.kustomization)
         entry = {"path": self.patch_path.name}
         if entry in (before.get("patches") or ()):
             return
@@ -150,8 +150,7 @@ def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay
             "add the service there first" if not found else "a name must be of one of them",
         )
     (document,) = found
-    settings = yaml.safe_load(kustomization.read_text(encoding="utf-8")) or {}
-    actual = settings.get("namespace") or document["metadata"].get("namespace")
+    actual = _settings(kustomization).get("namespace") or document["metadata"].get("namespace")
     if actual not in (None, namespace):
         raise InvalidInputError.one(
             f"--namespace {namespace}", f"{path} puts {service} into {actual}"
@@ -168,7 +167,7 @@ def _kustomization(folder: Path) -> Path | None:
 
 def _followed(kustomization: Path, root: Path) -> Iterator[tuple[Path, Document]]:
     """The folders of a kustomization and of those that it rests on, with what they say."""
-    settings = yaml.safe_load(kustomization.read_text(encoding="utf-8")) or {}
+    settings = _settings(kustomization)
     yield kustomization.parent, settings
     for path in _named_paths(kustomization.parent, settings, root):
         if path.is_dir() and (inner := _kustomization(path)) is not None:
@@ -197,12 +196,23 @@ def _image_setter(folder: Path, settings: Document) -> str | None:
     return None
 
 
+def _settings(kustomization: Path) -> Document:
+    settings = next(iter(_loaded(kustomization)), None) or {}
+    if not isinstance(settings, dict):
+        raise InvalidInputError.one(kustomization.name, "is no mapping")
+    return settings
+
+
 def _documents(path: Path) -> list[Document]:
+    loaded = [each for each in _loaded(path) if isinstance(each, dict)]
+    return [each for each in loaded if isinstance(each.get("metadata"), dict)]
+
+
+def _loaded(path: Path) -> list[Any]:
     try:
-        loaded = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
+        return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInputError.one(path.name, f"is not YAML: {error}") from None
-    return [each for each in loaded if isinstance(each, dict) and "metadata" in each]
 
 
 def _merged(base: Any, patch: Any) -> Any:

@@ -278,6 +278,27 @@ def test_what_is_asked_for_must_be_there(
     assert repository.branches() == ["main"]
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "said"),
+    [
+        (f"{OVERLAY}/kustomization.yaml", "resources: [", "kustomization.yaml: is not YAML"),
+        (f"{OVERLAY}/kustomization.yaml", "- service.yaml", "kustomization.yaml: is no mapping"),
+        (f"{OVERLAY}/kustomization.yaml", "", "no resources of overlays/production"),
+        ("base/service.yaml", "kind: InferenceService\nmetadata:\n", "no resources of overlays"),
+        ("base/service.yaml", "\tkind: InferenceService", "service.yaml: is not YAML"),
+    ],
+)
+def test_files_that_kustomize_would_refuse(
+    make_published: MakePublished, repository: Repository, path: str, text: str, said: str
+) -> None:
+    assert (repository.copy / path).exists()
+    (repository.copy / path).write_text(text)
+    repository.commit()
+    refused = run(make_published(), repository)
+    assert isinstance(refused.exception, InvalidInputError)
+    assert said in str(refused.exception)
+
+
 def test_a_damaged_checkpoint_is_refused(
     make_published: MakePublished, repository: Repository
 ) -> None:

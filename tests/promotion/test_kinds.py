@@ -1,0 +1,51 @@
+"""What a document says is served, and what is not for us to change."""
+
+from typing import Any
+
+import pytest
+import yaml
+from promotion.conftest import SERVICES
+
+from quantlib.errors import InvalidInputError
+from quantlib.promotion.kinds import KINDS
+
+BY_HAND = "s3://models/by-hand/"
+
+
+def deployment(**container: Any) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(SERVICES["Deployment"])
+    document["spec"]["template"]["spec"]["containers"][1] |= container
+    return document
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [
+        (["vllm", "serve"], [BY_HAND, "--max-model-len=512"]),
+        (["python3", "-m", "vllm.entrypoints.openai.api_server"], ["--model", BY_HAND]),
+        (["/opt/start.sh"], [f"--model={BY_HAND}"]),
+    ],
+)
+def test_a_command_that_starts_vllm(command: list[str], args: list[str]) -> None:
+    assert KINDS["Deployment"].state(deployment(command=command, args=args)).uri == BY_HAND
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["vllm", "serve", BY_HAND],
+        ["python3", "-m", "vllm.entrypoints.openai.api_server", f"--model={BY_HAND}"],
+        ["sh", "-c", f"exec vllm serve {BY_HAND}"],
+    ],
+)
+def test_a_model_in_the_command_is_out_of_reach(command: list[str]) -> None:
+    document = deployment(command=command)
+    with pytest.raises(InvalidInputError, match="move the model and the options to args"):
+        KINDS["Deployment"].state(document)
+
+
+def test_a_variable_that_is_no_list_of_words() -> None:
+    document = yaml.safe_load(SERVICES["LLMInferenceService"])
+    document["spec"]["template"]["containers"][0]["env"][1]["value"] = "--served-model-name 'tiny"
+    with pytest.raises(InvalidInputError, match="VLLM_ADDITIONAL_ARGS cannot be read: No closing"):
+        KINDS["LLMInferenceService"].state(document)
