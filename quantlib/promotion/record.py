@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
-from quantlib.errors import QuantlibError
+from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.clock import Clock
 from quantlib.promotion.cluster import ConflictError, Service, UnreachableError
 from quantlib.promotion.kinds import Document
@@ -73,9 +73,26 @@ def new_holder() -> str:
 
 
 def record_of(document: Document) -> Record | None:
-    """The promotion in progress, if there is one."""
+    """The promotion in progress, if there is one.
+
+    Raises:
+        InvalidInputError: The annotation is not as we write it.
+    """
     text = (document["metadata"].get("annotations") or {}).get(RECORD)
-    return Record(**json.loads(text)) if text else None
+    if not text:
+        return None
+    try:
+        record = Record(**json.loads(text))
+        if datetime.fromisoformat(record.renewed).tzinfo is None:
+            raise ValueError("without a time zone")
+        State.from_json(record.previous)
+    except (ValueError, TypeError, InvalidInputError):
+        raise InvalidInputError.one(
+            f"annotation {RECORD}",
+            f"holds no promotion that quantlib wrote: {text[:200]}",
+            "look at what the service serves, and remove the annotation",
+        ) from None
+    return record
 
 
 def take(service: Service, document: Document, record: Record) -> Document:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from quantlib.errors import InvalidInputError
 from quantlib.promotion.published import Published
 from quantlib.serving.options import serve_options
 
@@ -72,9 +73,18 @@ class State:
 
     @classmethod
     def from_json(cls, text: str) -> State:
-        """Reads what :meth:`to_json` wrote."""
-        data = json.loads(text)
-        return cls(data["uri"], tuple(data["arguments"]), data["annotations"])
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            InvalidInputError: Something else wrote it.
+        """
+        try:
+            data = json.loads(text)
+            return cls(data["uri"], tuple(data["arguments"]), dict(data["annotations"]))
+        except (ValueError, KeyError, TypeError):
+            raise InvalidInputError.one(
+                f"annotation {PREVIOUS}", f"holds no state that quantlib wrote: {text[:200]}"
+            ) from None
 
 
 def successor(

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from quantlib.promotion.direct import roll_back
 from quantlib.promotion.kinds import KINDS
 from quantlib.promotion.readiness import SETTLE_SECONDS
 from quantlib.promotion.record import STALE, Record, take
+from quantlib.promotion.state import State
 
 pytestmark = pytest.mark.slow
 _numbers = itertools.count()
@@ -385,6 +386,31 @@ def test_the_api_server_gone_for_long(
     assert "quantlib.io/promotion" not in cluster.annotations()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "by hand",
+        "[]",
+        "{}",
+        json.dumps(asdict(Record("me", "sha256:1", "begins", "2026-11-01T00:00:00", "{}"))),
+        json.dumps(asdict(Record("me", "sha256:1", "begins", "2026-11-01T00:00:00Z", "by hand"))),
+    ],
+)
+def test_a_record_that_somebody_wrote_by_hand(
+    make_cluster: MakeCluster, make_published: MakePublished, text: str
+) -> None:
+    cluster = make_cluster()
+    cluster.merge({"metadata": {"annotations": {"quantlib.io/promotion": text}}})
+    promotion = Promotion(cluster, make_published())
+    with pytest.raises(InvalidInputError, match="promotion: holds no promotion that"):
+        promotion.run()
+    assert serves(cluster) == BY_HAND
+    cluster.merge({"metadata": {"annotations": {"quantlib.io/promotion": None}}})
+    cluster.merge({"metadata": {"annotations": {"quantlib.io/previous": text}}})
+    with pytest.raises(InvalidInputError, match="previous: holds no state that"):
+        roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
+
+
 def test_a_mistake_of_ours_is_undone_too(
     make_cluster: MakeCluster, make_published: MakePublished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -606,7 +632,8 @@ def test_of_two_that_begin_at_once_one_wins(
         """Lets the other begin between the dry run and the record."""
         requests.append(method)
         if requests == ["GET", "PATCH", "PATCH"]:
-            record = Record("other", "sha256:2", "begins", cluster.clock.stamp(), "{}")
+            now, previous = cluster.clock.stamp(), State(BY_HAND, ()).to_json()
+            record = Record("other", "sha256:2", "begins", now, previous)
             take(service, service.get(), record)
 
     with pytest.raises(QuantlibError, match=r"the promotion of 2 by other .* was first"):
