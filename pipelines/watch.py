@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 
 from components._images import named_images, read_lock
 from pipelines._options import server_options
 from pipelines.kubeflow import Server
-from quantlib.errors import GateFailedError, InvalidInputError, QuantlibError
-from quantlib.recipe import Recipe, load_recipe
+from quantlib.errors import GateFailedError, InvalidInputError, Problem, QuantlibError
+from quantlib.recipe import load_recipe
 from quantlib.watching import find_job
 
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -105,7 +106,7 @@ def watch(
 
     Each look resolves the models, and starts a run for a job that has no published checkpoint: a
     job is a recipe on one release, with the texts, images and code of now. A source that cannot be
-    resolved is reported and does not stop the others.
+    resolved is reported and does not stop the others. Recipes are read again at every look.
 
     With --once it exits with 0 when all is up to date, done or started, 1 when a source or a run
     failed, 2 when a recipe is invalid, 3 when a checkpoint was refused by the gate.
@@ -126,12 +127,13 @@ def watch(
         tuple(arguments),
         () if runner == "process" else images.of_quantization,
     )
-    loaded = {name: load_recipe(name) for name in recipe_names(recipes)}
+    _require_valid(names := recipe_names(recipes))
     while True:
-        looks = [look_once(name, recipe, starter) for name, recipe in loaded.items()]
+        looks = [look_once(name, starter) for name in names]
         if once:
             sys.exit(exit_code(looks))
         time.sleep(interval)
+        names = recipe_names(recipes)
 
 
 def recipe_names(given: Sequence[str]) -> list[str]:
@@ -152,9 +154,20 @@ def recipe_names(given: Sequence[str]) -> list[str]:
     return names
 
 
-def look_once(name: str, recipe: Recipe, starter: Starter) -> Look:
+def _require_valid(names: Sequence[str]) -> None:
+    problems: list[Problem] = []
+    for name in names:
+        try:
+            load_recipe(name)
+        except InvalidInputError as error:
+            problems += error.problems
+    if problems:
+        raise InvalidInputError(problems)
+
+
+def look_once(name: str, starter: Starter) -> Look:
     """Looks at one recipe and starts what is to be done; says so in a line."""
-    look = _look(name, recipe, starter)
+    look = _look(name, starter)
     click.echo(f"{time.strftime('%H:%M:%S')} {look.recipe}: {look.outcome}: {look.detail}")
     return look
 
@@ -167,21 +180,26 @@ def exit_code(looks: Sequence[Look]) -> int:
     return GateFailedError.exit_code if Outcome.REFUSED in outcomes else 0
 
 
-def _look(name: str, recipe: Recipe, starter: Starter) -> Look:
+def _look(name: str, starter: Starter) -> Look:
     try:
+        recipe = load_recipe(name)
         job = find_job(recipe, starter.destination, starter.images)
     except QuantlibError as error:
         return Look(name, Outcome.FAILED, "; ".join(str(error).splitlines()))
     if job.published is not None:
         return Look(name, Outcome.UP_TO_DATE, job.published)
-    command = [sys.executable, "-m", "pipelines", "run", name, "--runner", starter.runner]
-    command += ["--model", job.release.address, "--store", starter.store]
-    command += ["--publish-to", job.destination, "--job", job.digest, *starter.arguments]
-    done = subprocess.run(command, check=False)
-    if done.returncode == GateFailedError.exit_code:
+    with TemporaryDirectory(prefix="quantlib-watch-") as folder:
+        # The file itself may be another one by now than the job is of.
+        file = Path(folder, f"{Path(name).stem}.json")
+        file.write_text(recipe.canonical_json(), encoding="utf-8")
+        command = [sys.executable, "-m", "pipelines", "run", str(file), "--runner", starter.runner]
+        command += ["--model", job.release.address, "--store", starter.store]
+        command += ["--publish-to", job.destination, "--job", job.digest, *starter.arguments]
+        code = subprocess.run(command, check=False).returncode
+    if code == GateFailedError.exit_code:
         return Look(name, Outcome.REFUSED, job.release.address)
-    if done.returncode:
-        return Look(name, Outcome.FAILED, f"the run exited with {done.returncode}")
+    if code:
+        return Look(name, Outcome.FAILED, f"the run exited with {code}")
     if starter.runner == "kubeflow":
         return Look(name, Outcome.STARTED, job.release.address)
     return Look(name, Outcome.DONE, job.release.address)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import pipelines.__main__ as command
 from pipelines.watch import recipe_names
 from quantlib.errors import InvalidInputError, StepError
 from quantlib.publishing.jobs import enter_job, published_of
-from quantlib.recipe import Recipe, parse_recipe
+from quantlib.recipe import Recipe, load_recipe, parse_recipe
 from quantlib.store import open_store
 from quantlib.watching import find_job, resolve_release
 
@@ -107,11 +108,41 @@ def test_a_source_that_fails_is_told_and_the_others_go_on(
     assert good_line.endswith("good.json: up to date: /published/x")
 
 
-def test_an_invalid_recipe_ends_it_before_anything_is_started(tmp_path: Path) -> None:
-    path = tmp_path / "bad.json"
-    path.write_text('{"modell": 1}')
-    result = watch(str(path))
+def test_invalid_recipes_end_it_before_anything_is_started(tmp_path: Path) -> None:
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    for path in paths:
+        path.write_text('{"modell": 1}')
+    result = watch(*map(str, paths))
     assert isinstance(result.exception, InvalidInputError)
+    for path in paths:
+        assert f"{path}: modell" in str(result.exception)
+
+
+def test_recipes_are_read_at_every_look(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, path = tmp_path / "recipes", tmp_path / "recipes" / "llama-3.1.json"
+    folder.mkdir()
+    first, second, third = (recipe_of(model, num_ranges=count) for count in (1, 2, 3))
+    write(first, path)
+    states = iter([lambda: write(second, path), lambda: path.write_text("{"), sys.exit])
+    started: list[tuple[str, Recipe, str]] = []
+
+    def run(words: list[str], check: bool) -> SimpleNamespace:
+        write(third, path)  # nor does an edit meanwhile change this run
+        given = Path(words[words.index("run") + 1])
+        started.append((given.name, load_recipe(given), words[words.index("--job") + 1]))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr("pipelines.watch.subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr("pipelines.watch.time.sleep", lambda _: next(states)())
+    published = str(tmp_path / "published")
+    result = CliRunner().invoke(command.main, ["watch", str(folder), "--publish-to", published])
+    jobs = [find_job(recipe, published, ()).digest for recipe in (first, second)]
+    assert started == [
+        (path.name, recipe, job) for recipe, job in zip((first, second), jobs, strict=True)
+    ]
+    assert f"{path}: failed: {path}: cannot be parsed" in result.output
 
 
 def test_a_folder_stands_for_the_recipes_in_it(model: Path, tmp_path: Path) -> None:
