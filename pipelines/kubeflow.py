@@ -161,18 +161,33 @@ class Kubeflow:
         return f"{self._server.host.rstrip('/')}/#/runs/details/{run}"
 
     def _require_healthy(self, token: str | None) -> None:
-        """Asks once: kfp's client would ask for half a minute and forget what it was answered."""
+        """Asks once: kfp's client would ask for half a minute and forget what it was answered.
+
+        Nor does it tell a login page from an answer.
+        """
         import urllib3
         from kfp_server_api.exceptions import ApiException
 
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         with urllib3.PoolManager(timeout=_TIMEOUT_SECONDS, retries=False) as http:
             url = f"{self._server.host.rstrip('/')}/apis/v2beta1/healthz"
-            answer = http.request("GET", url, headers=headers)
+            answer = http.request("GET", url, headers=headers, redirect=False)
         if answer.status >= 400:
             error = ApiException(status=answer.status, reason=answer.reason)
             error.body = answer.data
             raise error
+        try:
+            healthy = answer.status < 300 and isinstance(json.loads(answer.data), dict)
+        except ValueError:
+            healthy = False
+        if not healthy:
+            elsewhere = answer.headers.get("Location")
+            raise StepError(
+                "upload",
+                f"Kubeflow at {self._server.host} "
+                + (f"sends to {elsewhere}" if elsewhere else "answers with a page for people")
+                + f", as for a login; check --host, or set {TOKEN_VARIABLE}",
+            )
 
     def _experiment(self) -> str:
         experiment = self._client.create_experiment(

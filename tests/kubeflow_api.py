@@ -14,7 +14,11 @@ from typing import Any
 
 
 class Recorded:
-    """Recorded answers by method and path, and the requests that came."""
+    """Recorded answers by method and path, and the requests that came.
+
+    Attributes:
+        login: Status and headers that a proxy before the server gives with a page for people.
+    """
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, Any]] = []
@@ -23,6 +27,7 @@ class Recorded:
         self.pipelines: list[dict[str, str]] = []
         self.runs: list[dict[str, str]] = []
         self.tokens: set[str | None] = set()
+        self.login: tuple[int, dict[str, str]] | None = None
 
     def sent(self, path: str) -> list[Any]:
         """What was posted to a path."""
@@ -76,10 +81,15 @@ def recorded_server() -> Iterator[Recorded]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             answers.requests.append((method, self.path, body))
             answers.tokens.add(self.headers.get("Authorization"))
-            status, value = answers.answer(method, self.path)
-            content = json.dumps(value).encode()
+            if answers.login is not None:
+                status, headers = answers.login
+                content = b"<html>Log in</html>"
+            else:
+                status, value = answers.answer(method, self.path)
+                headers, content = {"Content-Type": "application/json"}, json.dumps(value).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

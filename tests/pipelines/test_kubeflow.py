@@ -151,6 +151,24 @@ def test_refusals_are_explained(recorded: Recorded, status: int, meaning: str) -
     assert "\n" not in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (302, {"Location": "/dex/auth?state=1"}, "sends to /dex/auth?state=1, as for a login"),
+        (200, {"Content-Type": "text/html"}, "answers with a page for people, as for a login"),
+    ],
+)
+def test_a_login_before_the_server(
+    recorded: Recorded, status: int, headers: dict[str, str], said: str
+) -> None:
+    recorded.login = (status, headers)
+    result = call(recorded, "upload")
+    assert isinstance(result.exception, StepError)
+    assert said in str(result.exception)
+    assert "set KF_PIPELINES_TOKEN" in str(result.exception)
+    assert [path for _, path, _ in recorded.requests] == ["/apis/v2beta1/healthz"]
+
+
 def test_a_server_that_is_not_there(recorded: Recorded) -> None:
     recorded.host = "http://127.0.0.1:9"
     result = call(recorded, "upload")
