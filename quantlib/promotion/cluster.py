@@ -186,6 +186,11 @@ class Service:
             )
         except (HTTPError, OSError) as error:
             raise UnreachableError(f"the API server does not answer: {error}") from None
+        if not isinstance(answer, dict):
+            raise UnreachableError(
+                f"what answers at {self.api.configuration.host} is no API server, but perhaps a "
+                "proxy or a login before it; check the kubeconfig"
+            )
         return answer
 
     def _error(self, method: str, error: Any) -> QuantlibError:
@@ -241,6 +246,11 @@ def find_service(namespace: str, name: str, context: str | None = None) -> Servi
         except config.ConfigException:
             raise InvalidInputError.one("kubeconfig", str(error), "set KUBECONFIG") from None
         api = client.ApiClient()
+    except Exception as error:  # whatever its parsers meet
+        said = " ".join(str(error).split())
+        raise InvalidInputError.one(
+            "kubeconfig", f"cannot be read: {said}", "look at the file that KUBECONFIG names"
+        ) from None
     api.configuration.retries = False
     forbidden: list[InvalidInputError] = []
     for each in KINDS.values():
