@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -18,6 +19,9 @@ Examples:
   quantlib promote s3://models/SmolLM2/93a0... --service smollm2 --namespace quantlib-serving \\
     --direct --canary 10,50 --canary-url http://smollm2-canary.example.org
 """
+
+
+SECONDS = click.FloatRange(min=0, min_open=True)
 
 
 class _Percents(click.ParamType):
@@ -36,6 +40,13 @@ class _Percents(click.ParamType):
         if not percents or sorted({*percents}) != [*percents] or not set(percents) < {*range(100)}:
             self.fail(f"{value} is not rising numbers from 0 to 99, such as 0,10,50")
         return percents
+
+
+def _url(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    parts = urlsplit(value or "")
+    if value is not None and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise click.BadParameter(f"{value!r} is no address, such as http://127.0.0.1:8000")
+    return value
 
 
 @click.command(epilog=_EXAMPLES)
@@ -71,8 +82,14 @@ class _Percents(click.ParamType):
     default=None,
     help="With --direct: percents of the traffic, one after the other, such as 0,10,50.",
 )
-@click.option("--url", help="Where the service answers. Default: what its status says.")
-@click.option("--canary-url", help="Where the new checkpoint alone answers during a canary.")
+@click.option(
+    "--url", callback=_url, help="Where the service answers. Default: what its status says."
+)
+@click.option(
+    "--canary-url",
+    callback=_url,
+    help="Where the new checkpoint alone answers during a canary.",
+)
 @click.option(
     "--no-smoke-test", is_flag=True, help="With --direct: being ready is enough for each step."
 )
@@ -84,10 +101,15 @@ class _Percents(click.ParamType):
     help="Of the smoke test: perplexity against the report's, up and down.",
 )
 @click.option(
-    "--max-seconds", default=60.0, show_default=True, help="Of the smoke test: for each answer."
+    "--max-seconds",
+    type=SECONDS,
+    default=60.0,
+    show_default=True,
+    help="Of the smoke test: for each answer.",
 )
 @click.option(
     "--timeout",
+    type=SECONDS,
     default=1800.0,
     show_default=True,
     help="With --direct: seconds that each step gets to be ready.",

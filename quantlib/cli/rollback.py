@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from quantlib.cli.promote import SECONDS, needs_kubernetes
+
 _EXAMPLES = """\b
 Examples:
   quantlib rollback --service smollm2 --namespace quantlib-serving
@@ -16,6 +18,7 @@ Examples:
 @click.option("--context", help="Of the kubeconfig. Default: the current one.")
 @click.option(
     "--timeout",
+    type=SECONDS,
     default=1800.0,
     show_default=True,
     help="Seconds that the service gets to be ready.",
@@ -25,8 +28,6 @@ def rollback(service: str, namespace: str, context: str | None, timeout: float) 
 
     It also ends a promotion whose process is gone. Of a promotion by a commit, revert the commit.
     """
-    from quantlib.cli.promote import needs_kubernetes
-
     with needs_kubernetes():
         from quantlib.promotion.cluster import find_service
         from quantlib.promotion.direct import Rollout, roll_back

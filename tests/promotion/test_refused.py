@@ -135,3 +135,21 @@ def test_a_folder_that_is_not_published(make_published: MakePublished, refused: 
     published = make_published()
     (published / "manifest.json").unlink()
     assert "without it the folder is not published" in refused(published)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--url", "tiny.serving", "is no address, such as http"),
+        ("--canary-url", "http://", "is no address, such as http"),
+        ("--canary", "50,10", "is not rising numbers"),
+        ("--canary", "10,100", "is not rising numbers"),
+        ("--timeout", "0", "not in the range"),
+        ("--max-seconds", "-1", "not in the range"),
+    ],
+)
+def test_options_that_would_fail_after_the_change(option: str, value: str, said: str) -> None:
+    words = ["published", "--service", "tiny", "--namespace", "serving", "--direct"]
+    done = CliRunner().invoke(promote, [*words, option, value])
+    assert done.exit_code == 2
+    assert said in done.output
