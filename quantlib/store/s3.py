@@ -132,6 +132,7 @@ class S3Store(Store):
                 Bucket=self.bucket, Prefix=below
             )
             for page in pages:
+                self._require_listing(page)
                 for entry in page.get("Contents", ()):
                     if not entry["Key"].endswith("/"):  # some servers list folders too
                         path = entry["Key"].removeprefix(self._prefix)
@@ -254,7 +255,9 @@ class S3Store(Store):
             StoreError: They cannot, and why.
         """
         with self._explained(""):
-            self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
+            self._require_listing(
+                self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._prefix, MaxKeys=1)
+            )
             key = self.key("write-check")
             upload = self.client.create_multipart_upload(Bucket=self.bucket, Key=key)
             self._abort(key, upload["UploadId"])
@@ -298,6 +301,11 @@ class S3Store(Store):
             **conditions,
         )
 
+    def _require_listing(self, page: dict[str, Any]) -> None:
+        """Tells an answer from any other page, which the client takes for an empty listing."""
+        if "IsTruncated" not in page:
+            raise StoreError(f"s3://{self.bucket}", explain(ResponseParserError(), self.endpoint))
+
     def _abort(self, key: str, upload: str) -> None:
         self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
 
@@ -314,6 +322,11 @@ class S3Store(Store):
             elif _is_missing(error):
                 cause = f"there is no such bucket at {self.endpoint}"
             raise StoreError(where, cause) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            # Also a token that the environment names, which the client reads when it needs it.
+            raise StoreError(f"s3://{self.bucket}", f"{error.filename}: {error.strerror}") from None
 
 
 def connect() -> Any:

@@ -1,6 +1,7 @@
 """What a person reads when the bucket, the credentials or the endpoint are wrong."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import s3
@@ -77,15 +78,36 @@ def test_an_endpoint_where_nobody_listens(
     assert f"http://127.0.0.1:{port} cannot be reached" in problem(s3_address)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"<html><body>hello", "refused ListObjectsV2"),
+        (b"<html><body>hello</body></html>", "does not answer as an S3 server"),
+    ],
+)
 def test_an_endpoint_that_is_no_s3_server(
-    s3_address: str, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
+    s3_address: str, proxy: s3.Proxy, text: bytes, said: str
 ) -> None:
     def page(handler: s3._Handler, body: bytes) -> bool:
-        handler.answer(200, [("Content-Type", "text/html")], b"<html><body>hello")
+        handler.answer(200, [("Content-Type", "text/html")], text)
         return True
 
     proxy.break_next(page, times=50)
-    assert f"http://127.0.0.1:{proxy.port} refused ListObjectsV2" in problem(s3_address)
+    assert f"http://127.0.0.1:{proxy.port} {said}" in problem(s3_address)
+    store = open_store(s3_address)
+    assert isinstance(store, S3Store)
+    with pytest.raises(StoreError, match=said):
+        store.check_access()
+
+
+def test_a_token_that_the_environment_names_and_nobody_mounted(
+    s3_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    assert f"{tmp_path}/token: No such file" in problem(s3_address)
 
 
 @pytest.fixture
