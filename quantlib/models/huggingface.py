@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from quantlib.models.decoder import DecoderBlock
     from quantlib.models.streamed import StreamedModel
 
+_ROPE_FIELDS = ("rope_parameters", "rope_scaling")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 _IGNORED_TENSORS = "rotary_emb.inv_freq"
 """Old checkpoints of Llama hold the rotary embedding's frequencies; the config says the same."""
@@ -36,6 +37,8 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
     Attributes:
         required: Fields of the config that have to be positive whole numbers.
         required_numbers: Fields that have to be positive numbers.
+        optional: Fields that have to be positive whole numbers where they are given.
+        optional_numbers: Fields that have to be positive numbers where they are given.
         rejected: Fields that have to be absent, null or false, since what they ask for is not
             computed.
         activation_field: The field that names the MLP's activation.
@@ -57,6 +60,12 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         "vocab_size",
     )
     required_numbers: ClassVar[tuple[str, ...]] = ()
+    optional: ClassVar[tuple[str, ...]] = (
+        "head_dim",
+        "max_position_embeddings",
+        "num_key_value_heads",
+    )
+    optional_numbers: ClassVar[tuple[str, ...]] = ("rms_norm_eps",)
     rejected: ClassVar[tuple[str, ...]] = ("use_bidirectional_attention", "attention_sinks")
     activation_field: ClassVar[str] = "hidden_act"
     activations: ClassVar[tuple[str, ...]] = ("silu", "gelu", "gelu_pytorch_tanh")
@@ -79,14 +88,10 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
 
     def _config_problems(self) -> list[Problem]:
         problems = [
-            Problem(f"config.json: {field}", "is missing or no positive whole number")
-            for field in self.required
-            if not _is_positive(self.config.get(field), whole=True)
-        ]
-        problems += [
-            Problem(f"config.json: {field}", "is missing or no positive number")
-            for field in self.required_numbers
-            if not _is_positive(self.config.get(field), whole=False)
+            *self._number_problems(self.required, whole=True, needed=True),
+            *self._number_problems(self.required_numbers, whole=False, needed=True),
+            *self._number_problems(self.optional, whole=True, needed=False),
+            *self._number_problems(self.optional_numbers, whole=False, needed=False),
         ]
         head_dim = None if problems else self.head_dim
         problems += [
@@ -102,6 +107,12 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
                     f"supported: {', '.join(self.activations)}",
                 )
             )
+        if of_rope := [
+            Problem(f"config.json: {field}", "is no mapping")
+            for field in _ROPE_FIELDS
+            if not isinstance(self.config.get(field) or {}, dict)
+        ]:
+            return problems + of_rope
         if not _is_positive(self.config.get("num_hidden_layers"), whole=True):
             return problems
         kinds = self.layer_types
@@ -127,6 +138,16 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         ]
         return problems + list(dict.fromkeys(of_rope))
 
+    def _number_problems(
+        self, fields: Sequence[str], *, whole: bool, needed: bool
+    ) -> Iterator[Problem]:
+        kind = "whole number" if whole else "number"
+        for field in fields:
+            value = self.config.get(field)
+            if not _is_positive(value, whole=whole) and (needed or value is not None):
+                said = "is missing or" if value is None else f"{value!r} is"
+                yield Problem(f"config.json: {field}", f"{said} no positive {kind}")
+
     @property
     def blocks(self) -> int:
         """Number of blocks."""
@@ -135,7 +156,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
     @property
     def max_sequence_length(self) -> int:
         """Tokens that the model was made for."""
-        return int(self.config.get("max_position_embeddings", 2048))
+        return int(self.config.get("max_position_embeddings") or 2048)
 
     @property
     def heads(self) -> int:

@@ -40,6 +40,10 @@ _ALWAYS = (
     "finetuned",
 )
 """What any type may state; ``finetuned`` is a remark that nothing computes with."""
+_NO_NUMBERS = frozenset(
+    {"rope_type", "type", "rope_theta", "finetuned", "truncate", "short_factor", "long_factor"}
+)
+"""What is another kind of value, or checked by itself."""
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,13 +92,18 @@ def rope_problems(
             for field, value in parameters.items()
             if field not in known and value is not None
         ]
+        problems += [
+            Problem(f"config.json: rope_parameters.{field}", f"{parameters[field]!r} is no number")
+            for field in sorted(known - _NO_NUMBERS)
+            if not isinstance(parameters.get(field), (int, float, type(None)))
+        ]
     theta = parameters["rope_theta"]
     if not isinstance(theta, (int, float)) or theta <= 0:
         problems.append(Problem("config.json: rope_theta", f"{theta!r} is no positive number"))
     factor = parameters.get("partial_rotary_factor")
     if factor not in (None, 1) and not partial:
         problems.append(Problem("config.json: partial_rotary_factor", f"{factor} is not supported"))
-    elif head_dim is not None:
+    elif head_dim is not None and isinstance(factor, (int, float, type(None))):
         problems += _width_problems(parameters, head_dim)
     return problems
 

@@ -46,6 +46,28 @@ def test_config_faults_are_named_together() -> None:
         assert field in text
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("hidden_size", "64", "hidden_size: '64' is no positive whole number"),
+        ("hidden_size", None, "hidden_size: is missing or no positive whole number"),
+        ("head_dim", 0, "head_dim: 0 is no positive whole number"),
+        ("num_key_value_heads", 1.5, "num_key_value_heads: 1.5 is no positive whole number"),
+        ("max_position_embeddings", "lots", "'lots' is no positive whole number"),
+        ("rms_norm_eps", "1e-6", "rms_norm_eps: '1e-6' is no positive number"),
+        ("rope_theta", "1e4", "rope_theta: '1e4' is no positive number"),
+        ("rope_parameters", [1], "rope_parameters: is no mapping"),
+        ("rope_scaling", "linear", "rope_scaling: is no mapping"),
+        ("rope_scaling", {"type": "linear", "factor": "8"}, "factor: '8' is no number"),
+    ],
+)
+def test_a_field_of_the_wrong_kind(field: str, value: Any, said: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        model_registry.adapter_for(CONFIG | {field: value})
+    assert f"config.json: {field}" in str(caught.value) or "rope_parameters" in str(caught.value)
+    assert said in str(caught.value)
+
+
 def test_missing_and_misshapen_tensors(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(FolderSource(tiny_llama))
     config = dict(checkpoint.config) | {"num_hidden_layers": 5, "vocab_size": 500}
