@@ -45,13 +45,13 @@ class InvalidInputError(QuantlibError):
     """Input was refused before any work was done on it.
 
     Attributes:
-        problems: Everything that is wrong, not only the first thing found.
+        problems: Everything that is wrong, not only the first thing found; each once.
     """
 
     exit_code = 2
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(dict.fromkeys(problems))
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     @classmethod

@@ -136,7 +136,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
                 head_dim=head_dim,
             )
         ]
-        return problems + list(dict.fromkeys(of_rope))
+        return problems + of_rope
 
     def _number_problems(
         self, fields: Sequence[str], *, whole: bool, needed: bool
