@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from quantlib import __version__
 from quantlib.compatibility import resolve_format
 from quantlib.errors import InvalidInputError, StoreError
+from quantlib.faults import faults_of
 from quantlib.recipe import Recipe
 from quantlib.report.model import (
     CalibrationText,
@@ -108,7 +109,8 @@ def build_report(
         ) from None
     except ValidationError as error:
         raise InvalidInputError.one(
-            f"checkpoint {checkpoint.key[:12]}", f"its steps recorded no valid report: {error}"
+            f"checkpoint {checkpoint.key[:12]}",
+            f"its steps recorded no valid report: {faults_of(error)}",
         ) from None
 
 

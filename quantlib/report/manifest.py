@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.faults import faults_of
 from quantlib.report.model import HTML_NAME, JSON_NAME, Evaluation, Part, Verdict
 from quantlib.report.model_card import CARD_NAME
 from quantlib.report.provenance import PROVENANCE_NAME
@@ -135,7 +136,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise InvalidInputError.one(where, f"is no valid manifest: {error}") from None
+        raise InvalidInputError.one(where, f"is no valid manifest: {faults_of(error)}") from None
 
 
 def verify_published(published: Store) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib.errors import InvalidInputError
+from quantlib.faults import faults_of
 from quantlib.models.base import without_expert
 from quantlib.recipe import Activations
 from quantlib.store.receipt import Digest, FileRecord
@@ -314,4 +315,4 @@ class Report(Part):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            raise InvalidInputError.one(origin, f"is no valid report: {error}") from None
+            raise InvalidInputError.one(origin, f"is no valid report: {faults_of(error)}") from None

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib import __version__
 from quantlib.errors import InvalidInputError
+from quantlib.faults import faults_of
 
 SCHEMA: Final = "quantlib/receipt/1"
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -108,7 +109,7 @@ class Receipt(BaseModel):
             return cls.model_validate_json(bytes(data) if isinstance(data, bytearray) else data)
         except ValidationError as error:
             raise InvalidInputError.one(
-                origin, f"is no valid receipt ({error.error_count()} faults)", str(error)
+                origin, f"is no valid receipt: {faults_of(error)}"
             ) from None
 
 
