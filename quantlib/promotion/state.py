@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +27,9 @@ DESCRIBING = frozenset(
     {DIGEST, REPORT, RUN, ENGINE, PUBLISHED_AT, PREVIOUS_URI, PREVIOUS, ARGUMENTS, PROMOTED_AT}
 )
 """The annotations that go with what is served."""
+
+
+_NUMBER = re.compile(r"-\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def without(words: Sequence[str], names: Iterable[str]) -> list[str]:
     options = {f"--{name.replace('_', '-')}" for name in names}
     kept, dropping = [], False
     for word in words:
-        if word.startswith("--"):
+        if word.startswith("-") and not _NUMBER.fullmatch(word):
             name = word.partition("=")[0].replace("_", "-")
             dropping = name in options or name.replace("--no-", "--", 1) in options
         if not dropping:
