@@ -34,6 +34,10 @@ class Clone:
         """Whether the remote has a branch of this name."""
         return bool(self.git("ls-remote", "--heads", "origin", f"refs/heads/{name}").strip())
 
+    def holds(self, revision: str) -> bool:
+        """Whether HEAD rests on a revision."""
+        return self.git("merge-base", "HEAD", revision) == self.git("rev-parse", revision)
+
     def push(self, branch: str) -> None:
         """Pushes HEAD to a branch of the remote; only ever forwards.
 

@@ -68,15 +68,24 @@ def propose(
             return Proposal(None, f"{target.service} serves {published.digest} already")
         if problems := problems_of(published, current, overlay.runtime, allowances):
             raise InvalidInputError(problems)
-        if clone.remote_branch(branch):
+        # A branch that was merged, and reverted since, would propose nothing: it goes on from here.
+        if clone.remote_branch(branch) and not clone.holds(f"origin/{branch}"):
             clone.git("checkout", "--quiet", "-B", branch, f"origin/{branch}")
             overlay = _overlay(clone, target)
             if (there := overlay.current()).digest == published.digest and there.uri == storage_uri:
                 return Proposal(branch, f"the branch {branch} proposes {published.digest} already")
         else:
-            clone.git("checkout", "--quiet", "-b", branch)
+            clone.git("checkout", "--quiet", "--no-track", "-B", branch)
         arguments = arguments_for(published, overlay.kind, storage_uri)
-        overlay.lay(successor(overlay.current(), published, storage_uri, arguments))
+        wanted = successor(overlay.current(), published, storage_uri, arguments)
+        overlay.lay(wanted)
+        laid = _overlay(clone, target).current()
+        if (laid.uri, laid.arguments) != (wanted.uri, wanted.arguments):
+            raise InvalidInputError.one(
+                overlay.patch_path.name,
+                "a later patch of the overlay changes what it serves",
+                "name this one last in patches",
+            )
         _commit(clone, commit_message(published, target.service, current))
         clone.push(branch)
     return Proposal(branch, f"pushed {branch} to {clone.url}")

@@ -44,10 +44,22 @@ class Kind:
     image: Callable[[Document], str | None]
 
     def state(self, document: Document) -> State:
-        """What a document says is served."""
-        annotations = document["metadata"].get("annotations") or {}
-        ours = {k: v for k, v in annotations.items() if k in DESCRIBING}
-        read = self.read(document)
+        """What a document says is served.
+
+        Raises:
+            InvalidInputError: It serves no model in a way that can be read.
+        """
+        try:
+            annotations = document["metadata"].get("annotations") or {}
+            ours = {k: v for k, v in annotations.items() if k in DESCRIBING}
+            read = self.read(document)
+            if not all(isinstance(word, str) for word in read.arguments):
+                raise TypeError("an argument that is no string")
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise InvalidInputError.one(
+                f"{self.name} {document['metadata'].get('name')}",
+                f"is written in a way that is not understood: {error!r}",
+            ) from None
         return State(read.uri, read.arguments, ours)
 
     def patch(self, document: Document, state: State) -> Document:

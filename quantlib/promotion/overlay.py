@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import yaml
 
 from quantlib.errors import InvalidInputError
 from quantlib.promotion.kinds import KINDS, Document, Kind
+from quantlib.promotion.patches import PATCHES, Patch, patches_of
 from quantlib.promotion.runtimes import RUNTIMES, Runtime, runtime_of
 from quantlib.promotion.state import State
 
@@ -27,7 +27,8 @@ class Overlay:
         folder: Of the overlay.
         kustomization: Its file.
         kind: Of the service.
-        base: The service as the overlay's resources have it, without patches.
+        base: The service as the overlay has it without our patch.
+        served: The service as the overlay has it.
         runtimes: KServe's runtimes among the resources.
         image_setter: What in the kustomizations may set another image than the resources have.
     """
@@ -36,17 +37,18 @@ class Overlay:
     kustomization: Path
     kind: Kind
     base: Document
+    served: Document
     runtimes: tuple[Document, ...] = ()
     image_setter: str | None = None
 
     @property
     def patch_path(self) -> Path:
         """Where the patch is."""
-        return self.folder / f"promoted-{self.base['metadata']['name']}.yaml"
+        return _patch_path(self.folder, self.base["metadata"]["name"])
 
     def current(self) -> State:
-        """What the overlay serves: the patch's state, or that of the resources without one."""
-        return self.kind.state(self._patched())
+        """What the overlay serves."""
+        return self.kind.state(self.served)
 
     def runtime(self) -> Runtime:
         """What would run vLLM, as far as the overlay says it."""
@@ -66,11 +68,6 @@ class Overlay:
         self.patch_path.write_text(_HEADER + text, encoding="utf-8")
         self._name_patch()
 
-    def _patched(self) -> Document:
-        if not self.patch_path.exists():
-            return self.base
-        return _merged(self.base, _documents(self.patch_path)[0])
-
     def _name_patch(self) -> None:
         """Adds a line, so that comments and order of the file stay."""
         text = self.kustomization.read_text(encoding="utf-8")
@@ -83,8 +80,9 @@ class Overlay:
         if "patches" in before:
             at = next((i for i, each in enumerate(lines) if each.rstrip() == "patches:"), None)
             if at is not None:
-                following = lines[at + 1] if at + 1 < len(lines) else ""
-                indent = following[: len(following) - len(following.lstrip())]
+                entries = (each for each in lines[at + 1 :] if each.lstrip().startswith("-"))
+                first = next(entries, "")
+                indent = first[: len(first) - len(first.lstrip())]
                 # Later patches win.
                 end = next(
                     (
@@ -99,7 +97,7 @@ class Overlay:
             lines += ["patches:", line]
         changed = "\n".join(lines) + "\n"
         after = dict(before) | {"patches": [*(before.get("patches") or ()), entry]}
-        if yaml.safe_load(changed) != after:
+        if not _holds(changed, after):
             raise InvalidInputError.one(
                 self.kustomization.name,
                 "its patches are written in a way that no line can be added to",
@@ -132,16 +130,16 @@ def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay
         )
     followed = list(_followed(kustomization, root.resolve()))
     resources = [
-        document
-        for inner, said in followed
-        for file in _named_paths(inner, said, root.resolve())
+        (document, each.namespace)
+        for each in followed
+        for file in _named_paths(each.folder, each.settings, root.resolve())
         if file.is_file()
         for document in _documents(file)
     ]
     found = [
-        document
-        for document in resources
-        if document.get("kind") in KINDS and document["metadata"].get("name") == service
+        (document, outer)
+        for document, outer in resources
+        if document.get("kind") in list(KINDS) and document["metadata"].get("name") == service
     ]
     if len(found) != 1:
         raise InvalidInputError.one(
@@ -149,29 +147,88 @@ def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay
             f"{len(found) or 'no'} resources of {path} are {', '.join(KINDS)} of this name",
             "add the service there first" if not found else "a name must be of one of them",
         )
-    (document,) = found
-    actual = _settings(kustomization).get("namespace") or document["metadata"].get("namespace")
+    ((document, outer),) = found
+    kind = KINDS[document["kind"]]
+    if document.get("apiVersion") not in kind.api_versions:
+        raise InvalidInputError.one(
+            f"{kind.name} {service}",
+            f"its apiVersion {document.get('apiVersion')} is not known",
+            f"write it in {' or '.join(kind.api_versions)}",
+        )
+    actual = outer or document["metadata"].get("namespace")
     if actual not in (None, namespace):
         raise InvalidInputError.one(
             f"--namespace {namespace}", f"{path} puts {service} into {actual}"
         )
-    runtimes = tuple(each for each in resources if each.get("kind") in RUNTIMES)
-    setters = (_image_setter(inner, said) for inner, said in followed)
-    setter = next(filter(None, setters), None)
-    return Overlay(folder, kustomization, KINDS[document["kind"]], document, runtimes, setter)
+    base = served = document
+    for patch in (each for inner in followed for each in inner.patches):
+        served = patch.applied(served)
+        if patch.path != _patch_path(folder, service):
+            base = patch.applied(base)
+    runtimes = tuple(each for each, _ in resources if each.get("kind") in RUNTIMES)
+    setter = next(filter(None, map(_image_setter, followed)), None)
+    return Overlay(folder, kustomization, kind, base, served, runtimes, setter)
+
+
+@dataclass(frozen=True)
+class _Kustomization:
+    """A kustomization that belongs to the overlay.
+
+    Attributes:
+        folder: Its own.
+        settings: Its content.
+        namespace: Which its resources end in; None where the resources say it.
+    """
+
+    folder: Path
+    settings: Document
+    namespace: str | None
+
+    @property
+    def patches(self) -> list[Patch]:
+        """The patches that it names."""
+        return list(patches_of(self.folder, self.settings))
+
+
+def _patch_path(folder: Path, service: str) -> Path:
+    return folder / f"promoted-{service}.yaml"
 
 
 def _kustomization(folder: Path) -> Path | None:
     return next((folder / name for name in _NAMES if (folder / name).is_file()), None)
 
 
-def _followed(kustomization: Path, root: Path) -> Iterator[tuple[Path, Document]]:
-    """The folders of a kustomization and of those that it rests on, with what they say."""
+def _followed(
+    kustomization: Path, root: Path, outer: str | None = None, above: tuple[Path, ...] = ()
+) -> Iterator[_Kustomization]:
+    """Those that a kustomization rests on, then itself: the order in which patches are applied."""
+    if kustomization in above:
+        raise InvalidInputError.one(_shown(kustomization), "rests on itself")
     settings = _settings(kustomization)
-    yield kustomization.parent, settings
+    namespace = outer or settings.get("namespace")
     for path in _named_paths(kustomization.parent, settings, root):
         if path.is_dir() and (inner := _kustomization(path)) is not None:
-            yield from _followed(inner, root)
+            yield from _followed(inner, root, namespace, (*above, kustomization))
+    yield _Kustomization(kustomization.parent, settings, namespace)
+
+
+def _settings(kustomization: Path) -> Document:
+    """What a kustomization says.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    documents = _loaded(kustomization)
+    settings = documents[0] if documents and documents[0] is not None else {}
+    lists = ("resources", "components", *PATCHES)
+    if (
+        len(documents) > 1
+        or not isinstance(settings, dict)
+        or not all(isinstance(settings.get(key) or [], list) for key in lists)
+        or not all(isinstance(each, str) for key in lists[:2] for each in settings.get(key) or ())
+    ):
+        raise InvalidInputError.one(_shown(kustomization), "is not what kustomize reads")
+    return settings
 
 
 def _named_paths(folder: Path, settings: Document, root: Path) -> list[Path]:
@@ -180,53 +237,38 @@ def _named_paths(folder: Path, settings: Document, root: Path) -> list[Path]:
     return [path for path in paths if path.is_relative_to(root)]
 
 
-def _image_setter(folder: Path, settings: Document) -> str | None:
+def _image_setter(kustomization: _Kustomization) -> str | None:
     """What in a kustomization may set another image than the resources have; None if nothing."""
-    if settings.get("images"):
+    if kustomization.settings.get("images"):
         return "images"
-    for key in ("patches", "patchesStrategicMerge", "patchesJson6902"):
-        for entry in settings.get(key) or ():
-            text = str(entry)
-            name = entry.get("path") if isinstance(entry, dict) else entry
-            # A patch may also stand in place of its file's name.
-            if name and not set(name) & set("\n{[") and (folder / name).is_file():
-                text = (folder / name).read_text(encoding="utf-8")
-            if "image" in text and not text.startswith(_HEADER):
-                return key
+    for patch in kustomization.patches:
+        if "image" in patch.text and not patch.text.startswith(_HEADER):
+            return patch.key
     return None
 
 
-def _settings(kustomization: Path) -> Document:
-    settings = next(iter(_loaded(kustomization)), None) or {}
-    if not isinstance(settings, dict):
-        raise InvalidInputError.one(kustomization.name, "is no mapping")
-    return settings
-
-
 def _documents(path: Path) -> list[Document]:
-    loaded = [each for each in _loaded(path) if isinstance(each, dict)]
-    return [each for each in loaded if isinstance(each.get("metadata"), dict)]
+    return [
+        each
+        for each in _loaded(path)
+        if isinstance(each, dict) and isinstance(each.get("metadata"), dict)
+    ]
 
 
 def _loaded(path: Path) -> list[Any]:
     try:
         return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInputError.one(path.name, f"is not YAML: {error}") from None
+        raise InvalidInputError.one(_shown(path), f"is not YAML: {error}") from None
 
 
-def _merged(base: Any, patch: Any) -> Any:
-    """One of our patches laid over a document; a list of named things is merged by their names."""
-    if isinstance(base, dict) and isinstance(patch, dict):
-        merged = {key: _merged(base.get(key), value) for key, value in patch.items()}
-        return deepcopy(base) | merged
-    if _named(base) and _named(patch):
-        laid = {each["name"]: each for each in patch}
-        known = {each["name"] for each in base}
-        first = [_merged(each, laid.get(each["name"], {})) for each in base]
-        return first + [each for each in patch if each["name"] not in known]
-    return deepcopy(patch)
+def _holds(text: str, settings: Document) -> bool:
+    try:
+        return bool(yaml.safe_load(text) == settings)
+    except yaml.YAMLError:
+        return False
 
 
-def _named(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, dict) and "name" in v for v in value)
+def _shown(path: Path) -> str:
+    """A file as messages name it: the clone that it is in is gone when they are read."""
+    return f"{path.parent.name}/{path.name}"

@@ -14,6 +14,7 @@ from promotion.conftest import SERVICES, MakePublished, Repository
 from quantlib.cli.promote import promote
 from quantlib.errors import InvalidInputError, QuantlibError, VerificationError
 from quantlib.promotion.git import Clone
+from quantlib.promotion.kinds import KINDS
 
 OVERLAY = "overlays/production"
 PATCH = f"{OVERLAY}/promoted-tiny.yaml"
@@ -149,6 +150,18 @@ def test_the_patch_is_of_the_version_that_the_service_is_written_in(
     assert service["spec"]["model"]["uri"] == f"s3://models/tiny/{published.name}/"
 
 
+def test_a_kustomization_with_blank_lines_stays_as_it_is_written(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    text = "resources:\n- ../../base\npatches:\n\n  # More replicas.\n  - path: replicas.yaml\n"
+    (repository.copy / OVERLAY / "kustomization.yaml").write_text(text)
+    repository.commit()
+    published = make_published()
+    assert run(published, repository).exit_code == 0
+    kustomization = repository.read(branch_of(published), f"{OVERLAY}/kustomization.yaml")
+    assert kustomization == f"{text}  - path: promoted-tiny.yaml\n"
+
+
 def test_the_same_again_has_nothing_to_do(
     make_published: MakePublished, repository: Repository
 ) -> None:
@@ -175,6 +188,133 @@ def test_git_revert_undoes_it(make_published: MakePublished, repository: Reposit
     repository.git("revert", "--no-edit", "--mainline", "1", "HEAD")
     assert built(repository) == before
     assert not (repository.copy / PATCH).exists()
+
+
+def test_what_was_reverted_is_proposed_again(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    published = make_published()
+    branch = branch_of(published)
+    assert run(published, repository).exit_code == 0
+    merge(repository, branch)
+    repository.git("revert", "--no-edit", "--mainline", "1", "HEAD")
+    repository.git("push", "--quiet", "origin", "HEAD:main")
+    assert "pushed" in run(published, repository).output
+    assert "proposes" in run(published, repository).output
+    merge(repository, branch)
+    assert "serves sha256:" in run(published, repository).output
+    uri = f"s3://models/tiny/{published.name}/"
+    assert built(repository)["spec"]["predictor"]["model"]["storageUri"] == uri
+
+
+INFERENCE_PATCH = """\
+apiVersion: serving.kserve.io/v1beta1
+kind: InferenceService
+metadata: {name: tiny}
+spec: {predictor: {model: {storageUri: s3://models/ours/, args: [--swap-space, "8", -tp, "2"]}}}
+"""
+LLM_PATCH = """\
+apiVersion: serving.kserve.io/v1alpha2
+kind: LLMInferenceService
+metadata: {name: tiny}
+spec:
+  model: {uri: s3://models/ours/}
+  template:
+    containers:
+    - name: main
+      image: vllm/vllm-openai:v0.32.0
+      resources: {limits: {nvidia.com/gpu: "2"}}
+      env: [{name: VLLM_ADDITIONAL_ARGS, value: --swap-space 8 -tp 2}]
+"""
+DEPLOYMENT_PATCH = """\
+- {op: replace, path: /spec/template/spec/containers/1/args/0, value: s3://models/ours/}
+- {op: replace, path: /spec/template/spec/containers/1/args/1, value: --swap-space}
+- {op: replace, path: /spec/template/spec/containers/1/args/2, value: "8"}
+- {op: remove, path: /spec/template/spec/containers/1/args/3}
+- {op: add, path: /spec/template/spec/containers/1/args/-, value: -tp}
+- {op: add, path: /spec/template/spec/containers/1/args/-, value: "2"}
+- {op: add, path: /metadata/annotations, value: {example.org~1a: b}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "patch", "entry"),
+    [
+        ("InferenceService", INFERENCE_PATCH, "- path: ours.yaml\n"),
+        ("InferenceService", INFERENCE_PATCH, f"- patch: {json.dumps(INFERENCE_PATCH)}\n"),
+        ("LLMInferenceService", LLM_PATCH, "- path: ours.yaml\n"),
+        ("Deployment", DEPLOYMENT_PATCH, "- {path: ours.yaml, target: {kind: Deployment}}\n"),
+    ],
+)
+def test_what_other_patches_set_is_replaced_and_kept(
+    make_published: MakePublished, repository: Repository, kind: str, patch: str, entry: str
+) -> None:
+    folder = repository.copy / OVERLAY
+    (repository.copy / "base/service.yaml").write_text(SERVICES[kind])
+    (folder / "ours.yaml").write_text(patch)
+    (folder / "kustomization.yaml").write_text("resources:\n- ../../base\npatches:\n" + entry)
+    repository.commit()
+    before = built(repository)
+    published = make_published()
+    done = run(published, repository, runtime_version="0.32.0")
+    assert done.exit_code == 0, done.exception
+    merge(repository, branch_of(published))
+    service = built(repository)
+    assert KINDS[kind].state(before).uri == "s3://models/ours/"
+    state = KINDS[kind].state(service)
+    assert state.arguments[:4] == ("--swap-space", "8", "-tp", "2")
+    assert state.uri == f"s3://models/tiny/{published.name}/"
+    assert state.annotations["quantlib.io/previous-uri"] == "s3://models/ours/"
+    if kind == "LLMInferenceService":
+        (main,) = service["spec"]["template"]["containers"]
+        assert main["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    assert "serves sha256:" in run(published, repository).output
+
+
+def test_a_later_patch_that_has_the_last_word_is_told(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    folder = repository.copy / OVERLAY
+    (folder / "ours.yaml").write_text(INFERENCE_PATCH)
+    (folder / "promoted-tiny.yaml").write_text(INFERENCE_PATCH)
+    (folder / "kustomization.yaml").write_text(
+        "resources:\n- ../../base\npatches:\n- path: promoted-tiny.yaml\n- path: ours.yaml\n"
+    )
+    repository.commit()
+    refused = run(make_published(), repository)
+    assert isinstance(refused.exception, InvalidInputError)
+    assert "a later patch of the overlay changes what it serves" in str(refused.exception)
+    assert repository.branches() == ["main"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("kustomization.yaml", "resources: [../../base\n", "is not YAML"),
+        ("kustomization.yaml", "- ../../base\n", "is not what kustomize reads"),
+        ("kustomization.yaml", "resources: ../../base\n", "is not what kustomize reads"),
+        ("kustomization.yaml", "resources: [../../base]\n---\n{}\n", "is not what kustomize"),
+        ("kustomization.yaml", "resources:\n- ../production\n", "rests on itself"),
+        ("kustomization.yaml", "resources: [../../base]\n...\n", "no line can be added"),
+        ("kustomization.yaml", "resources: [../../base]\npatches: [{patch: '{'}]", "understood"),
+        ("../../base/service.yaml", "kind: InferenceService\nmetadata:\n", "no resources of"),
+        ("../../base/service.yaml", INFERENCE_PATCH.replace("beta", "gamma"), "is not known"),
+        ("../../base/service.yaml", INFERENCE_PATCH.partition("spec")[0], "is not understood"),
+        ("../../base/service.yaml", SERVICES["Deployment"].replace('"0.9"', "0.9"), "understood"),
+        ("../../base/kustomization.yaml", "namespace: dev\nresources: [service.yaml]", "into dev"),
+    ],
+)
+def test_files_that_cannot_be_read_are_told(
+    make_published: MakePublished, repository: Repository, file: str, text: str, said: str
+) -> None:
+    folder = repository.copy / OVERLAY
+    (folder / "kustomization.yaml").write_text("resources:\n- ../../base\n")
+    (folder / file).write_text(text)
+    repository.commit()
+    refused = run(make_published(), repository)
+    assert isinstance(refused.exception, InvalidInputError), refused.exception
+    assert said in str(refused.exception)
+    assert repository.branches() == ["main"]
 
 
 def test_refusals_come_all_at_once(make_published: MakePublished, repository: Repository) -> None:
@@ -276,27 +416,6 @@ def test_what_is_asked_for_must_be_there(
     assert isinstance(refused.exception, InvalidInputError)
     assert said in str(refused.exception)
     assert repository.branches() == ["main"]
-
-
-@pytest.mark.parametrize(
-    ("path", "text", "said"),
-    [
-        (f"{OVERLAY}/kustomization.yaml", "resources: [", "kustomization.yaml: is not YAML"),
-        (f"{OVERLAY}/kustomization.yaml", "- service.yaml", "kustomization.yaml: is no mapping"),
-        (f"{OVERLAY}/kustomization.yaml", "", "no resources of overlays/production"),
-        ("base/service.yaml", "kind: InferenceService\nmetadata:\n", "no resources of overlays"),
-        ("base/service.yaml", "\tkind: InferenceService", "service.yaml: is not YAML"),
-    ],
-)
-def test_files_that_kustomize_would_refuse(
-    make_published: MakePublished, repository: Repository, path: str, text: str, said: str
-) -> None:
-    assert (repository.copy / path).exists()
-    (repository.copy / path).write_text(text)
-    repository.commit()
-    refused = run(make_published(), repository)
-    assert isinstance(refused.exception, InvalidInputError)
-    assert said in str(refused.exception)
 
 
 def test_a_damaged_checkpoint_is_refused(
