@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,12 +83,14 @@ def _url(_: click.Context, __: click.Parameter, value: str | None) -> str | None
     help="With --direct: percents of the traffic, one after the other, such as 0,10,50.",
 )
 @click.option(
-    "--url", callback=_url, help="Where the service answers. Default: what its status says."
+    "--url",
+    callback=_url,
+    help="With --direct: where it answers. Default: what its status says.",
 )
 @click.option(
     "--canary-url",
     callback=_url,
-    help="Where the new checkpoint alone answers during a canary.",
+    help="With --direct: where the new checkpoint alone answers during a canary.",
 )
 @click.option(
     "--no-smoke-test", is_flag=True, help="With --direct: being ready is enough for each step."
@@ -148,7 +150,17 @@ def promote(
     from quantlib.promotion.checks import Allowances
     from quantlib.promotion.published import check_published
 
-    _require_mode(direct, repo, overlay, canary)
+    _require_mode(
+        direct,
+        {"--repo": repo, "--overlay": overlay, "--base": base},
+        {
+            "--context": context,
+            "--canary": canary,
+            "--url": url,
+            "--canary-url": canary_url,
+            "--no-smoke-test": no_smoke_test,
+        },
+    )
     checked = check_published(published, policy_of(**signature))
     uri = checked.storage_uri(storage_uri)
     allowances = Allowances(runtime_version, allow_runtime_drift, allow_downgrade)
@@ -192,13 +204,14 @@ def needs_kubernetes() -> Iterator[None]:
 
 
 def _require_mode(
-    direct: bool, repo: str | None, overlay: str | None, canary: tuple[int, ...] | None
+    direct: bool, of_repository: Mapping[str, Any], of_cluster: Mapping[str, Any]
 ) -> None:
-    if direct and (repo or overlay):
+    if direct and any(of_repository.values()):
         raise InvalidInputError.one("--direct", "changes no repository", "give it or --repo")
-    if not direct and not (repo and overlay):
+    if not direct and not (of_repository["--repo"] and of_repository["--overlay"]):
         raise InvalidInputError.one(
             "quantlib promote", "needs --repo and --overlay", "or --direct, to change the cluster"
         )
-    if canary and not direct:
-        raise InvalidInputError.one("--canary", "works with --direct only")
+    for option, given in of_cluster.items():
+        if given and not direct:
+            raise InvalidInputError.one(option, "works with --direct only")

@@ -55,6 +55,11 @@ def _version(image: str | None) -> str | None:
     return match[1] if match else None
 
 
+def _release(version: str) -> str:
+    """A version without what names its build, as tags of images have it."""
+    return version.removeprefix("v").partition("+")[0]
+
+
 def _drift(
     published: Published, given: str | None, runtime: Callable[[], Runtime]
 ) -> list[Problem]:
@@ -63,7 +68,7 @@ def _drift(
     if engine != "vllm":
         return [Problem(where, f"the checkpoint was validated with {engine}, not vLLM", remedy)]
     found = Runtime(None, "the service") if given else runtime()
-    version = given or _version(found.image)
+    version = _release(given) if given else _version(found.image)
     if version is None:
         tag = f"the tag of {found.image} does not say it, named by {found.source}"
         return [
@@ -74,7 +79,7 @@ def _drift(
                 f"say it with --runtime-version, or {remedy}",
             )
         ]
-    if version != validated.partition("+")[0]:
+    if version != _release(validated):
         what = f"{found.source} runs vLLM {version}, but {validated} validated the checkpoint"
         return [Problem(where, what, remedy)]
     return []

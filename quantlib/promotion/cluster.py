@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ _LOCK_MANAGER = "quantlib-promote-record"
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _SECONDS = 15.0
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 class AbsentError(InvalidInputError):
@@ -236,6 +238,9 @@ def find_service(namespace: str, name: str, context: str | None = None) -> Servi
         InvalidInputError: There is none, it may not be read, or no cluster is configured.
         UnreachableError: The API server does not answer.
     """
+    for option, given in (("--service", name), ("--namespace", namespace)):
+        if not _NAME.fullmatch(given):
+            raise InvalidInputError.one(option, f"{given!r} is no name of an object in Kubernetes")
     try:
         api = config.new_client_from_config(os.environ.get("KUBECONFIG"), context)
     except config.ConfigException as error:

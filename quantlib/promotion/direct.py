@@ -148,9 +148,16 @@ def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
         previous.to_json(),
     )
     records.take(service, document, mine)
-    _apply_previous(service, mine, rollout, say)
-    _wait_until_ready(service, mine, Step("restored", {}), rollout, say)
     story = f"rolled back by hand from {current.uri} to {previous.uri}"
+    _apply_previous(service, mine, rollout, say)
+    try:
+        _wait_until_ready(service, mine, Step("restored", {}), rollout, say)
+    except (LostError, UnreachableError):
+        raise
+    except QuantlibError as error:
+        records.finish(service, mine, f"{story}: {error}", clock)
+        _tell(service, document, "RolledBack", f"{story}: {error}", say, warning=True)
+        raise
     records.finish(service, mine, story, clock)
     _tell(service, document, "RolledBack", story, say)
     return f"{service}: {story}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from tempfile import TemporaryDirectory
 from quantlib.errors import InvalidInputError, QuantlibError
 
 _SECONDS = 300.0
+_OVERTAKEN = ("fetch first", "non-fast-forward", "(stale", "already exists", "cannot lock ref")
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ class Clone:
         try:
             self.git("push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
         except QuantlibError as error:
-            if any(word in str(error) for word in ("fetch first", "non-fast-forward", "(stale")):
-                raise QuantlibError(
-                    f"{self.url}: the branch {branch} was pushed to by somebody else meanwhile; "
-                    "nothing was pushed: look at it, then run the same command again"
-                ) from None
-            raise
+            if not any(word in str(error) for word in _OVERTAKEN):
+                raise
+            self.git("fetch", "--quiet", "origin", branch)
+            who = self.git("log", "-1", "--format=%an <%ae>", "FETCH_HEAD").strip()
+            raise QuantlibError(
+                f"{without_password(self.url)}: the branch {branch} was pushed to by somebody else "
+                f"meanwhile ({who}); nothing was pushed: look at it, then run the same command "
+                "again"
+            ) from None
 
 
 @contextmanager
@@ -74,10 +79,14 @@ def clone_of(repository: str, base: str | None) -> Iterator[Clone]:
         try:
             _git("clone", "--quiet", *branch, "--", url, str(folder), folder=Path(scratch))
         except QuantlibError as error:
-            raise InvalidInputError.one(
-                f"--repo {repository}", f"cannot be cloned: {error}"
-            ) from None
+            where = f"--repo {without_password(repository)}"
+            raise InvalidInputError.one(where, f"cannot be cloned: {error}") from None
         yield Clone(folder, url)
+
+
+def without_password(text: str) -> str:
+    """A URL, or what git says of one, without who logs in and by which token."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 def _remote_of(repository: str) -> str:
@@ -108,6 +117,6 @@ def _git(*arguments: str, folder: Path) -> str:
     except subprocess.TimeoutExpired:
         raise QuantlibError(f"git {arguments[0]}: no answer within {_SECONDS:.0f} s") from None
     if done.returncode:
-        said = done.stderr.strip() or done.stdout.strip()
+        said = without_password(done.stderr.strip() or done.stdout.strip())
         raise QuantlibError(f"git {arguments[0]}: {said}")
     return done.stdout

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from quantlib.errors import InvalidInputError, Problem, QuantlibError
 from quantlib.promotion.checks import Allowances, problems_of
 from quantlib.promotion.description import arguments_for
-from quantlib.promotion.git import Clone, clone_of
+from quantlib.promotion.git import Clone, clone_of, without_password
 from quantlib.promotion.overlay import Overlay, find_overlay
 from quantlib.promotion.published import Published
 from quantlib.promotion.state import State, successor
@@ -88,7 +88,7 @@ def propose(
             )
         _commit(clone, commit_message(published, target.service, current))
         clone.push(branch)
-    return Proposal(branch, f"pushed {branch} to {clone.url}")
+    return Proposal(branch, f"pushed {branch} to {without_password(clone.url)}")
 
 
 def _overlay(clone: Clone, target: Target) -> Overlay:

@@ -8,9 +8,10 @@ in the arguments of its container.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from quantlib.errors import InvalidInputError
@@ -21,6 +22,7 @@ Document = dict[str, Any]
 DEFAULT_RUNTIME = "kserve-vllmserver"
 MODEL_FORMAT = "vLLM"
 _VARIABLE = "VLLM_ADDITIONAL_ARGS"
+_MOUNT = "/mnt/models"
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,28 @@ def _model(document: Document) -> Document:
 
 def _read_inference_service(document: Document) -> State:
     model = _model(document)
-    return State(model.get("storageUri"), tuple(model.get("args") or ()))
+    words = tuple(model.get("args") or ())
+    _require_no_model(document, words)
+    return State(model.get("storageUri"), words)
+
+
+def _require_no_model(document: Document, words: Sequence[str]) -> None:
+    """KServe tells vLLM where the model is; arguments that name another one win over that."""
+    for word, following in pairwise((*words, "")):
+        name, _, value = word.partition("=")
+        if name == "--model" and not (value or following).startswith(_MOUNT):
+            raise InvalidInputError.one(
+                f"{document['kind']} {document['metadata']['name']}",
+                f"its arguments name a model, {value or following}, which is served whatever "
+                "the URI says",
+                "take it out first",
+            )
 
 
 def _write_inference_service(document: Document, state: State) -> Document:
-    model = {"modelFormat": _model(document)["modelFormat"], "storageUri": state.uri}
+    model = {"modelFormat": _model(document)["modelFormat"]}
+    if state.uri is not None:
+        model["storageUri"] = state.uri
     if state.arguments:
         model["args"] = list(state.arguments)
     return {"predictor": {"model": model}}
@@ -120,14 +139,16 @@ def _main(document: Document) -> Document:
 
 
 def _read_llm_inference_service(document: Document) -> State:
-    variables = {each["name"]: each.get("value", "") for each in _main(document).get("env") or ()}
-    try:
-        words = shlex.split(variables.get(_VARIABLE, ""))
-    except ValueError as error:
+    variables = {each["name"]: each for each in _main(document).get("env") or ()}
+    variable = variables.get(_VARIABLE, {})
+    if "valueFrom" in variable:
         raise InvalidInputError.one(
-            f"LLMInferenceService {document['metadata']['name']}",
-            f"the variable {_VARIABLE} cannot be read: {error}",
-        ) from None
+            f"{document['kind']} {document['metadata']['name']}",
+            f"the value of {_VARIABLE} comes from elsewhere",
+            "write it in the container's env",
+        )
+    words = shlex.split(variable.get("value", ""))
+    _require_no_model(document, words)
     return State((document["spec"].get("model") or {}).get("uri"), tuple(words))
 
 
@@ -167,13 +188,25 @@ def _vllm(document: Document) -> Document:
 
 
 def _read_deployment(document: Document) -> State:
-    words = [part for word in _vllm(document).get("args") or () for part in _split_model(word)]
+    container = _vllm(document)
+    given = (container.get("args") or [])[len(_command(container)) :]
+    words = [part for word in given for part in _split_model(word)]
     if "--model" in words[:-1]:
         uri = words[words.index("--model") + 1]
         return State(uri, tuple(without(words, ["model"])))
-    if words and not words[0].startswith("-"):
-        return State(words[0], tuple(words[1:]))
-    return State(None, tuple(words))
+    # A line for a shell is one word with spaces.
+    if not words or words[0].startswith("-") or len(words[0].split()) > 1:
+        raise InvalidInputError.one(
+            f"Deployment {document['metadata']['name']}",
+            f"args of its container {container['name']} do not name the model",
+            "name it there, first or after --model, and not in command or in a line for a shell",
+        )
+    return State(words[0], tuple(words[1:]))
+
+
+def _command(container: Document) -> list[str]:
+    """The command of vLLM, where the arguments begin with it."""
+    return ["serve"] if (container.get("args") or [])[:1] == ["serve"] else []
 
 
 def _split_model(word: str) -> list[str]:
@@ -186,7 +219,8 @@ def _write_deployment(document: Document, state: State) -> Document:
     # vLLM's server module takes the model as an option, its command `vllm serve` by position.
     if model and any(word.partition("=")[0] == "--model" for word in container.get("args") or ()):
         model = ["--model", *model]
-    changed = {"name": container["name"], "args": [*model, *state.arguments]}
+    words = [*_command(container), *model, *state.arguments]
+    changed = {"name": container["name"], "args": words}
     return {"template": {"spec": {"containers": [changed]}}}
 
 

@@ -59,9 +59,10 @@ class State:
         """When what is served was published; None where nothing says it."""
         noted = self.annotations.get(PUBLISHED_AT)
         try:
-            return datetime.fromisoformat(noted) if noted and self.digest else None
+            when = datetime.fromisoformat(noted) if noted and self.digest else None
         except ValueError:
             return None
+        return when if when and when.tzinfo else None
 
     def to_json(self) -> str:
         """The state as JSON."""

@@ -27,6 +27,7 @@ def kubeconfig(server: str) -> dict[str, Any]:
     [
         ("clusters: [", "kubeconfig: cannot be read: while parsing a flow node"),
         ("[]", "kubeconfig: cannot be read: list indices must be"),
+        ("clusters: 3", "kubeconfig: "),
         ("{}", "kubeconfig: Invalid kube-config file"),
     ],
 )
@@ -48,3 +49,11 @@ def test_a_login_before_the_api_server(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(UnreachableError, match="is no API server, but perhaps a proxy") as told:
             find_service("serving", "tiny")
     assert "secret-token" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "tiny?x=1"])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(InvalidInputError, match="is no name"):
+        find_service("serving", name)
+    with pytest.raises(InvalidInputError, match="is no name"):
+        find_service(name, "tiny")

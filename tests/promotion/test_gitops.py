@@ -13,7 +13,7 @@ from promotion.conftest import SERVICES, MakePublished, Repository
 
 from quantlib.cli.promote import promote
 from quantlib.errors import InvalidInputError, QuantlibError, VerificationError
-from quantlib.promotion.git import Clone
+from quantlib.promotion.git import Clone, without_password
 from quantlib.promotion.kinds import KINDS
 
 OVERLAY = "overlays/production"
@@ -348,6 +348,79 @@ def test_an_unknown_runtime_is_refused_until_it_is_named(
     assert run(published, repository, runtime_version="0.32.0").exit_code == 0
 
 
+@pytest.mark.parametrize("version", ["v0.32.0", "0.32.0+cpu"])
+def test_a_runtime_is_named_as_tags_and_packages_are(
+    make_published: MakePublished, repository: Repository, version: str
+) -> None:
+    assert run(make_published(), repository, runtime_version=version).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "written", "instead", "said"),
+    [
+        ("Deployment", "args: [s3://models/by-hand/,", "args: [", "do not name the model"),
+        ("Deployment", "s3://models/by-hand/,", "vllm serve s3://a,", "do not name the model"),
+        ("InferenceService", "args: [", "args: [--model=org/name, ", "name a model, org/name"),
+        (
+            "LLMInferenceService",
+            "value: --gpu-memory-utilization 0.9 --max-model-len=512",
+            "valueFrom: {configMapKeyRef: {name: a, key: b}}",
+            "comes from elsewhere",
+        ),
+    ],
+)
+def test_services_that_would_not_serve_the_uri_are_refused(
+    make_published: MakePublished,
+    repository: Repository,
+    kind: str,
+    written: str,
+    instead: str,
+    said: str,
+) -> None:
+    text = SERVICES[kind].replace(written, instead)
+    (repository.copy / "base/service.yaml").write_text(text)
+    (repository.copy / OVERLAY / "kustomization.yaml").write_text("resources:\n- ../../base\n")
+    repository.commit()
+    refused = run(make_published(), repository)
+    assert isinstance(refused.exception, InvalidInputError)
+    assert said in str(refused.exception)
+
+
+def test_the_command_of_vllm_stays_before_the_model(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    text = SERVICES["Deployment"].replace("args: [", "command: [vllm]\n        args: [serve, ")
+    (repository.copy / "base/service.yaml").write_text(text)
+    (repository.copy / OVERLAY / "kustomization.yaml").write_text("resources:\n- ../../base\n")
+    repository.commit()
+    published = make_published()
+    assert run(published, repository).exit_code == 0
+    merge(repository, branch_of(published))
+    containers = built(repository)["spec"]["template"]["spec"]["containers"]
+    (vllm,) = (each for each in containers if each["name"] == "vllm")
+    uri = f"s3://models/tiny/{published.name}/"
+    assert vllm["args"][:4] == ["serve", uri, "--gpu-memory-utilization", "0.9"]
+    assert "serves sha256:" in run(published, repository).output
+
+
+def test_no_password_of_a_url_is_printed(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    refused = run(make_published(), repository, repo="https://ci:secret@127.0.0.1:1/x.git")
+    assert "--repo https://127.0.0.1:1/x.git: cannot be cloned" in str(refused.exception)
+    assert "secret" not in str(refused.exception)
+    assert without_password("a https://ci:s@b@h.org/x s3://b/p") == "a https://h.org/x s3://b/p"
+
+
+@pytest.mark.parametrize("option", ["--no-smoke-test", "--canary=10", "--url=http://127.0.0.1"])
+def test_options_for_clusters_mean_nothing_to_a_repository(
+    make_published: MakePublished, repository: Repository, option: str
+) -> None:
+    refused = run(make_published(), repository, option)
+    assert isinstance(refused.exception, InvalidInputError)
+    assert "works with --direct only" in str(refused.exception)
+
+
 @pytest.mark.parametrize(
     ("added", "known"),
     [
@@ -446,6 +519,7 @@ def test_a_push_in_between_is_reported_and_kept(
     refused = run(published, repository)
     assert isinstance(refused.exception, QuantlibError)
     assert f"the branch {branch} was pushed to by somebody else" in str(refused.exception)
+    assert "(Test <test@example.org>)" in str(refused.exception)
     repository.git("fetch", "--quiet", "origin")
     assert "Somebody else's" in repository.git("log", "-1", "--format=%s", f"origin/{branch}")
 
