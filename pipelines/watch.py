@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -133,7 +134,8 @@ def watch(
         if once:
             sys.exit(exit_code(looks))
         time.sleep(interval)
-        names = recipe_names(recipes)
+        with suppress(InvalidInputError):  # a folder may be empty for a moment
+            names = recipe_names(recipes)
 
 
 def recipe_names(given: Sequence[str]) -> list[str]:
@@ -184,7 +186,7 @@ def _look(name: str, starter: Starter) -> Look:
     try:
         recipe = load_recipe(name)
         job = find_job(recipe, starter.destination, starter.images)
-    except QuantlibError as error:
+    except (QuantlibError, OSError) as error:
         return Look(name, Outcome.FAILED, "; ".join(str(error).splitlines()))
     if job.published is not None:
         return Look(name, Outcome.UP_TO_DATE, job.published)

@@ -72,7 +72,10 @@ def parse_address(text: str) -> Address:
     text = text.removeprefix("file://")
     if "://" in text:
         raise InvalidInputError.one(text, "unsupported kind of address", _FORMS)
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise InvalidInputError.one(text, f"is no path: {error}") from None
     return GgufAddress(path) if path.suffix.lower() == ".gguf" else FolderAddress(path)
 
 

@@ -45,16 +45,16 @@ def open_folder(path: Path) -> Checkpoint:
         InvalidInputError: There is no model that can be quantized; all problems at once.
     """
     where = str(path)
-    if not path.exists():
-        remedy = "give a folder with a model checkpoint"
-        if not path.is_absolute() and len(path.parts) == 2:
-            remedy += f", or hf://{path.as_posix()} for a model on the hub"
-        raise InvalidInputError.one(where, "there is no such folder", remedy)
-    if not path.is_dir():
-        raise InvalidInputError.one(
-            where, "is not a folder", "give the folder that holds config.json"
-        )
     try:
+        if not path.exists():
+            remedy = "give a folder with a model checkpoint"
+            if not path.is_absolute() and len(path.parts) == 2:
+                remedy += f", or hf://{path.as_posix()} for a model on the hub"
+            raise InvalidInputError.one(where, "there is no such folder", remedy)
+        if not path.is_dir():
+            raise InvalidInputError.one(
+                where, "is not a folder", "give the folder that holds config.json"
+            )
         return open_model(FolderSource(path))
     except OSError as error:
         raise InvalidInputError.one(where, f"cannot be read: {error.strerror}") from None

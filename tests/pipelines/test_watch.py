@@ -108,6 +108,23 @@ def test_a_source_that_fails_is_told_and_the_others_go_on(
     assert good_line.endswith("good.json: up to date: /published/x")
 
 
+@pytest.mark.parametrize("address", ["x" * 5000, "~nobody-at-all/x"])
+def test_a_source_that_no_system_call_takes_is_told_too(
+    model: Path, tmp_path: Path, address: str
+) -> None:
+    good, published = recipe_of(model), str(tmp_path / "published")
+    enter_job(published, find_job(good, published, ()).digest, "/published/x", "sha256:1")
+    recipes = [
+        write(recipe_of(address), tmp_path / "bad.json"),
+        write(good, tmp_path / "good.json"),
+    ]
+    result = watch(*recipes, "--publish-to", published)
+    assert result.exit_code == 1
+    bad_line, good_line = result.output.splitlines()
+    assert "bad.json: failed:" in bad_line
+    assert good_line.endswith("good.json: up to date: /published/x")
+
+
 def test_invalid_recipes_end_it_before_anything_is_started(tmp_path: Path) -> None:
     paths = [tmp_path / "one.json", tmp_path / "two.json"]
     for path in paths:
