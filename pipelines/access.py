@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipelines.launch import Launch
 from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.sources.pinned import split_pin
 
 _READS_MODEL = {"resolve", "fetch"}
 _READS_TEXTS = {"resolve", "plan", "calibrate", "validate"}
@@ -42,6 +43,7 @@ def access_of(launch: Launch) -> Access:
     parameters = launch.parameters
     recipe = recipe_from_text(parameters["recipe"]) if "recipe" in parameters else Recipe()
     source = (parameters.get("source") or recipe.model or "") if step in _READS_MODEL else ""
+    source, _ = split_pin(source)
     texts = [recipe.calibration.dataset, recipe.validation.dataset] if step in _READS_TEXTS else []
     store = parameters.get("store", "")
     looked_at = destination = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from quantlib.recipe import Recipe
 from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
 from quantlib.sources.folder import open_folder
 from quantlib.sources.inspection import model_files
+from quantlib.sources.pinned import content_digest, pin
 from quantlib.store import open_store
 from quantlib.store.receipt import digest_of
 from quantlib.store.transaction import hash_file
@@ -25,7 +25,7 @@ class Release:
     """What a watched address means now.
 
     Attributes:
-        address: The address, with a commit in the place of a branch.
+        address: The address, pinned: with a commit in the place of a branch, or with the digest.
         digest: Another one whenever the model is.
     """
 
@@ -68,12 +68,16 @@ def resolve_release(address: str) -> Release:
         case S3Address(prefix):
             from quantlib.sources.s3 import versions_digest
 
-            return Release(prefix, versions_digest(StoreSource(open_store(prefix))))
+            return _pinned(prefix, versions_digest(StoreSource(open_store(prefix))))
         case FolderAddress(path):
             names = model_files(open_folder(path))
-            return Release(str(path.absolute()), _content_digest([path / name for name in names]))
+            return _pinned(str(path.absolute()), _digest_of_files([path / name for name in names]))
         case GgufAddress(path):
-            return Release(str(path.absolute()), _content_digest([path]))
+            return _pinned(str(path.absolute()), _digest_of_files([path]))
+
+
+def _pinned(address: str, digest: str) -> Release:
+    return Release(pin(address, digest), digest)
 
 
 def destination_of(recipe: Recipe, destination: str) -> str:
@@ -151,15 +155,16 @@ def _text_digest(dataset: str | None) -> str | None:
         return None  # the text that ships is part of the code
     path = Path(dataset)
     if path.is_dir():
-        return _content_digest(sorted(file for file in path.rglob("*") if file.is_file()))
-    return _content_digest([path]) if path.is_file() else dataset
+        return _digest_of_files(sorted(file for file in path.rglob("*") if file.is_file()))
+    return _digest_of_files([path]) if path.is_file() else dataset
 
 
-def _content_digest(files: Sequence[Path]) -> str:
-    hashed = hashlib.sha256()
-    for file in files:
-        try:
-            hashed.update(file.name.encode() + b"\0" + bytes.fromhex(hash_file(file)))
-        except OSError as error:
-            raise InvalidInputError.one(str(file), f"cannot be read: {error.strerror}") from None
-    return "sha256:" + hashed.hexdigest()
+def _digest_of_files(files: Sequence[Path]) -> str:
+    return content_digest((file.name, _hashed(file)) for file in files)
+
+
+def _hashed(file: Path) -> str:
+    try:
+        return hash_file(file)
+    except OSError as error:
+        raise InvalidInputError.one(str(file), f"cannot be read: {error.strerror}") from None

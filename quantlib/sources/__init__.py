@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.sources.pinned import split_pin
 
 _HUB_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?")
 _FORMS = "give a folder, a .gguf file, hf://org/name@revision, or s3://bucket/prefix"
@@ -53,7 +54,7 @@ Address = FolderAddress | GgufAddress | HubAddress | S3Address
 
 
 def parse_address(text: str) -> Address:
-    """Reads the address of a model.
+    """Reads the address of a model; what it is pinned to is left out.
 
     Raises:
         InvalidInputError: ``text`` is no address of a kind that is supported.
@@ -67,6 +68,7 @@ def parse_address(text: str) -> Address:
                 text, "is no model on the hub", "give hf://org/name@revision"
             )
         return HubAddress(match["repo"], match["revision"] or "main")
+    text, _ = split_pin(text)
     if text.startswith("s3://"):
         return S3Address(text)
     text = text.removeprefix("file://")

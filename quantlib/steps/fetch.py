@@ -16,6 +16,7 @@ from quantlib.sources.folder import examine_folder
 from quantlib.sources.gguf import convert_gguf
 from quantlib.sources.gguf_model import open_gguf
 from quantlib.sources.inspection import model_facts
+from quantlib.sources.pinned import content_digest, require_pinned, split_pin
 from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.steps.contract import StepCall
 from quantlib.steps.outer import separate_outer
@@ -34,7 +35,8 @@ def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> R
 
     Args:
         store: Where the files go.
-        source: A folder, a ``.gguf`` file, ``hf://org/name@revision``, or ``s3://bucket/prefix``.
+        source: A folder, a ``.gguf`` file, ``hf://org/name@revision``, or ``s3://bucket/prefix``;
+            with ``#sha256:…`` after it, as the watcher gives it, nothing else is taken.
         progress: Shows how far it is.
 
     Returns:
@@ -43,18 +45,19 @@ def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> R
     Raises:
         InvalidInputError: The source is no model that can be quantized; all problems at once, and
             nothing was written to the store.
-        StepError: The hub cannot be reached.
+        StepError: The hub cannot be reached, or the source is pinned and has changed.
         StoreError: Object storage cannot be read.
     """
+    _, pinned = split_pin(source)
     match parse_address(source):
         case FolderAddress(path):
-            return _fetch_folder(store, path, progress)
+            return _fetch_folder(store, path, pinned, progress)
         case GgufAddress(path):
-            return _fetch_gguf(store, path, progress)
+            return _fetch_gguf(store, path, pinned, progress)
         case HubAddress() as address:
             return _fetch_hub(store, address, progress)
         case S3Address(prefix):
-            return _fetch_s3(store, prefix, progress)
+            return _fetch_s3(store, prefix, pinned, progress)
 
 
 def main(call: StepCall) -> None:
@@ -66,8 +69,10 @@ def main(call: StepCall) -> None:
     call.write_artifact("summary", step_summary(store, model).encode())
 
 
-def _fetch_folder(store: Store, path: Path, progress: ShowProgress) -> Receipt:
+def _fetch_folder(store: Store, path: Path, pinned: str | None, progress: ShowProgress) -> Receipt:
     model = examine_folder(path, progress)
+    digests = ((name, record.sha256) for name, record in model.files.items())
+    require_pinned(str(path), pinned, content_digest(digests))
     parameters = {"source_kind": "folder", "content": files_digest(model.files)}
 
     def work(output: StepOutput) -> None:
@@ -77,10 +82,11 @@ def _fetch_folder(store: Store, path: Path, progress: ShowProgress) -> Receipt:
     return commit_step(store, STEP, VERSION, parameters, {}, work)
 
 
-def _fetch_gguf(store: Store, path: Path, progress: ShowProgress) -> Receipt:
+def _fetch_gguf(store: Store, path: Path, pinned: str | None, progress: ShowProgress) -> Receipt:
     model = open_gguf(path)
     with progress("Reading", path.stat().st_size, "bytes") as advance:
         digest, _ = hash_and_scan(path, (), advance)
+    require_pinned(str(path), pinned, content_digest([(path.name, digest)]))
 
     def work(output: StepOutput) -> None:
         types = convert_gguf(model, output, progress)
@@ -106,12 +112,14 @@ def _fetch_hub(store: Store, address: HubAddress, progress: ShowProgress) -> Rec
     return commit_step(store, STEP, VERSION, parameters, {}, work)
 
 
-def _fetch_s3(store: Store, address: str, progress: ShowProgress) -> Receipt:
+def _fetch_s3(store: Store, address: str, pinned: str | None, progress: ShowProgress) -> Receipt:
     from quantlib.checkpoint.source import StoreSource
     from quantlib.sources.s3 import download_model, versions_digest
 
     source = open_store(address)
     files = StoreSource(source)
+    versions = versions_digest(files)
+    require_pinned(address, pinned, versions)
 
     def work(output: StepOutput) -> None:
         model = download_model(source, files, output.scratch / "model", progress)
@@ -122,6 +130,6 @@ def _fetch_s3(store: Store, address: str, progress: ShowProgress) -> Receipt:
     parameters = {
         "source_kind": "s3",
         "address": source.address,
-        "versions": versions_digest(files),
+        "versions": versions,
     }
     return commit_step(store, STEP, VERSION, parameters, {}, work)

@@ -29,6 +29,7 @@ from pipelines.watch import recipe_names
 from quantlib.publishing.jobs import enter_job
 from quantlib.recipe import load_recipe, recipe_from_text
 from quantlib.store import open_store
+from quantlib.watching import resolve_release
 
 COMPONENTS = MANIFESTS / "components"
 KUBEFLOW, ARGO = COMPONENTS / "watch-kubeflow", COMPONENTS / "watch-argo"
@@ -165,17 +166,18 @@ def test_its_pod_starts_a_run_for_a_release(
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout.splitlines()[-1].partition("tiny.yaml: ")[2]
 
-        assert look() == f"started: {source.address}"
+        release = resolve_release(source.address).address
+        assert look() == f"started: {release}"
         (body,) = server.sent("/runs")
         given = body["runtime_config"]["parameters"]
-        assert given["source"] == source.address
+        assert given["source"] == release
         assert given["destination"] == published
         executors = body["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
         images = {executor["container"]["image"] for executor in executors.values()}
         assert images == set(named_images().of_quantization)
 
         server.runs = [{"run_id": "r1", "state": "RUNNING"}]
-        assert look() == f"started: {source.address}"
+        assert look() == f"started: {release}"
         assert server.sent("/runs") == [body], "it is not started twice"
 
         enter_job(published, given["job"], f"{published}/x", "sha256:1")

@@ -160,6 +160,8 @@ def test_every_step_reaches_what_it_needs_and_no_more(launch: Launch, files: Pat
     assert access(launch, "fetch", files, source="") == Access(
         (files / "model.gguf", receipt), store, None, network=False
     )
+    pinned = f"{files / 'model.gguf'}#sha256:{'0' * 64}"
+    assert access(launch, "fetch", files, source=pinned).read == (files / "model.gguf", receipt)
     (files / "out").mkdir()
     assert access(launch, "resolve", files, source="", destination=str(files / "out")) == Access(
         (files / "model.gguf", files / "out", *texts, receipt), store, None, network=False

@@ -18,6 +18,7 @@ from pipelines.watch import recipe_names
 from quantlib.errors import InvalidInputError, StepError
 from quantlib.publishing.jobs import enter_job, published_of
 from quantlib.recipe import Recipe, load_recipe, parse_recipe
+from quantlib.steps.fetch import fetch
 from quantlib.store import open_store
 from quantlib.watching import find_job, resolve_release
 
@@ -73,6 +74,10 @@ def test_a_bucket_is_known_by_what_its_listing_says(model: Path, s3_address: str
     assert resolve_release(source.address) == before
     source.put_bytes(b"{}", "generation_config.json")
     assert resolve_release(source.address).digest != before.digest
+    store = open_store(f"{s3_address}/store")
+    with pytest.raises(StepError, match="has changed since it was looked at"):
+        fetch(store, before.address)
+    assert fetch(store, resolve_release(source.address).address) == fetch(store, source.address)
 
 
 def test_a_job_that_led_to_a_checkpoint_is_done(model: Path, tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantlib.errors import InvalidInputError
+from quantlib.errors import InvalidInputError, StepError
 from quantlib.sources import gguf
 from quantlib.sources.gguf import convert_gguf, dequantize_bf16
 from quantlib.sources.gguf_model import gguf_problems, open_gguf
-from quantlib.store import StepOutput
+from quantlib.steps.fetch import fetch
+from quantlib.store import LocalStore, StepOutput
+from quantlib.watching import resolve_release
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
@@ -43,6 +45,16 @@ def test_weights_come_back_under_their_names(write_gguf, tmp_path, architecture,
         assert weight.shape == expected[name].shape
         # bf16 keeps eight bits: half a unit of the last is a relative 2**-9.
         np.testing.assert_allclose(weight, expected[name], rtol=2**-8, atol=0, err_msg=name)
+
+
+def test_a_file_is_taken_as_it_was_pinned(write_gguf, tmp_path) -> None:
+    path, store = tmp_path / "m.gguf", LocalStore(tmp_path / "store")
+    write_gguf(path)
+    release = resolve_release(str(path)).address
+    assert fetch(store, release) == fetch(store, str(path))
+    write_gguf(path, tied=False)
+    with pytest.raises(StepError, match="has changed since it was looked at"):
+        fetch(store, release)
 
 
 def test_piecewise_equals_whole(write_gguf, tmp_path, monkeypatch) -> None:

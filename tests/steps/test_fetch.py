@@ -16,10 +16,11 @@ import pytest
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
-from quantlib.errors import InvalidInputError
+from quantlib.errors import InvalidInputError, StepError
 from quantlib.steps.contract import StepCall
 from quantlib.steps.fetch import fetch, main
 from quantlib.store import LocalStore, Receipt
+from quantlib.watching import resolve_release
 
 TENSORS = ("model.embed_tokens.weight", "model.norm.weight")
 
@@ -54,6 +55,16 @@ def executor_input(folder: Path, **parameters: str) -> str:
             },
         }
     )
+
+
+def test_what_is_pinned_is_taken_and_what_came_since_is_not(model: Path, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    release = resolve_release(str(model)).address
+    assert fetch(store, release) == fetch(store, str(model))
+    (model / "tokenizer.json").write_text('{"version": "2"}')
+    with pytest.raises(StepError, match="has changed since it was looked at"):
+        fetch(store, release)
+    assert fetch(store, resolve_release(release).address) == fetch(store, str(model))
 
 
 def test_equal_models_give_equal_receipts_wherever_they_lie(model: Path, tmp_path: Path) -> None:
