@@ -77,7 +77,7 @@ def propose(
         else:
             clone.git("checkout", "--quiet", "--no-track", "-B", branch)
         arguments = arguments_for(published, overlay.kind, storage_uri)
-        wanted = successor(overlay.current(), published, storage_uri, arguments)
+        wanted = successor(current, published, storage_uri, arguments)
         overlay.lay(wanted)
         laid = _overlay(clone, target).current()
         if (laid.uri, laid.arguments) != (wanted.uri, wanted.arguments):

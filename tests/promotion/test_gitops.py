@@ -207,6 +207,19 @@ def test_what_was_reverted_is_proposed_again(
     assert built(repository)["spec"]["predictor"]["model"]["storageUri"] == uri
 
 
+def test_another_address_replaces_what_the_branch_proposed(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    published = make_published()
+    assert run(published, repository).exit_code == 0
+    uri = f"pvc://models/{published.name}/"
+    assert "pushed" in run(published, repository, storage_uri=uri).output
+    patch = yaml.safe_load(repository.read(branch_of(published), PATCH))
+    assert patch["spec"]["predictor"]["model"]["storageUri"] == uri
+    previous = patch["metadata"]["annotations"]["quantlib.io/previous-uri"]
+    assert previous == "s3://models/by-hand/", "what the branch proposed never served"
+
+
 INFERENCE_PATCH = """\
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
