@@ -16,7 +16,6 @@ from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.kinds import KINDS, Document, Kind
 
 MANAGER = "quantlib-promote"
-_LOCK_MANAGER = "quantlib-promote-record"
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _SECONDS = 15.0
@@ -79,15 +78,52 @@ class Service:
         query = {"fieldManager": MANAGER, "force": "true", "dryRun": "All"}
         return self._call("PATCH", self._path(), patch, _APPLY, query)
 
-    def annotate(self, annotations: Mapping[str, str | None], version: str) -> Document:
-        """Sets annotations; None removes one.
+    def notes(self) -> Document:
+        """What is noted of promotions: a Lease beside the object; empty where nothing is noted.
+
+        KServe copies the annotations of a service to its pods: one that changes all the time would
+        start new pods all the time.
+        """
+        try:
+            return self._call("GET", f"{self._leases()}/{self._lease()}")
+        except AbsentError:
+            return {}
+
+    def note(self, annotations: Mapping[str, str | None], notes: Document) -> Document:
+        """Sets annotations of the notes; None removes one.
+
+        Args:
+            annotations: By name.
+            notes: As they were read.
 
         Raises:
-            ConflictError: The object has another version.
+            ConflictError: They have changed since.
         """
-        body = {"metadata": {"resourceVersion": version, "annotations": dict(annotations)}}
-        query = {"fieldManager": _LOCK_MANAGER}
-        return self._call("PATCH", self._path(), body, _MERGE, query)
+        metadata: Document = {"annotations": dict(annotations)}
+        query = {"fieldManager": MANAGER}
+        if not notes:
+            lease = {
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": metadata | {"name": self._lease()},
+            }
+            return self._call("POST", self._leases(), lease, "application/json", query)
+        metadata["resourceVersion"] = notes["metadata"]["resourceVersion"]
+        path = f"{self._leases()}/{self._lease()}"
+        return self._call("PATCH", path, {"metadata": metadata}, _MERGE, query)
+
+    def workload(self, document: Document) -> Document | None:
+        """The Deployment that KServe makes of the object in Standard mode; None without one."""
+        if self.kind.name != "InferenceService":
+            return None
+        own = document["spec"].get("predictor", {}).get("name")
+        name = "-".join(filter(None, (self.name, own, "predictor")))
+        try:
+            return self._call(
+                "GET", f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{name}"
+            )
+        except InvalidInputError:  # absent, or not for us to read
+            return None
 
     def tell(self, document: Document, reason: str, message: str, *, warning: bool = False) -> None:
         """Leaves an event beside the object.
@@ -148,6 +184,12 @@ class Service:
             # Objects in a list do not say their kind.
             yield [each | {"kind": kind} for each in listed["items"]]
 
+    def _leases(self) -> str:
+        return f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}/leases"
+
+    def _lease(self) -> str:
+        return f"quantlib-promote.{self.kind.plural}.{self.name}"
+
     def _path(self) -> str:
         group = f"/apis/{self.api_version}"
         return f"{group}/namespaces/{self.namespace}/{self.kind.plural}/{self.name}"
@@ -201,7 +243,7 @@ class Service:
                 f"--service {self.name}", f"there is no {self}", "promotion changes, and makes none"
             )
         if error.status in (401, 403):
-            verb = {"GET": "get", "PATCH": "patch", "POST": "create events about"}[method]
+            verb = {"GET": "get", "PATCH": "patch", "POST": "note anything about"}[method]
             return InvalidInputError.one(
                 str(self),
                 f"no permission to {verb} it: {_message(error)}",

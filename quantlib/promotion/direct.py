@@ -79,8 +79,8 @@ def promote_directly(
         QuantlibError: It failed; the message says what the service serves now.
     """
     clock = rollout.clock
-    document = service.get()
-    record = record_of(document)
+    document, notes = service.get(), service.notes()
+    record = record_of(notes)
     _require_free(service, record, published.digest, clock)
     previous = record.state if record else service.kind.state(document)
     if record is None and (previous.digest, previous.uri) == (published.digest, storage_uri):
@@ -95,7 +95,7 @@ def promote_directly(
         records.new_holder(), published.digest, "begins", clock.stamp(), previous.to_json()
     )
     try:
-        records.take(service, document, mine)
+        records.take(service, notes, mine)
         _tell(service, document, "PromotionStarted", f"{previous.uri} -> {storage_uri}", say)
         for step in steps:
             _take_step(service, mine, step, rollout, smoke_test, say)
@@ -128,8 +128,8 @@ def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
         QuantlibError: The restored state does not get ready.
     """
     clock = rollout.clock
-    document = service.get()
-    record = record_of(document)
+    document, notes = service.get(), service.notes()
+    record = record_of(notes)
     current = service.kind.state(document)
     if record is not None:
         _require_free(service, record, None, clock)
@@ -147,7 +147,7 @@ def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
         clock.stamp(),
         previous.to_json(),
     )
-    records.take(service, document, mine)
+    records.take(service, notes, mine)
     story = f"rolled back by hand from {current.uri} to {previous.uri}"
     _apply_previous(service, mine, rollout, say)
     try:
@@ -260,6 +260,7 @@ def _wait_until_ready(
     while clock.monotonic() - started < rollout.timeout:
         try:
             document = service.get()
+            workload = service.workload(document)
             if clock.monotonic() - renewed > records.STALE.total_seconds() / 4:
                 records.renew(service, mine, step.name, clock)
                 renewed = clock.monotonic()
@@ -267,7 +268,7 @@ def _wait_until_ready(
             reason = str(error)
             clock.sleep(rollout.poll_seconds)
             continue
-        seen = readiness(document, step.waits_for)
+        seen = readiness(document, step.waits_for, workload)
         if seen.state == "failed":
             raise QuantlibError(f"{service}: {step.name}: {seen.reason}")
         if seen.state == "ready":
@@ -300,14 +301,13 @@ def _restore(service: Service, mine: Record, reason: str, rollout: Rollout, say:
     deadline = clock.monotonic() + rollout.restore_seconds
     while True:
         try:
-            document = service.get()
-            record = record_of(document)
+            document, record = service.get(), record_of(service.notes())
             if record is None or record.holder != mine.holder:
                 served = service.kind.state(document).uri
                 return f"nothing had to be restored: {service} serves {served}"
             _apply_previous(service, mine, rollout, say)
             story = f"rolled back {short(mine.digest)} to {previous.uri}: {reason}"
-            document = records.finish(service, mine, story, clock)
+            records.finish(service, mine, story, clock)
             _tell(service, document, "RolledBack", story, say, warning=True)
             return f"{service} serves {previous.uri} as before"
         except LostError:

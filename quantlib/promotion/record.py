@@ -1,4 +1,4 @@
-"""The record of a promotion in progress: an annotation of the service, which one writer holds."""
+"""The record of a promotion in progress: an annotation of a Lease, which one writer holds."""
 
 from __future__ import annotations
 
@@ -72,13 +72,16 @@ def new_holder() -> str:
     return f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
 
 
-def record_of(document: Document) -> Record | None:
+def record_of(notes: Document) -> Record | None:
     """The promotion in progress, if there is one.
+
+    Args:
+        notes: :meth:`quantlib.promotion.cluster.Service.notes`.
 
     Raises:
         InvalidInputError: The annotation is not as we write it.
     """
-    text = (document["metadata"].get("annotations") or {}).get(RECORD)
+    text = _annotations(notes).get(RECORD)
     if not text:
         return None
     try:
@@ -88,19 +91,19 @@ def record_of(document: Document) -> Record | None:
         State.from_json(record.previous)
     except (ValueError, TypeError, InvalidInputError):
         raise InvalidInputError.one(
-            f"annotation {RECORD}",
+            f"annotation {RECORD} of the Lease {notes['metadata']['name']}",
             f"holds no promotion that quantlib wrote: {text[:200]}",
             "look at what the service serves, and remove the annotation",
         ) from None
     return record
 
 
-def take(service: Service, document: Document, record: Record) -> Document:
+def take(service: Service, notes: Document, record: Record) -> None:
     """Begins a promotion; of several who try at once, one succeeds.
 
     Args:
         service: The service.
-        document: As it was read when it was found that nobody promotes.
+        notes: As they were read when it was found that nobody promotes.
         record: To be written.
 
     Raises:
@@ -108,13 +111,12 @@ def take(service: Service, document: Document, record: Record) -> Document:
     """
     for _ in range(_ATTEMPTS):
         try:
-            return service.annotate(
-                {RECORD: json.dumps(asdict(record))}, document["metadata"]["resourceVersion"]
-            )
+            service.note({RECORD: json.dumps(asdict(record))}, notes)
+            return
         except ConflictError:
-            before, document = document, service.get()
-            if record_of(document) != record_of(before):
-                raise LostError(f"{service}: {record_of(document)} was first") from None
+            before, notes = notes, service.notes()
+            if record_of(notes) != record_of(before):
+                raise LostError(f"{service}: {record_of(notes)} was first") from None
     raise QuantlibError(f"{service} changes all the time; nothing was done")
 
 
@@ -126,7 +128,7 @@ def renew(service: Service, record: Record, step: str, clock: Clock) -> Record:
     """
     renewed = replace(record, step=step, renewed=clock.stamp())
     annotations = {RECORD: json.dumps(asdict(renewed))}
-    _while_held(service, record, clock, lambda d: service.annotate(annotations, _version(d)))
+    _while_held(service, record, clock, lambda notes: service.note(annotations, notes))
     return renewed
 
 
@@ -136,10 +138,14 @@ def apply(service: Service, record: Record, patch: Document, clock: Clock) -> Do
     Raises:
         LostError: Somebody else holds the promotion.
     """
-    return _while_held(service, record, clock, lambda d: service.apply(patch, _version(d)))
+
+    def change(_: Document) -> Document:
+        return service.apply(patch, service.get()["metadata"]["resourceVersion"])
+
+    return _while_held(service, record, clock, change)
 
 
-def finish(service: Service, record: Record, story: str, clock: Clock) -> Document:
+def finish(service: Service, record: Record, story: str, clock: Clock) -> None:
     """Ends a promotion, and says what came of it.
 
     Raises:
@@ -148,15 +154,11 @@ def finish(service: Service, record: Record, story: str, clock: Clock) -> Docume
     told = f"{clock.stamp()} {story}"[:1000]
     annotations = {RECORD: None, LAST: told}
     try:
-        return _while_held(
-            service, record, clock, lambda d: service.annotate(annotations, _version(d))
-        )
+        _while_held(service, record, clock, lambda notes: service.note(annotations, notes))
     except LostError:
-        document = service.get()
-        # The change was made, and the answer was lost on its way.
-        if (document["metadata"].get("annotations") or {}).get(LAST) == told:
-            return document
-        raise
+        # Unless the change was made, and the answer was lost on its way.
+        if _annotations(service.notes()).get(LAST) != told:
+            raise
 
 
 def _while_held(
@@ -166,11 +168,11 @@ def _while_held(
     conflicts = 0
     while conflicts < _ATTEMPTS:
         try:
-            document = service.get()
-            held = record_of(document)
+            notes = service.notes()
+            held = record_of(notes)
             if held is None or held.holder != record.holder:
                 raise LostError(f"{service}: {held or 'nobody'} holds it now; nothing more is done")
-            return change(document)
+            return change(notes)
         except ConflictError:  # a controller has written its status
             conflicts += 1
         except UnreachableError:
@@ -180,5 +182,5 @@ def _while_held(
     raise QuantlibError(f"{service} changes all the time")
 
 
-def _version(document: Document) -> str:
-    return str(document["metadata"]["resourceVersion"])
+def _annotations(notes: Document) -> dict[str, str]:
+    return (notes.get("metadata") or {}).get("annotations") or {}

@@ -106,6 +106,10 @@ def test_the_server_refuses_what_is_wrong(applied: Any, documents: list[dict[str
             False,
         ),
         ("quantlib-promote", "create", "events", "quantlib-serving", "", True),
+        *(
+            ("quantlib-promote", verb, "coordination.k8s.io/leases", "quantlib-serving", "", may)
+            for verb, may in (("get", True), ("create", True), ("patch", True), ("delete", False))
+        ),
         ("quantlib-promote", "create", "apps/deployments", "quantlib-serving", "", False),
         ("quantlib-promote", "delete", "services", "quantlib-serving", "", False),
         ("quantlib-promote", "list", "secrets", "quantlib-serving", "", False),

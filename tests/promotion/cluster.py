@@ -107,7 +107,9 @@ class Cluster:
         ready: Says of a document whether its pods get ready.
         url: What the status names.
         mode: What the status names as deploymentMode.
-        observes: Whether the status says which generation it is of.
+        observes: Whether the status says which generation it is of, and KServe makes a Deployment.
+        old_pods_answer: Whether the service stays Ready while new pods do not get ready.
+        templates: Of the pods that KServe's Deployment asked for.
     """
 
     def __init__(self, server: ApiServer, namespace: str, kind: str) -> None:
@@ -117,7 +119,9 @@ class Cluster:
         self.url: str | None = None
         self.mode: str | None = None
         self.observes = True
+        self.old_pods_answer = False
         self.specs: list[Document] = []
+        self.templates: list[Document] = []
         self.api_version = self.kind.api_versions[0]
         self.clock = SteppedClock()
         self.clock.waiting.append(self.look)
@@ -137,8 +141,16 @@ class Cluster:
     def get(self) -> Document:
         return self.call("GET", self.path)
 
+    @property
+    def lease(self) -> str:
+        group = f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}"
+        return f"{group}/leases/quantlib-promote.{self.kind.plural}.tiny"
+
     def annotations(self) -> dict[str, str]:
-        return self.get()["metadata"].get("annotations") or {}
+        """Of the service, and of what is noted of its promotions."""
+        own = self.get()["metadata"].get("annotations") or {}
+        notes = existing(self.api, self.lease)
+        return own | (notes or {"metadata": {}})["metadata"].get("annotations", {})
 
     def merge(self, body: Any, path: str = "") -> None:
         self.call("PATCH", self.path + path, body, "application/merge-patch+json")
@@ -155,7 +167,12 @@ class Cluster:
             self.specs.append(document["spec"])
         ready = self.ready(document)
         status: Document = {}
-        if self.observes:
+        if self.kind.name == "InferenceService":
+            status["observedGeneration"] = 1  # of something else, as KServe has it
+            if self.observes and self.mode != "Knative":
+                self._roll_out(document, ready)
+            ready = ready or self.old_pods_answer
+        elif self.observes:
             status["observedGeneration"] = document["metadata"]["generation"]
         if self.kind.name == "Deployment":
             names = ("replicas", "updatedReplicas", "availableReplicas", "readyReplicas")
@@ -169,7 +186,8 @@ class Cluster:
                 status["url"] = self.url
             if self.mode and self.kind.name == "InferenceService":
                 status["deploymentMode"] = self.mode
-            if canaries := document["spec"].get("canary"):
+            canaries = document["spec"].get("canary", [])
+            if canaries or (document.get("status") or {}).get("canaryStatuses"):
                 status["canaryStatuses"] = [
                     {
                         "name": each["predictor"]["name"],
@@ -180,6 +198,44 @@ class Cluster:
                 ]
         if document.get("status") != (document.get("status") or {}) | status:
             self.merge({"status": status}, "/status")
+
+    def _roll_out(self, document: Document, ready: bool) -> None:
+        """Makes of an InferenceService the Deployment that KServe makes of it."""
+        uri = document["spec"]["predictor"]["model"].get("storageUri")
+        source = {"internal.serving.kserve.io/storage-initializer-sourceuri": uri} if uri else {}
+        template = {
+            "metadata": {
+                "labels": {"app": "tiny"},
+                "annotations": (document["metadata"].get("annotations") or {}) | source,
+            },
+            "spec": {"containers": [{"name": "kserve-container", "image": "vllm"}]},
+        }
+        deployments = f"/apis/apps/v1/namespaces/{self.namespace}/deployments"
+        path = f"{deployments}/tiny-predictor"
+        if template not in self.templates[-1:]:
+            self.templates.append(template)
+            spec = {"selector": {"matchLabels": {"app": "tiny"}}, "template": template}
+            body = {"apiVersion": "apps/v1", "kind": "Deployment", "spec": spec}
+            body["metadata"] = {"name": "tiny-predictor"}
+            if existing(self.api, path):
+                self.call("PUT", path, body)
+            else:
+                self.call("POST", deployments, body)
+        generation = self.call("GET", path)["metadata"]["generation"]
+        names = ("replicas", "updatedReplicas", "availableReplicas", "readyReplicas")
+        status = {name: int(ready) for name in names} | {"observedGeneration": generation}
+        content = "application/merge-patch+json"
+        self.call("PATCH", f"{path}/status", {"status": status}, content)
+
+
+def existing(api: Any, path: str) -> Document | None:
+    """An object of an API server, or None."""
+    try:
+        found: Document = request(api, "GET", path)
+    except client.ApiException as error:
+        assert error.status == 404
+        return None
+    return found
 
 
 def install(server: ApiServer) -> None:

@@ -15,10 +15,12 @@ def service(kind: str = "InferenceService", **status: Any) -> dict[str, Any]:
 
 
 def test_a_status_of_an_older_generation() -> None:
-    seen = readiness(service(observedGeneration=2, conditions=[READY]))
-    assert seen == Readiness("waiting", "its controller has not looked yet")
-    assert readiness(service(observedGeneration=3, conditions=[READY])) == Readiness("ready")
-    assert readiness(service(conditions=[READY])) == Readiness("ready", certain=False)
+    def seen(**status: Any) -> Readiness:
+        return readiness(service("LLMInferenceService", conditions=[READY], **status))
+
+    assert seen(observedGeneration=2) == Readiness("waiting", "its controller has not looked yet")
+    assert seen(observedGeneration=3) == Readiness("ready")
+    assert seen() == Readiness("ready", certain=False)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,33 @@ def test_replicas_of_a_deployment() -> None:
     late = {"type": "Progressing", "reason": "ProgressDeadlineExceeded", "message": "too late"}
     seen = readiness(service("Deployment", **counts, conditions=[late]))
     assert seen == Readiness("failed", "too late")
+
+
+def predictor(uri: str | None, **status: Any) -> dict[str, Any]:
+    """The Deployment that KServe makes of an InferenceService."""
+    key = "internal.serving.kserve.io/storage-initializer-sourceuri"
+    metadata = {"annotations": {key: uri}} if uri else {}
+    counts = {"observedGeneration": 9, "updatedReplicas": 1, "availableReplicas": 1, "replicas": 1}
+    return {
+        "metadata": {"generation": 9},
+        "spec": {"replicas": 1, "template": {"metadata": metadata}},
+        "status": counts | status,
+    }
+
+
+def test_the_pods_of_an_inference_service() -> None:
+    document = service(observedGeneration=1, conditions=[READY])
+    document["spec"] = {"predictor": {"model": {"storageUri": "s3://new/"}}}
+    assert readiness(document, None, predictor("s3://new/")) == Readiness("ready")
+    assert readiness(document, None, predictor(None)) == Readiness("ready", certain=False)
+    assert readiness(document) == Readiness("ready", certain=False)
+    not_looked = Readiness("waiting", "its controller has not looked yet")
+    assert readiness(document, None, predictor("s3://old/")) == not_looked
+    assert readiness(document, None, predictor("s3://new/", observedGeneration=8)) == not_looked
+    both = predictor("s3://new/", replicas=2)
+    assert readiness(document, None, both).reason == "1 of 1 replicas are new, 1 ready"
+    document["spec"]["canary"] = [{"trafficPercent": 5, "predictor": {"name": "canary"}}]
+    for percent, seen in ((0, not_looked), (5, Readiness("ready"))):
+        told = {"name": "canary", "ready": True, "trafficPercent": percent}
+        document["status"]["canaryStatuses"] = [told]
+        assert readiness(document, "canary", predictor("s3://new/")) == seen
