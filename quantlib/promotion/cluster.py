@@ -242,6 +242,8 @@ class Service:
             return AbsentError.one(
                 f"--service {self.name}", f"there is no {self}", "promotion changes, and makes none"
             )
+        if "admission webhook" in _message(error):
+            return InvalidInputError.one(str(self), f"the cluster refuses that: {_message(error)}")
         if error.status in (401, 403):
             verb = {"GET": "get", "PATCH": "patch", "POST": "note anything about"}[method]
             return InvalidInputError.one(

@@ -13,6 +13,9 @@ from quantlib.promotion.state import State
 
 MODE = "serving.kserve.io/deploymentMode"
 CANARY = "canary"
+_NOT_OF_A_CANARY = ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling")
+"""KServe refuses a canary that has one of these: its pods are as many as its share asks for."""
+
 _MODES = {
     "RawDeployment": "Standard",
     "Standard": "Standard",
@@ -129,6 +132,8 @@ def _with_percent(patch: Document, percent: int) -> Document:
 def _predictor(document: Document, patch: Document) -> Document:
     predictor: dict[str, Any] = deepcopy(document["spec"]["predictor"])
     predictor["name"] = CANARY
+    for name in _NOT_OF_A_CANARY:
+        predictor.pop(name, None)
     # A canary's container needs a name; this is the one that KServe gives to a model's.
     model = {"name": "kserve-container"} | predictor["model"]
     predictor["model"] = model | patch["spec"]["predictor"]["model"]

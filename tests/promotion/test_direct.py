@@ -22,7 +22,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from fake_openai import FakeOpenAI, fake_openai
-from kubernetes import config
+from kubernetes import client, config
 from promotion.cluster import (
     Cluster,
     Line,
@@ -789,6 +789,37 @@ def test_a_canary_in_standard_mode(
     ]
     canary = cluster.specs[1]["canary"][0]["predictor"]
     assert canary["model"]["resources"] == {"limits": {"nvidia.com/gpu": "1"}}
+
+
+def test_a_canary_of_a_service_that_scales(
+    make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    scaling = {"minReplicas": 1, "maxReplicas": 3, "scaleTarget": 5, "scaleMetric": "concurrency"}
+    cluster.merge({"spec": {"predictor": scaling}})
+    cluster.look()
+    changes = {"percents": (25,), "canary_url": fake.url}
+    Promotion(cluster, make_published(), changes).run()
+    (canary,) = next(spec["canary"] for spec in cluster.specs if "canary" in spec)
+    assert canary["predictor"].keys() & scaling.keys() == {"minReplicas"}
+    assert cluster.get()["spec"]["predictor"].items() >= scaling.items()
+
+
+def test_a_webhook_that_refuses_is_no_missing_permission(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster()
+
+    def deny(method: str) -> None:
+        if method == "PATCH":
+            denied = client.ApiException(status=403)
+            denied.body = json.dumps({"message": 'admission webhook "a" denied the request: b'})
+            raise denied
+
+    service = hooked(find_service(cluster.namespace, "tiny"), before=deny)
+    with pytest.raises(InvalidInputError, match="the cluster refuses that: admission webhook"):
+        Promotion(cluster, make_published()).run(service)
+    assert serves(cluster) == BY_HAND
 
 
 def test_a_canary_under_knative(
