@@ -259,8 +259,9 @@ def _wait_until_ready(
     reason = ""
     while clock.monotonic() - started < rollout.timeout:
         try:
+            # In this order: where the service answers is to be as new as its pods.
+            workload = service.workload(service.get())
             document = service.get()
-            workload = service.workload(document)
             if clock.monotonic() - renewed > records.STALE.total_seconds() / 4:
                 records.renew(service, mine, step.name, clock)
                 renewed = clock.monotonic()

@@ -166,11 +166,11 @@ class Cluster:
         if not self.specs or document["spec"] != self.specs[-1]:
             self.specs.append(document["spec"])
         ready = self.ready(document)
+        rolls_out = rolled_out = False
         status: Document = {}
         if self.kind.name == "InferenceService":
             status["observedGeneration"] = 1  # of something else, as KServe has it
-            if self.observes and self.mode != "Knative":
-                self._roll_out(document, ready)
+            rolls_out, rolled_out = self.observes and self.mode != "Knative", ready
             ready = ready or self.old_pods_answer
         elif self.observes:
             status["observedGeneration"] = document["metadata"]["generation"]
@@ -198,6 +198,9 @@ class Cluster:
                 ]
         if document.get("status") != (document.get("status") or {}) | status:
             self.merge({"status": status}, "/status")
+        # Last, so that whoever finds new pods finds where they answer, too.
+        if rolls_out:
+            self._roll_out(document, rolled_out)
 
     def _roll_out(self, document: Document, ready: bool) -> None:
         """Makes of an InferenceService the Deployment that KServe makes of it."""
