@@ -71,6 +71,8 @@ def load_config(path: Path | str) -> dict[str, Any]:
         raise InvalidInputError.one(str(path), f"cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise InvalidInputError.one(str(path), f"cannot be parsed: {error}") from None
+    except RecursionError:
+        raise InvalidInputError.one(str(path), "is nested too deeply") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):

@@ -15,6 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
+_LONGEST = 2000
+"""Characters of a problem's line at most."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -32,7 +35,18 @@ class Problem:
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}"
-        return f"{text}; {self.remedy}" if self.remedy else text
+        return _one_line(f"{text}; {self.remedy}" if self.remedy else text)
+
+
+def _one_line(text: str) -> str:
+    """A text that may name what a damaged file says, fit for a terminal."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}…"
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 class QuantlibError(Exception):

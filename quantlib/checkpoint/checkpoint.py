@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 from quantlib.checkpoint.header import REFETCH, TensorInfo, read_header
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem, StoreError
+from quantlib.foreign_json import parse_mapping
 
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+_MAX_JSON_BYTES = 100_000_000
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 """The dtypes that an unquantized weight may have."""
 
@@ -151,14 +152,12 @@ def _read_index(source: FileSource) -> dict[str, Any] | None:
 def _read_json(source: FileSource, name: str) -> dict[str, Any]:
     where = source.describe(name)
     try:
-        value = json.loads(source.read(name))
+        if (size := source.size(name)) > _MAX_JSON_BYTES:
+            raise InvalidInputError.one(where, f"holds {size} bytes: too many to be read")
+        data = source.read(name)
     except StoreError as error:
         raise InvalidInputError.one(where, f"cannot be read: {error}") from None
-    except ValueError as error:
-        raise InvalidInputError.one(where, f"is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidInputError.one(where, "does not hold a mapping")
-    return value
+    return parse_mapping(data, where)
 
 
 def _index_problems(

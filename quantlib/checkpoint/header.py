@@ -6,12 +6,12 @@ https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem, StoreError
+from quantlib.foreign_json import parse_mapping
 
 DTYPE_BYTES = {
     "BOOL": 1,
@@ -38,6 +38,15 @@ REFETCH = "fetch the model again"
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit that the format's own reader sets."""
+
+_SMALL_BYTES = 1 << 20
+_BYTES_PER_BRACKET = 12
+"""An entry has three brackets and at least 50 bytes. A long header with more of them is a trap: as
+Python's values it would take twenty times its size."""
+
+_MAX_DIMENSIONS = 64
+_MAX_OFFSET = 1 << 63
+_SHOWN_PROBLEMS = 10
 
 
 @dataclass(frozen=True)
@@ -116,38 +125,44 @@ def read_header(source: FileSource, name: str) -> dict[str, TensorInfo]:
         text = source.read(name, 8, length)
     except StoreError as error:
         raise InvalidInputError.one(where, f"cannot be read: {error}") from None
-    try:
-        entries = json.loads(text)
-    except ValueError:
-        raise InvalidInputError.one(where, "its header is not JSON: corrupt", REFETCH) from None
-    if not isinstance(entries, dict):
-        raise InvalidInputError.one(where, "its header is no mapping: corrupt", REFETCH)
+    if length > _SMALL_BYTES and text.count(b"{") + text.count(b"[") > length // _BYTES_PER_BRACKET:
+        raise InvalidInputError.one(where, "its header lists no tensors: corrupt", REFETCH)
+    entries = parse_mapping(text, f"header of {where}", REFETCH)
     entries.pop("__metadata__", None)
     problems: list[Problem] = []
     tensors: list[TensorInfo] = []
     for tensor, entry in entries.items():
         try:
             tensors.append(_parse_entry(tensor, entry, name, 8 + length))
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             problems.append(
-                Problem(f"{where}: {tensor}", f"corrupt header entry ({error})", REFETCH)
+                Problem(f"{where}: {tensor[:200]}", f"corrupt header entry ({error})", REFETCH)
             )
     tensors.sort(key=lambda info: (info.start, info.end))
     problems += _layout_problems(where, tensors, 8 + length, size)
+    if len(problems) > _SHOWN_PROBLEMS:
+        more = len(problems) - _SHOWN_PROBLEMS
+        problems[_SHOWN_PROBLEMS:] = [Problem(where, f"has {more} more corrupt entries", REFETCH)]
     if problems:
         raise InvalidInputError(problems)
     return {info.name: info for info in tensors}
 
 
-def _parse_entry(tensor: str, entry: dict, file: str, data_start: int) -> TensorInfo:
-    dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+def _parse_entry(tensor: str, entry: object, file: str, data_start: int) -> TensorInfo:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [start, end]}:
+            pass
+        case _:
+            raise ValueError("it does not hold dtype, shape and two data_offsets")
     if dtype not in DTYPE_BYTES:
-        raise ValueError(f"unknown dtype {dtype!r}")
-    if not all(isinstance(size, int) and size >= 0 for size in (*shape, start, end)):
+        raise ValueError(f"unknown dtype {dtype[:40]!r}")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"it has {len(shape)} dimensions")
+    if not all(type(size) is int and 0 <= size < _MAX_OFFSET for size in (*shape, start, end)):
         raise ValueError("a size is not a whole number")
-    info = TensorInfo(tensor, dtype, shape, file, data_start + start, data_start + end)
+    info = TensorInfo(tensor, dtype, tuple(shape), file, data_start + start, data_start + end)
     if info.bytes != info.elements * DTYPE_BYTES[dtype]:
-        raise ValueError(f"{info.bytes} bytes cannot hold {dtype} {list(shape)}")
+        raise ValueError(f"{info.bytes} bytes cannot hold {dtype} {shape}")
     return info
 
 

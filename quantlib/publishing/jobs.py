@@ -7,9 +7,8 @@ is not published.
 
 from __future__ import annotations
 
-import json
-
-from quantlib.errors import StoreError
+from quantlib.errors import InvalidInputError, StoreError
+from quantlib.foreign_json import parse_mapping
 from quantlib.store import open_store
 from quantlib.store.receipt import canonical_json
 
@@ -42,8 +41,8 @@ def published_of(destination: str, job: str) -> str | None:
     if not store.exists(path):
         return None
     try:
-        return str(json.loads(bytes(store.read(path)))["address"])
-    except (ValueError, KeyError, TypeError):
+        return str(parse_mapping(store.read(path), path)["address"])
+    except (InvalidInputError, KeyError):
         raise StoreError(store.full_address(path), "is no entry of a job; remove it") from None
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib.errors import InvalidInputError
 from quantlib.faults import faults_of
+from quantlib.foreign_json import parse_json
 from quantlib.models.base import without_expert
 from quantlib.recipe import Activations
 from quantlib.store.receipt import Digest, FileRecord
@@ -313,6 +314,6 @@ class Report(Part):
             InvalidInputError: ``data`` is no report of this schema.
         """
         try:
-            return cls.model_validate_json(data)
+            return cls.model_validate(parse_json(data, origin))
         except ValidationError as error:
             raise InvalidInputError.one(origin, f"is no valid report: {faults_of(error)}") from None

@@ -6,12 +6,12 @@ https://slsa.dev/provenance/v1. It holds no time and no host: equal work has equ
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from quantlib.code import code_digest, code_version
 from quantlib.errors import InvalidInputError
+from quantlib.foreign_json import parse_mapping
 from quantlib.report.model import Evaluation, Report
 from quantlib.store import FileRecord
 
@@ -81,13 +81,15 @@ def read_subjects(data: bytes, where: str) -> list[dict[str, Any]]:
         InvalidInputError: It is no statement of this kind.
     """
     try:
-        statement = json.loads(data)
+        statement = parse_mapping(data, where, "so it is no in-toto statement")
         kinds = statement["_type"], statement["predicateType"]
         subjects = statement["subject"]
-    except (ValueError, KeyError, TypeError):
+    except KeyError:
         raise InvalidInputError.one(where, "is no in-toto statement") from None
     if kinds != (STATEMENT_TYPE, PREDICATE_TYPE):
-        raise InvalidInputError.one(where, f"is no SLSA provenance, but {' of '.join(kinds)}")
+        raise InvalidInputError.one(
+            where, f"is no SLSA provenance, but {' of '.join(map(str, kinds))}"
+        )
     return subjects
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.foreign_json import parse_json
 from quantlib.report.model import JSON_NAME, SCHEMA, Report
 
 MOST_RUNS = 7
@@ -108,11 +108,9 @@ def _name(path: Path) -> str:
 def _read(path: Path) -> Report:
     try:
         data = path.read_bytes()
-        value = json.loads(data)
     except OSError as error:
         raise InvalidInputError.one(str(path), f"cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise InvalidInputError.one(str(path), "is no JSON, so no quantization report") from None
+    value = parse_json(data, str(path), "so it is no quantization report")
     schema = value.get("schema") if isinstance(value, dict) else None
     if schema is None:
         raise InvalidInputError.one(str(path), "is no quantization report")

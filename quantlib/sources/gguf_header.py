@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,13 @@ _SCALARS = {
     12: "d",
 }
 _REMEDY = "fetch the file again"
+
+_MAX_HEADER_BYTES = 100_000_000
+_MAX_KEYS = 1 << 16
+_MAX_TENSORS = 1 << 17
+"""Files of the largest models hold a few thousand tensors, and headers of some 20 MB."""
+_MAX_NESTING = 8
+_MAX_ALIGNMENT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -110,21 +117,20 @@ class _TruncatedError(ValueError):
 
 
 class _Cursor:
-    """Reads values one after the other."""
+    """Reads values one after the other, within what a header may be long."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
         self.position = 0
+        self._end = min(len(data), _MAX_HEADER_BYTES)
 
     def take(self, length: int) -> bytes:
-        if length > len(self.data) - self.position:
-            raise _TruncatedError
         start = self.position
-        self.position += length
+        self.skip(length)
         return self.data[start : self.position]
 
     def skip(self, length: int) -> None:
-        if length > len(self.data) - self.position:
+        if length > self._end - self.position:
             raise _TruncatedError
         self.position += length
 
@@ -134,16 +140,18 @@ class _Cursor:
     def string(self) -> str:
         return self.take(self.scalar("Q")).decode("utf-8", errors="replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, nesting: int = 0) -> Any:
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
-            return self.array()
+            if nesting == _MAX_NESTING:
+                raise ValueError("metadata of arrays that are nested too deeply: corrupt")
+            return self.array(nesting + 1)
         if kind not in _SCALARS:
             raise ValueError(f"metadata of unknown type {kind}: corrupt")
         return self.scalar(_SCALARS[kind])
 
-    def array(self) -> GgufArray:
+    def array(self, nesting: int) -> GgufArray:
         kind, length = self.scalar("I"), self.scalar("Q")
         if kind in _SCALARS:
             self.skip(length * struct.calcsize("<" + _SCALARS[kind]))
@@ -152,7 +160,7 @@ class _Cursor:
                 if kind == _STRING:
                     self.skip(self.scalar("Q"))
                 else:
-                    self.value(kind)
+                    self.value(kind, nesting)
         return GgufArray(length)
 
 
@@ -164,16 +172,20 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     if version not in _VERSIONS:
         raise ValueError(f"GGUF version {version} is not supported (known: 2 and 3, little-endian)")
     tensor_count, key_count = cursor.scalar("Q"), cursor.scalar("Q")
-    metadata = {}
+    if key_count > _MAX_KEYS or tensor_count > _MAX_TENSORS:
+        raise ValueError(f"{key_count} keys and {tensor_count} tensors: corrupt")
+    metadata: dict[str, Any] = {}
     for _ in range(key_count):
         key = cursor.string()
+        if key in metadata:
+            raise ValueError(f"{key[:200]} is there twice: corrupt")
         metadata[key] = cursor.value(cursor.scalar("I"))
     entries = [_read_entry(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise ValueError(f"general.alignment is {alignment!r}: corrupt")
-    data_start = math.ceil(cursor.position / alignment) * alignment
-    tensors = {}
+    if type(alignment) is not int or not 1 <= alignment <= _MAX_ALIGNMENT:
+        raise ValueError("general.alignment is no small whole number: corrupt")
+    data_start = -(-cursor.position // alignment) * alignment
+    tensors: dict[str, GgufTensor] = {}
     for name, shape, kind, offset in entries:
         tensor = _place(name, shape, kind, data_start + offset)
         if tensor.start + tensor.bytes > len(data):
@@ -181,7 +193,16 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
         if name in tensors:
             raise ValueError(f"{name} is there twice: corrupt")
         tensors[name] = tensor
+    _require_apart(tensors.values())
     return GgufHeader(path, metadata, tensors)
+
+
+def _require_apart(tensors: Iterable[GgufTensor]) -> None:
+    end = 0
+    for tensor in sorted(tensors, key=lambda tensor: tensor.start):
+        if tensor.start < end:
+            raise ValueError(f"{tensor.name} overlaps another tensor: corrupt")
+        end = max(end, tensor.start + tensor.bytes)
 
 
 def _read_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
@@ -201,8 +222,9 @@ def _place(name: str, shape: tuple[int, ...], kind: int, start: int) -> GgufTens
     except (ValueError, KeyError):
         raise ValueError(f"{name} has the unknown type {kind}") from None
     elements = math.prod(shape)
-    if (shape[-1] if shape else 1) % block_elements:
-        raise ValueError(f"{name}: rows of {shape[-1]} do not divide into blocks: corrupt")
+    row = shape[-1] if shape else 1
+    if row % block_elements:
+        raise ValueError(f"{name}: rows of {row} do not divide into blocks: corrupt")
     return GgufTensor(
         name=name,
         shape=shape,

@@ -7,6 +7,7 @@ change what the model computes.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ _SIZES = {
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
+}
+_TOKENS = {
+    "bos_token_id": "tokenizer.ggml.bos_token_id",
+    "eos_token_id": "tokenizer.ggml.eos_token_id",
+    "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
 _KNOWN_KEYS = {
     *_SIZES,
@@ -64,6 +70,9 @@ _PRE_TOKENIZERS = (
     "smollm",
     "tekken",
 )
+_TOO_LARGE = 1 << 31
+"""No size of a model is of that order; a corrupt one would be counted up to."""
+
 _ORIGINAL = "take the model's safetensors release"
 
 
@@ -143,11 +152,19 @@ def _config(header: GgufHeader) -> dict[str, Any]:
         key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)
     }
     problems = _metadata_problems(where, prefix, stated)
+    problems += [
+        Problem(where, f"{key} is {metadata[key]!r}, no token: corrupt", _ORIGINAL)
+        for key in _TOKENS.values()
+        if key in metadata and type(metadata[key]) is not int
+    ]
+    if not problems and stated["block_count"] > len(header.tensors):
+        what = f"has {len(header.tensors)} tensors for {stated['block_count']} blocks: corrupt"
+        problems = [Problem(where, what, _ORIGINAL)]
     if problems:
         raise InvalidInputError(problems)
     heads = stated["attention.head_count"]
     head_dim = stated.get("attention.key_length", stated["embedding_length"] // heads)
-    tokens = metadata.get("tokenizer.ggml.tokens", GgufArray(0)).length
+    tokens = metadata.get("tokenizer.ggml.tokens")
     config = {
         "architectures": [_ARCHITECTURES[architecture]],
         "model_type": architecture,
@@ -158,12 +175,10 @@ def _config(header: GgufHeader) -> dict[str, Any]:
         "head_dim": head_dim,
         "rms_norm_eps": stated["attention.layer_norm_rms_epsilon"],
         "rope_theta": stated.get("rope.freq_base", 10000.0),
-        "vocab_size": stated.get("vocab_size", tokens),
+        "vocab_size": stated.get("vocab_size", getattr(tokens, "length", 0)),
         "tie_word_embeddings": "output.weight" not in header.tensors,
     }
-    for token in ("bos", "eos"):
-        config[f"{token}_token_id"] = metadata.get(f"tokenizer.ggml.{token}_token_id")
-    config["pad_token_id"] = metadata.get("tokenizer.ggml.padding_token_id")
+    config |= {name: metadata.get(key) for name, key in _TOKENS.items()}
     if stated.get("rope.dimension_count", head_dim) != head_dim or head_dim % 2:
         raise InvalidInputError.one(
             where,
@@ -227,13 +242,17 @@ def _metadata_problems(where: str, prefix: str, stated: Mapping[str, Any]) -> li
         if key not in stated:
             if key in _SIZES:
                 problems.append(Problem(where, f"states no {prefix}{key}: corrupt", _ORIGINAL))
-        elif not isinstance(stated[key], int) or stated[key] < 1:
+        elif type(stated[key]) is not int or not 1 <= stated[key] < _TOO_LARGE:
             what = (
                 "one number for each block" if isinstance(stated[key], GgufArray) else stated[key]
             )
             problems.append(Problem(where, f"unsupported {prefix}{key}: {what}", _ORIGINAL))
     if "attention.layer_norm_rms_epsilon" not in stated:
         problems.append(Problem(where, f"states no {prefix}attention.layer_norm_rms_epsilon"))
+    for key in ("attention.layer_norm_rms_epsilon", "rope.freq_base"):
+        value = stated.get(key, 1.0)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            problems.append(Problem(where, f"unsupported {prefix}{key}: {value}", _ORIGINAL))
     for key, value in stated.items():
         if key in _KNOWN_KEYS or (key in _NEUTRAL and value == _NEUTRAL[key]):
             continue
@@ -250,7 +269,8 @@ def _tensor_problems(header: GgufHeader, targets: Mapping[str, Target]) -> list[
                 where, "scales its rotary frequencies (rope_freqs.weight), unsupported", _ORIGINAL
             )
         )
-    unknown = [name for name in header.tensors if name not in {*targets, "rope_freqs.weight"}]
+    known = {*targets, "rope_freqs.weight"}
+    unknown = [name for name in header.tensors if name not in known]
     missing = [name for name in targets if name not in header.tensors]
     for names, what in ((unknown, "unsupported tensors"), (missing, "missing tensors")):
         if names:

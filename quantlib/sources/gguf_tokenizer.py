@@ -6,6 +6,7 @@ kind of vocabulary rather than states (``src/llama-vocab.cpp``) are added here.
 
 from __future__ import annotations
 
+from quantlib.errors import InvalidInputError
 from quantlib.sources.gguf_header import GgufHeader
 from quantlib.store import StepOutput
 
@@ -18,7 +19,11 @@ _ADD_BOS = (*_LLAMA3, "tekken")
 
 
 def save_gguf_tokenizer(header: GgufHeader, output: StepOutput) -> None:
-    """Adds ``tokenizer.json``, ``tokenizer_config.json`` and the chat template, if there is one."""
+    """Adds ``tokenizer.json``, ``tokenizer_config.json`` and the chat template, if there is one.
+
+    Raises:
+        InvalidInputError: transformers cannot rebuild a tokenizer from what the file holds.
+    """
     from tokenizers import pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -29,14 +34,21 @@ def save_gguf_tokenizer(header: GgufHeader, output: StepOutput) -> None:
     link = output.scratch / "gguf" / "model.gguf"
     link.parent.mkdir()
     link.symlink_to(header.path.resolve())
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(
-        link.parent,
-        gguf_file=link.name,
-        add_bos_token=metadata.get(
-            "tokenizer.ggml.add_bos_token", sentencepiece or pre in _ADD_BOS
-        ),
-        add_eos_token=metadata.get("tokenizer.ggml.add_eos_token", False),
-    )
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            link.parent,
+            gguf_file=link.name,
+            add_bos_token=metadata.get(
+                "tokenizer.ggml.add_bos_token", sentencepiece or pre in _ADD_BOS
+            ),
+            add_eos_token=metadata.get("tokenizer.ggml.add_eos_token", False),
+        )
+    except Exception as error:  # a vocabulary from elsewhere breaks its reader in many ways
+        raise InvalidInputError.one(
+            str(header.path),
+            f"no tokenizer can be made of its vocabulary: {type(error).__name__}: {error}",
+            "take the model's safetensors release",
+        ) from error
     backend = tokenizer.backend_tokenizer
     if not sentencepiece and pre in _IGNORE_MERGES:
         backend.model.ignore_merges = True

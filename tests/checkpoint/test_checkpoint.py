@@ -101,7 +101,7 @@ def with_header(path: Path, header: object, data: bytes = b"") -> None:
     ("header", "data", "message"),
     [
         (b"{nonsense", b"", "not JSON"),
-        ([1], b"", "no mapping"),
+        ([1], b"", "not hold a mapping"),
         ({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, b"0" * 4, "unknown dtype"),
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"0" * 4, "cannot hold"),
         ({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"0" * 4, "whole number"),
