@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
+from quantlib.checkpoint.quantized import stated_quantization
 from quantlib.compatibility import exact_linears, matches, needs_calibration, resolve_format
 from quantlib.errors import Problem
 from quantlib.formats import format_registry
@@ -29,10 +30,10 @@ def model_problems(
         checkpoint: The model's headers.
         adapter: The model's family.
     """
-    if "quantization_config" in checkpoint.config:
+    if stated := stated_quantization(checkpoint.config):
         return [
             Problem(
-                "config.json: quantization_config",
+                f"config.json: {stated[0]}",
                 "the checkpoint is quantized already",
                 "give the original",
             )
@@ -45,7 +46,7 @@ def model_problems(
     ]
     if problems:
         return problems
-    problems = _pattern_problems(recipe.quantization, adapter)
+    problems = _pattern_problems(recipe.quantization, checkpoint, adapter)
     problems += _layer_problems(recipe.quantization, adapter)
     if not problems:
         problems = _fusion_problems(recipe.quantization, adapter)
@@ -75,25 +76,35 @@ def model_problems(
     return problems
 
 
-def _pattern_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
-    names = [
+def _pattern_problems(
+    section: QuantizationSection, checkpoint: Checkpoint, adapter: BaseModelAdapter
+) -> list[Problem]:
+    linears = [
         adapter.linear_name(block, linear)
         for block in range(adapter.blocks)
         for linear in (*adapter.linears(block), *adapter.routers(block))
     ]
+    # What is never quantized may be named too: recipes that other tools share name the head.
+    modules = [name.rpartition(".")[0] for name in checkpoint.tensors]
+    names = dict.fromkeys((*linears, adapter.head, adapter.embedding, *modules))
     problems = []
     for pattern in section.ignore:
         try:
-            found = pattern == adapter.head or any(matches(pattern, name) for name in names)
+            found = any(matches(pattern, name) for name in names)
         except re.error as error:
             problems.append(
                 Problem("quantization.ignore", f"{pattern!r} is no regular expression: {error}")
             )
             continue
         if not found:
-            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears))
             problems.append(
-                Problem("quantization.ignore", f"{pattern!r} matches no linear", f"known: {known}")
+                Problem(
+                    "quantization.ignore",
+                    f"{pattern!r} matches no linear and no other module of the model (looked at "
+                    f"{len(names)} names, from {linears[0]} to {adapter.head})",
+                    f"known: {known}",
+                )
             )
     return problems
 

@@ -21,6 +21,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import installed_vllm
 from quantlib.model_compatibility import cpu_problem
 from quantlib.models import BaseModelAdapter
+from quantlib.models.servable import with_causal_architecture
 from quantlib.process_group import end_group, last_lines
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection
@@ -105,9 +106,8 @@ def dry_load(
         return f"Not tried with dummy weights: the vLLM installed here is for CPUs; {missing}."
     scheme = checkpoint_scheme(section, adapter)
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
-    config = dict(adapter.config) | {
-        "quantization_config": quantizer._add_vllm_compatibility(scheme)
-    }
+    config = with_causal_architecture(adapter.config)
+    config["quantization_config"] = quantizer._add_vllm_compatibility(scheme)
     job = DryLoadJob(
         quantization=section.model_dump(mode="json"),
         tensors={name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()},

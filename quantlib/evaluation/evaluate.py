@@ -16,6 +16,7 @@ from quantlib.calibration.corpus import Windows
 from quantlib.evaluation.engines import EngineChoice
 from quantlib.evaluation.gate import Figures
 from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
+from quantlib.evaluation.original import make_servable
 from quantlib.evaluation.process import Workers
 from quantlib.progress import progress_bar
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
@@ -222,7 +223,9 @@ def _run(
     for name in names:
         _materialize(store, model.path(name), folder / name)
     reference_file = None
-    if reference is not None:
+    if reference is None:
+        make_servable(folder)
+    else:
         reference_file = output.scratch / REFERENCE_NAME
         _materialize(store, reference.path(REFERENCE_NAME), reference_file)
     tokens = output.scratch / "tokens.npy"

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from quantlib.checkpoint.header import TensorInfo
+from quantlib.checkpoint.index import listed
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.models.base import BaseModelAdapter, LinearGroup, Producer
 from quantlib.models.rope import rope_parameters, rope_problems
+from quantlib.models.servable import with_causal_architecture
 from quantlib.models.settings import BlockSettings, Norms
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ _ROPE_FIELDS = ("rope_parameters", "rope_scaling")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 _IGNORED_TENSORS = "rotary_emb.inv_freq"
 """Old checkpoints of Llama hold the rotary embedding's frequencies; the config says the same."""
+
+
+_MOST_LINES = 3
 
 
 class BaseHuggingFaceAdapter(BaseModelAdapter):
@@ -287,6 +292,15 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
 
     def problems(self, checkpoint: Checkpoint) -> list[Problem]:
         """What is missing, misshapen or unknown in a checkpoint of this family."""
+        found = self._tensor_problems(checkpoint)
+        return [
+            *_summed(found["missing"], list(checkpoint.tensors)),
+            *_summed(found["misshapen"]),
+            *_summed(found["unknown"]),
+        ]
+
+    def _tensor_problems(self, checkpoint: Checkpoint) -> dict[str, list[Problem]]:
+        """What is ``missing``, ``misshapen`` and ``unknown``, tensor by tensor."""
         vocabulary, hidden = self.config["vocab_size"], self.config["hidden_size"]
         expected: dict[str, tuple[int, ...]] = {
             f"{self.embedding}.weight": (vocabulary, hidden),
@@ -298,23 +312,35 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         for block, prefix in enumerate(prefixes):
             shapes = self.block_shapes(block)
             expected |= {prefix + name: shape for name, shape in shapes.items()}
-        problems = []
+        missing: list[Problem] = []
+        misshapen: list[Problem] = []
         for name, shape in expected.items():
             info = checkpoint.tensors.get(name)
             if info is None:
-                problems.append(Problem(name, "the checkpoint has no such tensor"))
+                missing.append(self._missing(name, checkpoint))
             elif info.shape != shape:
-                problems.append(
+                misshapen.append(
                     Problem(name, f"has shape {list(info.shape)}; the config says {list(shape)}")
                 )
         model_type = self.config["model_type"]
-        return problems + [
+        unknown = [
             Problem(name, f"is no tensor that a block of {model_type} with this config has")
             for name in checkpoint.tensors
             if name.startswith(prefixes)
             and name not in expected
             and not name.endswith(_IGNORED_TENSORS)
         ]
+        return {"missing": missing, "misshapen": misshapen, "unknown": unknown}
+
+    def _missing(self, name: str, checkpoint: Checkpoint) -> Problem:
+        what = "the checkpoint has no such tensor"
+        if name != f"{self.head}.weight":
+            return Problem(name, what)
+        stored = checkpoint.tensors.get(f"{self.embedding}.weight")
+        if stored is not None and stored.name != f"{self.embedding}.weight":
+            what += f", as is usual without the prefix 'model.' (it holds {stored.name})"
+        remedy = "set tie_word_embeddings to true in config.json if the embedding is the head too"
+        return Problem(name, what, remedy)
 
     def load_model(self, checkpoint: Checkpoint, device: torch.device) -> StreamedModel:
         """Opens a model whose weights are read block by block.
@@ -377,8 +403,20 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         total = sum(info.bytes for tensors in parts.values() for info in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
         _write_json(output / INDEX_NAME, index)
-        config = dict(self.config) | {"quantization_config": dict(quantization_config)}
+        config = with_causal_architecture(self.config)
+        config["quantization_config"] = dict(quantization_config)
         _write_json(output / CONFIG_NAME, config)
+
+
+def _summed(problems: list[Problem], held: Sequence[str] = ()) -> list[Problem]:
+    """A few problems as they are; many of one kind, which have one cause, as one."""
+    if len(problems) <= _MOST_LINES:
+        return problems
+    first, *others = problems
+    what = f"{first.what}, and so with {len(others)} more: {listed([p.where for p in others])}"
+    if held:
+        what += f"; it holds {listed(held)}"
+    return [Problem(first.where, what, "the config or the names are another model's")]
 
 
 def _is_positive(value: Any, *, whole: bool) -> bool:

@@ -221,7 +221,7 @@ class MixtureAdapter(BaseHuggingFaceAdapter):
                 name = f"{prefix}{self.routing.router}.weight"
                 parts[router] = (replace(checkpoint.tensors[router], name=name),)
         tensors = {
-            part.name: part
+            (part.name if name in parts else name): part
             for name, info in checkpoint.tensors.items()
             for part in parts.get(name, (info,))
         }
@@ -237,10 +237,10 @@ class MixtureAdapter(BaseHuggingFaceAdapter):
             full = f"{prefix}{self._expert(expert, name)}.weight"
             yield info.part(full, at * shape[0] * shape[1], shape)
 
-    def problems(self, checkpoint: Checkpoint) -> list[Problem]:
-        """What is missing or misshapen in a checkpoint of this family."""
-        problems = super().problems(checkpoint)
-        misshapen = []
+    def _tensor_problems(self, checkpoint: Checkpoint) -> dict[str, list[Problem]]:
+        """What is ``missing``, ``misshapen`` and ``unknown``, tensor by tensor."""
+        found = super()._tensor_problems(checkpoint)
+        stacked = []
         for block in range(self.blocks):
             for name, shape in self._stacked_shapes(block).items():
                 if name not in checkpoint.tensors:
@@ -249,13 +249,15 @@ class MixtureAdapter(BaseHuggingFaceAdapter):
                 what = f"has shape {given}; the config says {list(shape)}"
                 # What it should hold is not missing besides, nor is it unknown.
                 experts = f"{self.block_prefix(block)}{self.mlp}.experts."
-                problems = [
-                    found
-                    for found in problems
-                    if not found.where.startswith(experts) and found.where != name
-                ]
-                misshapen.append(Problem(name, what))
-        return problems + misshapen
+                for kind, problems in found.items():
+                    found[kind] = [
+                        problem
+                        for problem in problems
+                        if not problem.where.startswith(experts) and problem.where != name
+                    ]
+                stacked.append(Problem(name, what))
+        found["misshapen"] += stacked
+        return found
 
     def build_block(self, model: StreamedModel, block: int) -> DecoderBlock:
         """Reads one block, all its experts included, and makes it computable."""

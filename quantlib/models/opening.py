@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource
 from quantlib.models.base import BaseModelAdapter
 from quantlib.models.registry import model_registry
+from quantlib.models.servable import renamed_tensors, servable_config
 
 
 def open_model(source: FileSource) -> tuple[Checkpoint, BaseModelAdapter]:
@@ -22,5 +25,8 @@ def open_model(source: FileSource) -> tuple[Checkpoint, BaseModelAdapter]:
             adapter cannot do.
     """
     checkpoint = Checkpoint.open(source)
-    adapter = model_registry.adapter_for(checkpoint.config)
-    return adapter.arranged(checkpoint), adapter
+    config = servable_config(checkpoint)
+    adapter = model_registry.adapter_for(config)
+    renamed = renamed_tensors(checkpoint, adapter)
+    tensors = {renamed.get(name, name): info for name, info in checkpoint.tensors.items()}
+    return adapter.arranged(replace(checkpoint, config=config, tensors=tensors)), adapter

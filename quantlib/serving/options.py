@@ -7,15 +7,20 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+_NO_FLOAT16 = ("gemma2", "gemma3", "gemma3_text", "glm4")
+"""Model types that overflow in float16: vLLM refuses it for them (``vllm/config/model.py``)."""
+
 
 def serving_dtype(config: Mapping[str, Any]) -> str:
-    """The dtype that a model is served in: its own, or bfloat16 where vLLM has no kernels for it.
+    """The dtype that a model is served in: its own, or bfloat16 where vLLM does not serve that.
 
     Args:
         config: The parsed ``config.json``.
     """
     stored = config.get("dtype") or config.get("torch_dtype")
-    return stored if stored in ("bfloat16", "float16") else "bfloat16"
+    if stored == "float16" and config.get("model_type") not in _NO_FLOAT16:
+        return "float16"
+    return "bfloat16"
 
 
 def serve_options(arguments: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import TensorInfo
+from quantlib.checkpoint.index import copy_problems
 from quantlib.checkpoint.source import FolderSource
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.sources.inspection import model_files, open_model
@@ -82,7 +83,7 @@ def examine_folder(path: Path, progress: ShowProgress) -> ExaminedFolder:
     checkpoint = open_folder(path)
     problems: list[Problem] = []
     tensors: dict[str, list[TensorInfo]] = defaultdict(list)
-    for info in checkpoint.tensors.values():
+    for info in (*checkpoint.tensors.values(), *checkpoint.copies):
         tensors[info.file].append(info)
     total = sum(info.bytes for info in checkpoint.tensors.values())
     files = {}
@@ -99,6 +100,7 @@ def examine_folder(path: Path, progress: ShowProgress) -> ExaminedFolder:
                 files[name] = FileRecord(bytes=file.stat().st_size, sha256=digest, tensors=count)
             except OSError as error:
                 problems.append(Problem(str(file), f"cannot be read: {error.strerror}"))
+    problems += copy_problems(checkpoint.source, checkpoint.tensors, checkpoint.copies)
     if problems:
         raise InvalidInputError(problems)
     return ExaminedFolder(path, checkpoint.config["model_type"], files)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, FLOAT_DTYPES, INDEX_NAME, Checkpoint
+from quantlib.checkpoint.index import SINGLE_NAME, adapter_words, listed
+from quantlib.checkpoint.quantized import stated_quantization
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.store import FileRecord
@@ -30,7 +32,7 @@ SMALL_FILES = (
 """The files that are taken besides the weights. Code is never among them."""
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_NAMED_TENSORS = 3
+_QUANTIZED_ENDINGS = ("weight", "zeros", "scales", "_packed", "_scale", "_zero_point", "g_idx")
 
 
 def open_model(files: FileSource) -> Checkpoint:
@@ -47,9 +49,7 @@ def open_model(files: FileSource) -> Checkpoint:
     if not names:
         raise InvalidInputError.one(root, "is empty", "give a folder with a model checkpoint")
     if CONFIG_NAME not in names and "adapter_config.json" in names:
-        raise InvalidInputError.one(
-            root, "is an adapter, not a model", "merge it into its base model first"
-        )
+        raise InvalidInputError.one(root, *adapter_words(files, names))
     checkpoint = Checkpoint.open(files)
     problems = _config_problems(files.describe(CONFIG_NAME), checkpoint.config)
     if not problems:
@@ -63,10 +63,11 @@ def open_model(files: FileSource) -> Checkpoint:
 
 def model_files(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The files of a model that are taken: the weights that it uses and the small files."""
-    weights = {info.file for info in checkpoint.tensors.values()}
-    return tuple(
-        name for name in checkpoint.source.names() if name in weights or name in SMALL_FILES
-    )
+    weights = {info.file for info in (*checkpoint.tensors.values(), *checkpoint.copies)}
+    taken = {*weights, *SMALL_FILES}
+    if weights == {SINGLE_NAME}:
+        taken.discard(INDEX_NAME)  # which may be of shards that are gone
+    return tuple(name for name in checkpoint.source.names() if name in taken)
 
 
 def model_facts(
@@ -99,11 +100,10 @@ def _config_problems(where: str, config: Mapping[str, Any]) -> list[Problem]:
         problems.append(
             Problem(where, "names no model_type", "give a folder with a language model")
         )
-    for key in ("quantization_config", "compression_config"):
-        if config.get(key):
-            settings = config[key]
-            method = settings.get("quant_method", "") if isinstance(settings, dict) else ""
-            problems.append(_quantized(where, f"its {key} says {json.dumps(method or settings)}"))
+    if stated := stated_quantization(config):
+        field, settings = stated
+        method = settings.get("quant_method", "") if isinstance(settings, dict) else ""
+        problems.append(_quantized(where, f"its {field} says {json.dumps(method or settings)}"))
     return problems
 
 
@@ -117,14 +117,16 @@ def _dtype_problems(checkpoint: Checkpoint) -> list[Problem]:
     problems = []
     for dtype, names in sorted(by_dtype.items()):
         where = checkpoint.source.describe(checkpoint.info(names[0]).file)
-        listed = ", ".join(names[:_NAMED_TENSORS])
-        if len(names) > _NAMED_TENSORS:
-            listed += f" and {len(names) - _NAMED_TENSORS} more"
-        if dtype.startswith(("I", "U", "F8")):
-            problems.append(_quantized(where, f"{dtype} in {listed}"))
+        found = f"{dtype} in {listed(names)}"
+        weights = [name for name in names if name.endswith(_QUANTIZED_ENDINGS)]
+        known = ", ".join(FLOAT_DTYPES)
+        if dtype.startswith("F8") or (weights and dtype.startswith(("I", "U", "BOOL"))):
+            problems.append(_quantized(where, found))
+        elif dtype.startswith(("I", "U", "BOOL")):
+            remedy = "remove them, if they are buffers; else give the original checkpoint"
+            problems.append(Problem(where, f"{found}: no weights of an unquantized model", remedy))
         else:
-            known = ", ".join(FLOAT_DTYPES)
-            problems.append(Problem(where, f"{dtype} in {listed}", f"convert it to one of {known}"))
+            problems.append(Problem(where, found, f"convert it to one of {known}"))
     return problems
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.errors import InvalidInputError
 from quantlib.sources.folder import examine_folder, folder_problems
 from quantlib.store import StepOutput
@@ -36,10 +37,45 @@ def test_no_model_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     assert "is an adapter" in said(adapter)
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    (adapter / "adapter_model.safetensors").write_text("")
+    (adapter / "config.json").write_text('{"model_type": "llama"}')
+    assert (
+        "is an adapter, not a model: holds adapter_config.json, adapter_model.safetensors; merge "
+        "it into its base model (org/base) first" in said(adapter)
+    )
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "README.md").write_text("hello")
     assert "config.json: is missing" in said(notes)
+
+
+def test_what_a_clone_without_git_lfs_has_is_named(write_model, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid x")
+    assert "is a pointer of Git LFS, not the file itself; run git lfs pull" in said(folder)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [("utf-8-sig", "byte order mark"), ("utf-16", "byte order mark"), ("latin-1", "is not UTF-8")],
+)
+def test_a_config_that_transformers_cannot_read_is_refused(
+    write_model, tmp_path: Path, encoding: str, message: str
+) -> None:
+    folder = write_model(tmp_path / "m")
+    text = (folder / "config.json").read_text().replace("llama", "llamä")
+    (folder / "config.json").write_text(text, encoding=encoding)
+    assert message in said(folder)
+
+
+def test_other_spellings_and_empty_files(write_model, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "config.json").rename(folder / "Config.json")
+    assert "config.json: is missing; rename Config.json" in said(folder)
+    (folder / "Config.json").unlink()
+    (folder / "config.json").write_text("")
+    assert "config.json: is empty" in said(folder)
 
 
 def test_pickled_weights_are_refused(write_model, tmp_path: Path) -> None:
@@ -59,7 +95,8 @@ def test_damaged_files_are_named(write_model, tmp_path: Path) -> None:
     sharded = write_model(tmp_path / "sharded", shards=3)
     for shard in (1, 3):
         (sharded / f"model-{shard:05}-of-00003.safetensors").unlink()
-    assert said(sharded).count("which is missing") == 2
+    names = "model-00001-of-00003.safetensors, model-00003-of-00003.safetensors"
+    assert f"names {names}, which are missing" in said(sharded)
 
 
 def test_a_quantized_model_is_refused(write_model, tmp_path: Path) -> None:
@@ -67,10 +104,29 @@ def test_a_quantized_model_is_refused(write_model, tmp_path: Path) -> None:
         tmp_path / "marked", config={"quantization_config": {"quant_method": "gptq"}}
     )
     assert 'is quantized already: its quantization_config says "gptq"' in said(marked)
-    for dtype in ("I32", "F8_E4M3"):
-        folder = write_model(tmp_path / dtype, dtype=dtype)
-        assert f"is quantized already: {dtype} in blocks.0.a, blocks.0.b" in said(folder)
-        assert "give the original checkpoint" in said(folder)
+    folder = write_model(tmp_path / "fp8", dtype="F8_E4M3")
+    assert "is quantized already: F8_E4M3 in blocks.0.a, blocks.0.b" in said(folder)
+    assert "give the original checkpoint" in said(folder)
+
+
+def test_whole_numbers_are_called_quantized_where_they_are_weights(write_model, tmp_path) -> None:
+    folder = write_model(tmp_path / "m")
+    with SafetensorsWriter(folder / "model.safetensors") as writer:
+        writer.add("blocks.0.q_proj.qweight", "I32", [2], bytes(8))
+        writer.add("position_ids", "I64", [2], bytes(16))
+        writer.finish()
+    assert "is quantized already: I32 in blocks.0.q_proj.qweight" in said(folder)
+    assert "I64 in position_ids: no weights of an unquantized model; remove them" in said(folder)
+
+
+@pytest.mark.parametrize(
+    "stated", [None, {}, {"quant_method": None}, {"quant_method": "none", "bits": 16}]
+)
+def test_a_config_that_names_no_quantization_is_of_an_unquantized_model(
+    write_model, tmp_path: Path, stated: object
+) -> None:
+    config = {"quantization_config": stated, "compression_config": stated}
+    assert folder_problems(write_model(tmp_path / "m", config=config)) == []
 
 
 def test_other_dtypes_are_refused(write_model, tmp_path: Path) -> None:

@@ -121,8 +121,8 @@ def test_pickled_weights_are_refused_before_a_download(hub, model, store, silent
 
 
 def test_headers_are_judged_before_a_download(hub, write_model, store, silent, tmp_path) -> None:
-    hub.load(write_model(tmp_path / "int", dtype="I32", elements=4096))
-    with pytest.raises(InvalidInputError, match=r"is quantized already: I32 in blocks.0.a"):
+    hub.load(write_model(tmp_path / "int", dtype="F8_E4M3", elements=4096))
+    with pytest.raises(InvalidInputError, match=r"is quantized already: F8_E4M3 in blocks.0.a"):
         fetch(store, "hf://org/tiny", silent)
     assert all(ranges is not None for ranges in hub.bytes_requested(WEIGHTS))
     hub.load(write_model(tmp_path / "shards", shards=2))

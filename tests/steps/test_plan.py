@@ -88,6 +88,28 @@ def test_all_problems_at_once(tiny_llama: Path, small_recipe: MakeRecipe) -> Non
         assert message in found
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["lm_head", "re:.*lm_head", "re:lm_head$", "model.embed_tokens", "re:.*embed.*", "re:.*norm$"],
+)
+def test_what_is_never_quantized_may_be_named(
+    tiny_llama: Path, small_recipe: MakeRecipe, pattern: str
+) -> None:
+    recipe = small_recipe(quantization={"ignore": [pattern]})
+    assert input_problems(recipe, FolderSource(tiny_llama)) == []
+
+
+def test_a_pattern_that_matches_nothing_says_what_was_looked_at(
+    tiny_llama: Path, small_recipe: MakeRecipe
+) -> None:
+    recipe = small_recipe(quantization={"ignore": ["re:.*mlp.gate$"]})
+    (problem,) = input_problems(recipe, FolderSource(tiny_llama))
+    assert (
+        "matches no linear and no other module of the model (looked at 39 names, from "
+        "model.layers.0.self_attn.q_proj to lm_head); known: q_proj" in str(problem)
+    )
+
+
 @pytest.mark.parametrize("ignore", [["q_proj"], ["up_proj"], [r"re:layers\.2\.self_attn\.v_proj"]])
 def test_what_vllm_fuses_is_not_split(
     tiny_llama: Path, small_recipe: MakeRecipe, ignore: list[str]
