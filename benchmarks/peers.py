@@ -119,8 +119,7 @@ def quantlib_row(name: str, model: Path, data: dict[str, Any], *options: str) ->
     """Quantizes with ``quantlib quantize``, from nothing."""
     slug = slug_of(name)
     output = FOLDER / "out" / slug
-    for folder in (output, output.with_name(f".{slug}.quantlib")):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(output, ignore_errors=True)
     recipe = write_recipe(slug, data)
     command = [sys.executable, "-m", "quantlib", "quantize", "--config", str(recipe)]
     command += ["--model-path", str(model), "--output-path", str(output), "--device", "cpu"]

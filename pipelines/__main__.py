@@ -38,10 +38,11 @@ from pipelines.scheduler import StepRun
 from pipelines.status import log_tail
 from pipelines.watch import watch
 from quantlib.cpus import available_cpus
-from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.errors import InvalidInputError, QuantlibError, VerificationError, os_error_line
 from quantlib.evaluation.engines import choose_engine
-from quantlib.preflight import destination_problems, input_problems
+from quantlib.preflight import destination_problems, input_problems, place_problems
 from quantlib.report.model import HTML_NAME
+from quantlib.sources.naming import named
 
 RUNNERS = ("process", "docker", "kubeflow")
 _CPUS = available_cpus()
@@ -203,6 +204,7 @@ def run_command(
     running there is not started again.
     """
     checked = checked_recipe(recipe, job.model)
+    checked = named(checked, job.model)
     options = replace(options, recipe=checked)
     if runner == "kubeflow":
         parameters = run_parameters(checked, job, digest)
@@ -220,8 +222,12 @@ def run_command(
     if runner == "process":
         options = replace(options, allow_floating=True)
         choose_engine(checked.validation.engine)
-    problems = input_problems(checked, job.model or checked.model or "", job.store)
-    problems += destination_problems(job.publish_to or checked.publish.destination or job.store)
+    model = job.model or checked.model or ""
+    destination = job.publish_to or checked.publish.destination or ""
+    problems = input_problems(checked, model, job.store)
+    problems += destination_problems(destination or job.store)
+    problems += place_problems(checked, model, {"the store": job.store})
+    problems += place_problems(checked, model, {"the destination": destination})
     if problems:
         raise InvalidInputError(problems)
     folder = _run_folder(run_dir)
@@ -297,11 +303,13 @@ def _explain(failure: StepRun) -> None:
 if __name__ == "__main__":
     try:
         main()
+    except (InvalidInputError, VerificationError) as error:
+        for problem in error.problems:
+            click.echo(f"error: {problem}", err=True)
+        sys.exit(error.exit_code)
     except QuantlibError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.filename is None:
-            raise
-        click.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        click.echo(f"error: {os_error_line(error)}", err=True)
         sys.exit(1)

@@ -74,6 +74,21 @@ class InvalidInputError(QuantlibError):
         return cls([Problem(where, what, remedy)])
 
 
+def os_error_line(error: OSError, where: object = "") -> str:
+    """What the system refused, in a line with the path.
+
+    Args:
+        error: The system's.
+        where: What was being written or read, for an error that names no file, as one of a write
+            to an open file does not: a full disk, a quota.
+    """
+    what = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    path = error.filename if error.filename is not None else where
+    if isinstance(path, bytes):
+        path = path.decode(errors="replace")
+    return f"{path}: {what}" if path != "" else what
+
+
 class UnknownNameError(InvalidInputError):
     """A registry holds nothing under the requested name.
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +12,11 @@ from quantlib.formats import format_registry
 from quantlib.model_compatibility import sharing_problems
 from quantlib.models import open_model
 from quantlib.outlier_suppression import outlier_suppression_registry
+from quantlib.output import write_checkpoint
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe
 from quantlib.report.build import build_report
-from quantlib.report.html import render_html
-from quantlib.report.model import HTML_NAME, JSON_NAME, Report
+from quantlib.report.model import Report
 from quantlib.steps.calibrate import calibrate
 from quantlib.steps.fetch import fetch
 from quantlib.steps.merge import merge
@@ -114,25 +111,15 @@ class QuantizationManager:
             raise InvalidInputError(problems)
 
     def save(self, result: QuantizationResult, output: Path) -> None:
-        """Writes the checkpoint folder: complete, or not at all.
+        """Writes the checkpoint folder, ``config.json`` last.
 
         Args:
             result: What :meth:`quantize` returned.
-            output: The folder to write; one that is there is replaced.
+            output: The folder to write. A checkpoint that quantlib wrote there is replaced;
+                anything else is refused, and stays.
+
+        Raises:
+            QuantlibError: The folder holds something else, or a file of the store is damaged.
+            OSError: There is no room, or no permission.
         """
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-        try:
-            partial.chmod(0o755)
-            for name in result.checkpoint.facts["checkpoint_files"]:
-                self.store.export_file(result.checkpoint.path(name), partial / name)
-            (partial / JSON_NAME).write_bytes(result.report.to_json())
-            (partial / HTML_NAME).write_text(render_html(result.report), encoding="utf-8")
-            if output.exists():
-                replaced = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-                os.rename(output, replaced / "old")
-                os.rename(partial, output)
-                shutil.rmtree(replaced)
-            else:
-                os.rename(partial, output)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        write_checkpoint(self.store, result.checkpoint, result.report, output)

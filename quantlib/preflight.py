@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from quantlib.checkpoint.checkpoint import Checkpoint
@@ -12,14 +13,19 @@ from quantlib.compatibility import exact_linears, needs_calibration
 from quantlib.errors import Problem, StoreError
 from quantlib.model_compatibility import sharing_problems
 from quantlib.models import BaseModelAdapter, open_model
+from quantlib.output import writable_problems
+from quantlib.places import Place, conflicts, model_places, standing_places
 from quantlib.recipe import Recipe
 from quantlib.sources import FolderAddress, parse_address, source_problems
+from quantlib.sources.pinned import split_pin
 from quantlib.sources.space import existing_ancestor
 from quantlib.steps.plan import input_problems as plan_problems
 from quantlib.store import open_store
 
 
-def input_problems(recipe: Recipe, source: str, store: str, gpus: int = 1) -> list[Problem]:
+def input_problems(
+    recipe: Recipe, source: str, store: str, gpus: int = 1, output: Path | None = None
+) -> list[Problem]:
     """Why a run cannot work: the model, the recipe on it, the texts, and room for the store.
 
     A model on the hub and a GGUF file are checked further when they have been fetched.
@@ -29,8 +35,9 @@ def input_problems(recipe: Recipe, source: str, store: str, gpus: int = 1) -> li
         source: The model.
         store: The store's address.
         gpus: What validation spreads a model over.
+        output: The folder that the checkpoint is copied to; None where it stays in the store.
     """
-    problems = destination_problems(store)
+    problems = destination_problems(store) + store_problems(store) + text_problems(recipe)
     faults = source_problems(source)
     address = None if faults else parse_address(source)
     if isinstance(address, FolderAddress):
@@ -41,7 +48,7 @@ def input_problems(recipe: Recipe, source: str, store: str, gpus: int = 1) -> li
             faults = sharing_problems(recipe.quantization, adapter, gpus, "gpus")
             if not store.startswith("s3://"):
                 folder = Path(store.removeprefix("file://"))
-                problems += _space_problems(recipe, checkpoint, adapter, folder)
+                problems += _space_problems(recipe, checkpoint, adapter, folder, output)
     return problems + faults
 
 
@@ -66,44 +73,102 @@ def _object_storage_problems(address: str) -> list[Problem]:
     return []
 
 
-def output_problems(output: Path, *, overwrite: bool) -> list[Problem]:
-    """Why a folder cannot become the output."""
-    if output.is_file() or (output.exists() and not output.is_dir()):
-        return [Problem(str(output), "is there and is no folder", "choose another")]
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        return [Problem(str(output), "is not empty", "choose another, or give --overwrite")]
-    return writable_problems(output)
+def place_problems(recipe: Recipe, source: str, folders: Mapping[str, str]) -> list[Problem]:
+    """Why folders of this machine cannot be written: they are, hold or lie in what is the user's.
+
+    That is the model, the recipe's texts, the home folder and the current one.
+
+    Args:
+        recipe: Names the texts.
+        source: The model.
+        folders: Addresses of what is written, by what they are called: ``the store``. None of them
+            may hold another.
+    """
+    places = standing_places()
+    if (model := _local(split_pin(source)[0])) is not None:
+        places += model_places(model)
+    for what, dataset in (
+        ("the calibration text", recipe.calibration.dataset),
+        ("the validation text", recipe.validation.dataset),
+    ):
+        if dataset and (text := _local(dataset)) is not None and text.exists():
+            places.append(Place(what, text))
+    problems: list[Problem] = []
+    for what, address in folders.items():
+        if (folder := _local(address)) is not None:
+            problems += conflicts(folder, places)
+            places.append(Place(what, folder))
+    return problems
 
 
-def writable_problems(folder: Path) -> list[Problem]:
-    """Why a folder cannot be made or written to."""
-    ancestor = existing_ancestor(folder.absolute().parent)
-    if not ancestor.is_dir():
-        return [Problem(str(folder), f"{ancestor} is no folder", "choose another")]
-    if not os.access(ancestor, os.W_OK | os.X_OK):
-        return [Problem(str(folder), f"no permission to write in {ancestor}", "choose another")]
-    return []
+def store_problems(address: str) -> list[Problem]:
+    """Why a folder cannot be a store: it holds something else."""
+    folder = _local(address)
+    try:
+        if folder is None or not folder.is_dir() or not (names := set(os.listdir(folder))):
+            return []
+    except OSError as error:
+        return [Problem(address, f"cannot be read: {error.strerror}", "choose another")]
+    if names & {"steps", "blobs"} or names <= {"tmp", "leases"}:
+        return []
+    return [Problem(address, "is not empty, and no store", "choose another folder for the store")]
+
+
+def text_problems(recipe: Recipe) -> list[Problem]:
+    """Calibration text that is named although the method looks at none, and is not there."""
+    dataset = recipe.calibration.dataset
+    if dataset is None or needs_calibration(recipe) or (path := _local(dataset)) is None:
+        return []
+    if path.exists() or not (dataset.startswith(("/", ".", "~")) or path.suffix):
+        return []
+    return [Problem("calibration.dataset", f"{dataset}: there is no such file or folder")]
+
+
+def _local(address: str) -> Path | None:
+    """The path that an address names; None where it is empty or elsewhere."""
+    address = address.removeprefix("file://")
+    if not address or "://" in address:
+        return None
+    return Path(os.path.expanduser(address)).absolute()
 
 
 def _space_problems(
-    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter, store: Path
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    adapter: BaseModelAdapter,
+    store: Path,
+    output: Path | None,
 ) -> list[Problem]:
-    needed = required_bytes(recipe, checkpoint, adapter)
-    ancestor = existing_ancestor(store.absolute())
+    written, hidden = required_bytes(recipe, checkpoint, adapter)
+    remedy = "make room, or choose another folder with --store"
+    # A spool of the file in the making, and scales and zero points beside the codes.
+    problems = _room_problems(store, 2 * written + hidden, remedy)
+    if output is not None and _device(output) != _device(store):
+        problems += _room_problems(output, written, "make room, or choose another folder")
+    return problems
+
+
+def _room_problems(folder: Path, needed: int, remedy: str) -> list[Problem]:
+    ancestor = existing_ancestor(folder.absolute())
     free = shutil.disk_usage(ancestor).free
     if free >= needed:
         return []
-    return [
-        Problem(
-            str(store),
-            f"needs about {needed / 1e9:.1f} GB, but {ancestor} has {free / 1e9:.1f} GB free",
-            "make room, or choose another folder with --store",
-        )
-    ]
+    what = f"needs about {needed / 1e9:.1f} GB, but {ancestor} has {free / 1e9:.1f} GB free"
+    return [Problem(str(folder), what, remedy)]
 
 
-def required_bytes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter) -> int:
-    """About how much a run writes, the model itself (linked, not copied) left out."""
+def _device(folder: Path) -> int:
+    return existing_ancestor(folder.absolute()).stat().st_dev
+
+
+def required_bytes(
+    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter
+) -> tuple[int, int]:
+    """About how much a run writes, the model itself (linked, not copied) left out.
+
+    Returns:
+        The bytes of the checkpoint, and of the hidden states.
+    """
     section = recipe.quantization
     total = sum(info.bytes for info in checkpoint.tensors.values())
     codes = 0
@@ -116,5 +181,4 @@ def required_bytes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAda
     if needs_calibration(recipe):
         tokens = recipe.calibration.num_samples * recipe.calibration.sequence_length
         hidden = recipe.num_ranges * tokens * checkpoint.config["hidden_size"] * 4
-    # A spool of the file in the making, and scales and zero points beside the codes.
-    return 2 * (total + codes * 5 // 4) + hidden
+    return total + codes * 5 // 4, hidden

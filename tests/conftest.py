@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -179,6 +180,27 @@ def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
 def store(tmp_path: Path) -> LocalStore:
     """An empty store."""
     return LocalStore(tmp_path / "store")
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts on a folder, which is made: ``mount(folder, "-t", "tmpfs", "tmpfs")``."""
+    mounted: list[Path] = []
+
+    def mount_on(folder: Path, *arguments: str | Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["mount", *map(str, arguments), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"mounting needs root and its capabilities: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    yield mount_on
+    for folder in reversed(mounted):
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

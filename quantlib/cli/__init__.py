@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -19,7 +20,12 @@ from quantlib.cli.store import store
 from quantlib.cli.validate_recipe import validate_recipe
 from quantlib.cli.verify import verify
 from quantlib.cli.watch import watch
-from quantlib.errors import InvalidInputError, QuantlibError, VerificationError
+from quantlib.errors import (
+    InvalidInputError,
+    QuantlibError,
+    VerificationError,
+    os_error_line,
+)
 
 _EXAMPLES = """\b
 Examples:
@@ -65,7 +71,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        print("interrupted; the same command again goes on where it stopped", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     except (InvalidInputError, VerificationError) as error:
         for problem in error.problems:
@@ -74,3 +80,9 @@ def main() -> None:
     except QuantlibError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        print(f"error: {os_error_line(error)}", file=sys.stderr)
+        sys.exit(1)

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from quantlib.config import load_config
-from quantlib.errors import GateFailedError, InvalidInputError
+from quantlib.errors import (
+    GateFailedError,
+    InvalidInputError,
+    Problem,
+    QuantlibError,
+    StoreError,
+    os_error_line,
+)
 from quantlib.recipe import Activations, Recipe, parse_recipe, recipe_path
+from quantlib.report.text import evaluation_line
+from quantlib.sources.naming import named
+
+if TYPE_CHECKING:
+    from quantlib.report.model import Report
 
 
 def _layers(_: click.Context, __: click.Parameter, value: str | None) -> list[int] | None:
@@ -32,12 +49,16 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.option("--model-path", required=True, help="A folder, a .gguf file, or hf://org/name@rev.")
+@click.option(
+    "--model-path",
+    required=True,
+    help="A folder, a .gguf file, hf://org/name@rev, or s3://bucket/prefix.",
+)
 @click.option(
     "--output-path", required=True, type=click.Path(path_type=Path), help="The folder to write."
 )
 @click.option("--config", help="A recipe to start from: YAML or JSON. Options override it.")
-@click.option("--method", help="gptq (default), awq, minmax, or another registered quantizer.")
+@click.option("--method", help="gptq (default), awq, hqq, minmax, or another registered quantizer.")
 @click.option("--bits", type=int, help="Bits of a weight: 4 (default) or 8.")
 @click.option("--group-size", type=int, help="32, 64, 128 (default), or -1 for one per channel.")
 @click.option("--symmetric/--asymmetric", default=None, help="Without or with zero points.")
@@ -56,6 +77,9 @@ Examples:
 @click.option("--sequence-length", type=int, help="Tokens in a window. Default: 512.")
 @click.option("--num-ranges", type=int, help="Independent ranges of blocks. Default: 1.")
 @click.option("--seed", type=int, help="Chooses the calibration windows. Default: 0.")
+@click.option(
+    "--name", help="What the report calls the model. Default: its folder's or file's name."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--validate", is_flag=True, help="Compare with the original; exit 3 if worse.")
 @click.option(
@@ -68,10 +92,14 @@ Examples:
 @click.option(
     "--store",
     type=click.Path(path_type=Path),
-    help="Keep the steps' files here, for other runs. Default: a folder beside the output, "
+    help="Keep the steps' files here, for other runs. Default: a folder in the output, "
     "removed when the run is done.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the output folder.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace the checkpoint that quantlib wrote there; other files are never removed.",
+)
 def quantize(
     model_path: str,
     output_path: Path,
@@ -88,47 +116,107 @@ def quantize(
     Writes a folder that vLLM serves: weights, config.json with quantization_config, tokenizer,
     vllm_config.json, and a report as quantization_report.json and .html.
 
-    An interrupted run goes on where it stopped when the same command is given again.
+    When an interrupted command is given again, the steps that were finished are not done again.
     """
+    from quantlib.compute import resolve_device
     from quantlib.evaluation.engines import choose_engine
     from quantlib.manager import QuantizationManager
-    from quantlib.preflight import input_problems, output_problems
+    from quantlib.output import WORK_NAME, output_problems, writing
+    from quantlib.preflight import input_problems, place_problems
     from quantlib.store import LocalStore
 
-    recipe = build_recipe(config, options)
-    output_path = output_path.absolute()
-    folder = store or output_path.with_name(f".{output_path.name}.quantlib")
-    if validate:
-        choose_engine(recipe.validation.engine, gpus=gpus)
-    elif gpus > 1:
-        raise InvalidInputError.one("--gpus", "is for validation only", "add --validate")
+    recipe = named(build_recipe(config, options), model_path)
+    output_path = output_path.expanduser().absolute()
+    folder = store or output_path / WORK_NAME / "store"
     problems = output_problems(output_path, overwrite=overwrite)
-    problems += input_problems(recipe, model_path, str(folder), gpus)
+    written = {"the output": str(output_path)} | ({"the store": str(store)} if store else {})
+    problems += place_problems(recipe, model_path, written)
+    problems += input_problems(recipe, model_path, str(folder), gpus, output_path)
+    checks: list[Callable[[], object]] = [lambda: resolve_device(device)]
+    if validate:
+        checks.append(lambda: choose_engine(recipe.validation.engine, gpus=gpus))
+    elif gpus > 1:
+        problems.append(Problem("--gpus", "is for validation only", "add --validate"))
+    for check in checks:
+        try:
+            check()
+        except InvalidInputError as error:
+            problems += error.problems
     if problems:
         raise InvalidInputError(problems)
-    existed = folder.exists()
-    manager = QuantizationManager(recipe, model_path, LocalStore(folder), device, gpus)
-    try:
+    with writing(output_path), _tidy(store), _saying_what_is_kept(folder):
+        manager = QuantizationManager(recipe, model_path, LocalStore(folder), device, gpus)
         result = manager.quantize(validated=validate)
         manager.save(result, output_path)
+    _print_outcome(result.report, model_path, output_path)
+
+
+@contextmanager
+def _tidy(store: Path | None) -> Iterator[None]:
+    """Removes a store that was made for input that then was refused."""
+    existed = store is None or store.exists()
+    try:
+        yield
     except InvalidInputError:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
+        if store is not None and not existed:
+            shutil.rmtree(store, ignore_errors=True)
         raise
-    if store is None:
-        shutil.rmtree(folder)
-    report = result.report
-    sizes = report.sizes
-    click.echo(
-        f"{output_path}: {sizes.bytes_original / 1e6:.0f} MB -> "
-        f"{sizes.bytes_quantized / 1e6:.0f} MB"
+
+
+@contextmanager
+def _saying_what_is_kept(store: Path) -> Iterator[None]:
+    """After an interruption, says what the same command need not do again."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        click.echo(f"interrupted: {_kept(store)}", err=True)
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else error.code) from None
+    except OSError as error:
+        line = os_error_line(error, store)
+        raise QuantlibError(f"{line}\nmake room or mend that; {_kept(store)}") from None
+    except StoreError as error:
+        raise QuantlibError(f"{error}\n{_kept(store)}") from None
+
+
+def _kept(store: Path) -> str:
+    from quantlib.store import LocalStore
+    from quantlib.store.inventory import take_inventory
+
+    try:
+        folders = take_inventory(LocalStore(store)).folders
+    except (QuantlibError, OSError):
+        folders = ()
+    done = Counter(folder.step for folder in folders if folder.committed)
+    if not done:
+        return "no step was finished, so nothing is kept"
+    steps = ", ".join(f"{step} ({n} times)" if n > 1 else step for step, n in done.items())
+    return (
+        f"finished and kept in {store}: {steps}. The same command again goes on after them; a step "
+        "that was in the making starts anew, and --num-ranges makes such steps smaller"
     )
-    click.echo(f"report: {output_path / 'quantization_report.html'}")
+
+
+def _print_outcome(report: Report, model_path: str, output: Path) -> None:
+    """The verdict first; how to serve it last, and not at all where it was refused."""
+    from quantlib.report.model import HTML_NAME
+
+    sizes, refused = report.sizes, report.verdict.outcome == "failed"
+    if refused:
+        click.echo(f"error: refused by the gate: {report.verdict.reason}", err=True)
+    elif report.evaluation is not None:
+        click.echo(f"passed: {report.verdict.reason}")
+    if report.evaluation is not None:
+        click.echo(evaluation_line(report.evaluation))
+    size = f"{sizes.bytes_original / 1e6:.0f} MB -> {sizes.bytes_quantized / 1e6:.0f} MB"
+    if report.model.source.get("kind") == "gguf":
+        size += f" (the .gguf file has {Path(model_path).stat().st_size / 1e6:.0f} MB)"
+    click.echo(f"{output}: {size}")
+    click.echo(f"report: {output / HTML_NAME}")
     if report.calibration is not None and report.calibration.shipped:
         click.echo("calibrated on the text that ships; give --calibration-dataset for your own")
-    click.echo(f"serve:  quantlib deploy --model-path {output_path}")
-    if report.verdict.outcome == "failed":
-        raise GateFailedError(report.verdict.reason)
+    if refused:
+        sys.exit(GateFailedError.exit_code)
+    click.echo(f"serve:  quantlib deploy --model-path {shlex.quote(str(output))}")
 
 
 _PATHS = {
@@ -146,6 +234,7 @@ _PATHS = {
     "sequence_length": ("calibration", "sequence_length"),
     "num_ranges": ("num_ranges",),
     "seed": ("calibration", "seed"),
+    "name": ("publish", "name"),
 }
 """Where in a recipe each option of the command goes."""
 

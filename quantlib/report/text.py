@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quantlib.report.model import Evaluation
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 ABSENT = "\N{EN DASH}"
@@ -86,6 +90,35 @@ def duration(seconds: float | None) -> str:
 def plural(number: int, noun: str) -> str:
     """1 block, 30 blocks."""
     return f"{integer(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def figures_line(
+    original: float | None,
+    quantized: float | None,
+    increase: float | None,
+    kl: float | None,
+    kl_error: float | None,
+    agreement: float | None,
+) -> str:
+    """What was measured, in a line; figures that are no finite numbers may be None."""
+    error = significant(kl_error, 2)
+    return (
+        f"perplexity {significant(original)} -> {significant(quantized)} ({change(increase)}), "
+        f"mean KL divergence {significant(kl)} \N{PLUS-MINUS SIGN} {error} nats, "
+        f"same most likely token {percent(agreement)}"
+    )
+
+
+def evaluation_line(evaluation: Evaluation) -> str:
+    """:func:`figures_line` of an evaluation."""
+    return figures_line(
+        evaluation.original.perplexity,
+        evaluation.quantized.perplexity,
+        evaluation.perplexity_increase,
+        evaluation.kl_mean,
+        evaluation.kl_standard_error,
+        evaluation.top1_agreement,
+    )
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

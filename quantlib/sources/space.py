@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from quantlib.errors import InvalidInputError
 
 def existing_ancestor(folder: Path) -> Path:
     """The folder itself, or the nearest one above it that exists."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    return next(place for place in (folder, *folder.parents) if os.path.exists(place))
 
 
 def require_space(folder: Path, wanted: int, purpose: str, remedy: str) -> None:

@@ -12,10 +12,11 @@ import importlib
 import os
 import signal
 import sys
+import tempfile
 
 from quantlib.code import require_same_code
 from quantlib.cpus import available_cpus
-from quantlib.errors import QuantlibError
+from quantlib.errors import QuantlibError, os_error_line
 from quantlib.steps import ALL_STEP_NAMES
 from quantlib.steps.contract import StepCall
 
@@ -32,6 +33,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Before torch or vLLM is imported, here or in a process of this one.
     os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
+    call = None
     try:
         require_same_code()
         call = StepCall.parse(arguments.executor_input)
@@ -40,6 +42,12 @@ def main() -> int:
     except QuantlibError as error:
         print(f"{arguments.step}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:
+        # One that names no file is of a write: to the scratch folder, which is in the store where
+        # that is a folder, and among the temporary files else.
+        places = f"{call.parameters.get('store', '')}, {tempfile.gettempdir()}" if call else ""
+        print(f"{arguments.step}: {os_error_line(error, places)}", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         print(f"{arguments.step}: interrupted", file=sys.stderr, flush=True)
         return 130

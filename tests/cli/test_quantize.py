@@ -8,53 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from command import Command
 from safetensors.torch import load_file, save_file
 
-from quantlib.cli import main
 from quantlib.errors import InvalidInputError
-
-Command = Callable[..., "Done"]
 
 SMALL = [
     "--group-size", "32", "--num-samples", "8", "--sequence-length", "64", "--num-ranges", "2",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a call of the command line gave."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def quantlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command line in this process, which saves its start."""
-
-    def run(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["quantlib", *map(str, arguments)])
-        handler = signal.getsignal(signal.SIGTERM)
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
-
-    return run
 
 
 def files_below(folder: Path) -> set[str]:
@@ -283,7 +250,8 @@ def test_bad_recipes(
 def test_no_permission_and_no_space(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantlib.preflight import input_problems, output_problems
+    from quantlib.output import output_problems
+    from quantlib.preflight import input_problems
     from quantlib.recipe import parse_recipe
 
     recipe = parse_recipe(
@@ -326,9 +294,10 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     process = subprocess.Popen(
         [*base, "--output-path", str(output)],
         stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    store = tmp_path / ".out.quantlib"
+    store = output / ".quantlib-work" / "store"
     deadline = time.monotonic() + 240
     while not list(store.glob("steps/quantize/*/receipt.json")):
         assert process.poll() is None
@@ -337,16 +306,20 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     process.send_signal(number)
     code = process.wait(timeout=60)
     assert code == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
-    assert not output.exists()
+    assert os.listdir(output) == [".quantlib-work"]
+    if number is not signal.SIGKILL:
+        assert process.stderr is not None
+        said = process.stderr.read().splitlines()[-1]
+        assert said.startswith(f"interrupted: finished and kept in {store}: fetch, plan, ")
     receipts = {path: path.stat().st_mtime_ns for path in store.glob("steps/*/*/receipt.json")}
     assert not list(store.glob("steps/merge/*/receipt.json"))
 
     again = subprocess.run(
-        [*base, "--output-path", str(output), "--store", str(store)], check=False
+        [*base, "--output-path", str(output)], check=False, capture_output=True, text=True
     )
     assert again.returncode == 0
-    assert all(path.stat().st_mtime_ns == time_ for path, time_ in receipts.items())
-    assert not list((store / "tmp").iterdir())
+    assert again.stderr.count("quantize ") < 4 <= len(receipts)
+    assert {path.name for path in output.iterdir()} == {path.name for path in whole.iterdir()}
     for path in whole.glob("*.safetensors"):
         assert (output / path.name).read_bytes() == path.read_bytes()
 
@@ -371,7 +344,9 @@ def test_validate_judges_and_still_writes(
         *SMALL, "--validate",
     )  # fmt: skip
     assert done.returncode == 3
-    assert "mean KL divergence is" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: refused by the gate: perplexity rose")
+    assert done.stdout.startswith("perplexity ")
+    assert "serve:" not in done.stdout
     report = json.loads((output / "quantization_report.json").read_text())
     assert report["verdict"]["outcome"] == "failed"
     assert report["evaluation"]["quantized"]["tokens_per_second"] > 0
