@@ -45,7 +45,7 @@ class BaseFormat(ABC):
 
     Attributes:
         name: As recipes name it.
-        vllm_name: What ``vllm serve --quantization`` calls it.
+        vllm_name: What vLLM calls it.
     """
 
     name: ClassVar[str]

@@ -89,11 +89,6 @@ class BaseModelAdapter(ABC):
     def max_sequence_length(self) -> int:
         """Tokens that the model was made for."""
 
-    @property
-    def served_length(self) -> int:
-        """Tokens that a server should be set up for where nobody says otherwise."""
-        return self.max_sequence_length
-
     @abstractmethod
     def block_prefix(self, block: int) -> str:
         """What the names of a block's tensors start with: ``model.layers.3.``."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.index import listed
+from quantlib.checkpoint.remote_code import without_code
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.models.base import BaseModelAdapter, LinearGroup, Producer
 from quantlib.models.rope import rope_parameters, rope_problems
@@ -392,6 +393,8 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
     ) -> None:
         """Writes what makes files of tensors a checkpoint: the index and the config.
 
+        What names code on a hub is left out of the config.
+
         Args:
             checkpoint: The original.
             output: The folder to write to.
@@ -403,7 +406,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         total = sum(info.bytes for tensors in parts.values() for info in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
         _write_json(output / INDEX_NAME, index)
-        config = with_causal_architecture(self.config)
+        config, _ = without_code(CONFIG_NAME, with_causal_architecture(self.config))
         config["quantization_config"] = dict(quantization_config)
         _write_json(output / CONFIG_NAME, config)
 

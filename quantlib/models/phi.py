@@ -26,14 +26,6 @@ class PhiAdapter(BaseHuggingFaceAdapter):
     rope_types: ClassVar[tuple[str, ...]] = ("default", "longrope")
     partial_rotary: ClassVar[bool] = True
 
-    @property
-    def served_length(self) -> int:
-        """With LongRoPE the original length: vLLM set up for more takes all sequences for long."""
-        rope = self.rope_parameters(0)
-        if rope["rope_type"] != "longrope":
-            return self.max_sequence_length
-        return int(rope["original_max_position_embeddings"])
-
     def groups(self, block: int) -> tuple[LinearGroup, ...]:
         """The linears of a block, in the order in which their inputs arise."""
         attention_input, attention_output, mlp_input, mlp_output = super().groups(block)

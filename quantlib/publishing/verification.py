@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from quantlib.report.manifest import (
 )
 from quantlib.report.model import Report
 from quantlib.report.provenance import PROVENANCE_NAME, read_subjects, subjects_of
-from quantlib.serving.arguments import VLLM_CONFIG_NAME
+from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, parse_vllm_config
 from quantlib.store import FileRecord, Store
 from quantlib.store.transaction import difference
 
@@ -114,7 +113,8 @@ def verify_for_promotion(
     with _collected(problems):
         _check_provenance(_read(published, manifest, PROVENANCE_NAME), manifest)
     with _collected(problems):
-        serve = _arguments(_read(published, manifest, VLLM_CONFIG_NAME))
+        file = _read(published, manifest, VLLM_CONFIG_NAME)
+        serve = parse_vllm_config(file.content, file.where).arguments()
     with _collected(problems):
         signer = _check_signature(published, data, policy.trusted, signed)
     if problems:
@@ -183,16 +183,6 @@ def _check_report(file: _File, manifest: Manifest) -> str | None:
 def _check_provenance(file: _File, manifest: Manifest) -> None:
     if read_subjects(file.content, file.where) != subjects_of(checkpoint_files(manifest.files)):
         raise InvalidInputError.one(file.where, "is of other files than the manifest's")
-
-
-def _arguments(file: _File) -> dict[str, Any]:
-    try:
-        value = json.loads(file.content)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise InvalidInputError.one(file.where, "does not hold a mapping")
-    return value
 
 
 def _check_signature(

@@ -89,6 +89,7 @@ def build_report(
             steps=tuple(_step_run(receipt, runs[receipt.digest()]) for receipt in ran),
             longest_path_seconds=_longest_path_seconds(lineage, runs),
             serve=checkpoint.facts["serve"],
+            removed=checkpoint.facts["removed"],
             versions=package_versions(),
             recipe=recipe.model_dump(mode="json"),
             provenance=Provenance(

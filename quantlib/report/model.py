@@ -283,6 +283,7 @@ class Report(Part):
 
     Attributes:
         serve: The arguments of vLLM that serve the checkpoint well.
+        removed: What named code on a hub in the original's configs, and was left out.
         longest_path_seconds: Time of the slowest chain of steps: what the run takes when all that
             can run at once does. None where a step's time was not recorded.
     """
@@ -298,6 +299,7 @@ class Report(Part):
     steps: tuple[StepRun, ...]
     longest_path_seconds: float | None
     serve: dict[str, Any]
+    removed: tuple[str, ...] = ()
     versions: dict[str, str]
     recipe: dict[str, Any]
     provenance: Provenance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Any
 
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import installed_vllm
+from quantlib.foreign_json import parse_mapping
 from quantlib.formats import format_registry
 from quantlib.models import model_registry
 from quantlib.recipe import WeightScheme
 from quantlib.serving.options import serve_options, serving_dtype
 from quantlib.serving.tensor_parallel import ROW_PARALLEL, Sharding, sharding_of
+from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, parse_vllm_config
 
 CONFIG_NAME = "config.json"
-VLLM_CONFIG_NAME = "vllm_config.json"
 
 
 def checkpoint_arguments(folder: Path) -> dict[str, Any]:
@@ -27,21 +27,13 @@ def checkpoint_arguments(folder: Path) -> dict[str, Any]:
     are derived from ``config.json``.
 
     Raises:
-        InvalidInputError: Neither file can be read.
+        InvalidInputError: Neither file can be read, or ``vllm_config.json`` says more than a
+            checkpoint may.
     """
     path = folder / VLLM_CONFIG_NAME
     if path.exists():
-        return _read_mapping(path)
-    config = read_config(folder)
-    arguments: dict[str, Any] = {"dtype": serving_dtype(config)}
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method is not None:
-        known = method in format_registry
-        name = format_registry.get_format(method).vllm_name if known else method
-        arguments = {"quantization": name} | arguments
-    if isinstance(length := config.get("max_position_embeddings"), int):
-        arguments["max_model_len"] = length
-    return arguments
+        return parse_vllm_config(_read(path), str(path)).arguments()
+    return {"dtype": serving_dtype(read_config(folder))}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -50,23 +42,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InvalidInputError: It is missing or no JSON mapping.
     """
-    return _read_mapping(folder / CONFIG_NAME)
+    path = folder / CONFIG_NAME
+    return parse_mapping(_read(path), str(path))
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except OSError as error:
         raise InvalidInputError.one(
             str(path),
             f"cannot be read: {error.strerror}",
             "give a folder that holds a model, as `quantlib quantize` writes one",
         ) from None
-    except ValueError as error:
-        raise InvalidInputError.one(str(path), f"is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidInputError.one(str(path), "does not hold a mapping")
-    return value
 
 
 def checkpoint_sharding(folder: Path) -> Sharding | None:

@@ -27,8 +27,8 @@ def serve_options(arguments: Mapping[str, Any]) -> list[str]:
     """Arguments of vLLM's server as words of a command.
 
     Args:
-        arguments: Values by name, as ``vllm_config.json`` holds them: true is a flag, false and
-            null are left out, lists and mappings are given as JSON.
+        arguments: Values by name: true is a flag, false and null are left out, lists and mappings
+            are given as JSON.
     """
     words = []
     for name, value in arguments.items():

@@ -12,15 +12,18 @@ from typing import Any
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from quantlib.checkpoint.header import TensorInfo, read_header
+from quantlib.checkpoint.remote_code import is_config, without_code
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.compatibility import checkpoint_scheme, exact_linears
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.foreign_json import parse_mapping
 from quantlib.formats import format_registry
-from quantlib.models import BaseModelAdapter, open_model
+from quantlib.models import open_model
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.summary import step_summary
 from quantlib.serving.options import serving_dtype
+from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, VllmConfig
 from quantlib.steps.contract import StepCall
 from quantlib.steps.outer import OUTER_NAME, copy_tensors, separate_outer
 from quantlib.steps.plan import parse_range
@@ -29,7 +32,6 @@ from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step
 from quantlib.store.receipt import files_digest
 
 VERSION = 3
-VLLM_CONFIG_NAME = "vllm_config.json"
 
 
 def merge(store: Store, recipe: Recipe, model: Receipt, quantized: Sequence[Receipt]) -> Receipt:
@@ -119,9 +121,10 @@ def _merge(
         names = [name for block in uncovered for name in adapter.block_tensors(original, block)]
         copy_tensors(original, names, output, shard(count))
         parts[shard(count)] = {name: original.info(name) for name in names}
+    removed = without_code(CONFIG_NAME, original.config)[1]
     for name in model.files:
         if not name.endswith(".safetensors") and name not in (CONFIG_NAME, INDEX_NAME):
-            output.add_copy(name, model, name)
+            removed += _add_described(output, source, model, name)
 
     scheme = checkpoint_scheme(recipe.quantization, adapter)
     quantizer = quantizer_registry.get_quantizer(recipe.quantization.method)(recipe.quantization)
@@ -129,8 +132,11 @@ def _merge(
     adapter.save_model(original, folder, parts, quantizer._add_vllm_compatibility(scheme))
     output.add(INDEX_NAME)
     output.add(CONFIG_NAME)
-    serve = serving_arguments(recipe, adapter)
-    output.add_json(VLLM_CONFIG_NAME, serve)
+    vllm_config = VllmConfig(
+        quantization=format_registry.get_format(scheme.format).vllm_name,
+        dtype=serving_dtype(adapter.config),
+    )
+    output.add_json(VLLM_CONFIG_NAME, vllm_config.model_dump(exclude_none=True))
 
     files = dict(output.files)
     output.add_json(LINEARS_NAME, errors)
@@ -146,24 +152,28 @@ def _merge(
             for block, linears in enumerate(exact)
             if len(linears) < len(adapter.linears(block))
         ],
-        "serve": serve,
+        "serve": vllm_config.arguments(),
+        "removed": removed,
     }
+
+
+def _add_described(
+    output: StepOutput, source: ReceiptSource, model: Receipt, name: str
+) -> list[str]:
+    """Adds a file of the model as it is, or a config without what names code, which is returned."""
+    if is_config(name):
+        config = parse_mapping(source.read(name), source.describe(name))
+        rest, removed = without_code(name, config)
+        if removed:
+            text = json.dumps(rest, indent=2, ensure_ascii=False) + "\n"
+            output.add_bytes(name, text.encode())
+            return removed
+    output.add_copy(name, model, name)
+    return []
 
 
 def _weight_bytes(files: dict[str, FileRecord]) -> int:
     return sum(record.bytes for name, record in files.items() if name.endswith(".safetensors"))
-
-
-def serving_arguments(recipe: Recipe, adapter: BaseModelAdapter) -> dict[str, Any]:
-    """What ``vllm serve`` is best called with, by the names of its options."""
-    section = recipe.quantization
-    scheme = checkpoint_scheme(section, adapter)
-    checkpoint_format = format_registry.get_format(scheme.format)
-    return {
-        "quantization": checkpoint_format.vllm_name,
-        "dtype": serving_dtype(adapter.config),
-        "max_model_len": adapter.served_length,
-    }
 
 
 def main(call: StepCall) -> None:

@@ -337,7 +337,9 @@ def connect() -> Any:
     """
 
     def build(s3: dict[str, str]) -> Any:
-        return boto3.Session().client("s3", config=Config(**_CLIENT, s3=s3))
+        # boto3 itself reads AWS_DEFAULT_REGION only.
+        region = os.environ.get("AWS_REGION") or None
+        return boto3.Session(region_name=region).client("s3", config=Config(**_CLIENT, s3=s3))
 
     try:
         style = os.environ.get(ADDRESSING_VARIABLE)

@@ -61,7 +61,7 @@ CONFIG = {
 def folder(tmp_path: Path) -> Path:
     model = tmp_path / "model"
     model.mkdir()
-    arguments = {"quantization": "gptq", "dtype": "bfloat16", "max_model_len": 256}
+    arguments = {"quantization": "gptq", "dtype": "bfloat16"}
     (model / "vllm_config.json").write_text(json.dumps(arguments))
     (model / "config.json").write_text(json.dumps(CONFIG))
     return model
@@ -133,10 +133,20 @@ def test_the_command_comes_from_the_checkpoint(folder: Path) -> None:
     assert printed.exit_code == 0
     words = shlex.split(printed.output)
     at = words.index(str(folder))
-    assert words[at : at + 13] == [
+    assert words[at : at + 9] == [
         str(folder), "--host", "127.0.0.1", "--port", "8000", "--served-model-name", "m",
-        "--quantization", "gptq", "--dtype", "bfloat16", "--max-model-len", "256",
+        "--dtype", "bfloat16",
     ]  # fmt: skip
+    assert "--quantization" not in words and "--max-model-len" not in words
+
+
+def test_a_folder_chooses_no_arguments_of_its_own(folder: Path) -> None:
+    words = {"trust_remote_code": True, "middleware": "evil.Middleware", "model": "other/one"}
+    (folder / "vllm_config.json").write_text(json.dumps({"dtype": "bfloat16"} | words))
+    done = CliRunner().invoke(deploy, ["--model-path", str(folder), "--print"])
+    assert isinstance(done.exception, InvalidInputError)
+    assert done.output == ""
+    assert "trust_remote_code: Extra inputs are not permitted" in str(done.exception)
 
 
 def test_a_size_that_does_not_work_is_refused(folder: Path) -> None:

@@ -15,7 +15,7 @@ from report.conftest import WEIGHTS, commit_run
 
 from quantlib.steps.publish import publish
 
-SERVE = {"quantization": "gptq", "dtype": "bfloat16", "max_model_len": 2048}
+SERVE = {"quantization": "gptq", "dtype": "bfloat16"}
 DAY = 86400.0
 
 MakePublished = Callable[..., Path]

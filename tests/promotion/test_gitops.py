@@ -108,8 +108,8 @@ def test_what_kustomize_builds_serves_the_checkpoint(
         assert done.exit_code == 0, done.exception
         merge(repository, branch_of(published))
     uri = f"s3://models/tiny/{published.name}/"
-    kept = ["--gpu-memory-utilization", "0.9"]
-    ours = ["--quantization", "gptq", "--dtype", "bfloat16", "--max-model-len", "2048"]
+    kept = ["--gpu-memory-utilization", "0.9", "--max-model-len=512"]
+    ours = ["--dtype", "bfloat16"]
     service = built(repository)
     spec = service["spec"]
     if kind == "InferenceService":

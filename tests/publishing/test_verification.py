@@ -57,7 +57,7 @@ def test_an_unsigned_checkpoint_is_verified_where_no_signature_is_asked_for(
         address=published.address,
         manifest=manifest,
         vllm_version="0.32.0",
-        serve={"quantization": "gptq", "dtype": "bfloat16"},
+        serve={"dtype": "bfloat16"},
         signed=False,
         signer=None,
     )

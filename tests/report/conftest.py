@@ -242,7 +242,8 @@ def commit_run(
             "bytes_quantized": 121_634_816,
             "quantized_blocks": quantized,
             "blocks": blocks,
-            "serve": {"quantization": "gptq", "dtype": "bfloat16", "max_model_len": 2048},
+            "serve": {"dtype": "bfloat16"},
+            "removed": [],
         },
     )
     evaluation = evaluation_of(passed)

@@ -75,7 +75,7 @@ def test_verdict_and_figures_are_on_the_page(run) -> None:
         "vllm 0.32.0 on cpu",
         "40 windows of 512 tokens, 20,480 in all",
         "over the whole vocabulary, at every position but the first of a window",
-        "vllm serve . --quantization gptq --dtype bfloat16 --max-model-len 2048",
+        "vllm serve . --dtype bfloat16",
         "The factorization of 1 of 42 linears needed more damping",
         "99.8 s",  # sum of 4 + 0.5 + 20 + 0.25 + 30 + 42 + 3
         "69.8 s",  # the same with the slower quantize step only

@@ -31,7 +31,8 @@ def test_card_holds_the_measured_table_and_the_command(run) -> None:
     assert "| Perplexity | 15.38 | 16.77 | +9.0% |" in body
     assert "| Weights | 256.6 MiB | 116.0 MiB | 2.21\N{MULTIPLICATION SIGN} smaller |" in body
     assert "| Mean KL divergence, nats | 0.1080 | at most 0.2000 | passed |" in body
-    assert "    vllm serve . --quantization gptq --dtype bfloat16 --max-model-len 2048\n" in body
+    assert "    vllm serve . --dtype bfloat16\n" in body
+    assert "trust-remote-code" not in body
     assert "6 of 6 blocks quantized, 42 linears" in body
     assert f"`{run.recipe.digest()}`" in body
     assert "the general text that ships with quantlib" in body

@@ -43,18 +43,14 @@ def folder_with(tmp_path: Path, **files: Any) -> Path:
     ("files", "expected"),
     [
         (
-            {"vllm_config": {"quantization": "x", "max_model_len": 7}, "config": CONFIG},
-            {"quantization": "x", "max_model_len": 7},
+            {
+                "vllm_config": {"quantization": "x", "dtype": "bfloat16", "load_format": "auto"},
+                "config": CONFIG,
+            },
+            {"dtype": "bfloat16", "load_format": "auto"},
         ),
-        ({"config": CONFIG}, {"dtype": "float16", "max_model_len": 4096}),
-        (
-            {"config": CONFIG | {"quantization_config": GPTQ}},
-            {"quantization": "gptq", "dtype": "float16", "max_model_len": 4096},
-        ),
-        (
-            {"config": {"dtype": "float32", "quantization_config": {"quant_method": "fp8"}}},
-            {"quantization": "fp8", "dtype": "bfloat16"},
-        ),
+        ({"config": CONFIG | {"quantization_config": GPTQ}}, {"dtype": "float16"}),
+        ({"config": {"dtype": "float32"}}, {"dtype": "bfloat16"}),
     ],
 )
 def test_arguments(tmp_path: Path, files: dict[str, Any], expected: dict[str, Any]) -> None:

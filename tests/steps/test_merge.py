@@ -86,13 +86,37 @@ def test_index_config_and_serving_arguments(
     assert json.loads((folder / "vllm_config.json").read_text()) == {
         "quantization": "gptq",
         "dtype": "bfloat16",
-        "max_model_len": 256,
     }
     facts = made.checkpoint.facts
+    assert facts["serve"] == {"dtype": "bfloat16"}
     assert facts["bytes_quantized"] == sum(
         path.stat().st_size for path in folder.glob("*.safetensors")
     )
     assert len(json.loads(store.read(made.checkpoint.path("linears.json")))) == 4 * 7
+
+
+def test_what_names_code_on_a_hub_is_left_out(
+    store: LocalStore,
+    make_model: Fixture,
+    small_recipe: Fixture,
+    run_steps: Fixture,
+    tmp_path: Path,
+) -> None:
+    source = make_model(tmp_path / "source", "llama")
+    for name, key in (("config.json", "auto_map"), ("tokenizer_config.json", "custom_pipelines")):
+        path = source / name
+        content = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(content | {key: {"AutoConfig": "evil/repo--x.Evil"}}))
+    (source / "modeling_evil.py").write_text("raise SystemExit")
+    made = run_steps(store, small_recipe(num_ranges=1), source)
+    folder = export(made, tmp_path / "out")
+    assert made.checkpoint.facts["removed"] == [
+        "config.json: auto_map",
+        "tokenizer_config.json: custom_pipelines",
+    ]
+    texts = [path.read_text() for path in folder.iterdir() if path.suffix == ".json"]
+    assert not any("evil/repo" in text for text in texts)
+    assert not list(folder.glob("*.py"))
 
 
 def test_an_untied_head_is_kept(
