@@ -1,50 +1,52 @@
 # Everything happens in .venv; `make help` lists the targets.
 VENV := .venv
-PYTHON := $(VENV)/bin/python
-PIP := $(VENV)/bin/pip --disable-pip-version-check
+VENV_PYTHON := $(VENV)/bin/python
 SOURCES := quantlib components pipelines tests benchmarks
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quality style compile benchmark clean
+.PHONY: help install demo test quality style lock compile benchmark clean
 .PHONY: images push-images sbom lint-images test-containers
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## Install everything into .venv
-
-$(STAMP): pyproject.toml constraints.txt scripts/install.sh
+# TORCH=cpu or cuda, TORCH_INDEX, INSTALLER=pip, PYTHON: scripts/install.sh, which makes the stamp.
+install: ## Install everything into .venv
 	bash scripts/install.sh $(VENV)
-	@touch $@
+
+$(STAMP): pyproject.toml requirements.lock scripts/install.sh scripts/requirements.py
+	bash scripts/install.sh $(VENV)
 
 demo: $(STAMP) ## Quantize SmolLM2-135M through the compiled pipeline, validate it with vLLM, publish it
-	$(PYTHON) scripts/demo.py
+	$(VENV_PYTHON) scripts/demo.py
 
 test: $(STAMP) ## Run all tests
-	$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 quality: $(STAMP) ## Check style, types and generated files
 	$(VENV)/bin/ruff check $(SOURCES) scripts
 	$(VENV)/bin/ruff format --check $(SOURCES) scripts
 	$(VENV)/bin/mypy
-	$(PYTHON) -m components --check
-	$(PYTHON) scripts/reference.py --check
-	$(PYTHON) scripts/image_requirements.py --check
+	$(VENV_PYTHON) -m components --check
+	$(VENV_PYTHON) scripts/reference.py --check
+	$(VENV_PYTHON) scripts/requirements.py check
 	$(VENV)/bin/actionlint
 
 style: $(STAMP) ## Fix what can be fixed by itself
 	$(VENV)/bin/ruff check --fix $(SOURCES) scripts
 	$(VENV)/bin/ruff format $(SOURCES) scripts
-	$(PYTHON) -m components
-	$(PYTHON) scripts/reference.py
-	$(PYTHON) scripts/image_requirements.py
+	$(VENV_PYTHON) -m components
+	$(VENV_PYTHON) scripts/reference.py
+
+lock: $(STAMP) ## Write requirements.lock after a change of pyproject.toml
+	$(VENV_PYTHON) scripts/requirements.py lock
 
 compile: $(STAMP) ## Compile the Kubeflow pipeline to build/pipeline.yaml
-	$(PYTHON) -m pipelines compile --output build/pipeline.yaml
+	$(VENV_PYTHON) -m pipelines compile --output build/pipeline.yaml
 
 benchmark: $(STAMP) ## Compare with llm-compressor and hqq, side by side (about an hour)
-	$(PYTHON) benchmarks/peers.py
+	$(VENV_PYTHON) benchmarks/peers.py
 
 # REGISTRY=registry.example/team, BASE_IMAGE, TORCH=cpu, TORCH_INDEX, WHEELS, VLLM: scripts/images.py.
 DOCKER ?= docker
