@@ -14,6 +14,7 @@ from pipelines.cluster import load_cluster
 from pipelines.lint import launcher_problems
 from pipelines.reader import load_pipeline
 from quantlib.code import code_version
+from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError, Problem, QuantlibError
 from quantlib.recipe import Recipe
 
@@ -88,7 +89,7 @@ def compile_to(
     except ModuleNotFoundError as error:
         if error.name != "kfp":
             raise
-        raise QuantlibError("kfp is not installed; pip install 'quantlib[pipelines]'") from None
+        raise QuantlibError(f"kfp is not installed; {pip_install('pipelines')}") from None
     labels = options.labels()
     if pipeline == NAME:
         built = quantize_pipeline(cluster, labels)

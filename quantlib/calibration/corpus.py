@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from quantlib.checkpoint.source import FileSource
+from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError
 
 Purpose = Literal["calibration", "evaluation"]
@@ -199,7 +200,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
         from pyarrow import ArrowInvalid, parquet
     except ImportError:
         raise InvalidInputError.one(
-            str(path), "needs pyarrow", "pip install 'quantlib[datasets]'"
+            str(path), "needs pyarrow", pip_install("datasets")
         ) from None
     try:
         file = parquet.ParquetFile(path)
@@ -236,7 +237,7 @@ def _hub_documents(text: Text) -> Iterator[str]:
         raise InvalidInputError.one(
             text.name,
             "there is no such file or folder, and `datasets` is not installed",
-            "pip install 'quantlib[datasets]' to load datasets by name",
+            f"{pip_install('datasets')} to load datasets by name",
         ) from None
     try:
         records = datasets.load_dataset(name, config or None, split=text.split, streaming=True)

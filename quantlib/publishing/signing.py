@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
+from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.publishing.keys import (
     PASSWORD_VARIABLE,
@@ -366,5 +367,5 @@ def _library(module: str) -> ModuleType:
         return import_module(f"model_signing.{module}")
     except ModuleNotFoundError as error:
         raise InvalidInputError.one(
-            "signatures", f"{error.name} is not installed", "pip install 'quantlib[signing]'"
+            "signatures", f"{error.name} is not installed", pip_install("signing")
         ) from None

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.sources.gguf_header import GgufArray, GgufHeader, read_gguf_header
 
@@ -114,7 +115,7 @@ def open_gguf(path: Path) -> GgufModel:
     """
     if importlib.util.find_spec("gguf") is None:
         raise InvalidInputError.one(
-            str(path), "needs the gguf package", "pip install 'quantlib[gguf]'"
+            str(path), "needs the gguf package", pip_install("gguf")
         )
     header = read_gguf_header(path)
     config = _config(header)

@@ -30,6 +30,7 @@ def open_store(address: str) -> Store:
     Raises:
         InvalidInputError: The address is of a kind that is not supported, or boto3 is missing.
     """
+    from quantlib.distribution import pip_install
     from quantlib.errors import InvalidInputError
 
     if address.startswith("s3://"):
@@ -39,7 +40,7 @@ def open_store(address: str) -> Store:
             if error.name not in ("boto3", "botocore"):
                 raise
             raise InvalidInputError.one(
-                "object storage", "boto3 is not installed", "pip install 'quantlib[s3]'"
+                "object storage", "boto3 is not installed", pip_install("s3")
             ) from None
         return S3Store(address)
     if "://" in address and not address.startswith("file://"):

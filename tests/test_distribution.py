@@ -1,0 +1,40 @@
+"""What users are told to install is what this project is called, and can be had."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from quantlib.distribution import DISTRIBUTION, pip_install
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TEXTS = [
+    path
+    for folder in ("quantlib", "components", "pipelines", "docs")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".py", ".md", ".j2")
+] + [ROOT / "README.md"]
+
+
+def test_the_hints_name_this_distribution() -> None:
+    assert DISTRIBUTION == PROJECT["name"] == "quantlib-llm"
+    assert pip_install("s3") == "pip install 'quantlib-llm[s3]'"
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    named = {
+        extra
+        for path in TEXTS
+        for extra in re.findall(r"pip_install\([\"']([\w-]+)[\"']\)", path.read_text())
+        + re.findall(rf"{DISTRIBUTION}\[([\w-]+)\]", path.read_text())
+    }
+    assert {"s3", "gguf", "datasets", "signing", "promotion", "vllm-cpu"} <= named
+    assert named <= PROJECT["optional-dependencies"].keys()
+
+
+def test_nothing_names_the_finance_library() -> None:
+    # quantlib[s3], or pip install quantlib, would bring the other one.
+    wrong = re.compile(r"(?<![\w-])quantlib\[[a-z]|pip install ['\"]?quantlib(?!-llm)\b")
+    assert [path for path in TEXTS if wrong.search(path.read_text())] == []
