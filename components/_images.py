@@ -20,7 +20,7 @@ QUANTLIB_IMAGE = os.environ.get("QUANTLIB_IMAGE", f"quantlib:{__version__}")
 """Every step but those below."""
 
 VALIDATE_IMAGE = os.environ.get("QUANTLIB_VALIDATE_IMAGE", f"quantlib-validate:{__version__}")
-"""Adds vLLM, which only validate needs."""
+"""Adds vLLM: validate judges with it, and plan lets it refuse a model before GPUs are spent."""
 
 WATCH_IMAGE = os.environ.get("QUANTLIB_WATCH_IMAGE", f"quantlib-watch:{__version__}")
 """The step resolve and ``quantlib watch``: without torch, and with what starts runs."""
@@ -38,8 +38,8 @@ class Images:
     """The images of the pipelines.
 
     Attributes:
-        quantlib: Of every step but the two below.
-        validate: Of validate.
+        quantlib: Of every step but those below.
+        validate: Of plan and validate.
         watch: Of resolve.
     """
 
@@ -54,7 +54,8 @@ class Images:
 
     def of(self, step: str) -> str:
         """The image that a step runs in."""
-        return {"validate": self.validate, "resolve": self.watch}.get(step, self.quantlib)
+        others = {"plan": self.validate, "validate": self.validate, "resolve": self.watch}
+        return others.get(step, self.quantlib)
 
 
 def named_images() -> Images:

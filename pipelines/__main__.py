@@ -232,7 +232,7 @@ def run_command(
         raise InvalidInputError(problems)
     folder = _run_folder(run_dir)
     file = folder / PIPELINE_NAME
-    compile_to(file, options)
+    compile_to(file, options, on_cluster=False)
     started = _start_runner(runner, docker_network, file)
     console = Console()
     parameters = run_parameters(checked, replace(job, gpu=job.gpu or "cpu"), digest)

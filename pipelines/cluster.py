@@ -119,6 +119,9 @@ class Cluster(Part):
     gpu: Annotated[
         str, Field(description="What the plan step reckons with, as `quantlib plan --gpu`.")
     ] = "h100-80g"
+    node_gpus: Annotated[
+        int, Field(ge=1, description="GPUs of one node, over which validate can spread a model.")
+    ] = 8
     steps: dict[str, StepResources] = {}
     scratch: Scratch = Scratch()
     shared_memory: Annotated[

@@ -68,7 +68,7 @@ class CompileOptions:
 
 
 def compile_to(
-    file: Path, options: CompileOptions, pipeline: str = NAME, *, for_launcher: bool = True
+    file: Path, options: CompileOptions, pipeline: str = NAME, *, on_cluster: bool = True
 ) -> None:
     """Compiles a pipeline.
 
@@ -76,7 +76,7 @@ def compile_to(
         file: The file to write.
         options: How.
         pipeline: One of ``PIPELINES``.
-        for_launcher: Whether to check that Kubeflow's launcher supports all of it.
+        on_cluster: Whether a cluster will run it, where the profile's limits hold.
 
     Raises:
         InvalidInputError: The options are wrong; nothing was written.
@@ -92,11 +92,11 @@ def compile_to(
         raise QuantlibError(f"kfp is not installed; {pip_install('pipelines')}") from None
     labels = options.labels()
     if pipeline == NAME:
-        built = quantize_pipeline(cluster, labels)
+        built = quantize_pipeline(cluster, labels, on_cluster=on_cluster)
     else:
         built = watch_pipeline(cluster, labels, images)
     compile_pipeline(file, built, images)
-    if for_launcher and (problems := launcher_problems(load_pipeline(file), str(file))):
+    if problems := launcher_problems(load_pipeline(file), str(file)):
         raise InvalidInputError(problems)
 
 

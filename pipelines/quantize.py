@@ -53,7 +53,7 @@ Planned = Mapping[str, PipelineChannel]
 
 
 def quantize_pipeline(
-    cluster: Cluster, labels: Mapping[str, str], name: str = "quantize"
+    cluster: Cluster, labels: Mapping[str, str], name: str = "quantize", *, on_cluster: bool = True
 ) -> dsl.base_component.BaseComponent:
     """The pipeline for a cluster.
 
@@ -61,6 +61,7 @@ def quantize_pipeline(
         cluster: What its steps ask of Kubernetes.
         labels: Further labels of their pods.
         name: Of the pipeline; one that is part of another must not be called like a step.
+        on_cluster: Whether the profile's scratch disk is what the steps will have.
     """
 
     def step(
@@ -104,6 +105,8 @@ def quantize_pipeline(
                 num_ranges=num_ranges,
                 gpu=gpu,
                 parallel=parallel,
+                node_gpus=cluster.node_gpus,
+                scratch=cluster.scratch.size if on_cluster else "",
                 store=store,
                 model=model,
             ),

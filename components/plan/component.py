@@ -3,6 +3,7 @@
 from kfp import dsl
 
 from components._container import step_container
+from components._images import VALIDATE_IMAGE
 
 
 @dsl.container_component
@@ -11,6 +12,8 @@ def plan(
     num_ranges: int,
     gpu: str,
     parallel: int,
+    node_gpus: int,
+    scratch: str,
     store: str,
     model: dsl.Input[dsl.Artifact],
     plan: dsl.Output[dsl.Artifact],
@@ -29,12 +32,16 @@ def plan(
     """Divides the model's blocks into ranges that are quantized in parallel.
 
     Checks the recipe against the model, and balances the ranges by their number of parameters.
+    What cannot fit a GPU's memory, a node's GPUs or a step's disk ends here, and so does what vLLM
+    would not load.
 
     Args:
         recipe: Recipe, as YAML or JSON text.
         num_ranges: Number of ranges. 0: the recipe's. -1: as many as end soonest.
         gpu: What the ranges are computed on, as `quantlib plan --gpu` knows it; cpu for none.
         parallel: How many ranges are quantized at the same time.
+        node_gpus: GPUs of one node, over which validate can spread a model.
+        scratch: Local disk of a step, such as 400Gi. Empty: not limited.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         model: Receipt of the model.
         plan: Receipt of the plan.
@@ -50,4 +57,4 @@ def plan(
         validate_cpus: CPUs that it needs.
         validate_gpus: GPUs that it needs, which share the model.
     """
-    return step_container("plan")
+    return step_container("plan", VALIDATE_IMAGE)

@@ -13,6 +13,7 @@ Examples:
   quantlib plan ./Llama-3.1-8B --gpu h100-80g
   quantlib plan ./Llama-3.1-8B --recipe awq --gpu l4-24g --ranges auto --parallel 8
   quantlib plan hf://org/Llama@main --gpu a100-80g --ranges 16 --json
+  quantlib plan ./Llama-3.1-405B --gpu h100-80g --node-gpus 8 --scratch 400Gi
 """
 
 
@@ -28,15 +29,33 @@ Examples:
     show_default=True,
     help="Ranges that are quantized at the same time.",
 )
+@click.option(
+    "--node-gpus",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="GPUs of one node: validate spreads a model over these.",
+)
+@click.option("--scratch", help="Local disk of a step, as 400Gi.  [default: not looked at]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def plan(model: str, recipe_name: str, gpu: str, ranges: str, parallel: int, as_json: bool) -> None:
+def plan(
+    model: str,
+    recipe_name: str,
+    gpu: str,
+    ranges: str,
+    parallel: int,
+    node_gpus: int,
+    scratch: str | None,
+    as_json: bool,
+) -> None:
     """Show what quantizing MODEL would need: memory, disk and time for 1 to 64 ranges.
 
-    Only headers are read. The pipeline's plan step goes by the same numbers.
+    Only headers are read. The pipeline's plan step goes by the same numbers. Exits with 2 where
+    something does not fit, and says what would.
     """
     from quantlib.errors import InvalidInputError
     from quantlib.models import open_model
-    from quantlib.planning import estimate_run, find_hardware, show
+    from quantlib.planning import Limits, estimate_run, find_hardware, fit_problems, show
     from quantlib.recipe import load_recipe
     from quantlib.report.text import plural
     from quantlib.sources.opening import open_source
@@ -48,10 +67,16 @@ def plan(model: str, recipe_name: str, gpu: str, ranges: str, parallel: int, as_
     if problems := input_problems(recipe, source):
         raise InvalidInputError(problems)
     checkpoint, adapter = open_model(source)
-    estimate = estimate_run(recipe, checkpoint, adapter, hardware, parallel, ranges=wanted)
+    estimate = estimate_run(
+        recipe, checkpoint, adapter, hardware, parallel, ranges=wanted, node_gpus=node_gpus
+    )
     chosen = estimate.chosen
+    limits = Limits(node_gpus, _bytes(scratch))
+    unfit = fit_problems(recipe, checkpoint, adapter, estimate, limits)
     if as_json:
         click.echo(show.as_json(estimate))
+        if unfit:
+            raise InvalidInputError(unfit)
         return
     console = Console(highlight=False)
     if wanted is None:
@@ -73,8 +98,8 @@ def plan(model: str, recipe_name: str, gpu: str, ranges: str, parallel: int, as_
     console.print()
     for line in show.disk_lines(estimate):
         console.print(line)
-    if problem := show.device_problem(estimate):
-        console.print(f"does not fit: {problem}", style="bold red")
+    if unfit:
+        raise InvalidInputError(unfit)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -84,6 +109,17 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _bytes(text: str | None) -> int | None:
+    from quantlib.planning import parse_quantity
+
+    if text is None:
+        return None
+    try:
+        return parse_quantity(text)
+    except (ValueError, KeyError):
+        raise click.BadParameter(f"{text!r} is no size, as 400Gi is") from None
 
 
 def _number(text: str) -> int:

@@ -16,6 +16,7 @@ import struct
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from quantlib.recipe import QuantizationSection
 _HEADER_NAME = "model.safetensors"
 
 
+NO_DEVICE = "a machine without the device that it is for: names and shapes only"
+
+
 class NotPossibleError(Exception):
     """Nothing can be said: it is not the model that is the trouble."""
 
@@ -48,7 +52,7 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
         job: What else is known of the checkpoint.
 
     Returns:
-        The device that vLLM prepared it for: cpu or cuda.
+        The device that vLLM prepared it for: cpu or cuda, or that there was none.
 
     Raises:
         NotPossibleError: vLLM cannot be tried here.
@@ -57,6 +61,7 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
     try:
         from quantlib.evaluation.vllm_engine import preload, register_without_subprocess
 
+        device = _device()
         preload()
         from vllm.config import set_current_vllm_config
         from vllm.distributed import (
@@ -65,39 +70,67 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
         )
         from vllm.engine.arg_utils import EngineArgs
         from vllm.model_executor.model_loader.utils import initialize_model
-        from vllm.platforms import current_platform
         from vllm.utils.torch_utils import set_default_torch_dtype
     except Exception as error:
         raise NotPossibleError(f"vLLM cannot be imported: {in_words(error)}") from error
-    device = current_platform.device_type
-    if not device:
-        raise NotPossibleError("vLLM finds no device that it was built for")
     tensors = dict(final_tensors(folder, job))
     _write_header(folder / _HEADER_NAME, tensors)
     register_without_subprocess(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
-    config = EngineArgs(
+    arguments = EngineArgs(
         model=str(folder),
         skip_tokenizer_init=True,
         dtype=job.dtype,
         enforce_eager=True,
         load_format="dummy",
         distributed_executor_backend="uni",
-    ).create_engine_config()
+    )
+    with _judging(device):
+        config = arguments.create_engine_config()
     with set_current_vllm_config(config):
         try:
-            backend = "gloo" if device == "cpu" else "nccl"
+            backend = "nccl" if device == "cuda" else "gloo"
             rendezvous = f"file://{folder}/rendezvous"
             init_distributed_environment(1, 0, rendezvous, 0, backend)
             ensure_model_parallel_initialized(1, 1)
         except Exception as error:
             raise NotPossibleError(f"vLLM cannot start: {in_words(error)}") from error
         with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
-            model = initialize_model(config)
+            with _judging(device):
+                model = initialize_model(config)
             loaded = _load(model, tensors)
         _require_all(model, loaded)
+        if device == NO_DEVICE:
+            return device
         with set_default_torch_dtype(config.model_config.dtype):
             _prepare_linears(model, torch.device(device), config.model_config.dtype)
     return device
+
+
+def _device() -> str:
+    """What vLLM runs on here; as a stand-in, for a vLLM whose devices are elsewhere, a CPU.
+
+    The steps that need no GPU run on nodes without one. Names and shapes of a model's tensors are
+    the same there.
+    """
+    from vllm import platforms
+
+    if device := platforms.current_platform.device_type:
+        return device
+    from vllm.platforms.cpu import CpuPlatform
+
+    platforms._current_platform = CpuPlatform()
+    return NO_DEVICE
+
+
+@contextmanager
+def _judging(device: str) -> Iterator[None]:
+    """What vLLM says where it has no device may be about the stand-in, and refuses no model."""
+    try:
+        yield
+    except Exception as error:
+        if device == NO_DEVICE:
+            raise NotPossibleError(f"not without the device: {in_words(error)}") from error
+        raise
 
 
 def final_tensors(folder: Path, job: DryLoadJob) -> Iterator[tuple[str, Tensor]]:

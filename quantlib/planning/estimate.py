@@ -12,6 +12,7 @@ from quantlib.models import BaseModelAdapter
 from quantlib.planning.hardware import Hardware, cpu_has_bf16
 from quantlib.planning.model import ModelSizes, model_sizes
 from quantlib.planning.needs import (
+    NODE_GPUS,
     StepNeeds,
     calibration_tokens,
     quantization_tokens,
@@ -84,6 +85,7 @@ def estimate_run(
     parallel: int,
     product_bytes: int | None = None,
     ranges: int | None = None,
+    node_gpus: int = NODE_GPUS,
 ) -> RunEstimate:
     """What quantizing a model will need, by its headers alone.
 
@@ -97,11 +99,12 @@ def estimate_run(
             this machine's if it multiplies bfloat16, else 4.
         ranges: How many are asked for; a model has at most one for each block to quantize. None to
             choose.
+        node_gpus: GPUs of one node.
     """
     sizes = model_sizes(recipe, checkpoint, adapter)
     if product_bytes is None:
         product_bytes = 2 if hardware.is_gpu or cpu_has_bf16() else 4
-    needs = step_needs(recipe, sizes, adapter, hardware, product_bytes)
+    needs = step_needs(recipe, sizes, adapter, hardware, product_bytes, node_gpus)
     calibrated, quantized_on = calibration_tokens(recipe), quantization_tokens(recipe)
     most = min(MOST_RANGES, max(1, sizes.quantized_blocks))
     options = tuple(
@@ -120,8 +123,8 @@ def estimate_run(
         parallel=parallel,
         tokens=calibrated,
         needs=needs,
-        # validate has both models on its disk; fetch the model and a spool.
-        scratch_bytes=max(2 * sizes.total_bytes, sizes.total_bytes + sizes.quantized_bytes),
+        # validate has both models on its disk.
+        scratch_bytes=sizes.total_bytes + sizes.quantized_bytes,
         store_bytes=store,
         options=options,
         chosen=chosen,

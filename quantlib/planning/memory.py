@@ -14,8 +14,9 @@ from quantlib.outlier_suppression.settings import SAMPLE_TOKENS
 from quantlib.planning.hardware import GIB, Hardware
 from quantlib.planning.model import ModelSizes
 
-BASE = 330 << 20
-"""A worker with torch, before it has read anything."""
+BASE = 600 << 20
+"""A worker with torch, before it has read anything. The build with CUDA's libraries, which PyPI
+has, takes 530 MiB where it is imported; the build for CPUs 330."""
 
 BASE_WITHOUT_TORCH = 60 << 20
 """A step that computes nothing."""
@@ -78,11 +79,16 @@ def calibrate_memory(
     stored = hidden * sizes.stored_bytes
     block = sizes.largest_block_elements
     embedding = sizes.embedding_bytes + stored
-    tried = max(
-        4 * group.all_rows * (_TRIAL_WEIGHT_COPIES * group.columns + _TRIAL_OUTPUTS)
-        for group in sizes.groups
-    )
-    work = block * product_bytes + (tried if trials else 0)
+    tried = 0
+    if trials:
+        tried = max(
+            (
+                4 * group.all_rows * (_TRIAL_WEIGHT_COPIES * group.columns + _TRIAL_OUTPUTS)
+                for group in sizes.groups
+            ),
+            default=0,
+        )
+    work = block * product_bytes + tried
     if not hardware.is_gpu:
         boundary = 4 * hidden + 2 * stored + work
         return Memory(BASE + max(embedding, boundary))
@@ -97,10 +103,13 @@ def quantize_memory(
     block = sizes.largest_block_elements
     hidden = tokens * sizes.hidden_size
     held = max(
-        tokens * group.columns * product_bytes
-        + (_HESSIAN_COPIES * 4 * group.columns**2 if tokens else 0)
-        + _WEIGHT_COPIES * 4 * group.largest_rows * group.columns
-        for group in sizes.groups
+        (
+            tokens * group.columns * product_bytes
+            + (_HESSIAN_COPIES * 4 * group.columns**2 if tokens else 0)
+            + _WEIGHT_COPIES * 4 * group.largest_rows * group.columns
+            for group in sizes.groups
+        ),
+        default=0,
     )
     codes = block  # a byte each until the block is written
     if not hardware.is_gpu:

@@ -8,6 +8,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
 from quantlib.compatibility import exact_linears
 from quantlib.models import BaseModelAdapter
+from quantlib.models.base import without_expert
 from quantlib.recipe import Recipe
 
 
@@ -18,10 +19,17 @@ class GroupSize:
     Attributes:
         columns: Their input channels.
         rows: Output channels of each.
+        linears: Their names within the block.
     """
 
     columns: int
     rows: tuple[int, ...]
+    linears: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What messages call them: ``mlp.gate_proj and mlp.up_proj``."""
+        return " and ".join(dict.fromkeys(map(without_expert, self.linears)))
 
     @property
     def all_rows(self) -> int:
@@ -43,7 +51,7 @@ class ModelSizes:
         quantized_blocks: How many of them hold a linear that is quantized.
         hidden_size: Channels of the residual stream.
         stored_bytes: Bytes of a number in the checkpoint.
-        groups: Of the largest block.
+        groups: What is quantized of the largest block of which something is.
         largest_block_elements: Numbers in the largest block.
         block_elements: Numbers in all blocks together.
         embedding_bytes: Of the embedding table.
@@ -69,12 +77,16 @@ def model_sizes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapte
         sum(checkpoint.info(name).elements for name in adapter.block_tensors(checkpoint, block))
         for block in range(adapter.blocks)
     ]
-    largest = max(range(adapter.blocks), key=elements.__getitem__)
-    groups = []
-    for group in adapter.groups(largest):
-        shapes = [adapter.linear_shape(checkpoint, largest, linear) for linear in group.linears]
-        groups.append(GroupSize(shapes[0][1], tuple(rows for rows, _ in shapes)))
     exact = exact_linears(recipe.quantization, adapter)
+    touched = [b for b, kept in enumerate(exact) if not kept.issuperset(adapter.linears(b))]
+    groups = []
+    if touched:
+        largest = max(touched, key=elements.__getitem__)
+        for group in adapter.groups(largest):
+            linears = tuple(linear for linear in group.linears if linear not in exact[largest])
+            if linears:
+                shapes = [adapter.linear_shape(checkpoint, largest, linear) for linear in linears]
+                groups.append(GroupSize(shapes[0][1], tuple(rows for rows, _ in shapes), linears))
     total = quantized = sum(info.bytes for info in checkpoint.tensors.values())
     weights = recipe.quantization.weights
     for block, kept in enumerate(exact):
@@ -92,7 +104,7 @@ def model_sizes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapte
         hidden_size=checkpoint.config["hidden_size"],
         stored_bytes=DTYPE_BYTES[first.dtype],
         groups=tuple(groups),
-        largest_block_elements=elements[largest],
+        largest_block_elements=max(elements),
         block_elements=sum(elements),
         embedding_bytes=checkpoint.info(f"{adapter.embedding}.weight").bytes,
         total_bytes=total,

@@ -25,10 +25,10 @@ _CPUS_OF_AN_IDLE_STEP = 1
 _VLLM_CPUS = 2
 """vLLM's scheduler and the step itself; each GPU's process takes two more."""
 
-_MOST_GPUS = 8
-"""Of one node: validation does not spread a model over several."""
+NODE_GPUS = 8
+"""GPUs of one node, where nothing else is known. Validation spreads no model over several nodes."""
 
-_VLLM_SHARE = 0.9
+VLLM_SHARE = 0.9
 """Of a GPU's memory that vLLM takes."""
 
 
@@ -65,6 +65,7 @@ def step_needs(
     adapter: BaseModelAdapter,
     hardware: Hardware,
     product_bytes: int,
+    node_gpus: int = NODE_GPUS,
 ) -> Mapping[str, StepNeeds]:
     """What calibrate, a quantize worker and validate ask for, by the step's name.
 
@@ -74,6 +75,7 @@ def step_needs(
         adapter: Of the model.
         hardware: What it is computed on.
         product_bytes: Bytes of a number in matrix products.
+        node_gpus: GPUs of one node.
     """
     suppression = recipe.outlier_suppression
     trials = suppression is not None and suppression.options.get("alpha") == "auto"
@@ -86,7 +88,7 @@ def step_needs(
         if tokens
         else StepNeeds(calibrate, _CPUS_OF_AN_IDLE_STEP, 0),
         "quantize": StepNeeds(quantize, _CPUS, one),
-        "validate": _validate_needs(recipe, sizes, adapter, hardware, product_bytes),
+        "validate": _validate_needs(recipe, sizes, adapter, hardware, product_bytes, node_gpus),
     }
 
 
@@ -96,6 +98,7 @@ def _validate_needs(
     adapter: BaseModelAdapter,
     hardware: Hardware,
     product_bytes: int,
+    node_gpus: int,
 ) -> StepNeeds:
     if not hardware.is_gpu:
         return StepNeeds(validate_memory(sizes, hardware, product_bytes), _CPUS, 0)
@@ -104,12 +107,17 @@ def _validate_needs(
     sizes_that_serve = [
         size
         for size in quantized_sharding(recipe.quantization, adapter).sizes()
-        if recipe.serving.tensor_parallel_size <= size <= _MOST_GPUS
+        if recipe.serving.tensor_parallel_size <= size <= node_gpus
     ]
     if not sizes_that_serve or recipe.validation.engine == "transformers":
         sizes_that_serve = [1]
     for gpus in sizes_that_serve:
         memory = validate_memory(sizes, hardware, product_bytes, gpus)
-        if memory.device <= _VLLM_SHARE * hardware.memory:
+        if vllm_fits(memory, hardware):
             break
     return StepNeeds(memory, _VLLM_CPUS + 2 * gpus, gpus)
+
+
+def vllm_fits(memory: Memory, hardware: Hardware) -> bool:
+    """Whether what vLLM holds on a GPU fits what it takes of one."""
+    return memory.device <= VLLM_SHARE * hardware.memory

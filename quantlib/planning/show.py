@@ -48,23 +48,6 @@ def step_rows(option: RangeEstimate) -> Iterator[tuple[str, str]]:
         yield step, duration(seconds)
 
 
-def device_problem(estimate: RunEstimate) -> str | None:
-    """Which step does not fit the GPU's memory, and what helps; None where all do."""
-    for step, needs in estimate.needs.items():
-        memory = needs.memory
-        if memory.device > estimate.hardware.memory > 0:
-            remedy = {
-                "validate": "take GPUs with more memory for it",
-                "calibrate": "calibrate on fewer tokens",
-                "quantize": "calibrate on fewer tokens",
-            }[step]
-            return (
-                f"{step} needs {_gib(memory.device)} on each of {plural(needs.gpus, 'GPU')}, but "
-                f"{estimate.hardware.name} has {_gib(estimate.hardware.memory)}: {remedy}"
-            )
-    return None
-
-
 def disk_lines(estimate: RunEstimate) -> tuple[str, str]:
     """What a run takes of the scratch disk and of the store."""
     return (
@@ -90,8 +73,6 @@ def markdown(estimate: RunEstimate) -> str:
         ),
         *disk_lines(estimate),
     ]
-    if problem := device_problem(estimate):
-        lines += ["", f"**{problem}**"]
     return "\n".join(lines) + "\n"
 
 

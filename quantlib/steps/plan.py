@@ -12,12 +12,20 @@ from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
 from quantlib.model_compatibility import model_problems
 from quantlib.models import BaseModelAdapter, open_model
-from quantlib.planning import Hardware, estimate_run, find_hardware, quantity
+from quantlib.planning import (
+    Hardware,
+    Limits,
+    estimate_run,
+    find_hardware,
+    fit_problems,
+    parse_quantity,
+    quantity,
+)
 from quantlib.planning.estimate import MOST_RANGES
 from quantlib.planning.show import markdown
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.contract import StepCall
-from quantlib.store import Receipt, StepOutput, Store, commit_step
+from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
 
 VERSION = 1
 AUTO = -1
@@ -148,6 +156,54 @@ def parse_range(text: str) -> tuple[int, int]:
     return int(start), int(stop)
 
 
+def _limits(call: StepCall, store: Store) -> Limits:
+    """What the cluster's profile says of its nodes; a store in a folder needs no scratch disk."""
+    scratch = call.text("scratch")
+    try:
+        given = parse_quantity(scratch) if scratch else None
+    except (ValueError, KeyError):
+        raise InvalidInputError.one("scratch", f"is no size: {scratch!r}", "as 400Gi") from None
+    return Limits(call.integer("node_gpus"), None if isinstance(store, LocalStore) else given)
+
+
+def _product_bytes(hardware: Hardware) -> int:
+    # A cluster's CPUs may not multiply bfloat16, whatever this one does.
+    return 2 if hardware.is_gpu else 4
+
+
+def _require_fit(
+    store: Store,
+    recipe: Recipe,
+    model: Receipt,
+    hardware: Hardware,
+    parallel: int,
+    limits: Limits,
+) -> None:
+    """Requires that every step fits what it is to run on, before anything else is tried.
+
+    Raises:
+        InvalidInputError: One does not; whatever else is wrong is said too.
+    """
+    source = ReceiptSource(store, model)
+    try:
+        checkpoint, adapter = open_model(source)
+        if model_problems(recipe, checkpoint, adapter):
+            return
+    except InvalidInputError:
+        return  # which plan says
+    estimate = estimate_run(
+        recipe,
+        checkpoint,
+        adapter,
+        hardware,
+        parallel,
+        _product_bytes(hardware),
+        node_gpus=limits.node_gpus,
+    )
+    if problems := fit_problems(recipe, checkpoint, adapter, estimate, limits):
+        raise InvalidInputError([*problems, *input_problems(recipe, source)])
+
+
 def main(call: StepCall) -> None:
     store, recipe = call.store(), recipe_from_text(call.text("recipe"))
     model, num_ranges = call.receipt("model"), call.integer("num_ranges")
@@ -156,13 +212,20 @@ def main(call: StepCall) -> None:
         raise InvalidInputError.one(
             "num_ranges", f"is {num_ranges}", f"give 1 to {MOST_RANGES}, 0 or {AUTO}"
         )
+    limits = _limits(call, store)
+    _require_fit(store, recipe, model, hardware, parallel, limits)
     receipt = plan(store, recipe, model, num_ranges, hardware, parallel)
     ranges = receipt.facts["ranges"]
     checkpoint, adapter = open_model(ReceiptSource(store, model))
-    # A cluster's CPUs may not multiply bfloat16, whatever this one does.
-    product_bytes = 2 if hardware.is_gpu else 4
     estimate = estimate_run(
-        recipe, checkpoint, adapter, hardware, parallel, product_bytes, len(ranges)
+        recipe,
+        checkpoint,
+        adapter,
+        hardware,
+        parallel,
+        _product_bytes(hardware),
+        len(ranges),
+        limits.node_gpus,
     )
     call.write_receipt("plan", store, receipt)
     call.write_artifact("summary", markdown(estimate).encode())

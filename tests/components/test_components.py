@@ -23,7 +23,7 @@ INTERFACES = {
     ),
     "fetch": ("recipe source store", "", "model summary", ""),
     "plan": (
-        "recipe num_ranges gpu parallel store",
+        "recipe num_ranges gpu parallel node_gpus scratch store",
         "model",
         "plan summary",
         "ranges calibrate_memory calibrate_cpus calibrate_gpus quantize_memory quantize_cpus "

@@ -38,7 +38,7 @@ def test_every_container_was_locked_down(watched: Watched) -> None:
             assert host["SecurityOpt"] == ["no-new-privileges"]
             assert host["Privileged"] is False
             assert host["NetworkMode"] == "none"  # the model and the store are folders here
-            image = VALIDATE_IMAGE if step == "validate" else QUANTLIB_IMAGE
+            image = VALIDATE_IMAGE if step in ("plan", "validate") else QUANTLIB_IMAGE
             assert container["Config"]["Image"] == image
 
 
