@@ -34,14 +34,21 @@ from pipelines.kubeflow import Kubeflow, Server
 from pipelines.local import RunResult, run_pipeline
 from pipelines.process import ProcessRunner, Runner
 from pipelines.reader import load_pipeline
-from pipelines.scheduler import StepRun
+from pipelines.scheduler import State, StepRun
 from pipelines.status import log_tail
 from pipelines.watch import watch
 from quantlib.cpus import available_cpus
-from quantlib.errors import InvalidInputError, QuantlibError, VerificationError, os_error_line
+from quantlib.errors import (
+    InvalidInputError,
+    QuantlibError,
+    VerificationError,
+    naming,
+    os_error_line,
+)
 from quantlib.evaluation.engines import choose_engine
 from quantlib.preflight import destination_problems, input_problems, place_problems
 from quantlib.report.model import HTML_NAME
+from quantlib.report.text import figures_line
 from quantlib.sources.naming import named
 
 RUNNERS = ("process", "docker", "kubeflow")
@@ -120,9 +127,11 @@ def compile_command(
     if target == "argo":
         if kubernetes:
             raise click.UsageError("--kubernetes goes with --target kubeflow")
-        _compile_argo(output, options, pipeline, namespace)
+        with naming(output):
+            _compile_argo(output, options, pipeline, namespace)
     else:
-        compile_to(output, options, pipeline)
+        with naming(output):
+            compile_to(output, options, pipeline)
     click.echo(output)
     if kubernetes:
         objects = output.with_suffix(".kubernetes.yaml")
@@ -232,7 +241,8 @@ def run_command(
         raise InvalidInputError(problems)
     folder = _run_folder(run_dir)
     file = folder / PIPELINE_NAME
-    compile_to(file, options, on_cluster=False)
+    with naming(file):
+        compile_to(file, options, on_cluster=False)
     started = _start_runner(runner, docker_network, file)
     console = Console()
     parameters = run_parameters(checked, replace(job, gpu=job.gpu or "cpu"), digest)
@@ -273,16 +283,35 @@ def _report(result: RunResult, folder: Path, store: str, console: Console) -> No
     for name, value in outputs.items():
         click.echo(f"{name + ':':<11}{value}")
     if result.signal:
-        message = f"Interrupted by {result.signal.name}. What the steps finished is in {store}: "
-        click.echo(message + "the same command continues from there.", err=True)
+        finished = ", ".join(run.name for run in result.runs if run.state is State.SUCCEEDED)
+        click.echo(
+            f"Interrupted by {result.signal.name}. Finished and kept in {store}: "
+            f"{finished or 'nothing'}. The same command goes on after that; a step that was in the "
+            "making starts anew.",
+            err=True,
+        )
     elif result.failure:
         _explain(result.failure)
+
+
+_FIGURES = (
+    "perplexity_original",
+    "perplexity_quantized",
+    "perplexity_increase",
+    "kl_mean",
+    "kl_standard_error",
+    "top1_agreement",
+)
 
 
 def _main_outputs(result: RunResult) -> dict[str, str]:
     found = {}
     if judged := result.outputs.get("validate"):
         found["verdict"] = judged.parameters["verdict"]
+        if reason := judged.parameters.get("reason"):
+            found["reason"] = reason
+        for metrics in judged.artifacts.get("metrics", ()):
+            found["figures"] = figures_line(*map(metrics.metadata.get, _FIGURES))
         brief = judged.artifacts["report"][0].path
         whole = brief.with_name(HTML_NAME)
         found["report"] = str(whole if whole.exists() else brief)

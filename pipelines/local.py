@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -26,11 +27,13 @@ from pipelines.scheduler import Scheduler, State, StepRun
 from pipelines.status import open_status
 from pipelines.values import Values, convert
 from quantlib.cpus import available_cpus
-from quantlib.errors import InvalidInputError, Problem
+from quantlib.errors import InvalidInputError, Problem, naming
 
 SCHEMA = "quantlib/run/1"
 RESULT_NAME = "run.json"
 LOCK_NAME = ".lock"
+_RESULT_BYTES = 64 << 10
+"""More than the result of a run of 64 ranges takes."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,33 @@ def run_pipeline(
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        _reserve(folder / RESULT_NAME, pipeline)
         result = asyncio.run(_run(pipeline, arguments, folder, runner, parallel, console, retries))
-        (folder / RESULT_NAME).write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
+        _overwrite(folder / RESULT_NAME, json.dumps(result.to_json(), indent=1))
     return result
+
+
+def _reserve(file: Path, pipeline: Pipeline) -> None:
+    """Says that the run is under way, in a file with room for its result: the disk may get full."""
+    text = json.dumps({"schema": SCHEMA, "pipeline": pipeline.name, "state": State.RUNNING.value})
+    with naming(file):
+        file.write_text(text.ljust(_RESULT_BYTES), encoding="utf-8")
+
+
+def _overwrite(file: Path, text: str) -> None:
+    with naming(file), file.open("r+b") as opened:
+        opened.write(text.encode())
+        opened.truncate()
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder; the system lets go of it when this process ends."""
+    """Keeps other runs out of a folder.
+
+    The system lets go of it when this process and the steps that it has started have ended.
+    """
     with (folder / LOCK_NAME).open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from typing import Protocol
@@ -12,6 +13,8 @@ from typing import Protocol
 from components._images import IMAGE_VARIABLE
 from pipelines.launch import Launch
 from quantlib.errors import StepError
+from quantlib.keeper import kept
+from quantlib.process_group import SECONDS_FOR_KEEPER, SECONDS_TO_END
 
 
 class Runner(Protocol):
@@ -28,46 +31,63 @@ class Runner(Protocol):
 
 
 class ProcessRunner:
-    """Each step is a process, and the leader of a process group of its own.
+    """Each step is a process in a session of its own, with a keeper between it and this one.
 
     ``python`` as the first word of a command is the interpreter that runs this. A step that is
-    cancelled gets SIGTERM with its whole group, and SIGKILL after ``grace`` seconds; what a step
-    leaves behind when it ends is killed, as it would be with its container.
+    cancelled gets SIGTERM with its whole group, and is killed after ``grace`` seconds with all that
+    it has started; so it is when this process is killed, and what a step leaves behind when it ends
+    is killed too, as it would be with its container.
+
+    A step inherits the lock of the run's folder: no other run starts there while it lives.
 
     Attributes:
-        grace: Seconds between SIGTERM and SIGKILL.
+        grace: Seconds between SIGTERM and SIGKILL: more than a step gives its own workers.
     """
 
-    def __init__(self, grace: float = 10.0) -> None:
+    def __init__(self, grace: float = SECONDS_TO_END + 2 * SECONDS_FOR_KEEPER) -> None:
         self.grace = grace
 
     async def run(self, launch: Launch) -> int:
         """Runs a step, with its output appended to ``launch.log``."""
         command, *arguments = launch.argv
+        program = sys.executable if command == "python" else shutil.which(command)
+        if program is None:
+            raise StepError(launch.name, f"{command} cannot be started: there is no such program")
         with launch.log.open("ab") as log:
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable if command == "python" else command,
-                    *arguments,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=_environment(launch),
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise StepError(launch.name, f"{command} cannot be started: {error}") from None
+            process = await asyncio.create_subprocess_exec(
+                *kept([program, *arguments], self.grace),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(launch),
+                start_new_session=True,
+                close_fds=False,
+            )
         try:
             code = await process.wait()
         except asyncio.CancelledError:
-            _kill_group(process.pid, signal.SIGTERM)
+            _signal(process, signal.SIGTERM)
             # A second cancellation, by a second Ctrl-C, ends the wait as the grace period does.
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(process.wait(), self.grace)
+                await asyncio.wait_for(process.wait(), self.grace + SECONDS_FOR_KEEPER)
             raise
         finally:
-            _kill_group(process.pid, signal.SIGKILL)
+            if process.returncode is None:
+                await asyncio.shield(_end(process))
         return code if code >= 0 else 128 - code
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Has the keeper kill its command at once."""
+    _signal(process, signal.SIGTERM)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), SECONDS_FOR_KEEPER)
+    _signal(process, signal.SIGKILL)
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)
 
 
 def _environment(launch: Launch) -> dict[str, str]:
@@ -75,8 +95,3 @@ def _environment(launch: Launch) -> dict[str, str]:
     of_pipeline = dict(launch.environment)
     of_pipeline.pop(IMAGE_VARIABLE, None)  # a process runs in no image, whatever the pipeline says
     return {**defaults, **os.environ, **of_pipeline}
-
-
-def _kill_group(leader: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, number)

@@ -34,7 +34,13 @@ from pipelines.ir import (
 from pipelines.launch import collect, prepare
 from pipelines.process import Runner
 from pipelines.values import Artifact, Values, convert
-from quantlib.errors import GateFailedError, InvalidInputError, QuantlibError, StepError
+from quantlib.errors import (
+    GateFailedError,
+    InvalidInputError,
+    QuantlibError,
+    StepError,
+    os_error_line,
+)
 
 _FINAL_EXIT_CODES = frozenset({InvalidInputError.exit_code, GateFailedError.exit_code})
 
@@ -232,6 +238,8 @@ class Scheduler:
                 raise
             except QuantlibError as error:
                 self._fail(run, str(error))
+            except OSError as error:
+                self._fail(run, f"step {run.name}: {os_error_line(error, run.folder)}")
         return run.state, run.outputs
 
     async def _run_step(

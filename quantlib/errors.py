@@ -11,7 +11,8 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -87,6 +88,21 @@ def os_error_line(error: OSError, where: object = "") -> str:
     if isinstance(path, bytes):
         path = path.decode(errors="replace")
     return f"{path}: {what}" if path != "" else what
+
+
+@contextmanager
+def naming(where: object) -> Iterator[None]:
+    """Names what is being written in errors of the system that name no file: a full disk, a quota.
+
+    Raises:
+        QuantlibError: In the place of such an error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise QuantlibError(os_error_line(error, where)) from None
 
 
 class UnknownNameError(InvalidInputError):

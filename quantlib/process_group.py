@@ -1,4 +1,4 @@
-"""Processes that are started with all their children in a group of their own."""
+"""How processes end with all that they have started, and what their logs end with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
-_SECONDS_TO_END = 10.0
+SECONDS_TO_END = 10.0
+"""What a worker gets to end by itself."""
+
+SECONDS_FOR_KEEPER = 5.0
+"""What a keeper gets to end what its command has left."""
+
 _SECONDS_TO_VANISH = 1.0
 _LAST_LINES = 8
 _ERROR_LINE = re.compile(r"^(?:\([^)]*\) |\[rank\d+\]: )?[\w.]*(?:Error|Exception|Interrupt)\b: ")
@@ -23,22 +28,23 @@ _LOGGED_ERROR = re.compile(
 _OF_ANOTHER_PROCESS = re.compile(r"initialization failed|: cancelled$")
 
 
-def end_group(process: subprocess.Popen[bytes], seconds: float = _SECONDS_TO_END) -> None:
-    """Ends a process that was started with ``start_new_session``, and whatever it has started.
+def end_kept(process: subprocess.Popen[bytes], seconds: float = SECONDS_TO_END) -> None:
+    """Ends a command that was started through a keeper, and all that the command has started.
 
     Args:
-        process: The leader of the group.
+        process: The keeper.
         seconds: What they get to end by themselves after SIGTERM.
     """
-    deadline = time.monotonic() + seconds
-    signal_group(process, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-    _end(lambda: living(process.pid), deadline)
+    for wait in (seconds, SECONDS_FOR_KEEPER):
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)  # the second one has the keeper kill them
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(wait)
+    process.kill()
     process.wait()
 
 
-def end_others(seconds: float = _SECONDS_TO_END) -> None:
+def end_others(seconds: float = SECONDS_TO_END) -> None:
     """Ends every process of this process's group but this one.
 
     Args:
@@ -51,6 +57,15 @@ def end_others(seconds: float = _SECONDS_TO_END) -> None:
 
     _signal(others(), signal.SIGTERM)
     _end(others, time.monotonic() + seconds)
+
+
+def end_all(remaining: Callable[[], list[int]]) -> None:
+    """Kills processes.
+
+    Args:
+        remaining: Those that are left, also such as were started meanwhile.
+    """
+    _end(remaining, time.monotonic())
 
 
 def _end(remaining: Callable[[], list[int]], deadline: float) -> None:
@@ -95,12 +110,6 @@ def living(group: int) -> list[int]:
             if int(of_process) == group and state != "Z":
                 found.append(int(entry.name))
     return found
-
-
-def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Sends a signal to every process of a group."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
 
 
 def last_lines(log: Path) -> str:

@@ -1,87 +1,10 @@
 """Groups of processes and what their logs end with."""
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from quantlib.process_group import end_group, last_lines, living
-
-STUBBORN = """
-import os, signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if os.fork():
-    print("up", flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_group_that_ignores_sigterm_is_gone_with_its_children() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, start_new_session=True
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        assert process.stdout.readline() == b"up\n"
-        assert len(living(process.pid)) == 2
-        end_group(process, seconds=0.2)
-    assert process.returncode == -signal.SIGKILL
-    assert not living(process.pid)
-
-
-CAREFUL = """
-import os, signal, sys, time
-def end(*_):
-    time.sleep(0.3)
-    open(sys.argv[1], "w").close()
-    os._exit(0)
-if os.fork():
-    signal.pause()
-signal.signal(signal.SIGTERM, end)
-print("up", flush=True)
-while True:
-    time.sleep(0.05)  # a signal just before a long sleep would be seen after it
-"""
-
-
-def test_children_that_outlive_the_leader_may_end_by_themselves(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", CAREFUL, str(tmp_path / "ended")],
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        assert process.stdout.readline() == b"up\n"
-        end_group(process)
-    assert (tmp_path / "ended").exists()
-    assert not living(process.pid)
-
-
-STUCK = """
-import signal, time
-from multiprocessing.shared_memory import SharedMemory
-signal.signal(signal.SIGTERM, lambda *_: None)
-print(SharedMemory(create=True, size=8).name, flush=True)
-time.sleep(60)
-"""
-
-
-def test_shared_memory_of_a_killed_process_is_freed() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", STUCK],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    with process.stdout:
-        memory = Path("/dev/shm") / process.stdout.readline().decode().strip()
-        assert memory.exists()
-        end_group(process, seconds=0.2)
-    assert not memory.exists()
-    assert not living(process.pid)
-
+from quantlib.process_group import last_lines
 
 OTHERS = """
 import os, subprocess, sys

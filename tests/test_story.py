@@ -28,7 +28,7 @@ from promotion.conftest import repository as repository  # a fixture
 from recipes import QUICK
 
 from quantlib.checkpoint.source import StoreSource
-from quantlib.process_group import end_group
+from quantlib.process_group import end_kept
 from quantlib.promotion.kinds import Document
 from quantlib.report.manifest import MANIFEST_NAME
 from quantlib.serving.arguments import checkpoint_arguments, serve_command
@@ -91,7 +91,7 @@ class Pods:
 
     def close(self) -> None:
         for each in self._servers:
-            end_group(each.process)
+            end_kept(each.process)
 
 
 def swap_scales(folder: Path) -> None:

@@ -19,10 +19,11 @@ from quantlib.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from quantlib.compatibility import checkpoint_scheme
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import installed_vllm
+from quantlib.keeper import kept
 from quantlib.model_compatibility import cpu_problem
 from quantlib.models import BaseModelAdapter
 from quantlib.models.servable import with_causal_architecture
-from quantlib.process_group import end_group, last_lines
+from quantlib.process_group import SECONDS_TO_END, end_kept, last_lines
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection
 from quantlib.serving.options import serving_dtype
@@ -146,7 +147,10 @@ def _run(folder: Path, config: Mapping[str, Any], job: DryLoadJob) -> DryLoadOut
     log = folder / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "quantlib.evaluation.dry_load_worker", str(folder)],
+            kept(
+                [sys.executable, "-m", "quantlib.evaluation.dry_load_worker", str(folder)],
+                SECONDS_TO_END,
+            ),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -158,7 +162,7 @@ def _run(folder: Path, config: Mapping[str, Any], job: DryLoadJob) -> DryLoadOut
     except subprocess.TimeoutExpired:
         return DryLoadOutcome(result="skipped", detail=f"vLLM took more than {_SECONDS} s")
     finally:
-        end_group(process)
+        end_kept(process)
     outcome = folder / OUTCOME_NAME
     if not outcome.exists():
         detail = f"its process ended with {process.returncode}: {last_lines(log)}"

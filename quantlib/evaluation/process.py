@@ -14,7 +14,8 @@ from typing import Self, TextIO
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import Job
-from quantlib.process_group import end_group, last_lines
+from quantlib.keeper import kept
+from quantlib.process_group import SECONDS_TO_END, end_kept, last_lines
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -26,12 +27,12 @@ _ENVIRONMENT = {
 class Workers:
     """Runs jobs by one engine: a context, in which the engine is imported when it is first used.
 
-    Whatever was started is in a process group of its own, which is gone when the context ends.
+    Whatever was started is gone when the context ends, and when this process is killed.
 
     Attributes:
         engine: vllm or transformers.
-        process: The process that imports the engine and forks another for each job; None before
-            the first.
+        process: The keeper of the process that imports the engine and forks another for each job;
+            None before the first.
     """
 
     def __init__(self, engine: str) -> None:
@@ -44,7 +45,7 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         if self.process is not None:
-            end_group(self.process)
+            end_kept(self.process)
         if self._progress is not None:
             self._progress.close()
 
@@ -94,7 +95,7 @@ class Workers:
             try:
                 with log.open("wb") as output:
                     self.process = subprocess.Popen(
-                        [*command, self.engine, str(write_end)],
+                        kept([*command, self.engine, str(write_end)], SECONDS_TO_END),
                         stdin=subprocess.PIPE,
                         stdout=output,
                         stderr=subprocess.STDOUT,

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.process_group import end_group, last_lines, signal_group
+from quantlib.keeper import kept
+from quantlib.process_group import end_kept, last_lines
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_STOP = 30.0
@@ -56,14 +57,14 @@ class Server:
     """A server that was started by :func:`running`.
 
     Attributes:
-        process: Leader of a process group of its own.
+        process: The server's keeper.
         log: Gets everything that the server prints.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                command,
+                kept(command, _SECONDS_TO_STOP),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -73,9 +74,9 @@ class Server:
         self.log = log
         self.stopping = False
 
-    def stop(self, number: int) -> None:
-        """Passes a signal on; a second one ends the server at once."""
-        signal_group(self.process, signal.SIGKILL if self.stopping else signal.Signals(number))
+    def stop(self) -> None:
+        """Tells the server to stop; a second time it is ended at once."""
+        self.process.send_signal(signal.SIGTERM)
         self.stopping = True
 
     def wait_until_healthy(self, url: str, limit: float, waiting: Callable[[float], None]) -> bool:
@@ -118,7 +119,7 @@ class Server:
         try:
             self.process.wait(_SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
-            signal_group(self.process, signal.SIGKILL)
+            end_kept(self.process, 0)
 
     def _error(self, what: str) -> QuantlibError:
         code = self.process.poll()
@@ -139,28 +140,29 @@ def _answers(url: str) -> bool:
 
 @contextmanager
 def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Server]:
-    """Starts a server; when the context ends, its whole process group is gone.
+    """Starts a server; when the context ends, all that it has started is gone.
 
-    SIGINT and SIGTERM are passed on to the server meanwhile.
+    SIGINT and SIGTERM stop the server meanwhile; a second one ends it at once.
     """
     server: Server | None = None
-    early: list[int] = []
+    early = 0
 
-    def passed_on(number: int, _frame: FrameType | None) -> None:
+    def stopped(_number: int, _frame: FrameType | None) -> None:
+        nonlocal early
         if server is None:
-            early.append(number)
+            early += 1
         else:
-            server.stop(number)
+            server.stop()
 
-    before = {number: signal.signal(number, passed_on) for number in _STOPPING}
+    before = {number: signal.signal(number, stopped) for number in _STOPPING}
     try:
         server = Server(command, environment, log)
-        for number in early:
-            server.stop(number)
+        for _ in range(early):
+            server.stop()
         yield server
     finally:
         if server is not None:
-            end_group(server.process)
+            end_kept(server.process)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from processes import are_gone, descendants
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import OUTCOME_NAME, REFERENCE_NAME, Job
 from quantlib.evaluation.process import Workers
-from quantlib.process_group import living
 
 MakeJob = Callable[..., Job]
 
@@ -63,9 +63,10 @@ def test_an_engine_that_cannot_be_imported_is_quoted(
         workers.run(make_job(tiny_llama), "original", tmp_path / "log", "the log", print)
 
 
-def group_of(workers: Workers) -> list[int]:
+def started_by(workers: Workers) -> list[int]:
+    """The keeper's child, which imports the engine, and the job that it has forked."""
     assert workers.process is not None
-    return living(workers.process.pid)
+    return descendants(workers.process.pid)
 
 
 @pytest.mark.slow
@@ -77,13 +78,13 @@ def test_an_interruption_ends_the_workers(
     with Workers("transformers") as workers:
 
         def interrupt() -> None:
-            seen.append(group_of(workers))
+            seen.append(started_by(workers))
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             workers.run(job, "original", tmp_path / "log", "the log", interrupt)
     assert len(seen[0]) >= 2
-    assert not group_of(workers)
+    assert are_gone(seen[0])
     assert not (Path(job.output) / OUTCOME_NAME).exists()
 
 
@@ -92,10 +93,9 @@ def test_a_killed_job_is_said_to_be_killed(
     tiny_llama: Path, make_job: MakeJob, tmp_path: Path, workers: Workers
 ) -> None:
     def kill() -> None:
-        assert workers.process is not None
-        for process in group_of(workers):
-            if process != workers.process.pid:
-                os.kill(process, signal.SIGKILL)
+        for imported in started_by(workers):
+            for job in descendants(imported):  # the windows before its end were said already
+                os.kill(job, signal.SIGKILL)
 
     with pytest.raises(QuantlibError, match="killed by SIGKILL, most likely for lack of memory"):
         workers.run(make_job(tiny_llama, windows=2000), "model", tmp_path / "log", "X", kill)

@@ -4,18 +4,22 @@ The annotations of components are read by kfp, which does not resolve them from 
 ``from __future__ import annotations`` here.
 """
 
+import errno
 import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kfp import dsl
+from processes import are_gone, descendants
 
 from pipelines.local import RunResult
 from pipelines.scheduler import State
@@ -172,3 +176,118 @@ def test_a_signal_ends_every_process(
         "work[c]": "not run",
         "join": "not run",
     }
+
+
+def test_a_runner_that_is_killed_takes_its_steps_with_it(
+    compiled: Callable[[Any], Path], step: Step, tmp_path: Path
+) -> None:
+    @dsl.container_component
+    def work(folder: str) -> dsl.ContainerSpec:
+        # an engine in a session of its own, which minds no SIGTERM
+        return step(
+            """
+            import subprocess
+            engine = subprocess.Popen(
+                ["sh", "-c", "trap '' TERM; sleep 60 & wait; sleep 60"], start_new_session=True
+            )
+            folder = pathlib.Path(inputs["folder"])
+            (folder / "partial").write_text(f"{os.getpid()} {engine.pid}")
+            (folder / "partial").rename(folder / "pids")
+            time.sleep(60)
+            """
+        )
+
+    @dsl.pipeline(name="toy")
+    def toy(folder: str) -> None:
+        work(folder=folder)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, str(compiled(toy)), str(tmp_path), "60"],
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pids").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    all_of_them = descendants(process.pid)
+    assert {int(pid) for pid in (tmp_path / "pids").read_text().split()} < set(all_of_them)
+    with (tmp_path / "run" / ".lock").open() as lock:
+        process.kill()
+        process.wait(10)
+        # The steps hold the folder's lock for as long as they live.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert are_gone(all_of_them, seconds=1)
+
+
+def test_a_full_disk_is_one_line_and_leaves_a_result(
+    run: Run, alone: Alone, step: Step, tmp_path: Path, mount: Callable[..., Path]
+) -> None:
+    @dsl.container_component
+    def work() -> dsl.ContainerSpec:
+        return step("")
+
+    volume = mount(tmp_path / "run", "-t", "tmpfs", "-o", "size=256k", "tmpfs")
+    with suppress(OSError), (volume / "filler").open("wb", buffering=0) as filler:
+        for _ in range(64 - 17):  # all pages but those of the result and the lock
+            filler.write(bytes(4096))
+    (volume / ".lock").touch()
+    (volume / "log").mkdir()
+    real = Path.mkdir
+
+    def full(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.name == "artifacts":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "mkdir", full)
+        result = run(alone(work))
+    assert result.exit_code == 1
+    assert result.failure is not None
+    assert result.failure.error.endswith("work/artifacts: No space left on device")
+    written = json.loads((volume / "run.json").read_text())
+    assert (written["state"], written["exit_code"]) == ("failed", 1)
+
+
+def test_a_slow_engine_ends_with_its_step(
+    compiled: Callable[[Any], Path], step: Step, tmp_path: Path
+) -> None:
+    @dsl.container_component
+    def work(folder: str) -> dsl.ContainerSpec:
+        # as Workers does: its own engine gets all of its time, and then is killed by its keeper
+        return step(
+            """
+            import signal, subprocess
+            sys.path[:0] = os.environ["PATHS"].split(os.pathsep)
+            from quantlib.keeper import kept
+            from quantlib.process_group import end_kept
+            engine = subprocess.Popen(kept(["sh", "-c", "trap '' TERM; sleep 60; sleep 60"], 2.0))
+            folder = pathlib.Path(inputs["folder"])
+            def end(*_):
+                end_kept(engine, 2.0)
+                (folder / "unwound").touch()
+                sys.exit(143)
+            signal.signal(signal.SIGTERM, end)
+            (folder / "pids").touch()
+            time.sleep(60)
+            """
+        )
+
+    @dsl.pipeline(name="toy")
+    def toy(folder: str) -> None:
+        work(folder=folder)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, str(compiled(toy)), str(tmp_path), "7"],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PATHS": os.pathsep.join(sys.path)},
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pids").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    all_of_them = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert (tmp_path / "unwound").exists()
+    assert are_gone(all_of_them)
