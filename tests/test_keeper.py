@@ -69,7 +69,7 @@ def test_a_command_that_ignores_sigterm_is_killed(start: Start, grace: float) ->
     assert len(before) == 5  # the keeper is one of them
     started = time.monotonic()
     end_kept(process, 0.5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 40
     assert process.returncode == -signal.SIGKILL
     assert are_gone(before)
 

@@ -110,7 +110,7 @@ def toy(step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         with dsl.Else():
             gate()
 
-    def compile_toy(file: Path, options: Any) -> None:
+    def compile_toy(file: Path, options: Any, **_: Any) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(pipeline, str(file))
 
