@@ -199,9 +199,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError:
-        raise InvalidInputError.one(
-            str(path), "needs pyarrow", pip_install("datasets")
-        ) from None
+        raise InvalidInputError.one(str(path), "needs pyarrow", pip_install("datasets")) from None
     try:
         file = parquet.ParquetFile(path)
         if field not in file.schema_arrow.names:

@@ -13,6 +13,7 @@ from quantlib.checkpoint.index import listed
 from quantlib.checkpoint.remote_code import without_code
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.models.base import BaseModelAdapter, LinearGroup, Producer
+from quantlib.models.config_fields import field_problems
 from quantlib.models.rope import rope_parameters, rope_problems
 from quantlib.models.servable import with_causal_architecture
 from quantlib.models.settings import BlockSettings, Norms
@@ -45,6 +46,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         required_numbers: Fields that have to be positive numbers.
         optional: Fields that have to be positive whole numbers where they are given.
         optional_numbers: Fields that have to be positive numbers where they are given.
+        known: Fields that the family knows besides those that the table lists for its type.
         rejected: Fields that have to be absent, null or false, since what they ask for is not
             computed.
         activation_field: The field that names the MLP's activation.
@@ -72,6 +74,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         "num_key_value_heads",
     )
     optional_numbers: ClassVar[tuple[str, ...]] = ("rms_norm_eps",)
+    known: ClassVar[tuple[str, ...]] = ()
     rejected: ClassVar[tuple[str, ...]] = ("use_bidirectional_attention", "attention_sinks")
     activation_field: ClassVar[str] = "hidden_act"
     activations: ClassVar[tuple[str, ...]] = ("silu", "gelu", "gelu_pytorch_tanh")
@@ -105,6 +108,8 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
             for field in self.rejected
             if self.config.get(field) not in (None, False)
         ]
+        asked = (*self.required, *self.required_numbers, *self.optional, *self.optional_numbers)
+        problems += field_problems(self.config, (*asked, *self.rejected, *self.known))
         if self.activation not in self.activations:
             problems.append(
                 Problem(

@@ -50,7 +50,7 @@ def fit_problems(
         limits: What there is.
     """
     search = _Search(recipe, checkpoint, adapter, limits)
-    problems = []
+    problems: list[Problem] = []
     if estimate.hardware.is_gpu:
         problems += search.node_problems()
         for step, needs in estimate.needs.items():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from quantlib.checkpoint.quantized import stated_quantization
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import installed_vllm
 from quantlib.foreign_json import parse_mapping
@@ -66,16 +67,22 @@ def checkpoint_sharding(folder: Path) -> Sharding | None:
     config = read_config(folder)
     if not all(isinstance(config.get(k), int) for k in ("num_attention_heads", "hidden_size")):
         return None
-    quantization = config.get("quantization_config")
-    if quantization is None:
+    stated = stated_quantization(config)
+    if stated is None or not isinstance(stated[1], dict):
         return sharding_of(config, None)
+    quantization = stated[1]
     try:
         weights, is_quantized = format_registry.get_format(
             str(quantization.get("quant_method"))
         ).read_scheme(quantization)
         adapter = model_registry.adapter_for(config)
     except (InvalidInputError, KeyError, TypeError, ValueError):
-        return sharding_of(config, _foreign_scheme(quantization))
+        return sharding_of(
+            config,
+            _foreign_scheme(quantization),
+            block=_block_shape(quantization),
+            whole_outputs=quantization.get("quant_method") != "fp8",
+        )
     quantized = [
         part
         for part in ROW_PARALLEL
@@ -87,6 +94,23 @@ def checkpoint_sharding(folder: Path) -> Sharding | None:
         )
     ]
     return sharding_of(config, weights, quantized)
+
+
+def _block_shape(quantization: dict[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns of the blocks that share a scale, as FP8 checkpoints state them."""
+    stated = quantization.get("weight_block_size")
+    groups = quantization.get("config_groups")
+    if stated is None and isinstance(groups, dict):
+        schemes = [g.get("weights") for g in groups.values() if isinstance(g, dict)]
+        stated = next(
+            (scheme.get("block_structure") for scheme in schemes if isinstance(scheme, dict)), None
+        )
+    if not isinstance(stated, list) or len(stated) != 2:
+        return None
+    rows, columns = stated
+    if all(isinstance(side, int) and side > 0 for side in (rows, columns)):
+        return rows, columns
+    return None
 
 
 def _foreign_scheme(quantization: dict[str, Any]) -> WeightScheme | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 _NO_FLOAT16 = ("gemma2", "gemma3", "gemma3_text", "glm4")
 """Model types that overflow in float16: vLLM refuses it for them (``vllm/config/model.py``)."""
 
 
-def serving_dtype(config: Mapping[str, Any]) -> str:
+def serving_dtype(config: Mapping[str, Any]) -> Literal["bfloat16", "float16"]:
     """The dtype that a model is served in: its own, or bfloat16 where vLLM does not serve that.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,27 @@ class SharedInput:
 
 
 @dataclass(frozen=True)
+class SharedOutput:
+    """The output of a column-parallel linear whose weights are quantized in blocks.
+
+    vLLM requires whole blocks on each GPU of what it fuses (``fp8_utils.py``:
+    ``validate_fp8_block_shape``), except outside of experts in the format ``fp8`` (``linear.py``:
+    ``_maybe_allow_fp8_block_shape_mismatch``).
+
+    Attributes:
+        linear: Which one.
+        channels: Of the output.
+        multiple: Rows of a block.
+        least: Channels that a GPU has at least: heads are repeated, not cut.
+    """
+
+    linear: str
+    channels: int
+    multiple: int
+    least: int = 1
+
+
+@dataclass(frozen=True)
 class Sharding:
     """What tensor parallelism divides.
 
@@ -39,11 +60,13 @@ class Sharding:
         heads: Query heads.
         key_value_heads: Key and value heads; they are repeated where there are more GPUs.
         inputs: Of the row-parallel linears.
+        outputs: Of the others, where they are quantized in blocks of rows.
     """
 
     heads: int
     key_value_heads: int
     inputs: tuple[SharedInput, ...]
+    outputs: tuple[SharedOutput, ...] = ()
 
     def problems(self, size: int) -> list[str]:
         """Why ``size`` GPUs cannot share the model; empty where they can."""
@@ -65,6 +88,13 @@ class Sharding:
                     f"each GPU would get {share} inputs of {shared.linear}, which are no whole "
                     f"groups of {shared.multiple}"
                 )
+        for output in self.outputs:
+            share = max(output.channels // size, output.least)
+            if share % output.multiple:
+                found.append(
+                    f"each GPU would get {share} outputs of {output.linear}, which are no whole "
+                    f"blocks of {output.multiple}"
+                )
         return found
 
     def sizes(self) -> list[int]:
@@ -76,6 +106,9 @@ def sharding_of(
     config: Mapping[str, Any],
     weights: WeightScheme | None,
     quantized: Collection[str] = ROW_PARALLEL,
+    block: tuple[int, int] | None = None,
+    *,
+    whole_outputs: bool = False,
 ) -> Sharding:
     """What tensor parallelism divides in a model.
 
@@ -83,6 +116,9 @@ def sharding_of(
         config: The parsed ``config.json``.
         weights: How linears are quantized; None where they are not.
         quantized: Which of the row-parallel linears are quantized.
+        block: Rows and columns that share a scale, where weights are quantized in blocks as FP8
+            checkpoints are; ``weights`` is None then.
+        whole_outputs: Whether outputs outside of experts have to be whole blocks as well.
     """
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -97,11 +133,38 @@ def sharding_of(
     if weights is not None and weights.type == "int":
         # Codes are packed into words of 32 bits.
         multiple = math.lcm(max(weights.group_size, 1), 32 // weights.bits)
+    key_value_heads = config.get("num_key_value_heads") or heads
+    outputs: tuple[SharedOutput, ...] = ()
+    if block is not None:
+        rows, multiple = block
+        outputs = tuple(
+            _block_outputs(config, heads, key_value_heads, head_dim, rows, whole_outputs)
+        )
     return Sharding(
         heads=heads,
-        key_value_heads=config.get("num_key_value_heads") or heads,
+        key_value_heads=key_value_heads,
+        outputs=outputs,
         inputs=tuple(
             SharedInput(label, channels, multiple if any(n in quantized for n in names) else 1)
             for names, label, channels in inputs
         ),
     )
+
+
+def _block_outputs(
+    config: Mapping[str, Any],
+    heads: int,
+    key_value_heads: int,
+    head_dim: int,
+    rows: int,
+    whole_outputs: bool,
+) -> Iterator[SharedOutput]:
+    experts = any(config.get(field) for field in ("num_local_experts", "num_experts"))
+    if whole_outputs:
+        yield SharedOutput("q_proj", heads * head_dim, rows)
+        yield SharedOutput("k_proj and v_proj", key_value_heads * head_dim, rows, head_dim)
+        if not experts:
+            yield SharedOutput("gate_proj and up_proj", config["intermediate_size"], rows)
+    inner = config.get("moe_intermediate_size") or (experts and config.get("intermediate_size"))
+    if inner:
+        yield SharedOutput("an expert's gate_proj and up_proj", inner, rows)

@@ -114,9 +114,7 @@ def open_gguf(path: Path) -> GgufModel:
         InvalidInputError: The file cannot be converted; everything that its header shows at once.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise InvalidInputError.one(
-            str(path), "needs the gguf package", pip_install("gguf")
-        )
+        raise InvalidInputError.one(str(path), "needs the gguf package", pip_install("gguf"))
     header = read_gguf_header(path)
     config = _config(header)
     targets = _targets(config)

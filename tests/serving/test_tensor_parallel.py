@@ -1,5 +1,6 @@
 """Which numbers of GPUs can share a model, against what vLLM's rules give by hand."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.recipe import Recipe, WeightScheme
+from quantlib.serving.arguments import checkpoint_sharding
 from quantlib.serving.tensor_parallel import sharding_of
 from quantlib.steps.plan import input_problems
 
@@ -53,6 +55,68 @@ def test_sizes_that_work(
 ) -> None:
     scheme = None if weights is None else WeightScheme(**weights)
     assert sharding_of(config, scheme, quantized).sizes() == expected
+
+
+# By vllm/model_executor/layers/quantization/utils/fp8_utils.py and layers/linear.py of 0.32.
+QWEN3_8B = {
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 12288,
+}
+QWEN3_30B = {
+    "hidden_size": 2048,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+}
+QWEN2_0_5B = {
+    "hidden_size": 896,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 4864,
+}
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+BLOCKS = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {
+        "group_0": {
+            "weights": {
+                "num_bits": 8,
+                "type": "float",
+                "strategy": "block",
+                "block_structure": [128, 128],
+            }
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "quantization", "expected"),
+    [
+        (QWEN3_8B, FP8, [1, 2, 4, 8, 16, 32]),  # 12288 / 32 is three blocks
+        (QWEN3_30B, FP8, [1, 2]),  # 768 / 4 is a block and a half
+        (QWEN2_0_5B, FP8, [1]),  # 896 / 2 is three blocks and a half, whatever k_proj gives
+        (QWEN2_0_5B | {"intermediate_size": 4096, "num_attention_heads": 16}, FP8, [1, 2, 4, 8]),
+        # compressed-tensors also wants whole blocks of k_proj: 2 x 64 on one GPU, 64 on two.
+        (QWEN2_0_5B | {"intermediate_size": 4096, "num_attention_heads": 16}, BLOCKS, [1]),
+        (QWEN3_8B, BLOCKS, [1, 2, 4, 8, 16, 32]),
+    ],
+)
+def test_weights_in_blocks(
+    config: dict[str, Any], quantization: dict[str, Any], expected: list[int], tmp_path: Path
+) -> None:
+    whole = config | {"quantization_config": quantization, "model_type": "other"}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    sharding = checkpoint_sharding(tmp_path)
+    assert sharding is not None
+    assert sharding.sizes() == expected
 
 
 def test_every_reason_is_given() -> None:
