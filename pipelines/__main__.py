@@ -37,6 +37,8 @@ from pipelines.reader import load_pipeline
 from pipelines.scheduler import State, StepRun
 from pipelines.status import log_tail
 from pipelines.watch import watch
+from quantlib import __version__
+from quantlib.cli.watch import PROGRAM_VARIABLE
 from quantlib.cpus import available_cpus
 from quantlib.errors import (
     InvalidInputError,
@@ -81,7 +83,11 @@ def _namespace(_: click.Context, __: click.Parameter, value: str) -> str:
     return value
 
 
-@click.group(epilog="python -m pipelines COMMAND --help shows examples.")
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="python -m pipelines COMMAND --help shows examples.",
+)
+@click.version_option(__version__, prog_name="python -m pipelines")
 def main() -> None:
     """Compiles the quantization pipeline, runs it on this machine, or in Kubeflow."""
 
@@ -331,7 +337,7 @@ def _explain(failure: StepRun) -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(prog_name=os.environ.pop(PROGRAM_VARIABLE, "python -m pipelines"))
     except (InvalidInputError, VerificationError) as error:
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)

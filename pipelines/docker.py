@@ -1,6 +1,6 @@
 """Runs each step as a container of its image, by the docker command.
 
-The container is locked down as a pod of the pipeline is: no root, no capabilities, a root file
+The container is locked down as a pod of the pipeline is: no capabilities, a root file
 system that cannot be written, and no network unless what the step needs is elsewhere. It sees the
 folders that it works in under the paths that they have here, and nothing else of this machine.
 """
@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Collection, Coroutine, Mapping
 from pathlib import Path
@@ -27,9 +28,6 @@ from quantlib.errors import InvalidInputError, Problem, QuantlibError, StepError
 
 RUN_LABEL = "org.quantlib.run"
 """Label of every container; its value is the folder of the run."""
-
-IMAGE_USER = 10001
-"""UID and GID of the images."""
 
 _SHARED_MEMORY = "1g"  # a limit; vLLM passes tensors between its processes in it
 _SECRETS = re.compile(r"AWS_(?!.*_FILE$|CA_BUNDLE$)\w+|HF_(TOKEN|ENDPOINT)")
@@ -99,9 +97,9 @@ def docker_arguments(
 class DockerRunner:
     """Each step is a container, which is removed when the step ends.
 
-    The containers run as the user who calls. Root hands the run's folder and the store's to the
-    images' own user first, and the folder to publish in: a step has no use for root's rights, and
-    without capabilities even root could not write to what belongs to somebody else.
+    The containers run as the user who calls, root too: without capabilities root can do there what
+    any owner of its files can. So nothing has to change hands: what lies in a store may be a hard
+    link to a file of somebody's model.
 
     Attributes:
         network: Docker network of the steps that need one. ``host`` lets them reach servers on this
@@ -109,12 +107,10 @@ class DockerRunner:
         grace: Seconds between SIGTERM and SIGKILL for a step that is cancelled.
     """
 
-    def __init__(self, network: str = "bridge", grace: float = 10.0) -> None:
+    def __init__(self, network: str = "bridge", grace: float = 20.0) -> None:
         self.network = network
         self.grace = grace
-        root = os.getuid() == 0
-        self._user = (IMAGE_USER, IMAGE_USER) if root else (os.getuid(), os.getgid())
-        self._gives_away = root
+        self._user = (os.getuid(), os.getgid())
         self._prepared: set[Path] = set()
         self._gpus: bool | None = None
 
@@ -146,7 +142,6 @@ class DockerRunner:
         name = f"quantlib-{uuid.uuid4().hex[:12]}"
         scratch = launch.folder / "scratch"
         scratch.mkdir(exist_ok=True)
-        self._give(launch.folder)
         arguments = docker_arguments(
             launch,
             access,
@@ -210,18 +205,25 @@ class DockerRunner:
         for folder in (access.store, access.destination):
             if folder and folder not in self._prepared:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._give(folder, files=folder == access.store)
+                self._require_writable(launch.name, folder)
         self._prepared |= {path for path in (run, access.store, access.destination) if path}
 
-    def _give(self, folder: Path, *, files: bool = True) -> None:
-        """Hands a folder with its folders, and its files, to the user of the containers."""
-        if not self._gives_away:
-            return
-        os.lchown(folder, *self._user)
-        for parent, folders, names in os.walk(folder):
-            for name in folders + (names if files else []):
-                with contextlib.suppress(FileNotFoundError):  # another run's, gone by now
-                    os.lchown(os.path.join(parent, name), *self._user)
+    def _require_writable(self, step: str, folder: Path) -> None:
+        """Without capabilities, root too writes only where the permissions allow it."""
+        user, group = self._user
+        status = folder.stat()
+        if status.st_uid == user:
+            writable = status.st_mode & stat.S_IWUSR
+        elif status.st_gid == group:
+            writable = status.st_mode & stat.S_IWGRP
+        else:
+            writable = status.st_mode & stat.S_IWOTH
+        if not writable:
+            raise StepError(
+                step,
+                f"{folder} belongs to user {status.st_uid}, and the containers run as user {user}: "
+                f"run as its owner, or give another folder",
+            )
 
     async def _has_gpus(self) -> bool:
         if self._gpus is None:

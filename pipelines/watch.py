@@ -15,11 +15,20 @@ from tempfile import TemporaryDirectory
 import click
 
 from components._images import named_images, read_lock
-from pipelines._options import server_options
+from pipelines._options import compile_options, server_options
+from pipelines.cluster import load_cluster
+from pipelines.compiling import CompileOptions
 from pipelines.kubeflow import Server
 from quantlib.errors import GateFailedError, InvalidInputError, Problem, QuantlibError
-from quantlib.recipe import load_recipe
-from quantlib.watching import find_job
+from quantlib.keeper import kept
+from quantlib.planning import HARDWARE
+from quantlib.process_group import end_kept
+from quantlib.publishing.jobs import published_of
+from quantlib.recipe import Recipe, load_recipe
+from quantlib.watching import Job, find_job
+
+_GRACE = 60.0
+"""Seconds that a run gets to end its steps, which get less."""
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _EXAMPLES = """\b
@@ -63,6 +72,7 @@ class Starter:
         runner: process, docker or kubeflow.
         arguments: Further arguments of ``python -m pipelines run``.
         images: What the steps run in.
+        timeout: Seconds that a run may take.
     """
 
     store: str
@@ -70,6 +80,7 @@ class Starter:
     runner: str
     arguments: tuple[str, ...]
     images: tuple[str, ...]
+    timeout: float
 
 
 @click.command("watch", epilog=_EXAMPLES)
@@ -82,16 +93,41 @@ class Starter:
     show_default=True,
     help="Seconds between two looks.",
 )
-@click.option("--store", default=".quantlib/store", show_default=True, help="As of run.")
-@click.option("--publish-to", default="", help="As of run.  [default: each recipe's]")
+@click.option(
+    "--store",
+    default=".quantlib/store",
+    show_default=True,
+    help="Where the steps keep their work: a folder, or s3://bucket/prefix.",
+)
+@click.option("--publish-to", default="", help="Where to publish.  [default: each recipe's]")
 @click.option(
     "--runner",
     type=click.Choice(["process", "docker", "kubeflow"]),
     default="process",
     show_default=True,
-    help="As of run.",
+    help="What runs a step: a process of this Python environment, a container of its image, or "
+    "Kubeflow.",
 )
-@click.option("--images-lock", type=click.Path(path_type=Path, dir_okay=False), help="As of run.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=86400,
+    show_default=True,
+    help="Seconds after which a run on this machine is ended, so that the others have their turn.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="What the steps compute on.",
+)
+@click.option(
+    "--gpu",
+    type=click.Choice(list(HARDWARE)),
+    help="What the plan reckons with.  [default: the cluster's; cpu on this machine]",
+)
+@compile_options
 @server_options
 def watch(
     recipes: tuple[str, ...],
@@ -100,7 +136,10 @@ def watch(
     store: str,
     publish_to: str,
     runner: str,
-    images_lock: Path | None,
+    timeout: float,
+    device: str,
+    gpu: str | None,
+    options: CompileOptions,
     server: Server,
 ) -> None:
     """Quantize every release of the models that RECIPES name: files, or folders of them.
@@ -112,11 +151,13 @@ def watch(
     With --once it exits with 0 when all is up to date, done or started, 1 when a source or a run
     failed, 2 when a recipe is invalid, 3 when a checkpoint was refused by the gate.
     """
-    arguments: list[str] = []
+    arguments = ["--cluster", options.cluster, "--device", device]
+    arguments += ["--gpu", gpu] if gpu else []
+    arguments += ["--allow-floating"] if options.allow_floating else []
     images = named_images()
-    if images_lock is not None:
-        images = read_lock(images_lock)
-        arguments += ["--images-lock", str(images_lock)]
+    if options.images_lock is not None:
+        images = read_lock(options.images_lock)
+        arguments += ["--images-lock", str(options.images_lock)]
     if runner == "kubeflow":
         for name, value in asdict(server).items():
             arguments += [f"--{name.replace('_', '-')}", value]
@@ -127,7 +168,9 @@ def watch(
         runner,
         tuple(arguments),
         () if runner == "process" else images.of_quantization,
+        timeout,
     )
+    load_cluster(options.cluster)
     _require_valid(names := recipe_names(recipes))
     while True:
         looks = [look_once(name, starter) for name in names]
@@ -190,6 +233,22 @@ def _look(name: str, starter: Starter) -> Look:
         return Look(name, Outcome.FAILED, "; ".join(str(error).splitlines()))
     if job.published is not None:
         return Look(name, Outcome.UP_TO_DATE, job.published)
+    code = _run(name, recipe, job, starter)
+    if code == GateFailedError.exit_code:
+        return Look(name, Outcome.REFUSED, job.release.address)
+    if code is None:
+        what = f"the run took more than {starter.timeout:.0f} s and was ended"
+        return Look(name, Outcome.FAILED, what)
+    if code:
+        return Look(name, Outcome.FAILED, f"the run exited with {code}")
+    if starter.runner == "kubeflow":
+        return Look(name, Outcome.STARTED, job.release.address)
+    published = published_of(job.destination, job.digest)
+    return Look(name, Outcome.DONE, published or job.release.address)
+
+
+def _run(name: str, recipe: Recipe, job: Job, starter: Starter) -> int | None:
+    """Runs a job and returns its exit code; None where it took too long and was ended."""
     with TemporaryDirectory(prefix="quantlib-watch-") as folder:
         # The file itself may be another one by now than the job is of.
         file = Path(folder, f"{Path(name).stem}.json")
@@ -197,11 +256,10 @@ def _look(name: str, starter: Starter) -> Look:
         command = [sys.executable, "-m", "pipelines", "run", str(file), "--runner", starter.runner]
         command += ["--model", job.release.address, "--store", starter.store]
         command += ["--publish-to", job.destination, "--job", job.digest, *starter.arguments]
-        code = subprocess.run(command, check=False).returncode
-    if code == GateFailedError.exit_code:
-        return Look(name, Outcome.REFUSED, job.release.address)
-    if code:
-        return Look(name, Outcome.FAILED, f"the run exited with {code}")
-    if starter.runner == "kubeflow":
-        return Look(name, Outcome.STARTED, job.release.address)
-    return Look(name, Outcome.DONE, job.release.address)
+        process = subprocess.Popen(kept(command, _GRACE), start_new_session=True)
+        try:
+            return process.wait(starter.timeout)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            end_kept(process, _GRACE)

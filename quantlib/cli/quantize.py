@@ -173,9 +173,9 @@ def _saying_what_is_kept(store: Path) -> Iterator[None]:
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else error.code) from None
     except OSError as error:
         line = os_error_line(error, store)
-        raise QuantlibError(f"{line}\nmake room or mend that; {_kept(store)}") from None
+        raise QuantlibError(f"{line}; make room or mend that; {_kept(store)}") from None
     except StoreError as error:
-        raise QuantlibError(f"{error}\n{_kept(store)}") from None
+        raise QuantlibError(f"{error}; {_kept(store)}") from None
 
 
 def _kept(store: Path) -> str:

@@ -7,6 +7,9 @@ import sys
 
 import click
 
+PROGRAM_VARIABLE = "_QUANTLIB_PROGRAM"
+"""Environment variable: what the program calls itself in its help."""
+
 _EXAMPLES = """\b
 Examples:
   quantlib watch llama-w4.yaml llama-w8.yaml --once --publish-to ./published
@@ -22,5 +25,6 @@ Examples:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def watch(arguments: tuple[str, ...]) -> None:
     """Quantize every release of watched models; the same as `python -m pipelines watch`."""
+    os.environ[PROGRAM_VARIABLE] = "quantlib"
     command = [sys.executable, "-m", "pipelines", "watch", *arguments]
     os.execv(sys.executable, command)

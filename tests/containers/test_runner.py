@@ -87,7 +87,7 @@ pathlib.Path("{tmp_path}/task[0:8]/found.json").write_text(json.dumps(found))
         "network": "Network is unreachable",
         "home": "/scratch",
     }
-    assert (tmp_path / "store" / "file").stat().st_uid == (os.getuid() or 10001)
+    assert (tmp_path / "store" / "file").stat().st_uid == os.getuid()
     assert not (step.folder / "scratch").exists()
 
 

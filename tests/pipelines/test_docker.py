@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import itertools
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from pipelines.access import Access, access_of
 from pipelines.docker import RUN_LABEL, DockerRunner, docker_arguments
 from pipelines.launch import Launch
-from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.errors import InvalidInputError, QuantlibError, StepError
 
 NOTHING = Access(read=(), store=None, destination=None, network=False)
 
@@ -213,3 +214,45 @@ def test_what_is_missing_is_said_before_the_run(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(error, match=message):
         asyncio.run(DockerRunner().require(["b", "a"]))
+
+
+DOCKER = """#!/bin/sh
+echo "$@" >> "$0.log"
+case "$1" in
+  inspect) echo '{"Status": "exited", "ExitCode": 0}' ;;
+esac
+"""
+
+
+@pytest.fixture
+def fake_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A docker that does nothing; the fixture is what it was asked for."""
+    (tmp_path / "bin").mkdir()
+    client = tmp_path / "bin" / "docker"
+    client.write_text(DOCKER)
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{client.parent}:{os.environ['PATH']}")
+    return client.with_name("docker.log")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_files_of_the_user_keep_their_owner(
+    launch: Launch, tmp_path: Path, fake_docker: Path
+) -> None:
+    mine = tmp_path / "model.safetensors"
+    mine.write_text("weights")
+    os.chown(mine, 1234, 1234)
+    store, others = tmp_path / "store" / "steps", tmp_path / "published" / "another"
+    store.mkdir(parents=True)
+    others.mkdir(parents=True)
+    os.chown(others, 1234, 1234)
+    os.link(mine, store / "model.safetensors")
+    launch.folder.mkdir(parents=True)
+    parameters = {"store": str(store.parent), "destination": str(others.parent)}
+    step = replace(launch, name="publish", parameters=parameters)
+    assert asyncio.run(DockerRunner().run(step)) == 0
+    assert (mine.stat().st_uid, others.stat().st_uid, store.stat().st_uid) == (1234, 1234, 0)
+    assert "--user 0:0 " in fake_docker.read_text()
+    os.chown(store.parent, 1234, 1234)
+    with pytest.raises(StepError, match="belongs to user 1234, and the containers run as user 0"):
+        asyncio.run(DockerRunner().run(step))

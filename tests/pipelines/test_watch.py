@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from processes import are_gone, marked
 from recipes import QUICK
 
 import pipelines.__main__ as command
 from pipelines.watch import recipe_names
 from quantlib.errors import InvalidInputError, StepError
+from quantlib.keeper import kept
 from quantlib.publishing.jobs import enter_job, published_of
 from quantlib.recipe import Recipe, load_recipe, parse_recipe
 from quantlib.steps.fetch import fetch
@@ -150,13 +152,13 @@ def test_recipes_are_read_at_every_look(
     states = iter([lambda: write(second, path), lambda: path.write_text("{"), sys.exit])
     started: list[tuple[str, Recipe, str]] = []
 
-    def run(words: list[str], check: bool) -> SimpleNamespace:
+    def run(words: list[str], **_: object) -> SimpleNamespace:
         write(third, path)  # nor does an edit meanwhile change this run
         given = Path(words[words.index("run") + 1])
         started.append((given.name, load_recipe(given), words[words.index("--job") + 1]))
-        return SimpleNamespace(returncode=0)
+        return SimpleNamespace(wait=lambda _=None: 0, poll=lambda: 0, kill=lambda: None)
 
-    monkeypatch.setattr("pipelines.watch.subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr("pipelines.watch.subprocess.Popen", run)
     monkeypatch.setattr("pipelines.watch.time.sleep", lambda _: next(states)())
     published = str(tmp_path / "published")
     result = CliRunner().invoke(command.main, ["watch", str(folder), "--publish-to", published])
@@ -165,6 +167,46 @@ def test_recipes_are_read_at_every_look(
         (path.name, recipe, job) for recipe, job in zip((first, second), jobs, strict=True)
     ]
     assert f"{path}: failed: {path}: cannot be parsed" in result.output
+
+
+@pytest.fixture
+def slow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In the place of a run, a process that sleeps, and notes its arguments in a file."""
+    noted = tmp_path / "arguments"
+    source = (
+        f"import sys, time; open({str(noted)!r}, 'w').write(' '.join(sys.argv)); time.sleep(99)"
+    )
+
+    def instead(command: list[str], grace: float) -> list[str]:
+        return kept([sys.executable, "-c", source, *command[2:]], grace)
+
+    monkeypatch.setattr("pipelines.watch.kept", instead)
+    return noted
+
+
+def test_a_run_that_hangs_is_ended_and_the_others_have_their_turn(
+    model: Path, tmp_path: Path, slow_run: Path
+) -> None:
+    hanging, done = recipe_of(model, num_ranges=4), recipe_of(model)
+    published = str(tmp_path / "published")
+    enter_job(published, find_job(done, published, ()).digest, "/published/x", "sha256:1")
+    recipes = [write(hanging, tmp_path / "hangs.json"), write(done, tmp_path / "done.json")]
+    options = ["--cluster", "local", "--gpu", "h100-80g", "--device", "cpu", "--timeout", "3"]
+    result = watch(*recipes, "--publish-to", published, *options)
+    hangs_line, done_line = result.output.splitlines()
+    assert hangs_line.endswith("hangs.json: failed: the run took more than 3 s and was ended")
+    assert done_line.endswith("done.json: up to date: /published/x")
+    assert slow_run.read_text().endswith(" --cluster local --device cpu --gpu h100-80g")
+    assert are_gone(marked(published))
+
+
+def test_the_help_is_of_the_program_that_was_called() -> None:
+    for program in ("quantlib", "pipelines"):
+        command = [sys.executable, "-m", program, "watch", "-h"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        title = "quantlib" if program == "quantlib" else "python -m pipelines"
+        assert done.stdout.startswith(f"Usage: {title} watch [OPTIONS] RECIPES...\n")
+        assert "As of run" not in done.stdout
 
 
 def test_a_folder_stands_for_the_recipes_in_it(model: Path, tmp_path: Path) -> None:
