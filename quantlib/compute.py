@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from quantlib.errors import InvalidInputError
+from quantlib.surroundings import cpu_name
 
 if TYPE_CHECKING:
     from quantlib.models.streamed import StreamedModel
@@ -62,6 +63,32 @@ def product_dtype(device: torch.device, stored: torch.dtype) -> torch.dtype:
     if device.type == "cpu":
         return stored if cpu_multiplies(stored) else torch.float32
     return torch.bfloat16 if stored is torch.float32 else stored
+
+
+def numerics(device: torch.device, stored: torch.dtype) -> dict[str, Any]:
+    """What decides how products and sums are rounded: equal numerics, code and inputs, equal bytes.
+
+    Args:
+        device: Where it is computed.
+        stored: The dtype of the model's weights.
+
+    Returns:
+        JSON values: the kind of device, what it is, the dtype of the products, torch's version and
+        build, and on a CPU the number of threads, which decides the order of sums.
+    """
+    found: dict[str, Any] = {
+        "device": device.type,
+        "products": str(product_dtype(device, stored)).removeprefix("torch."),
+        "torch": str(torch.__version__),
+    }
+    if device.type == "cuda":
+        return found | {"hardware": torch.cuda.get_device_name(device)}
+    # Math libraries choose their kernels by vendor and instructions.
+    vendor = " ".join(cpu_name().split()[:2])
+    return found | {
+        "hardware": f"{vendor} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+    }
 
 
 def split_batches(hidden: Tensor, model: StreamedModel) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from quantlib.errors import UnknownNameError
 
@@ -27,12 +27,21 @@ class Registry(Generic[Part]):
         group: The entry point group that other packages add to.
     """
 
+    _all: ClassVar[list[Registry[Any]]] = []
+
     def __init__(self, kind: str, group: str, remedy: str = "") -> None:
         self.kind = kind
         self.group = group
         self._remedy = remedy
         self._parts: dict[str, Part] = {}
         self._entry_points_loaded = False
+        self._all.append(self)
+
+    @classmethod
+    def registered(cls) -> Iterator[type]:
+        """The classes in all registries of this process."""
+        for registry in cls._all:
+            yield from registry._parts.values()
 
     def register(self, *names: str) -> Callable[[Part], Part]:
         """Adds the decorated class under ``names``.

@@ -16,8 +16,8 @@ from quantlib.sources.folder import open_folder
 from quantlib.sources.inspection import model_files
 from quantlib.sources.pinned import content_digest, pin
 from quantlib.store import open_store
+from quantlib.store.hashing import hash_file
 from quantlib.store.receipt import digest_of
-from quantlib.store.transaction import hash_file
 
 
 @dataclass(frozen=True)

@@ -84,4 +84,4 @@ class ReceiptSource:
         return self._store.read(self._receipt.path(name), offset, length)
 
     def describe(self, name: str) -> str:
-        return self._store.full_address(f"{self._receipt.folder}/{name}")
+        return f"{self._store.full_address(self._receipt.address)}: {name}"

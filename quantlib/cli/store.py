@@ -29,46 +29,59 @@ def store() -> None:
 @store.command("ls", epilog=_EXAMPLES)
 @_ADDRESS
 def list_command(address: str) -> None:
-    """List the steps in STORE, the newest last."""
+    """List the steps in STORE, the last used at the end."""
     from quantlib.report.text import size
     from quantlib.store.inventory import take_inventory
+    from quantlib.store.lease import holders
 
-    inventory = take_inventory(_opened(address))
-    table = _table("step", "key", "written (UTC)", "files", "size", "state")
-    for folder in inventory.folders:
+    opened = _opened(address)
+    inventory = take_inventory(opened)
+    table = _table("step", "key", "last used (UTC)", "files", "size", "state")
+    for step in inventory.steps:
         table.add_row(
-            folder.step,
-            folder.key[:12],
-            f"{folder.modified:%Y-%m-%d %H:%M}",
-            str(len(folder.files)),
-            size(folder.bytes),
-            "committed" if folder.committed else "unfinished",
+            step.step,
+            step.key[:12],
+            f"{step.used:%Y-%m-%d %H:%M}",
+            str(len(step.receipt.files)) if step.receipt else "",
+            size(step.bytes),
+            "committed" if step.receipt else "damaged",
         )
+    unfinished = {tuple(path.split("/")[1:3]) for path in inventory.unfinished}
+    for name, key in sorted(unfinished):
+        files = [f for p, f in inventory.unfinished.items() if p.split("/")[1:3] == [name, key]]
+        row = (f"{max(file.modified for file in files):%Y-%m-%d %H:%M}", str(len(files)))
+        table.add_row(name, key[:12], *row, size(sum(file.bytes for file in files)), "unfinished")
     console = Console(highlight=False)
     console.print(table)
-    total = sum(folder.bytes for folder in inventory.folders)
-    console.print(f"{len(inventory.folders)} steps, {size(total)}")
+    for holder in holders(opened):
+        console.print(f"in flight: {holder}")
+    total = sum(file.bytes for file in (inventory.blobs | inventory.unfinished).values())
+    console.print(f"{len(inventory.steps)} steps, {size(total)}")
 
 
 @store.command(epilog=_EXAMPLES)
 @_ADDRESS
 def verify(address: str) -> None:
-    """Read and hash every file of every committed step in STORE; exit 1 where one is damaged."""
+    """Read and hash every file in STORE; exit 1 where one is damaged or missing."""
     from quantlib.errors import StoreError
     from quantlib.progress import progress_bar
-    from quantlib.store.inventory import take_inventory, verify_folder
+    from quantlib.store.inventory import take_inventory, verify_blob, verify_steps
 
     opened = _opened(address)
-    folders = [folder for folder in take_inventory(opened).folders if folder.committed]
-    faults: list[str] = []
-    with progress_bar("Verifying", sum(f.bytes for f in folders), "bytes") as advance:
-        for folder in folders:
-            faults += verify_folder(opened, folder, advance)
+    inventory = take_inventory(opened)
+    faults = list(verify_steps(opened, inventory))
+    blobs = inventory.blobs.values()
+    with progress_bar("Verifying", sum(blob.bytes for blob in blobs), "bytes") as advance:
+        found = (verify_blob(opened, blob, advance) for blob in blobs)
+        faults += [fault for fault in found if fault is not None]
     for fault in faults:
         click.echo(fault)
     if faults:
         raise StoreError(opened.address, f"{len(faults)} faults; such steps are done again")
-    click.echo(f"{len(folders)} steps are as their receipts say")
+    click.echo(
+        f"{len(inventory.steps)} steps are as their receipts say, "
+        f"and {len(blobs)} files have the digests that they are named by"
+    )
 
 
 @store.command(epilog=_EXAMPLES)
@@ -78,37 +91,62 @@ def verify(address: str) -> None:
     type=click.FloatRange(min=0),
     default=30,
     show_default=True,
-    help="Keep steps of this age, and all that they and published checkpoints rest on.",
+    help="Keep steps that were used within these days, and all that they rest on.",
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
-def gc(address: str, keep_days: float, dry_run: bool) -> None:
-    """Remove from STORE what no published checkpoint and no recent step rests on.
+@click.option(
+    "--keep-published",
+    type=click.IntRange(min=0),
+    help="Keep so many checkpoints of each model that are published within STORE. Default: all.",
+)
+@click.option(
+    "--grace-hours",
+    type=click.FloatRange(min=0),
+    default=24,
+    show_default=True,
+    help="Remove what an earlier call named so long ago. 0: at once; only while nothing runs.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what may go, and change nothing.")
+def gc(
+    address: str,
+    keep_days: float,
+    keep_published: int | None,
+    grace_hours: float,
+    dry_run: bool,
+) -> None:
+    """Remove from STORE what no recent step, no step in flight and no published checkpoint needs.
 
-    So are unfinished steps and uploads that are older than a day. Published checkpoints themselves
-    lie elsewhere and are not touched.
+    In two passes: one call names what is not needed, and a later one, after the grace, removes what
+    nobody has taken since. Unfinished steps and uploads go when they are older than a day. A
+    published checkpoint keeps its own files, not the model and the activations it was made from.
+    What is published outside of STORE is not touched.
     """
     from quantlib.report.text import size
-    from quantlib.store.inventory import find_garbage, remove_folder, take_inventory
+    from quantlib.store.garbage import Keep, collect, find_garbage
 
     opened = _opened(address)
-    garbage = find_garbage(opened, take_inventory(opened), timedelta(days=keep_days))
-    table = _table("what", "why", "size")
-    for folder, reason in garbage.folders:
-        table.add_row(f"{folder.step} {folder.key[:12]}", reason, size(folder.bytes))
+    keep = Keep(timedelta(days=keep_days), keep_published, timedelta(hours=grace_hours))
+    garbage = find_garbage(opened, keep)
+    table = _table("what", "why", "size", "when")
+    for path, (file, reason) in sorted(garbage.files.items()):
+        when = "now" if path in garbage.removable else "after the grace"
+        table.add_row(_short(path), reason, size(file.bytes), when)
     for leftover in garbage.leftovers:
-        table.add_row(leftover.description, "its writer is gone", "")
+        table.add_row(leftover.description, "its writer is gone", "", "now")
     console = Console(highlight=False)
     if table.rows:
         console.print(table)
-    total = size(sum(folder.bytes for folder, _ in garbage.folders))
+    freed = size(garbage.bytes_of(garbage.removable))
     if dry_run:
-        console.print(f"would free {total}; nothing was removed")
+        console.print(f"would free {freed}; nothing was removed")
         return
-    for folder, _ in garbage.folders:
-        remove_folder(opened, folder)
-    for leftover in garbage.leftovers:
-        leftover.remove()
-    console.print(f"freed {total}")
+    collect(opened, garbage)
+    later = size(garbage.bytes_of(garbage.files.keys() - garbage.removable))
+    console.print(f"freed {freed}; {later} may go after the grace, if nobody needs it until then")
+
+
+def _short(path: str) -> str:
+    """A path with its digests shortened, as they are in `store ls`."""
+    return "/".join(part[:12] if len(part) > 60 else part for part in path.split("/"))
 
 
 def _opened(address: str) -> Store:

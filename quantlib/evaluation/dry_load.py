@@ -30,7 +30,6 @@ from quantlib.serving.options import serving_dtype
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
 STEP = "dry_load"
-VERSION = 1
 JOB_NAME = "job.json"
 OUTCOME_NAME = "outcome.json"
 SWITCH_VARIABLE = "QUANTLIB_DRY_LOAD"
@@ -133,7 +132,7 @@ def dry_load(
         "dtype": job.dtype,
     }
     try:
-        receipt = commit_step(store, STEP, VERSION, parameters, {"model": model}, work)
+        receipt = commit_step(store, STEP, parameters, {"model": model}, work)
     except _SkippedError as error:
         return f"Not tried with dummy weights: {error}."
     device = receipt.facts["device"]

@@ -22,7 +22,6 @@ from quantlib.progress import progress_bar
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
 
 REFERENCE_STEP = "reference"
-REFERENCE_VERSION = 1
 COMPLETIONS_NAME = "completions.json"
 THROUGHPUT_NAME = "throughput.json"
 """Tokens per second of the run that committed a step; no part of the receipt."""
@@ -43,6 +42,7 @@ class Setting:
         tokenizer: Of the models.
         prompts: To be completed by both.
         max_new_tokens: At most so many tokens per prompt.
+        numerics: What decides how their predictions are rounded, besides the engine.
         tensor_parallel_size: Devices that share a model.
     """
 
@@ -53,6 +53,7 @@ class Setting:
     tokenizer: Tokenizer
     prompts: tuple[str, ...]
     max_new_tokens: int
+    numerics: Mapping[str, Any]
     tensor_parallel_size: int = 1
 
     @property
@@ -103,7 +104,7 @@ def run_original(store: Store, setting: Setting, model: Receipt, workers: Worker
         output.facts = {"device": outcome.device, "numerics": outcome.numerics}
 
     return commit_step(
-        store, REFERENCE_STEP, REFERENCE_VERSION, setting.parameters(), {"model": model}, work
+        store, REFERENCE_STEP, setting.parameters(), {"model": model}, work, setting.numerics
     )
 
 
@@ -170,7 +171,7 @@ def with_throughput(
     """An evaluation with the tokens per second that the two runs noted beside their receipts."""
     merged = dict(evaluation)
     for name, receipt in (("original", reference), ("quantized", validation)):
-        path = f"{receipt.folder}/{THROUGHPUT_NAME}"
+        path = f"{receipt.aside}/{THROUGHPUT_NAME}"
         if store.exists(path):
             noted = json.loads(bytes(store.read(path)))
             merged[name] = merged[name] | {"tokens_per_second": noted["tokens_per_second"]}
@@ -244,7 +245,7 @@ def _run(
     )
     label = f"{'original' if reference is None else 'quantized'} by {setting.engine.name}"
     log = output.scratch / LOG_NAME
-    kept_log = f"{output.folder}/{LOG_NAME}"
+    kept_log = f"{output.aside}/{LOG_NAME}"
     try:
         with progress_bar(label, len(setting.windows.tokens), "windows") as advance:
             workers.run(job, label, log, store.full_address(kept_log), lambda: advance(1))
@@ -253,7 +254,7 @@ def _run(
             store.put_file(log, kept_log)
     outcome = Outcome.read(output.scratch / OUTCOME_NAME)
     noted = {"tokens_per_second": outcome.tokens_per_second, "method": outcome.throughput_method}
-    store.put_bytes(json.dumps(noted).encode(), f"{output.folder}/{THROUGHPUT_NAME}")
+    store.put_bytes(json.dumps(noted).encode(), f"{output.aside}/{THROUGHPUT_NAME}")
     return outcome
 
 

@@ -11,7 +11,7 @@ from quantlib.publishing.verification import Policy, verify_for_promotion
 from quantlib.report.manifest import MANIFEST_NAME, Manifest
 from quantlib.report.model import Report
 from quantlib.store import Store, open_store
-from quantlib.store.receipt import step_folder
+from quantlib.store.receipt import receipt_path
 
 SHORT_DIGITS = 12
 _ANY_SIGNATURE = Policy()
@@ -52,9 +52,9 @@ class Published:
 
     @property
     def run(self) -> str:
-        """Which run made and judged it: the folder of its last receipt, within the run's store."""
+        """Which run made and judged it: its last receipt, within the run's store."""
         last = self.report.provenance.receipts[-1]
-        return step_folder(last.step, last.key)
+        return receipt_path(last.step, last.key)
 
     def storage_uri(self, given: str | None = None) -> str:
         """Where a service finds the checkpoint: a folder named by the digest, ending in a slash.

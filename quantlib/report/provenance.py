@@ -14,6 +14,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.foreign_json import parse_mapping
 from quantlib.report.model import Evaluation, Report
 from quantlib.store import FileRecord
+from quantlib.store.receipt import receipt_path
 
 PROVENANCE_NAME = "provenance.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -45,7 +46,7 @@ def provenance_of(report: Report) -> dict[str, Any]:
                 "byproducts": [
                     {
                         "name": f"receipt of {receipt.step}",
-                        "uri": f"steps/{receipt.step}/{receipt.key}/receipt.json",
+                        "uri": receipt_path(receipt.step, receipt.key),
                         "digest": _digest(receipt.digest),
                         "annotations": {"step": receipt.step, "key": receipt.key},
                     }

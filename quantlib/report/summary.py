@@ -48,7 +48,7 @@ def step_summary(store: Store, receipt: Receipt) -> str:
             ("time", duration(run.get("seconds"))),
             ("largest memory", mebibytes(run.get("peak_mib"))),
             ("files", _files(receipt)),
-            ("in the store", store.full_address(receipt.folder)),
+            ("in the store", store.full_address(receipt.address)),
             ("receipt", receipt.digest()),
             *((f"made of {name}", read.digest) for name, read in receipt.inputs.items()),
         ],

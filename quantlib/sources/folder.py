@@ -15,7 +15,7 @@ from quantlib.errors import InvalidInputError, Problem
 from quantlib.sources.inspection import model_files, open_model
 from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.store import FileRecord, StepOutput
-from quantlib.store.transaction import hash_file
+from quantlib.store.hashing import hash_file
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from quantlib.sources.hub_errors import explained_errors
 from quantlib.sources.inspection import SMALL_FILES, model_files, open_model
 from quantlib.sources.scan import ShowProgress
 from quantlib.sources.space import require_space
-from quantlib.store.transaction import hash_file
+from quantlib.store.hashing import hash_file
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_SECONDS = 30

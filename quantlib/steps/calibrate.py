@@ -2,13 +2,16 @@
 
 The original model is run over the calibration tokens block by block; at no time is more than one
 block, or the embedding, in memory. Only what later steps need is computed: without smoothing, the
-run ends at the start of the last range.
+run ends at the start of the last range. An interrupted run goes on with the block that it was at.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from quantlib.calibration.corpus import Windows
 from quantlib.calibration.inputs import calibration_windows
-from quantlib.checkpoint.source import ReceiptSource
+from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.compatibility import needs_calibration, needs_hidden_states
 from quantlib.models import open_model
 from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
@@ -16,10 +19,15 @@ from quantlib.progress import progress_bar
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.summary import step_summary
 from quantlib.steps.contract import StepCall
+from quantlib.steps.kept import Kept
 from quantlib.steps.plan import parse_range
-from quantlib.store import Receipt, StepOutput, Store, commit_step
+from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step
 
-VERSION = 2
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantlib.models.streamed import StreamedModel
+
 STATISTICS_NAME = "statistics.safetensors"
 
 
@@ -52,81 +60,112 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
             suppression.options
         )
     observed_to = 0 if suppressor is None else ranges[-1][1]
+    calibrated = needs_calibration(recipe)
     parameters = {
-        "calibration": recipe.calibration.model_dump(mode="json")
-        if needs_calibration(recipe)
-        else None,
+        "calibration": recipe.calibration.model_dump(mode="json") if calibrated else None,
         "boundaries": boundaries,
         "statistics_to": observed_to,
         "statistics": {} if suppressor is None else suppressor.statistics_key(recipe.quantization),
     }
+    # The boundaries stand in the parameters: plans with the same ones share their calibration.
+    inputs = {"model": model}
+    if not calibrated:
+        return commit_step(store, "calibrate", parameters, inputs, lambda output: None)
+
+    from quantlib.compute import numerics, resolve_device
+
+    source = ReceiptSource(store, model)
+    checkpoint, adapter = open_model(source)
+    streamed = adapter.load_model(checkpoint, resolve_device(device))
 
     def work(output: StepOutput) -> None:
-        if parameters["calibration"] is not None:
-            _collect(store, recipe, model, boundaries, suppressor, observed_to, device, output)
+        windows = calibration_windows(recipe, source)
+        output.facts["text"] = {
+            "source": windows.source,
+            "digest": windows.digest,
+            "samples": windows.tokens.shape[0],
+            "sequence_length": windows.tokens.shape[1],
+            "tokens": windows.tokens.size,
+            "shipped": windows.shipped,
+        }
+        _collect(windows, streamed, boundaries, suppressor, observed_to, recipe, output)
 
-    # The boundaries stand in the parameters: plans with the same ones share their calibration.
-    return commit_step(store, "calibrate", VERSION, parameters, {"model": model}, work)
+    rounding = numerics(streamed.device, streamed.stored_dtype)
+    return commit_step(store, "calibrate", parameters, inputs, work, rounding)
 
 
 def _collect(
-    store: Store,
-    recipe: Recipe,
-    model: Receipt,
+    windows: Windows,
+    streamed: StreamedModel,
     boundaries: list[int],
     suppressor: BaseOutlierSuppressor | None,
     observed_to: int,
-    device: str,
+    recipe: Recipe,
     output: StepOutput,
 ) -> None:
     import torch
 
-    from quantlib.checkpoint.tensors import write_tensors
-    from quantlib.compute import resolve_device, split_batches
+    from quantlib.checkpoint.tensors import read_tensors, write_tensors
+    from quantlib.compute import split_batches
 
-    source = ReceiptSource(store, model)
-    windows = calibration_windows(recipe, source)
-    output.facts["text"] = {
-        "source": windows.source,
-        "digest": windows.digest,
-        "samples": windows.tokens.shape[0],
-        "sequence_length": windows.tokens.shape[1],
-        "tokens": windows.tokens.size,
-        "shipped": windows.shipped,
-    }
-    checkpoint, adapter = open_model(source)
-    streamed = adapter.load_model(checkpoint, resolve_device(device))
+    kept = Kept(output)
+    stop = max([observed_to, *boundaries])
+    with torch.no_grad(), progress_bar("calibrate", stop, "blocks") as advance:
+        first = _restore(output, kept)
+        if first:
+            output.remarks.append(f"{first} of {stop} blocks were kept by an earlier run.")
+            inputs = read_tensors(FolderSource(kept.folder), hidden_name(first))
+            batches = [inputs[name].to(streamed.device) for name in sorted(inputs)]
+        else:
+            batches = split_batches(streamed.embed(torch.from_numpy(windows.tokens)), streamed)
+        advance(first)
+        for index in range(first, stop + 1):
+            if index in boundaries and hidden_name(index) not in output.files:
+                hidden = torch.cat([batch.to(streamed.stored_dtype).cpu() for batch in batches])
+                digest, count = write_tensors(output.local(hidden_name(index)), {"hidden": hidden})
+                output.add(hidden_name(index), sha256=digest, tensors=count)
+                del hidden
+            if index == stop:
+                break
+            block = streamed.block(index)
+            observer = None
+            if suppressor is not None and index < observed_to:
+                observer = suppressor.observer(block, windows.tokens.size, recipe.quantization)
+            for number, batch in enumerate(batches):
+                batches[number] = block.forward(batch, observer)
+            if observer is not None:
+                found = {f"{index}.{name}": value for name, value in observer.tensors().items()}
+                write_tensors(kept.path(_statistics(index)), found)
+            if index + 1 < stop and kept.due:
+                numbered = {f"{number:06}": batch for number, batch in enumerate(batches)}
+                write_tensors(kept.path(hidden_name(index + 1)), numbered)
+                files = {name: record.model_dump() for name, record in output.files.items()}
+                observed = [_statistics(done) for done in range(min(index + 1, observed_to))]
+                kept.save([hidden_name(index + 1), *observed], {"next": index + 1, "files": files})
+            advance(1)
+    if observed_to:
+        statistics: dict[str, Tensor] = {}
+        for index in range(observed_to):
+            statistics |= read_tensors(FolderSource(kept.folder), _statistics(index))
+        digest, count = write_tensors(output.local(STATISTICS_NAME), statistics)
+        output.add(STATISTICS_NAME, sha256=digest, tensors=count)
 
-    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
-        digest, count = write_tensors(output.local(name), tensors)
-        output.add(name, sha256=digest, tensors=count)
 
-    with torch.no_grad():
-        embedded = streamed.embed(torch.from_numpy(windows.tokens))
-        batches = split_batches(embedded, streamed)
-        del embedded
-        statistics: dict[str, torch.Tensor] = {}
-        stop = max([observed_to, *boundaries])
-        with progress_bar("calibrate", stop, "blocks") as advance:
-            for index in range(stop + 1):
-                if index in boundaries:
-                    hidden = torch.cat([batch.to(streamed.stored_dtype).cpu() for batch in batches])
-                    save(hidden_name(index), {"hidden": hidden})
-                    del hidden
-                if index == stop:
-                    break
-                block = streamed.block(index)
-                observer = None
-                if suppressor is not None and index < observed_to:
-                    observer = suppressor.observer(block, windows.tokens.size, recipe.quantization)
-                for number, batch in enumerate(batches):
-                    batches[number] = block.forward(batch, observer)
-                if observer is not None:
-                    collected = observer.tensors()
-                    statistics |= {f"{index}.{name}": value for name, value in collected.items()}
-                advance(1)
-    if statistics:
-        save(STATISTICS_NAME, statistics)
+def _statistics(index: int) -> str:
+    return f"statistics-{index:05}.safetensors"
+
+
+def _restore(output: StepOutput, kept: Kept) -> int:
+    """Takes over what an earlier run kept; the block to go on with."""
+    state = kept.resume()
+    if state is None:
+        return 0
+    files = {name: FileRecord.model_validate(record) for name, record in state["files"].items()}
+    if not all(output.has(record) for record in files.values()):
+        return 0
+    for name, record in files.items():
+        output.add_reference(name, record)
+    return int(state["next"])
 
 
 def main(call: StepCall) -> None:

@@ -162,7 +162,7 @@ class StepCall:
                 "step": receipt.step,
                 "key": receipt.key,
                 "digest": receipt.digest(),
-                "address": store.full_address(receipt.folder),
+                "address": store.full_address(receipt.address),
             },
         )
 

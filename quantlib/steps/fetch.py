@@ -24,7 +24,6 @@ from quantlib.store import Receipt, StepOutput, Store, commit_step, open_store
 from quantlib.store.receipt import files_digest
 
 STEP = "fetch"
-VERSION = 1
 
 
 def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> Receipt:
@@ -79,7 +78,7 @@ def _fetch_folder(store: Store, path: Path, pinned: str | None, progress: ShowPr
         model.import_into(output)
         output.facts |= model_facts({"kind": "folder"}, model.model_type, output.files)
 
-    return commit_step(store, STEP, VERSION, parameters, {}, work)
+    return commit_step(store, STEP, parameters, {}, work)
 
 
 def _fetch_gguf(store: Store, path: Path, pinned: str | None, progress: ShowProgress) -> Receipt:
@@ -94,7 +93,7 @@ def _fetch_gguf(store: Store, path: Path, pinned: str | None, progress: ShowProg
         output.facts |= model_facts(source, model.config["model_type"], output.files)
 
     parameters = {"source_kind": "gguf", "sha256": digest}
-    return commit_step(store, STEP, VERSION, parameters, {}, work)
+    return commit_step(store, STEP, parameters, {}, work)
 
 
 def _fetch_hub(store: Store, address: HubAddress, progress: ShowProgress) -> Receipt:
@@ -109,7 +108,7 @@ def _fetch_hub(store: Store, address: HubAddress, progress: ShowProgress) -> Rec
         output.facts |= model_facts(source, model.model_type, output.files)
 
     parameters = {"source_kind": "hub", "repo": address.repo, "revision": commit}
-    return commit_step(store, STEP, VERSION, parameters, {}, work)
+    return commit_step(store, STEP, parameters, {}, work)
 
 
 def _fetch_s3(store: Store, address: str, pinned: str | None, progress: ShowProgress) -> Receipt:
@@ -132,4 +131,4 @@ def _fetch_s3(store: Store, address: str, pinned: str | None, progress: ShowProg
         "address": source.address,
         "versions": versions,
     }
-    return commit_step(store, STEP, VERSION, parameters, {}, work)
+    return commit_step(store, STEP, parameters, {}, work)

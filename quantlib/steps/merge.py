@@ -1,7 +1,8 @@
 """merge: the range files as they are, one file with the rest, index, config and tokenizer.
 
-No file of tensors is read here beyond its header: the store copies it. The exception are blocks
-that no range covers, because the recipe leaves them exact: they are read and written.
+No file of tensors is read here beyond its header, and none is copied: the checkpoint names what the
+store has. The exception are blocks that no range covers, because the recipe leaves them exact: they
+are read and written.
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ from quantlib.steps.contract import StepCall
 from quantlib.steps.outer import OUTER_NAME, copy_tensors, separate_outer
 from quantlib.steps.plan import parse_range
 from quantlib.steps.quantize import BLOCKS_NAME, LINEARS_NAME
+from quantlib.steps.resolved import resolved_quantization
 from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step
 from quantlib.store.receipt import files_digest
-
-VERSION = 3
 
 
 def merge(store: Store, recipe: Recipe, model: Receipt, quantized: Sequence[Receipt]) -> Receipt:
@@ -59,11 +59,11 @@ def merge(store: Store, recipe: Recipe, model: Receipt, quantized: Sequence[Rece
     def work(output: StepOutput) -> None:
         _merge(store, recipe, model, outer, ranges, output)
 
-    parameters = {"quantization": recipe.quantization.model_dump(mode="json")}
+    parameters = {"quantization": resolved_quantization(recipe.quantization)}
     inputs = {"model": model, "outer": outer} | {
         f"quantized {receipt.parameters['range']}": receipt for receipt in ranges
     }
-    return commit_step(store, "merge", VERSION, parameters, inputs, work)
+    return commit_step(store, "merge", parameters, inputs, work)
 
 
 def _range_problems(ranges: Sequence[Receipt]) -> list[Problem]:
@@ -113,7 +113,7 @@ def _merge(
     errors: list[dict[str, Any]] = []
     copied = [(receipt, BLOCKS_NAME) for receipt in ranges] + [(outer, OUTER_NAME)]
     for number, (receipt, file) in enumerate(copied, start=1):
-        output.add_copy(shard(number), receipt, file)
+        output.add_reference(shard(number), receipt.files[file])
         parts[shard(number)] = read_header(ReceiptSource(store, receipt), file)
     for receipt in ranges:
         errors += json.loads(store.read(receipt.path(LINEARS_NAME)))
@@ -168,7 +168,7 @@ def _add_described(
             text = json.dumps(rest, indent=2, ensure_ascii=False) + "\n"
             output.add_bytes(name, text.encode())
             return removed
-    output.add_copy(name, model, name)
+    output.add_reference(name, model.files[name])
     return []
 
 

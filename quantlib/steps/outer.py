@@ -1,7 +1,7 @@
 """The tensors outside of a model's blocks as a file of their own.
 
 Embedding, final norm and head are in every checkpoint as they were. The fetch step writes them once
-per model, so that merge need not read them: it lets the store copy the file.
+per model, so that merge need not read them: the checkpoint names the same file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from quantlib.models import open_model
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
 STEP = "outer"
-VERSION = 1
 OUTER_NAME = "outer.safetensors"
 
 
@@ -34,7 +33,7 @@ def separate_outer(store: Store, model: Receipt) -> Receipt:
         names = [name for name in checkpoint.tensors if not name.startswith(inner)]
         copy_tensors(checkpoint, names, output, OUTER_NAME)
 
-    return commit_step(store, STEP, VERSION, {}, {"model": model}, work)
+    return commit_step(store, STEP, {}, {"model": model}, work)
 
 
 def copy_tensors(checkpoint: Checkpoint, names: list[str], output: StepOutput, file: str) -> None:

@@ -25,9 +25,9 @@ from quantlib.planning.estimate import MOST_RANGES
 from quantlib.planning.show import markdown
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.contract import StepCall
+from quantlib.steps.resolved import resolved_quantization, resolved_suppression
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
 
-VERSION = 1
 AUTO = -1
 """Stands for as many ranges as end soonest."""
 
@@ -78,16 +78,14 @@ def plan(
         output.remarks.append(dry_load(store, recipe.quantization, model, checkpoint, adapter))
 
     parameters = {
-        "quantization": recipe.quantization.model_dump(mode="json"),
+        "quantization": resolved_quantization(recipe.quantization),
         "calibration": recipe.calibration.model_dump(mode="json"),
         "validation": recipe.validation.model_dump(mode="json"),
         "serving": recipe.serving.model_dump(mode="json"),
-        "outlier_suppression": None
-        if recipe.outlier_suppression is None
-        else recipe.outlier_suppression.model_dump(mode="json"),
+        "outlier_suppression": resolved_suppression(recipe.outlier_suppression),
         "num_ranges": wanted,
     }
-    return commit_step(store, "plan", VERSION, parameters, {"model": model}, work)
+    return commit_step(store, "plan", parameters, {"model": model}, work)
 
 
 def input_problems(recipe: Recipe, source: FileSource) -> list[Problem]:

@@ -47,7 +47,6 @@ from quantlib.store import (
 from quantlib.store.transaction import difference
 
 STEP = "publish"
-VERSION = 1
 
 
 def publish(
@@ -107,7 +106,7 @@ def publish(
 
     parameters = {"address": target.address, "manifest": hashlib.sha256(manifest).hexdigest()}
     inputs = {"checkpoint": checkpoint, "validation": validation}
-    return commit_step(store, STEP, VERSION, parameters, inputs, work), target.address
+    return commit_step(store, STEP, parameters, inputs, work), target.address
 
 
 def main(call: StepCall) -> None:
@@ -215,7 +214,8 @@ def _write_folder(
     }
     if checkpoint_digest(report.sizes.files) != report.provenance.checkpoint_digest:
         raise StoreError(
-            store.full_address(checkpoint.folder), "its files do not have the digest of its receipt"
+            store.full_address(checkpoint.address),
+            "its files do not have the digest of its receipt",
         )
     present = _files_of_a_killed_run(target, {*report.sizes.files, *texts, SIGNATURE_NAME})
     for name, record in report.sizes.files.items():

@@ -2,27 +2,41 @@
 
 Inside a range this is plain sequential quantization: each block is calibrated on what the quantized
 block before it gives. The range starts from the original model's hidden states, so ranges do not
-wait for each other.
+wait for each other. Finished blocks are kept: a range that is interrupted goes on with the next.
 """
 
 from __future__ import annotations
 
-from quantlib.checkpoint.source import ReceiptSource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.header import read_header
+from quantlib.checkpoint.source import FolderSource, ReceiptSource
+from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.compatibility import exact_linears, needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
 from quantlib.models import open_model
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.progress import progress_bar
 from quantlib.quantizers import quantizer_registry
-from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.recipe import QuantizationSection, Recipe, recipe_from_text
 from quantlib.report.summary import step_summary
 from quantlib.steps.calibrate import hidden_name
 from quantlib.steps.contract import StepCall
+from quantlib.steps.kept import Kept
 from quantlib.steps.plan import parse_range
+from quantlib.steps.resolved import resolved_quantization, resolved_suppression
 from quantlib.steps.smooth import SCALES_NAME
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
-VERSION = 2
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantlib.models.streamed import StreamedModel
+    from quantlib.quantizers.block import QuantizedBlock
+
 BLOCKS_NAME = "blocks.safetensors"
 LINEARS_NAME = "linears.json"
 
@@ -55,48 +69,44 @@ def quantize(
         QuantizationError: A linear could not be quantized.
     """
     start, stop = parse_range(block_range)
-    section = recipe.quantization
+    from quantlib.compute import numerics, resolve_device
+
     parameters = {
         "range": block_range,
-        "quantization": section.model_dump(mode="json") | {"format": resolve_format(section)},
-        "outlier_suppression": None
-        if recipe.outlier_suppression is None
-        else recipe.outlier_suppression.method,
+        "quantization": resolved_quantization(recipe.quantization),
+        "outlier_suppression": resolved_suppression(recipe.outlier_suppression),
+        "min_expert_tokens": recipe.calibration.min_expert_tokens,
     }
+    checkpoint, adapter = open_model(ReceiptSource(store, model))
+    streamed = adapter.load_model(checkpoint, resolve_device(device))
 
     def work(output: StepOutput) -> None:
         _quantize_blocks(
-            store, recipe, range(start, stop), model, calibration, smoothing, device, output
+            store, recipe, range(start, stop), streamed, calibration, smoothing, output
         )
 
     inputs = {"model": model, "calibration": calibration, "smoothing": smoothing}
-    return commit_step(store, "quantize", VERSION, parameters, inputs, work)
+    rounding = numerics(streamed.device, streamed.stored_dtype)
+    return commit_step(store, "quantize", parameters, inputs, work, rounding)
 
 
 def _quantize_blocks(
     store: Store,
     recipe: Recipe,
     blocks: range,
-    model: Receipt,
+    streamed: StreamedModel,
     calibration: Receipt,
     smoothing: Receipt,
-    device: str,
     output: StepOutput,
 ) -> None:
-    import torch
-
-    from quantlib.checkpoint.tensors import read_tensors, write_tensor
-    from quantlib.checkpoint.writer import SafetensorsWriter
-    from quantlib.compute import resolve_device, split_batches
+    from quantlib.checkpoint.tensors import read_tensors, write_tensors
+    from quantlib.compute import split_batches
     from quantlib.quantizers.block import quantize_block
 
     section = recipe.quantization
-    checkpoint, adapter = open_model(ReceiptSource(store, model))
-    streamed = adapter.load_model(checkpoint, resolve_device(device))
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
-    checkpoint_format = format_registry.get_format(resolve_format(section))
-    exact_of = exact_linears(section, adapter)
-    scales: dict[str, torch.Tensor] = {}
+    exact_of = exact_linears(section, streamed.adapter)
+    scales: dict[str, Tensor] = {}
     suppressor = None
     if recipe.outlier_suppression is not None:
         suppressor = outlier_suppression_registry.get_suppressor(recipe.outlier_suppression.method)(
@@ -104,18 +114,25 @@ def _quantize_blocks(
         )
         own = tuple(f"{index}." for index in blocks)
         scales = read_tensors(ReceiptSource(store, smoothing), SCALES_NAME, own)
-    batches: list[torch.Tensor] = []
+    kept = Kept(output)
+    state = kept.resume() or {"next": blocks.start, "errors": []}
+    first, errors = state["next"], list(state["errors"])
+    batches: list[Tensor] = []
     if needs_hidden_states(section):
-        hidden = read_tensors(ReceiptSource(store, calibration), hidden_name(blocks.start))
-        batches = split_batches(hidden.pop("hidden"), streamed)
-    errors = []
-    with (
-        SafetensorsWriter(output.local(BLOCKS_NAME)) as writer,
-        progress_bar(f"quantize {blocks.start}:{blocks.stop}", len(blocks), "blocks") as advance,
-    ):
-        for index in blocks:
+        if first > blocks.start:
+            inputs = read_tensors(FolderSource(kept.folder), hidden_name(first))
+            batches = [inputs[name].to(streamed.device) for name in sorted(inputs)]
+        else:
+            hidden = read_tensors(ReceiptSource(store, calibration), hidden_name(blocks.start))
+            batches = split_batches(hidden.pop("hidden"), streamed)
+    with progress_bar(f"quantize {blocks.start}:{blocks.stop}", len(blocks), "blocks") as advance:
+        if first > blocks.start:
+            note = f"{first - blocks.start} of {len(blocks)} blocks were kept by an earlier run."
+            output.remarks.append(note)
+            advance(first - blocks.start)
+        for index in range(first, blocks.stop):
             block = streamed.block(index)
-            smoothed: dict[str, torch.Tensor] = {}
+            smoothed: dict[str, Tensor] = {}
             if suppressor is not None:
                 of_block = {
                     group.name: scales[f"{index}.{group.name}"]
@@ -133,26 +150,67 @@ def _quantize_blocks(
                 min_expert_tokens=recipe.calibration.min_expert_tokens,
                 last=index == blocks[-1],
             )
-            changed = smoothed | quantized.changed
             errors += [error.as_json() for error in quantized.errors]
-            prefix = adapter.block_prefix(index)
-            for name in adapter.block_tensors(checkpoint, index):
-                local = name.removeprefix(prefix)
-                linear = quantized.linears.get(local.removesuffix(".weight"))
-                if linear is not None and local.endswith(".weight"):
-                    module = name.removesuffix(".weight")
-                    tensors = checkpoint_format.tensors(linear, section.activations)
-                    for part, tensor in tensors.items():
-                        write_tensor(writer, f"{module}.{part}", tensor)
-                elif local in changed:
-                    write_tensor(writer, name, changed[local])
-                else:
-                    info = checkpoint.info(name)
-                    writer.add(name, info.dtype, info.shape, checkpoint.read(name))
+            changed = smoothed | quantized.changed
+            _write_block(section, streamed, index, quantized, changed, kept.path(_block(index)))
+            if index < blocks[-1] and kept.due:
+                names = [_block(done) for done in range(blocks.start, index + 1)]
+                if batches:
+                    names.append(hidden_name(index + 1))
+                    numbered = {f"{number:06}": batch for number, batch in enumerate(batches)}
+                    write_tensors(kept.path(names[-1]), numbered)
+                kept.save(names, {"next": index + 1, "errors": errors})
             advance(1)
+    _join(kept.folder, [_block(index) for index in blocks], output)
+    output.add_json(LINEARS_NAME, errors)
+
+
+def _block(index: int) -> str:
+    return f"block-{index:05}.safetensors"
+
+
+def _write_block(
+    section: QuantizationSection,
+    streamed: StreamedModel,
+    index: int,
+    quantized: QuantizedBlock,
+    changed: Mapping[str, Tensor],
+    path: Path,
+) -> None:
+    """Writes all tensors of a block in the checkpoint's final format."""
+    from quantlib.checkpoint.tensors import write_tensor
+
+    adapter, checkpoint = streamed.adapter, streamed.checkpoint
+    checkpoint_format = format_registry.get_format(resolve_format(section))
+    prefix = adapter.block_prefix(index)
+    with SafetensorsWriter(path) as writer:
+        for name in adapter.block_tensors(checkpoint, index):
+            local = name.removeprefix(prefix)
+            linear = quantized.linears.get(local.removesuffix(".weight"))
+            if linear is not None and local.endswith(".weight"):
+                module = name.removesuffix(".weight")
+                tensors = checkpoint_format.tensors(linear, section.activations)
+                for part, tensor in tensors.items():
+                    write_tensor(writer, f"{module}.{part}", tensor)
+            elif local in changed:
+                write_tensor(writer, name, changed[local])
+            else:
+                info = checkpoint.info(name)
+                writer.add(name, info.dtype, info.shape, checkpoint.read(name))
+        writer.finish()
+
+
+def _join(folder: Path, names: list[str], output: StepOutput) -> None:
+    """Writes the blocks' files as one."""
+    source = FolderSource(folder)
+    with SafetensorsWriter(output.local(BLOCKS_NAME)) as writer:
+        for file in names:
+            block = Checkpoint(source, {}, read_header(source, file))
+            for name, info in block.tensors.items():
+                writer.add(name, info.dtype, info.shape, block.read(name))
+            (folder / file).unlink()
         digest, count = writer.finish()
     output.add(BLOCKS_NAME, sha256=digest, tensors=count)
-    output.add_json(LINEARS_NAME, errors)
 
 
 def main(call: StepCall) -> None:

@@ -15,9 +15,9 @@ from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.summary import step_summary
 from quantlib.steps.calibrate import STATISTICS_NAME
 from quantlib.steps.contract import StepCall
+from quantlib.steps.resolved import resolved_suppression
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
-VERSION = 2
 SCALES_NAME = "scales.safetensors"
 
 _SEEN = np.ones(1, dtype="<f4")
@@ -43,7 +43,7 @@ def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -
     """
     section = recipe.outlier_suppression
     parameters = {
-        "outlier_suppression": None if section is None else section.model_dump(mode="json"),
+        "outlier_suppression": resolved_suppression(section),
         "layers": None if section is None else recipe.quantization.layers,
         "ignore": None if section is None else recipe.quantization.ignore,
     }
@@ -86,7 +86,8 @@ def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -
         output.facts["alpha"] = alphas
 
     inputs = {"model": model, "calibration": calibration}
-    return commit_step(store, "smooth", VERSION, parameters, inputs, work)
+    numerics = {} if section is None else {"numpy": np.__version__}
+    return commit_step(store, "smooth", parameters, inputs, work, numerics)
 
 
 def main(call: StepCall) -> None:

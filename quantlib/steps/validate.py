@@ -34,7 +34,6 @@ from quantlib.steps.contract import ARTIFACT_BYTES, StepCall
 from quantlib.store import Receipt, StepOutput, Store, commit_step, read_lineage
 
 STEP = "validate"
-VERSION = 1
 EVALUATION_NAME = "evaluation.json"
 
 
@@ -90,7 +89,7 @@ def validate(
             }
 
         inputs = {"model": model, "checkpoint": checkpoint, "reference": reference}
-        return commit_step(store, STEP, VERSION, parameters, inputs, work)
+        return commit_step(store, STEP, parameters, inputs, work, setting.numerics)
 
 
 def read_evaluation(store: Store, validation: Receipt) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def main(call: StepCall) -> None:
     call.write_artifact("metrics", None, _finite_numbers(receipt.facts))
     page = render_html(report).encode()
     # Not part of the receipt: times are in it.
-    whole = f"{receipt.folder}/{HTML_NAME}"
+    whole = f"{receipt.aside}/{HTML_NAME}"
     store.put_bytes(page, whole)
     brief = render_brief_html(report, ARTIFACT_BYTES, store.full_address(whole))
     call.write_artifact("report", brief.encode())
@@ -137,19 +136,25 @@ def _gpus(call: StepCall) -> int:
 def _setting(
     store: Store, recipe: Recipe, model: Receipt, checkpoint: Receipt, device: str, gpus: int
 ) -> Setting:
+    import torch
+
+    from quantlib.compute import numerics, resolve_device
+
     section = recipe.validation
     source = ReceiptSource(store, model)
+    dtype = checkpoint.facts["serve"]["dtype"]
     _, adapter = open_model(source)
     problem = cpu_problem(recipe.quantization, adapter)
     engine = choose_engine(section.engine, cpu_problem=problem, gpus=gpus)
     return Setting(
         engine=engine,
         device=device,
-        dtype=checkpoint.facts["serve"]["dtype"],
+        dtype=dtype,
         windows=evaluation_windows(recipe, source),
         tokenizer=load_tokenizer(source),
         prompts=section.prompts,
         max_new_tokens=section.max_new_tokens,
+        numerics=numerics(resolve_device(device), getattr(torch, dtype)),
         tensor_parallel_size=gpus,
     )
 

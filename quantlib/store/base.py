@@ -76,6 +76,14 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def holds(self, path: str, record: FileRecord) -> bool:
+        """Whether a file is there and is what was recorded, as far as the store vouches for it.
+
+        Raises:
+            StoreError: The store cannot be asked.
+        """
+
+    @abstractmethod
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytearray:
         """``length`` bytes from ``offset``; to the end of the file by default.
 
@@ -147,14 +155,6 @@ class Store(ABC):
 
         Raises:
             StoreError: It could not be written, or is not what was expected.
-        """
-
-    @abstractmethod
-    def copy(self, source: str, path: str) -> None:
-        """Copies a file within the store, without moving its bytes through this process.
-
-        Raises:
-            StoreError: There is no such file, or it could not be written.
         """
 
     @abstractmethod

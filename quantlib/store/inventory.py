@@ -1,167 +1,141 @@
-"""What is in a store, whether it is whole, and what nobody needs any more."""
+"""What is in a store, and whether it is whole."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from quantlib.errors import InvalidInputError, StoreError
 from quantlib.progress import Advance
-from quantlib.store.base import Leftover, Store, StoredFile
-from quantlib.store.receipt import FileRecord, Receipt, step_folder
-from quantlib.store.transaction import RECEIPT_NAME, difference
+from quantlib.store.base import Store, StoredFile
+from quantlib.store.receipt import Receipt
+from quantlib.store.transaction import USED_NAME
 
-UNFINISHED_FOR = timedelta(days=1)
-"""Age at which files without a receipt are taken for those of a killed run."""
-
-_ROOT_STEP = "publish"
+_RECEIPT = re.compile(r"steps/([^/]+)/([0-9a-f]{64})\.json")
+_BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
+_UNFINISHED = re.compile(r"partial/([^/]+)/([0-9a-f]{64})/.*", re.DOTALL)
+_PARALLEL_READS = 8
 
 
 @dataclass(frozen=True)
-class StepFolder:
-    """The files of one step.
+class Step:
+    """A committed step.
 
     Attributes:
-        files: All files in the folder, by name.
-        modified: When the newest was written.
+        file: Its receipt, as listed.
+        receipt: None where it is damaged: then the step counts as not done.
+        used: When it was committed or last taken over by another run.
     """
 
     step: str
     key: str
-    files: dict[str, StoredFile]
-    modified: datetime
-
-    @property
-    def path(self) -> str:
-        """The folder, relative to the store."""
-        return step_folder(self.step, self.key)
-
-    @property
-    def committed(self) -> bool:
-        """Whether it has a receipt."""
-        return RECEIPT_NAME in self.files
+    file: StoredFile
+    receipt: Receipt | None
+    used: datetime
 
     @property
     def bytes(self) -> int:
-        """Of all files together."""
-        return sum(file.bytes for file in self.files.values())
+        """Of all files that it names together; other steps may name them too."""
+        return sum(f.bytes for f in self.receipt.files.values()) if self.receipt else 0
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """The steps in a store, the newest last."""
+    """What a store holds.
 
-    folders: tuple[StepFolder, ...]
+    Attributes:
+        steps: The committed steps, the newest last.
+        blobs: Contents, by path.
+        unfinished: Files of steps that were not committed, by path.
+        others: All other files, by path.
+    """
 
-
-@dataclass(frozen=True)
-class Garbage:
-    """What may go: folders with the reason, and what killed writers left."""
-
-    folders: tuple[tuple[StepFolder, str], ...]
-    leftovers: tuple[Leftover, ...]
+    steps: tuple[Step, ...]
+    blobs: dict[str, StoredFile]
+    unfinished: dict[str, StoredFile]
+    others: dict[str, StoredFile]
 
 
 def take_inventory(store: Store) -> Inventory:
-    """Lists a store; no file is read.
+    """Lists a store and reads its receipts.
 
     Raises:
-        StoreError: It cannot be listed.
+        StoreError: It cannot be read.
     """
-    found: dict[tuple[str, str], dict[str, StoredFile]] = {}
-    for file in store.list("steps"):
-        parts = file.path.split("/", 3)
-        if len(parts) == 4:
-            found.setdefault((parts[1], parts[2]), {})[parts[3]] = file
-    folders = (
-        StepFolder(step, key, files, max(file.modified for file in files.values()))
-        for (step, key), files in found.items()
-    )
-    return Inventory(tuple(sorted(folders, key=lambda folder: (folder.modified, folder.key))))
+    blobs, unfinished, others = {}, {}, {}
+    receipts: list[StoredFile] = []
+    for file in store.list():
+        if _RECEIPT.fullmatch(file.path):
+            receipts.append(file)
+        elif _BLOB.fullmatch(file.path):
+            blobs[file.path] = file
+        elif _UNFINISHED.fullmatch(file.path):
+            unfinished[file.path] = file
+        else:
+            others[file.path] = file
+
+    def step(file: StoredFile) -> Step:
+        found = _RECEIPT.fullmatch(file.path)
+        assert found
+        name, key = found.groups()
+        used = others.get(f"runs/{name}/{key}/{USED_NAME}", file).modified
+        return Step(name, key, file, _receipt(store, file.path), max(used, file.modified))
+
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        steps = sorted(pool.map(step, receipts), key=lambda found: (found.used, found.key))
+    return Inventory(tuple(steps), blobs, unfinished, others)
 
 
-def verify_folder(store: Store, folder: StepFolder, advance: Advance) -> Iterator[str]:
-    """Reads and hashes the files of a committed step.
-
-    Args:
-        store: Where it is.
-        folder: The step.
-        advance: Called with the number of bytes that were read.
+def verify_steps(store: Store, inventory: Inventory) -> Iterator[str]:
+    """Compares receipts with what is listed: every file is there in its size.
 
     Yields:
         What is wrong, a line for each fault.
     """
-    try:
-        receipt = _receipt(store, folder)
-    except (InvalidInputError, StoreError) as error:
-        yield str(error)
-        return
-    for name, record in receipt.files.items():
-        path = receipt.path(name)
-        hashed, size = hashlib.sha256(), 0
-        try:
-            for chunk in store.stream(path):
-                hashed.update(chunk)
-                size += len(chunk)
-                advance(len(chunk))
-        except StoreError as error:
-            yield str(error)
+    for step in inventory.steps:
+        where = store.full_address(step.file.path)
+        if step.receipt is None:
+            yield f"{where}: is no valid receipt"
             continue
-        found = FileRecord(bytes=size, sha256=hashed.hexdigest())
-        if what := difference(found, record, "receipt"):
-            yield f"{store.full_address(path)}: {what}"
+        if (step.receipt.step, step.receipt.key) != (step.step, step.key):
+            yield f"{where}: is the receipt of another step"
+        for name, record in step.receipt.files.items():
+            blob = inventory.blobs.get(record.blob)
+            if blob is None:
+                yield f"{where}: {name}: {record.blob} is missing"
+            elif blob.bytes != record.bytes:
+                yield f"{where}: {name}: {record.blob} holds {blob.bytes} bytes, not {record.bytes}"
 
 
-def find_garbage(store: Store, inventory: Inventory, keep: timedelta) -> Garbage:
-    """What neither a published checkpoint nor a recent step rests on.
+def verify_blob(store: Store, blob: StoredFile, advance: Advance) -> str | None:
+    """Reads and hashes a blob.
 
     Args:
         store: Where it is.
-        inventory: What is there.
-        keep: Age up to which steps are kept with all that they rest on.
+        blob: As listed.
+        advance: Called with the number of bytes that were read.
 
-    Raises:
-        InvalidInputError: A receipt is damaged; nothing is known of what it rests on.
+    Returns:
+        What is wrong, as a line; None where it has the digest that it is named by.
     """
-    now = datetime.now(UTC)
-    committed = {folder.path: folder for folder in inventory.folders if folder.committed}
-    receipts = {path: _receipt(store, folder) for path, folder in committed.items()}
-    needed: set[str] = set()
-    waiting = [
-        path
-        for path, folder in committed.items()
-        if folder.step == _ROOT_STEP or now - folder.modified <= keep
-    ]
-    while waiting:
-        path = waiting.pop()
-        if path in receipts and path not in needed:
-            needed.add(path)
-            inputs = receipts[path].inputs.values()
-            waiting += [step_folder(reference.step, reference.key) for reference in inputs]
-    folders = []
-    for folder in inventory.folders:
-        age = now - folder.modified
-        if not folder.committed:
-            if age > UNFINISHED_FOR:
-                folders.append((folder, "was never finished"))
-        elif folder.path not in needed:
-            folders.append((folder, f"{age.days} days old, and nothing kept rests on it"))
-    leftovers = tuple(left for left in store.leftovers() if now - left.modified > UNFINISHED_FOR)
-    return Garbage(tuple(folders), leftovers)
+    hashed = hashlib.sha256()
+    try:
+        for chunk in store.stream(blob.path):
+            hashed.update(chunk)
+            advance(len(chunk))
+    except StoreError as error:
+        return str(error)
+    if hashed.hexdigest() == blob.path.rpartition("/")[2]:
+        return None
+    return f"{store.full_address(blob.path)}: its sha256 is another, {hashed.hexdigest()}"
 
 
-def remove_folder(store: Store, folder: StepFolder) -> None:
-    """Removes a step, its receipt first: what is half removed is not committed.
-
-    Raises:
-        StoreError: It could not be removed.
-    """
-    for name in sorted(folder.files, key=lambda name: name != RECEIPT_NAME):
-        store.delete(f"{folder.path}/{name}")
-
-
-def _receipt(store: Store, folder: StepFolder) -> Receipt:
-    path = f"{folder.path}/{RECEIPT_NAME}"
-    return Receipt.from_json(store.read(path), origin=store.full_address(path))
+def _receipt(store: Store, path: str) -> Receipt | None:
+    try:
+        return Receipt.from_json(store.read(path), origin=path)
+    except InvalidInputError:
+        return None

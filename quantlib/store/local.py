@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -22,9 +23,9 @@ from quantlib.store.scratch import abandoned, remove_abandoned
 class LocalStore(Store):
     """Files below one folder.
 
-    Copies of safetensors files are hard links where the file system allows it: a store never
-    changes a file in place, and what another program changes no longer verifies. Small files, which
-    people do edit, are always copied.
+    What is imported or exported as safetensors is a hard link where the file system allows it: a
+    store never changes a file in place, and what another program changes no longer verifies. Small
+    files, which people do edit, are always copied.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -52,6 +53,15 @@ class LocalStore(Store):
                 return FileRecord(bytes=os.fstat(file.fileno()).st_size, sha256=digest)
         except OSError as error:
             raise self._error(path, error) from None
+
+    def holds(self, path: str, record: FileRecord) -> bool:
+        try:
+            size = self.local_path(path).stat().st_size
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._error(path, error) from None
+        return size == record.bytes and self.record(path).sha256 == record.sha256
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytearray:
         try:
@@ -96,15 +106,16 @@ class LocalStore(Store):
     def put_file(self, local: Path, path: str, sha256: str | None = None) -> None:
         target = self._parent_made(path)
         try:
-            with local.open("rb") as file:
-                os.fsync(file.fileno())
+            _flush(local)
             try:
                 local.replace(target)
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
                 _take_over(local, target)
+                _flush(target)
                 local.unlink()
+            _flush(target.parent)
         except OSError as error:
             raise self._error(path, error) from None
 
@@ -116,6 +127,7 @@ class LocalStore(Store):
         partial_file = _beside(target)
         try:
             partial_file.write_bytes(data)
+            _flush(partial_file)  # its content is on the disk before its name is
             try:
                 os.link(partial_file, target)
             except FileExistsError:
@@ -123,12 +135,23 @@ class LocalStore(Store):
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-                return _create(target, data)
+                if not self._rename_new(partial_file, target):
+                    return target.read_bytes() == data
+            _flush(target.parent)
             return True
         except OSError as error:
             raise self._error(path, error) from None
         finally:
             partial_file.unlink(missing_ok=True)
+
+    def _rename_new(self, partial_file: Path, target: Path) -> bool:
+        """Gives a file its name unless that is taken, where there are no hard links."""
+        with (self.scratch / "rename.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if target.exists():
+                return False
+            partial_file.rename(target)
+            return True
 
     def put_stream(
         self, chunks: Iterable[bytes | bytearray], path: str, expected: FileRecord | None = None
@@ -149,11 +172,6 @@ class LocalStore(Store):
             raise self._error(path, error) from None
         finally:
             partial_file.unlink(missing_ok=True)
-
-    def copy(self, source: str, path: str) -> None:
-        if not self.exists(source):
-            raise StoreError(self.full_address(source), "there is no such file")
-        self.import_file(self.local_path(source), path)
 
     def import_file(self, local: Path, path: str, sha256: str | None = None) -> None:
         try:
@@ -213,14 +231,16 @@ def _beside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}")
 
 
-def _create(target: Path, data: bytes) -> bool:
-    """Creates a file where there are no hard links; a reader may see it in the making."""
+def _flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with target.open("xb") as file:
-            file.write(data)
-    except FileExistsError:
-        return target.read_bytes() == data
-    return True
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has nothing to wait for
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _take_over(source: Path, target: Path) -> None:

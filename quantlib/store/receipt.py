@@ -1,4 +1,4 @@
-"""The receipt: what a step did, in a few KB of JSON. The format is described in docs/formats.md."""
+"""The receipt: what a step did, in a few KB of JSON. docs/formats/store.md describes it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from quantlib import __version__
 from quantlib.errors import InvalidInputError
 from quantlib.faults import faults_of
 
-SCHEMA: Final = "quantlib/receipt/1"
+SCHEMA: Final = "quantlib/receipt/2"
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -38,15 +39,45 @@ class FileRecord(BaseModel):
         int | None, Field(description="How many tensors a safetensors file holds.")
     ] = None
 
+    @property
+    def blob(self) -> str:
+        """Where a store keeps the content, relative to it."""
+        return f"blobs/sha256/{self.sha256}"
+
+    def same_content(self, other: FileRecord) -> bool:
+        """Whether both are of the same bytes."""
+        return (self.bytes, self.sha256) == (other.bytes, other.sha256)
+
 
 class InputReference(BaseModel):
     """The receipt of a step that another step read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    step: str
-    key: str
+    step: Name
+    key: Key
     digest: Digest
+
+    @property
+    def receipt_path(self) -> str:
+        """Where a store keeps the receipt, relative to it."""
+        return receipt_path(self.step, self.key)
+
+
+class MadeBy(BaseModel):
+    """What a step ran in: it does not decide what it wrote, and is no part of its key.
+
+    Attributes:
+        image: The container image, by digest where it is known by one; None outside of a container.
+        hardware: What it computed on, in words: the GPU's or the CPU's name.
+        versions: Of the packages that compute, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: str | None = None
+    hardware: str | None = None
+    versions: dict[str, str] = {}
 
 
 class Receipt(BaseModel):
@@ -54,37 +85,45 @@ class Receipt(BaseModel):
 
     Attributes:
         step: Name of the step.
-        version: Version of the step's meaning; another version is other work.
-        key: Name of the step's folder in the store: the digest of everything that decides the
-            result.
-        parameters: What decided the result, besides the inputs.
+        key: The digest of everything that decides the result: step, code, parameters, numerics and
+            the results of the inputs.
+        code: The version and digest of quantlib, and of each package that extends it, by name.
+        parameters: What was asked for, with all defaults filled in.
+        numerics: What decides the rounding of its arithmetic; empty for a step without any.
         inputs: The receipts that it read, by the name of the input.
-        files: The files in the step's folder, by path within it.
+        files: What it wrote, by name; the content lies under its digest.
         facts: Small results, by name.
+        made_by: Where it ran.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    schema_: Annotated[Literal["quantlib/receipt/1"], Field(alias="schema")] = SCHEMA
-    step: str
-    version: int
-    quantlib: str
-    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    schema_: Annotated[Literal["quantlib/receipt/2"], Field(alias="schema")] = SCHEMA
+    step: Name
+    key: Key
+    code: dict[str, str]
     parameters: dict[str, Any]
+    numerics: dict[str, Any] = {}
     inputs: dict[str, InputReference]
     files: dict[str, FileRecord]
     facts: dict[str, Any] = {}
+    made_by: MadeBy = MadeBy()
 
     @property
-    def folder(self) -> str:
-        """The step's folder, relative to the store."""
-        return step_folder(self.step, self.key)
+    def address(self) -> str:
+        """Where a store keeps the receipt, relative to it."""
+        return receipt_path(self.step, self.key)
+
+    @property
+    def aside(self) -> str:
+        """The folder for what a run leaves that is no result: logs, times, pages."""
+        return aside_folder(self.step, self.key)
 
     def path(self, name: str) -> str:
-        """The path of one of the step's files, relative to the store."""
+        """Where a store keeps one of the step's files, relative to it."""
         if name not in self.files:
             raise KeyError(f"step {self.step} wrote no file {name!r}")
-        return f"{self.folder}/{name}"
+        return self.files[name].blob
 
     def reference(self) -> InputReference:
         """What the receipt of a step that reads this one records of it."""
@@ -97,6 +136,11 @@ class Receipt(BaseModel):
     def digest(self) -> str:
         """``sha256:`` and the hexadecimal digest of :meth:`to_json`."""
         return "sha256:" + hashlib.sha256(self.to_json()).hexdigest()
+
+    def result_digest(self) -> str:
+        """The digest of what came out, wherever it ran: the keys of later steps go by it."""
+        files = {name: record.sha256 for name, record in self.files.items()}
+        return digest_of({"step": self.step, "key": self.key, "files": files, "facts": self.facts})
 
     @classmethod
     def from_json(cls, data: bytes | bytearray | str, origin: str = "receipt") -> Receipt:
@@ -118,27 +162,37 @@ def files_digest(files: Mapping[str, FileRecord]) -> str:
     return digest_of([[name, record.sha256] for name, record in sorted(files.items())])
 
 
-def step_folder(step: str, key: str) -> str:
-    """The folder of a step's files, relative to the store."""
-    return f"steps/{step}/{key}"
+def receipt_path(step: str, key: str) -> str:
+    """Where a store keeps a step's receipt, relative to it."""
+    return f"steps/{step}/{key}.json"
+
+
+def aside_folder(step: str, key: str) -> str:
+    """The folder of what runs of a step leave beside its result, relative to the store."""
+    return f"runs/{step}/{key}"
 
 
 def step_key(
-    step: str, version: int, parameters: Mapping[str, Any], inputs: Mapping[str, str]
+    step: str,
+    code: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    numerics: Mapping[str, Any],
+    inputs: Mapping[str, str],
 ) -> str:
     """The digest of everything that decides what a step writes.
 
     Args:
         step: Name of the step.
-        version: Version of the step's meaning.
-        parameters: JSON values.
-        inputs: Digest of each input receipt.
+        code: Version and digest of the code, by package.
+        parameters: JSON values, with all defaults filled in.
+        numerics: What decides the rounding of its arithmetic.
+        inputs: :meth:`Receipt.result_digest` of each input.
     """
     decided_by = {
         "step": step,
-        "version": version,
-        "quantlib": __version__,
+        "code": dict(code),
         "parameters": dict(parameters),
+        "numerics": dict(numerics),
         "inputs": dict(inputs),
     }
     return digest_of(decided_by).removeprefix("sha256:")

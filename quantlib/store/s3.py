@@ -98,14 +98,15 @@ class S3Store(Store):
         return int(self._head(path)["ContentLength"])
 
     def record(self, path: str) -> FileRecord:
-        head = self._head(path)
-        digest = head["Metadata"].get(_DIGEST_KEY)
-        if digest is None:  # written by another program
-            hashed = hashlib.sha256()
-            for chunk in self.stream(path):
-                hashed.update(chunk)
-            digest = hashed.hexdigest()
-        return FileRecord(bytes=head["ContentLength"], sha256=digest)
+        return self._recorded(path, self._head(path))
+
+    def holds(self, path: str, record: FileRecord) -> bool:
+        try:
+            return self.record(path).same_content(record)
+        except StoreError as error:
+            if _is_missing(error.__cause__):
+                return False
+            raise
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytearray:
         with self._explained(path):
@@ -194,17 +195,25 @@ class S3Store(Store):
             self.import_file(Path(file.name), path, written.sha256)
         return written
 
-    def copy(self, source: str, path: str) -> None:
-        self.copy_from(self, source, path)
+    def copy_from(self, other: S3Store, source: str, path: str, record: FileRecord) -> None:
+        """Lets the server copy a file of another bucket or prefix, and nothing else than that file.
 
-    def copy_from(self, other: S3Store, source: str, path: str) -> None:
-        """Lets the server copy a file of another bucket or prefix.
+        Args:
+            other: Where the file is.
+            source: Its path there.
+            path: Where it goes here.
+            record: What it has to be.
 
         Raises:
-            StoreError: There is no such file, or it could not be copied.
+            StoreError: It is missing, is something else, changed meanwhile, or could not be copied.
         """
-        digest = other.record(source).sha256
-        extra = {"Metadata": {_DIGEST_KEY: digest}, "MetadataDirective": "REPLACE"}
+        head = other._head(source)
+        require_expected(other.full_address(source), other._recorded(source, head), record)
+        extra = {
+            "Metadata": {_DIGEST_KEY: record.sha256},
+            "MetadataDirective": "REPLACE",
+            "CopySourceIfMatch": head["ETag"],
+        }
         origin = {"Bucket": other.bucket, "Key": other.key(source)}
         with self._explained(path), create_transfer_manager(self.client, _COPY) as manager:
             manager.copy(origin, self.bucket, self.key(path), extra).result()
@@ -289,6 +298,15 @@ class S3Store(Store):
     def _head(self, path: str) -> dict[str, Any]:
         with self._explained(path):
             return self.client.head_object(Bucket=self.bucket, Key=self.key(path))
+
+    def _recorded(self, path: str, head: dict[str, Any]) -> FileRecord:
+        digest = head["Metadata"].get(_DIGEST_KEY)
+        if digest is None:  # written by another program
+            hashed = hashlib.sha256()
+            for chunk in self.stream(path):
+                hashed.update(chunk)
+            digest = hashed.hexdigest()
+        return FileRecord(bytes=head["ContentLength"], sha256=digest)
 
     def _put(self, data: bytes, path: str, **conditions: str) -> None:
         digest = hashlib.sha256(data)

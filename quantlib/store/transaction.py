@@ -7,22 +7,40 @@ import json
 import resource
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantlib import __version__
-from quantlib.errors import StoreError
+from quantlib.code import code_versions
+from quantlib.errors import InvalidInputError, StoreError
 from quantlib.store.base import Store
-from quantlib.store.receipt import FileRecord, Receipt, step_folder, step_key
+from quantlib.store.condemned import condemned_files
+from quantlib.store.hashing import hash_file
+from quantlib.store.layout import require_layout
+from quantlib.store.lease import lease
+from quantlib.store.partial import Partial
+from quantlib.store.receipt import (
+    FileRecord,
+    InputReference,
+    MadeBy,
+    Receipt,
+    aside_folder,
+    receipt_path,
+    step_key,
+)
 from quantlib.store.scratch import Scratch
+from quantlib.surroundings import cpu_name, image, package_versions
 
-RECEIPT_NAME = "receipt.json"
 RUN_NAME = "run.json"
 """Seconds, peak memory and remarks of the run that committed a step; no part of the receipt."""
 
 USED_NAME = "used"
 """An empty file that is written whenever another run takes the step over: the step is in use."""
+
+_PARALLEL_FILES = 8
 
 
 @dataclass
@@ -32,13 +50,16 @@ class StepOutput:
     Attributes:
         store: The store that the files go to.
         scratch: A local folder for files in the making; removed when the step ends.
+        partial: What an earlier run of the step, which did not end, has done already.
+        aside: The folder in the store for what is no result: logs, times.
         facts: Small results that go into the receipt.
         remarks: Sentences on this run, which depend on the machine and stay out of the receipt.
     """
 
     store: Store
-    folder: str
     scratch: Path
+    partial: Partial
+    aside: str
     facts: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
@@ -53,20 +74,26 @@ class StepOutput:
         """Moves the finished file at :meth:`local` to the store.
 
         Args:
-            name: Path of the file within the step's folder.
+            name: What the step calls it.
             sha256: Its digest, where writing it gave one already.
             tensors: How many tensors it holds, if it holds tensors.
         """
         path = self.local(name)
-        size = path.stat().st_size
-        digest = sha256 or hash_file(path)
-        self.store.put_file(path, f"{self.folder}/{name}", digest)
-        self.files[name] = FileRecord(bytes=size, sha256=digest, tensors=tensors)
+        record = FileRecord(
+            bytes=path.stat().st_size, sha256=sha256 or hash_file(path), tensors=tensors
+        )
+        if self.has(record):
+            path.unlink()
+        else:
+            self.store.put_file(path, record.blob, record.sha256)
+        self.files[name] = record
 
     def add_bytes(self, name: str, data: bytes) -> None:
         """Writes a small file."""
-        self.store.put_bytes(data, f"{self.folder}/{name}")
-        self.files[name] = FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        record = FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        if not self.has(record):
+            self.store.put_bytes(data, record.blob)
+        self.files[name] = record
 
     def add_json(self, name: str, value: Any) -> None:
         """Writes a small JSON file."""
@@ -74,44 +101,41 @@ class StepOutput:
 
     def add_local_file(self, name: str, source: Path, record: FileRecord) -> None:
         """Takes over a local file that stays where it is, and whose digest is known."""
-        self.store.import_file(source, f"{self.folder}/{name}", record.sha256)
+        if not self.has(record):
+            self.store.import_file(source, record.blob, record.sha256)
         self.files[name] = record
 
-    def add_copy(self, name: str, receipt: Receipt, source: str) -> None:
-        """Copies a file of another step, within the store."""
-        self.store.copy(receipt.path(source), f"{self.folder}/{name}")
-        self.files[name] = receipt.files[source]
+    def add_reference(self, name: str, record: FileRecord) -> None:
+        """Names what is in the store already, as a file of another step: nothing is copied."""
+        self.files[name] = record
+
+    def has(self, record: FileRecord) -> bool:
+        """Whether the store has a content, and will keep it."""
+        return record.blob not in self._condemned and self.store.holds(record.blob, record)
+
+    @cached_property
+    def _condemned(self) -> frozenset[str]:
+        return condemned_files(self.store)
 
 
-def hash_file(path: Path) -> str:
-    """The hexadecimal sha256 of a local file, read in chunks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_committed(store: Store, folder: str) -> Receipt | None:
-    """The receipt of a committed step whose files are all as it says, else None."""
-    path = f"{folder}/{RECEIPT_NAME}"
-    if not store.exists(path):
-        return None
-    receipt = Receipt.from_json(store.read(path), origin=store.full_address(path))
-    try:
-        verify_files(store, receipt)
-    except StoreError:
-        return None
-    return receipt
-
-
-def verify_files(store: Store, receipt: Receipt) -> None:
-    """Compares every file of a receipt with what the store vouches for.
+def read_committed(store: Store, step: str, key: str) -> Receipt | None:
+    """The receipt of a step if it is whole and its files are all as it says, else None.
 
     Raises:
-        StoreError: A file is missing or is not what the receipt says.
+        StoreError: The store cannot be asked.
     """
-    for name, record in receipt.files.items():
-        path = receipt.path(name)
-        if what := difference(store.record(path), record, "receipt"):
-            raise StoreError(store.full_address(path), what)
+    path = receipt_path(step, key)
+    if not store.exists(path):
+        return None
+    try:
+        receipt = Receipt.from_json(store.read(path), origin=store.full_address(path))
+    except InvalidInputError:
+        return None  # torn by a power cut, or damaged
+    if (receipt.step, receipt.key) != (step, key):
+        return None
+    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+        held = pool.map(lambda record: store.holds(record.blob, record), receipt.files.values())
+        return receipt if all(held) else None
 
 
 def difference(found: FileRecord, expected: FileRecord, recorder: str) -> str | None:
@@ -130,81 +154,166 @@ def difference(found: FileRecord, expected: FileRecord, recorder: str) -> str | 
 def commit_step(
     store: Store,
     step: str,
-    version: int,
     parameters: Mapping[str, Any],
     inputs: Mapping[str, Receipt],
     work: Callable[[StepOutput], None],
+    numerics: Mapping[str, Any] | None = None,
 ) -> Receipt:
     """Runs a step's work once.
 
     A step that is committed already, with files that still verify, is not run again. Otherwise
     ``work`` writes files, and the receipt that commits them is written last. Whatever is killed on
-    the way leaves no receipt, so the next call starts the step afresh. Of several runs of the same
-    step at once, one commits and the others return its receipt.
+    the way leaves no receipt. Of several runs of one step at once, one works and the others wait
+    for it.
 
     Args:
         store: Where the step's files go.
         step: Name of the step.
-        version: Version of the step's meaning.
-        parameters: JSON values that decide the result.
+        parameters: JSON values that decide the result, with all defaults filled in.
         inputs: Receipts that decide the result, by name.
         work: Writes the step's files and facts.
+        numerics: What decides the rounding of the step's arithmetic, if it does any.
 
     Returns:
         The step's receipt.
 
     Raises:
-        StoreError: Another run committed the step meanwhile, with another result.
+        InvalidInputError: The store has another layout.
+        StoreError: The store failed, or another run committed the step meanwhile with another
+            result.
     """
-    references = {name: receipt.reference() for name, receipt in inputs.items()}
-    digests = {name: reference.digest for name, reference in references.items()}
-    key = step_key(step, version, parameters, digests)
-    folder = step_folder(step, key)
-    if (done := read_committed(store, folder)) is not None:
-        store.put_bytes(b"", f"{folder}/{USED_NAME}")
+    require_layout(store)
+    results = {name: receipt.result_digest() for name, receipt in inputs.items()}
+    code = code_versions()
+    key = step_key(step, code, parameters, numerics or {}, results)
+    if (done := _taken_over(store, step, key)) is not None:
         return done
-    store.delete(f"{folder}/{RECEIPT_NAME}")  # of files that are damaged
+    references = {name: receipt.reference() for name, receipt in inputs.items()}
+    with lease(store, f"{step}/{key}", uses=tuple(references.values())):
+        if (done := _taken_over(store, step, key)) is not None:
+            return done
+        receipt, run = _worked(store, step, key, code, parameters, numerics or {}, references, work)
+        store.put_bytes(json.dumps(run).encode(), f"{receipt.aside}/{RUN_NAME}")
+        committed = _committed(store, receipt)
+        Partial(store, step, key).clear()
+        return committed
+
+
+def _taken_over(store: Store, step: str, key: str) -> Receipt | None:
+    done = read_committed(store, step, key)
+    if done is not None:
+        store.put_bytes(b"", f"{done.aside}/{USED_NAME}")
+    return done
+
+
+def _worked(
+    store: Store,
+    step: str,
+    key: str,
+    code: Mapping[str, str],
+    parameters: Mapping[str, Any],
+    numerics: Mapping[str, Any],
+    references: Mapping[str, InputReference],
+    work: Callable[[StepOutput], None],
+) -> tuple[Receipt, dict[str, Any]]:
+    """Does the work; its receipt, not written yet, and what is noted of the run."""
     started = time.monotonic()
     with Scratch(store.scratch, key) as scratch:
-        output = StepOutput(store=store, folder=folder, scratch=scratch)
+        partial = Partial(store, step, key)
+        output = StepOutput(store, scratch, partial, aside_folder(step, key))
         work(output)
     receipt = Receipt(
         step=step,
-        version=version,
-        quantlib=__version__,
         key=key,
+        code=dict(code),
         parameters=dict(parameters),
-        inputs=references,
+        numerics=dict(numerics),
+        inputs=dict(references),
         files=dict(sorted(output.files.items())),
         facts=output.facts,
+        made_by=MadeBy(image=image(), hardware=cpu_name(), versions=package_versions()),
     )
     run: dict[str, Any] = {
         "seconds": round(time.monotonic() - started, 3),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mib": round(_peak_bytes() / 2**20),
     }
     if output.remarks:
         run["remarks"] = output.remarks
-    store.put_bytes(json.dumps(run).encode(), f"{folder}/{RUN_NAME}")
-    if store.put_new(receipt.to_json(), f"{folder}/{RECEIPT_NAME}"):
-        return receipt
-    if (other := read_committed(store, folder)) is not None:
-        return other
-    raise StoreError(
-        store.full_address(folder),
-        "another run committed this step meanwhile, with another result; run it again",
+    return receipt, run
+
+
+def _committed(store: Store, receipt: Receipt) -> Receipt:
+    """Writes a receipt, unless another one of the same result is there."""
+    if not store.put_new(receipt.to_json(), receipt.address):
+        other = read_committed(store, receipt.step, receipt.key)
+        if other is not None:
+            _require_same_result(store, receipt, other)
+            return other
+        store.delete(receipt.address)  # torn, or of files that are damaged
+        if not store.put_new(receipt.to_json(), receipt.address):
+            raise StoreError(
+                store.full_address(receipt.address), "was written meanwhile; run again"
+            )
+    # gc may have decided on a file before this receipt named it.
+    if not all(_is_there(store, record) for record in receipt.files.values()):
+        store.delete(receipt.address)
+        raise StoreError(
+            store.full_address(receipt.address),
+            "a file that it names was removed meanwhile; run again",
+        )
+    return receipt
+
+
+def _is_there(store: Store, record: FileRecord) -> bool:
+    return store.exists(record.blob) and store.size(record.blob) == record.bytes
+
+
+def _require_same_result(store: Store, receipt: Receipt, committed: Receipt) -> None:
+    if receipt.result_digest() == committed.result_digest():
+        return
+    refused = f"{receipt.aside}/refused-{receipt.digest().removeprefix('sha256:')[:12]}.json"
+    store.put_bytes(receipt.to_json(), refused)
+    names = sorted(
+        name
+        for name in receipt.files.keys() | committed.files.keys()
+        if receipt.files.get(name) != committed.files.get(name)
     )
+    what = f"other bytes in {', '.join(names)}" if names else "other facts"
+    raise StoreError(
+        store.full_address(receipt.address),
+        f"another run committed this step with {what}: receipt {committed.digest()}, "
+        f"made by {_maker(committed)}; this run's is {receipt.digest()}, made by "
+        f"{_maker(receipt)}, kept as {refused}. What is committed stays: run again",
+    )
+
+
+def _maker(receipt: Receipt) -> str:
+    device = receipt.numerics.get("hardware") or receipt.made_by.hardware
+    return ", ".join(filter(None, (receipt.made_by.image, device))) or "an unknown machine"
+
+
+def _peak_bytes() -> int:
+    """The largest memory of this process, or of a process that it started and that has ended."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(each).ru_maxrss for each in who) * 1024
 
 
 def run_facts(store: Store, receipt: Receipt) -> dict[str, Any]:
     """``seconds``, ``peak_mib`` and, if any, ``remarks`` of the run that committed a step."""
-    path = f"{receipt.folder}/{RUN_NAME}"
-    return json.loads(bytes(store.read(path))) if store.exists(path) else {}
+    path = f"{receipt.aside}/{RUN_NAME}"
+    if not store.exists(path):
+        return {}
+    with suppress(ValueError):
+        found = json.loads(bytes(store.read(path)))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def read_lineage(store: Store, receipt: Receipt) -> list[Receipt]:
     """The receipt and every receipt that it rests on, each once, the earliest steps first.
 
     Raises:
+        InvalidInputError: A receipt on the way is damaged.
         StoreError: A receipt on the way is missing or is not the one that was read.
     """
     found: dict[str, Receipt] = {}
@@ -213,7 +322,7 @@ def read_lineage(store: Store, receipt: Receipt) -> list[Receipt]:
         if digest in found:
             return
         for reference in current.inputs.values():
-            path = f"{step_folder(reference.step, reference.key)}/{RECEIPT_NAME}"
+            path = reference.receipt_path
             earlier = Receipt.from_json(store.read(path), origin=store.full_address(path))
             if earlier.digest() != reference.digest:
                 raise StoreError(store.full_address(path), "is not the receipt that was read")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantlib.store.base import Store, require_expected
+from quantlib.store.base import Store
 from quantlib.store.receipt import FileRecord
 
 
@@ -24,7 +24,6 @@ def transfer(source: Store, path: str, target: Store, name: str, record: FileRec
 
         assert isinstance(source, S3Store) and isinstance(target, S3Store)
         if target.serves(source):
-            require_expected(source.full_address(path), source.record(path), record)
-            target.copy_from(source, path, name)
+            target.copy_from(source, path, name, record)
             return
     target.put_stream(source.stream(path), name, record)

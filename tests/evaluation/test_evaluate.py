@@ -54,7 +54,7 @@ def test_a_huge_loss_gives_an_infinite_perplexity() -> None:
 def test_several_gpus_are_part_of_what_decides_the_predictions() -> None:
     windows = Windows(np.zeros((2, 8), np.int64), "text", "digest")
     setting = Setting(
-        EngineChoice("vllm", "1"), "cuda", "bfloat16", windows, Tokenizer(BPE()), (), 4
+        EngineChoice("vllm", "1"), "cuda", "bfloat16", windows, Tokenizer(BPE()), (), 4, {}
     )
     assert "tensor_parallel_size" not in setting.parameters()
     spread = dataclasses.replace(setting, tensor_parallel_size=2)
