@@ -248,7 +248,8 @@ def _take_over(source: Path, target: Path) -> None:
     partial_file = _beside(target)
     partial_file.unlink(missing_ok=True)
     try:
-        if target.suffix != ".safetensors" or not _link(source, partial_file):
+        weights = ".safetensors" in (source.suffix, target.suffix)
+        if not (weights and _link(source, partial_file)):
             shutil.copyfile(source, partial_file)
         partial_file.replace(target)
     finally:

@@ -22,8 +22,6 @@ def test_missing_files_are_named(store: LocalStore) -> None:
     for call in (store.size, store.read, lambda path: list(store.stream(path))):
         with pytest.raises(StoreError, match=r"no/such: there is no such file"):
             call("no/such")
-    with pytest.raises(StoreError, match="there is no such file"):
-        store.copy("no/such", "b")
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "a/../../b", ""])
@@ -36,9 +34,8 @@ def test_weights_are_linked_and_small_files_copied(store: LocalStore, tmp_path: 
     for name, linked in (("w.safetensors", True), ("config.json", False)):
         source = tmp_path / name
         source.write_bytes(b"content")
-        store.import_file(source, f"s/{name}")
-        store.copy(f"s/{name}", f"t/{name}")
-        store.export_file(f"t/{name}", tmp_path / "out" / name)
+        store.import_file(source, f"blobs/of-{name[0]}")
+        store.export_file(f"blobs/of-{name[0]}", tmp_path / "out" / name)
         exported = tmp_path / "out" / name
         assert exported.read_bytes() == b"content"
         assert os.path.samefile(source, exported) is linked
@@ -51,3 +48,45 @@ def test_list_is_sorted_and_delete_is_idempotent(store: LocalStore) -> None:
     store.delete("s/a")
     store.delete("s/a")
     assert not store.exists("s/a")
+
+
+def test_a_file_is_on_the_disk_before_its_name_is(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def noted_fsync(descriptor: int) -> None:
+        order.append("fsync")
+        fsync(descriptor)
+
+    def noted_link(source: Path, target: Path) -> None:
+        order.append("link")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "link", noted_link)
+    assert store.put_new(b"receipt", "steps/a")
+    assert order == ["fsync", "link", "fsync"]
+
+
+def test_without_hard_links_a_name_is_given_once(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert store.put_new(b"one", "a")
+    assert store.put_new(b"one", "a")
+    assert not store.put_new(b"two", "a")
+    assert bytes(store.read("a")) == b"one"
+
+
+def test_a_store_holds_what_was_recorded(store: LocalStore) -> None:
+    record = store.put_stream([b"abc"], "a")
+    assert store.holds("a", record)
+    assert not store.holds("b", record)
+    for other in (b"abd", b"abcd", b""):
+        store.put_bytes(other, "a")
+        assert not store.holds("a", record)

@@ -74,7 +74,8 @@ def test_missing_files_are_named(store: S3Store) -> None:
         with pytest.raises(StoreError, match=r"no/such: there is no such file"):
             call("no/such")
     with pytest.raises(StoreError, match="there is no such file"):
-        store.copy("no/such", "b")
+        store.copy_from(store, "no/such", "b", FileRecord(bytes=0, sha256="0" * 64))
+    assert not store.holds("no/such", FileRecord(bytes=0, sha256="0" * 64))
     assert not store.exists("no/such")
 
 
@@ -107,7 +108,7 @@ def test_files_keep_their_digest_through_upload_copy_and_download(
     record = FileRecord(bytes=size, sha256=hashlib.sha256(data).hexdigest())
     store.import_file(local, "a/file")
     assert local.exists()
-    store.copy("a/file", "b/file")
+    store.copy_from(store, "a/file", "b/file", record)
     assert proxy.received() == 0  # neither the copy nor its digest takes the bytes here
     assert store.record("a/file") == store.record("b/file") == record
     store.export_file("b/file", tmp_path / "out" / "file")
@@ -171,38 +172,38 @@ def write(content: bytes) -> Any:
 def test_steps_are_committed_and_found_without_reading_their_files(
     store: S3Store, proxy: s3.Proxy
 ) -> None:
-    first = commit_step(store, "fetch", 1, {}, {}, write(b"abc" * 1000))
+    first = commit_step(store, "fetch", {}, {}, write(b"abc" * 1000))
     proxy.requests.clear()
-    assert commit_step(store, "fetch", 1, {}, {}, write(b"other")) == first
-    assert proxy.received("a.bin") == 0
+    assert commit_step(store, "fetch", {}, {}, write(b"other")) == first
+    assert proxy.received("blobs/") == 0
     assert list(store.scratch.glob(f"{first.key[:16]}-*")) == []
 
 
 def test_damaged_files_are_made_again(store: S3Store) -> None:
-    first = commit_step(store, "fetch", 1, {}, {}, write(b"abc"))
+    first = commit_step(store, "fetch", {}, {}, write(b"abc"))
     store.put_bytes(b"abd", first.path("a.bin"))
-    assert read_committed(store, first.folder) is None
-    assert commit_step(store, "fetch", 1, {}, {}, write(b"abc")) == first
+    assert read_committed(store, first.step, first.key) is None
+    assert commit_step(store, "fetch", {}, {}, write(b"abc")) == first
     assert store.read(first.path("a.bin")) == b"abc"
 
 
-def test_of_two_runs_of_a_step_one_commits(store: S3Store) -> None:
-    def interrupted_by_another(output: StepOutput) -> None:
-        other = commit_step(store, "fetch", 1, {}, {}, write(b"abc"))
-        assert other.facts == {}
-        write(b"abc")(output)
-        output.facts["late"] = True
+def test_a_file_that_changes_while_it_is_copied_is_not_copied(
+    store: S3Store, proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = FileRecord(bytes=3, sha256=hashlib.sha256(b"abc").hexdigest())
+    store.put_bytes(b"abc", "a")
+    head = store._head
 
-    receipt = commit_step(store, "fetch", 1, {}, {}, interrupted_by_another)
-    assert receipt.facts == {}
+    def changed_after(path: str) -> dict[str, Any]:
+        found = head(path)
+        store.put_bytes(b"abX", "a")
+        return found
 
-    def differing(output: StepOutput) -> None:
-        commit_step(store, "plan", 1, {}, {}, write(b"abc"))
-        write(b"abX")(output)
-
-    with pytest.raises(StoreError, match="with another result; run it again"):
-        commit_step(store, "plan", 1, {}, {}, differing)
-    assert commit_step(store, "plan", 1, {}, {}, write(b"abc")).files["a.bin"].bytes == 3
+    monkeypatch.setattr(store, "_head", changed_after)
+    with pytest.raises(StoreError):
+        store.copy_from(store, "a", "b", record)
+    monkeypatch.undo()
+    assert not store.exists("b")
 
 
 def test_transfer_lets_the_server_copy_and_streams_between_kinds(

@@ -63,7 +63,7 @@ def test_uploads_and_copies_come_through(
     store.import_file(local, "a", RECORD.sha256)
     assert store.record("a") == RECORD
     proxy.break_next(fault, method)
-    store.copy("a", "b")
+    store.copy_from(store, "a", "b", RECORD)
     assert store.read("b", 0, len(DATA)) == DATA
     assert store.record("b") == RECORD
     assert proxy.faults == []
@@ -71,9 +71,9 @@ def test_uploads_and_copies_come_through(
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_commits_come_through(store: S3Store, proxy: s3.Proxy, fault: s3.Fault) -> None:
-    proxy.break_next(fault, "PUT", part="receipt.json")
-    receipt = commit_step(store, "fetch", 1, {}, {}, write_file)
-    assert read_committed(store, receipt.folder) == receipt
+    proxy.break_next(fault, "PUT", part="steps/")
+    receipt = commit_step(store, "fetch", {}, {}, write_file)
+    assert read_committed(store, receipt.step, receipt.key) == receipt
     assert proxy.faults == []
 
 
@@ -97,10 +97,10 @@ def test_a_server_that_dies_leaves_no_half_step_and_the_next_run_completes(
 
     proxy.faults = [(is_dead, dead)] * 10_000
     with pytest.raises(StoreError, match=r"cannot be reached"):
-        commit_step(store, "fetch", 1, {}, {}, write_file)
+        commit_step(store, "fetch", {}, {}, write_file)
     proxy.faults = []
-    assert not any(file.path.endswith("receipt.json") for file in store.list())
-    receipt = commit_step(store, "fetch", 1, {}, {}, write_file)
+    assert list(store.list("steps")) == []
+    receipt = commit_step(store, "fetch", {}, {}, write_file)
     assert receipt.files["a.safetensors"] == RECORD
     assert store.read(receipt.path("a.safetensors"), 0, len(DATA)) == DATA
 
