@@ -183,16 +183,16 @@ def _kept(store: Path) -> str:
     from quantlib.store.inventory import take_inventory
 
     try:
-        folders = take_inventory(LocalStore(store)).folders
+        found = take_inventory(LocalStore(store)).steps
     except (QuantlibError, OSError):
-        folders = ()
-    done = Counter(folder.step for folder in folders if folder.committed)
+        found = ()
+    done = Counter(each.step for each in found if each.receipt is not None)
     if not done:
         return "no step was finished, so nothing is kept"
     steps = ", ".join(f"{step} ({n} times)" if n > 1 else step for step, n in done.items())
     return (
-        f"finished and kept in {store}: {steps}. The same command again goes on after them; a step "
-        "that was in the making starts anew, and --num-ranges makes such steps smaller"
+        f"finished and kept in {store}: {steps}. The same command again goes on after them; of a "
+        "range in the making, the blocks that were finished are kept too"
     )
 
 

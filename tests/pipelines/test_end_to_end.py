@@ -50,7 +50,7 @@ class Pipeline:
     def receipts(self, step: str) -> dict[str, int]:
         """When each receipt of a step was written, by the range or key of the step."""
         found = {}
-        for path in (self.folder / "store" / "steps" / step).glob("*/receipt.json"):
+        for path in (self.folder / "store" / "steps" / step).glob("*.json"):
             receipt = json.loads(path.read_bytes())
             found[receipt["parameters"].get("range", receipt["key"])] = path.stat().st_mtime_ns
         return found

@@ -86,7 +86,7 @@ def test_a_branch_holds_the_change_and_the_gates_table(
     provenance = json.loads((published / "provenance.json").read_text())
     receipt = provenance["predicate"]["runDetails"]["byproducts"][-1]
     assert receipt["annotations"]["step"] == "validate"
-    assert receipt["uri"] == f"{annotations['quantlib.io/run']}/receipt.json"
+    assert receipt["uri"] == annotations["quantlib.io/run"]
     assert "quantlib.io/promoted-at" not in annotations
     kustomization = repository.read(branch, f"{OVERLAY}/kustomization.yaml")
     assert "# More replicas.\n- path: replicas.yaml\n- path: promoted-tiny.yaml\nlabels" in (

@@ -170,9 +170,9 @@ def commit_run(
             for name, data in content.get("files", {}).items():
                 output.add_bytes(name, data)
 
-        receipt = commit_step(store, step, 1, parameters, inputs, work)
+        receipt = commit_step(store, step, parameters, inputs, work)
         run = {"seconds": content["seconds"], "peak_mib": content["peak_mib"]}
-        store.put_bytes(json.dumps(run).encode(), f"{receipt.folder}/run.json")
+        store.put_bytes(json.dumps(run).encode(), f"{receipt.aside}/run.json")
         return receipt
 
     fetched = commit(

@@ -70,7 +70,7 @@ def test_strengths_of_the_suppression_are_reported(make_run, run, tmp_path) -> N
 
 
 def test_steps_without_run_facts_are_reported_without_times(run) -> None:
-    run.store.delete(f"{run.checkpoint.folder}/run.json")
+    run.store.delete(f"{run.checkpoint.aside}/run.json")
     report = build_report(run.store, run.recipe, run.checkpoint, None)
     assert report.steps[-1].seconds is None
     assert report.longest_path_seconds is None

@@ -64,7 +64,7 @@ def test_the_statement_tells_how_it_was_made_and_judged(run) -> None:
     details = predicate["runDetails"]
     assert details["builder"]["version"]["quantlib"]
     last = details["byproducts"][-1]
-    path = f"steps/validate/{run.validation.key}/receipt.json"
+    path = f"steps/validate/{run.validation.key}.json"
     assert last["uri"] == path
     assert last["digest"] == {"sha256": hashlib.sha256(bytes(run.store.read(path))).hexdigest()}
     steps = [entry["annotations"]["step"] for entry in details["byproducts"]]
@@ -87,7 +87,7 @@ def test_equal_work_has_equal_provenance_wherever_it_was_done(
     for number, run in enumerate((first, second)):
         run.store.put_bytes(
             json.dumps({"seconds": 1.0 + number, "peak_mib": 5}).encode(),
-            f"{run.validation.folder}/run.json",
+            f"{run.validation.aside}/run.json",
         )
     assert report_of(first) != report_of(second)
     assert provenance_of(report_of(first)) == provenance_of(report_of(second))

@@ -40,7 +40,7 @@ def test_pages_say_what_came_out(made: tuple[LocalStore, dict[str, Receipt]]) ->
         page = step_summary(store, receipts[step])
         assert all(line in page for line in lines), page
         assert f"| receipt | {receipts[step].digest()} |" in page
-        assert f"| in the store | {store.full_address(receipts[step].folder)} |" in page
+        assert f"| in the store | {store.full_address(receipts[step].address)} |" in page
         assert len(page.encode()) < 16 * 1024
 
 

@@ -12,6 +12,7 @@ from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.errors import InvalidInputError
 from quantlib.sources.folder import examine_folder, folder_problems
 from quantlib.store import StepOutput
+from quantlib.store.partial import Partial
 
 
 def said(folder: Path) -> str:
@@ -165,10 +166,10 @@ def test_only_the_models_own_files_are_taken(write_model, silent, store, tmp_pat
         "model.safetensors.index.json",
         "tokenizer.json",
     ]
-    output = StepOutput(store=store, folder="steps/fetch/x", scratch=tmp_path)
+    output = StepOutput(store, tmp_path, Partial(store, "fetch", "x"), "runs/fetch/x")
     model.import_into(output)
     for name, record in model.files.items():
-        assert store.read(f"steps/fetch/x/{name}") == (folder / name).read_bytes()
+        assert store.read(output.files[name].blob) == (folder / name).read_bytes()
         assert output.files[name] == record
     assert model.files["model-00001-of-00002.safetensors"].tensors == 2
 
@@ -181,9 +182,9 @@ def test_symbolic_links_are_followed(write_model, silent, store, tmp_path: Path)
     for index, file in enumerate(sorted(folder.iterdir())):
         blob = file.rename(tmp_path / f"blob{index}")
         (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
-    output = StepOutput(store=store, folder="steps/fetch/x", scratch=tmp_path)
+    output = StepOutput(store, tmp_path, Partial(store, "fetch", "x"), "runs/fetch/x")
     examine_folder(snapshot, silent).import_into(output)
     for name in output.files:
-        copy = store.local_path(f"steps/fetch/x/{name}")
+        copy = store.local_path(output.files[name].blob)
         assert copy.is_file()
         assert not copy.is_symlink()

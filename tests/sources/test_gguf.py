@@ -14,6 +14,7 @@ from quantlib.sources.gguf import convert_gguf, dequantize_bf16
 from quantlib.sources.gguf_model import gguf_problems, open_gguf
 from quantlib.steps.fetch import fetch
 from quantlib.store import LocalStore, StepOutput
+from quantlib.store.partial import Partial
 from quantlib.watching import resolve_release
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -186,7 +187,7 @@ def test_damaged_headers_end_in_a_message(write_gguf, tmp_path: Path) -> None:
 
 def test_infinity_in_a_weight_names_the_tensor(write_gguf, silent, store, tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", spoil="blk.1.ffn_norm.weight")
-    output = StepOutput(store=store, folder="steps/fetch/x", scratch=tmp_path)
+    output = StepOutput(store, tmp_path, Partial(store, "fetch", "x"), "runs/fetch/x")
     with pytest.raises(InvalidInputError, match=r"blk\.1\.ffn_norm\.weight: holds NaN or Inf in 1"):
         convert_gguf(open_gguf(tmp_path / "m.gguf"), output, silent)
     assert output.files == {}
@@ -198,7 +199,7 @@ def test_no_space_is_said_before_anything_is_written(
     write_gguf(tmp_path / "m.gguf")
     full = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)
-    output = StepOutput(store=store, folder="steps/fetch/x", scratch=tmp_path / "scratch")
+    output = StepOutput(store, tmp_path / "scratch", Partial(store, "fetch", "x"), "runs/fetch/x")
     with pytest.raises(InvalidInputError, match="are to be written; free some"):
         convert_gguf(open_gguf(tmp_path / "m.gguf"), output, silent)
     assert not (tmp_path / "scratch").exists()
@@ -212,10 +213,12 @@ def convert(write_gguf, silent, store, tmp_path: Path) -> Callable[..., Path]:
         write_gguf(tmp_path / "m.gguf", architecture, **options)
         scratch = tmp_path / "scratch"
         scratch.mkdir()
-        output = StepOutput(store=store, folder="steps/fetch/x", scratch=scratch)
+        output = StepOutput(store, scratch, Partial(store, "fetch", "x"), "runs/fetch/x")
         types = convert_gguf(open_gguf(tmp_path / "m.gguf"), output, silent)
         assert types["Q4_0"] == 8
-        return store.local_path("steps/fetch/x")
+        for name, record in output.files.items():
+            store.export_file(record.blob, tmp_path / "model" / name)
+        return tmp_path / "model"
 
     return run
 

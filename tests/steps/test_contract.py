@@ -15,7 +15,7 @@ from quantlib.store import Receipt
 
 def receipt(name: str) -> Receipt:
     return Receipt(
-        step=name, version=1, quantlib="1", key="0" * 64, parameters={}, inputs={}, files={}
+        step="quantize", key="0" * 64, code={}, parameters={"range": name}, inputs={}, files={}
     )
 
 
@@ -36,7 +36,7 @@ def test_an_artifact_that_is_a_folder_stands_for_the_files_in_it(tmp_path: Path)
         write(tmp_path / "parts" / name, name)
     last = write(tmp_path / "last", "6:8")
     receipts = call([tmp_path / "parts", last]).receipts("quantized")
-    assert [each.step for each in receipts] == ["0:2", "2:4", "4:6", "6:8"]
+    assert [each.parameters["range"] for each in receipts] == ["0:2", "2:4", "4:6", "6:8"]
 
 
 def test_a_folder_of_anything_else_is_refused_by_the_file(tmp_path: Path) -> None:

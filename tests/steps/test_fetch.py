@@ -106,7 +106,7 @@ def test_other_content_is_other_work(model: Path, tmp_path: Path) -> None:
 def test_done_work_is_not_done_again(model: Path, tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     receipt = fetch(store, str(model))
-    run = store.local_path(f"{receipt.folder}/run.json")
+    run = store.local_path(f"{receipt.aside}/run.json")
     before = run.stat().st_mtime_ns
     assert fetch(store, str(model)) == receipt
     assert run.stat().st_mtime_ns == before

@@ -69,7 +69,7 @@ def test_a_quantize_worker_reads_its_own_blocks(made: Any, proxy: s3.Proxy) -> N
     source = ReceiptSource(made.store, made.model)
     checkpoint, adapter = open_model(source)
     for receipt in made.quantized:
-        made.store.delete(f"{receipt.folder}/receipt.json")
+        made.store.delete(receipt.address)
     for number, block_range in enumerate(made.plan.facts["ranges"]):
         start, stop = map(int, block_range.split(":"))
         names = [n for b in range(start, stop) for n in adapter.block_tensors(checkpoint, b)]
@@ -91,7 +91,7 @@ def test_a_quantize_worker_reads_its_own_blocks(made: Any, proxy: s3.Proxy) -> N
 
 
 def test_merge_lets_the_server_copy(made: Any, proxy: s3.Proxy) -> None:
-    made.store.delete(f"{made.checkpoint.folder}/receipt.json")
+    made.store.delete(made.checkpoint.address)
     separate_outer(made.store, made.model)
     proxy.requests.clear()
     again = merge(made.store, made.recipe, made.model, made.quantized)

@@ -157,9 +157,9 @@ def test_a_failed_engine_keeps_its_log_and_commits_nothing(
         validate(made.store, made.recipe, made.model, broken, "cpu")
     logs = [
         file.path
-        for file in made.store.list("steps/validate")
+        for file in made.store.list("runs/validate")
         if file.path.endswith(LOG_NAME)
-        and not made.store.exists(file.path.removesuffix(LOG_NAME) + "receipt.json")
+        and not made.store.exists(f"steps/validate/{file.path.split('/')[2]}.json")
     ]
     assert len(logs) == 1
     assert b"Traceback" in bytes(made.store.read(logs[0])) or b"Error" in bytes(
