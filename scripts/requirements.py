@@ -142,7 +142,7 @@ def listed(what: str, vllm: str = "", part: str = "all") -> set[str]:
         what: A key of EXTRAS, ``build`` for what builds packages that have no wheel, or ``uv``.
         vllm: Which vLLM it has, if any.
         part: ``torch`` is what torch from PyPI comes down to, ``rest`` all but that;
-            ``no-torch`` is what an installation needs that gets torch from elsewhere, for CPUs.
+            ``elsewhere`` is what an installation needs that gets torch from elsewhere, for CPUs.
     """
     content = project()
     lock_ = Lock(LOCK.read_text(encoding="utf-8"))
@@ -159,7 +159,7 @@ def listed(what: str, vllm: str = "", part: str = "all") -> set[str]:
         return of_torch
     if part == "rest":
         return lock_.closure(roots) - of_torch
-    if part == "no-torch":
+    if part == "elsewhere":
         beside = {name for name in of_torch if not name.startswith((*OF_TORCH, *CUDA))}
         return lock_.closure(roots, without={*OF_TORCH, "triton"}) | beside
     return lock_.closure(roots)
@@ -182,7 +182,7 @@ def main() -> int:
     listing = actions.add_parser("list", help="print a part of it")
     listing.add_argument("what", choices=(*EXTRAS, "build", "uv"))
     listing.add_argument("--vllm", choices=VLLM, default="")
-    listing.add_argument("--part", choices=("all", "torch", "rest", "no-torch"), default="all")
+    listing.add_argument("--part", choices=("all", "torch", "rest", "elsewhere"), default="all")
     arguments = parser.parse_args()
     if arguments.action == "lock":
         lock(arguments.upgrade)

@@ -1,14 +1,22 @@
 #!/usr/bin/env bash
 # Builds the images for CPUs, times their start, and runs a real model through the pipeline in them.
-# On a machine without a Docker engine it installs and starts one where it may, and ends it again;
-# where it may not, it says so and that is all. BASE_IMAGE, WHEELS and TORCH_INDEX are those of
-# scripts/images.py.
+# Where no Docker engine answers it installs and starts one, if it may, and ends it again; where it
+# may not, it says so and that is all, but for CI=true, where that is a failure, and where it removes
+# the images afterwards. BASE_IMAGE, WHEELS and TORCH_INDEX are those of scripts/images.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 export DOCKER_BUILDKIT=1
+mkdir -p build
 
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+# For a missing engine only.
 skip() {
+  [ "${CI:-}" != true ] || fail "$*"
   echo "SKIPPED: $*"
   exit 0
 }
@@ -23,15 +31,14 @@ answers() { docker version >/dev/null 2>&1; }
 start_engine() {
   command -v dockerd >/dev/null || install docker.io || skip "no Docker engine, and none can be installed"
   [ "$(id -u)" = 0 ] || skip "no Docker engine answers, and only root can start one"
-  mkdir -p build
   dockerd --storage-driver=overlay2 >build/dockerd.log 2>&1 &
   engine=$!
-  trap 'kill "$engine" 2>/dev/null; wait "$engine" 2>/dev/null' EXIT
   for _ in $(seq 60); do
     answers && return
     kill -0 "$engine" 2>/dev/null || break
     sleep 0.5
   done
+  kill "$engine" 2>/dev/null || true
   skip "the Docker engine does not start: $(tail -n 1 build/dockerd.log)"
 }
 
@@ -52,12 +59,12 @@ find_builder() {
 make_base() {
   local folder
   command -v debootstrap >/dev/null || install debootstrap \
-    || skip "no base image can be pulled, and debootstrap cannot be installed: set BASE_IMAGE"
-  [ "$(id -u)" = 0 ] || skip "no base image can be pulled, and only root can make one: set BASE_IMAGE"
+    || fail "no base image can be pulled, and debootstrap cannot be installed: set BASE_IMAGE"
+  [ "$(id -u)" = 0 ] || fail "no base image can be pulled, and only root can make one: set BASE_IMAGE"
   folder=$(mktemp -d)
   echo "making a base image"
   debootstrap --variant=minbase --include=ca-certificates bookworm "$folder" >build/debootstrap.log \
-    || skip "no base image can be made: $(tail -n 1 build/debootstrap.log)"
+    || fail "no base image can be made: $(tail -n 1 build/debootstrap.log)"
   # As in Debian's own images: apt keeps neither packages nor caches.
   echo 'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache ""; APT::Keep-Downloaded-Packages "0";
 DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb || true"; };' \
@@ -76,16 +83,17 @@ adapt_base() {
 FROM $1
 COPY . /usr/local/share/ca-certificates
 RUN if command -v update-ca-certificates; then update-ca-certificates; fi
-ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt ${index:+PIP_INDEX_URL=$index}
+ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \\
+    ${index:+PIP_INDEX_URL=$index UV_DEFAULT_INDEX=$index}
 DOCKERFILE
 }
 
-# pip's local wheels of torch, which is where a machine may have it for CPUs.
+# pip's local wheel of torch for CPUs, where a machine has one.
 make_wheels() {
   local folder
   for folder in $("$python" -m pip config list | sed -n "s/^.*\.find-links='\(.*\)'$/\1/p"); do
-    if ls "$folder"/torch-*.whl >/dev/null 2>&1; then
-      printf 'FROM scratch\nCOPY torch-*.whl /\n' \
+    if ls "$folder"/torch-*+cpu-*.whl >/dev/null 2>&1; then
+      printf 'FROM scratch\nCOPY torch-*+cpu-*.whl /\n' \
         | "$builder" build --quiet --tag "$1" --file - "$folder" >/dev/null
       echo "$1"
       return
@@ -93,11 +101,24 @@ make_wheels() {
   done
 }
 
+engine=
+finish() {
+  if [ "${CI:-}" = true ]; then
+    docker image ls --quiet --filter label=org.opencontainers.image.title \
+      | sort --unique | xargs --no-run-if-empty docker image rm --force >/dev/null
+    docker builder prune --all --force >/dev/null
+  fi
+  if [ -n "$engine" ]; then
+    kill "$engine"
+    wait "$engine" || true
+  fi
+}
 answers || start_engine
-builder=$(find_builder) || skip "docker has no BuildKit: install the plugin buildx"
+trap finish EXIT
+builder=$(find_builder) || fail "docker has no BuildKit: install the plugin buildx"
 
 if [ -z "${BASE_IMAGE:-}" ]; then
-  public=$(sed -n 's/^ARG BASE_IMAGE=//p' images/quantlib/Dockerfile)
+  public=$(sed -n 's/^ARG BASE_IMAGE=//p' images/Dockerfile)
   debian=quantlib-test/debian:bookworm
   if ! docker image inspect "$public" >/dev/null 2>&1 \
     && ! timeout 120 docker pull --quiet "$public" >/dev/null 2>&1; then

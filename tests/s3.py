@@ -63,6 +63,9 @@ def s3_server(folder: Path) -> Iterator[int]:
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer"]
     command += ["-s3", f"-s3.port={s3}", f"-s3.config={identities}", f"-master.port={master}"]
     command += [f"-volume.port={volume}", f"-filer.port={filer}", "-master.volumeSizeLimitMB=256"]
+    # Deleted objects keep their place: by itself the server has 8 volumes, which the tests of one
+    # worker fill, and then answers InternalError.
+    command += ["-volume.max=200", "-volume.minFreeSpace=1"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # their ports are fixed otherwise
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
@@ -72,6 +75,7 @@ def s3_server(folder: Path) -> Iterator[int]:
     finally:
         process.kill()  # ending by itself takes it half a minute
         process.wait()
+        shutil.rmtree(folder)  # gigabytes, which pytest would keep for three sessions
 
 
 def _make_bucket(port: int, log: Path, process: subprocess.Popen[bytes]) -> None:
@@ -91,7 +95,8 @@ def _make_bucket(port: int, log: Path, process: subprocess.Popen[bytes]) -> None
     while True:
         try:
             client.create_bucket(Bucket=BUCKET)
-            client.put_object(Bucket=BUCKET, Key="ready", Body=b"")
+            # With content, for which it makes volumes; that takes seconds on a busy machine.
+            client.put_object(Bucket=BUCKET, Key="ready", Body=bytes(1 << 20))
             client.delete_object(Bucket=BUCKET, Key="ready")
             return
         except (BotoCoreError, ClientError):

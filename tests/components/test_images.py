@@ -66,7 +66,7 @@ def test_names_that_keep_their_meaning(image: str) -> None:
 
 def test_a_lock_names_every_image(tmp_path: Path) -> None:
     images = Images(
-        f"localhost:5000/quantlib@{DIGEST}", "quantlib-validate:0.1.0", "quantlib-watch:0.1.0"
+        f"localhost:5000/quantlib@{DIGEST}", "quantlib-validate:0.2.0", "quantlib-watch:0.2.0"
     )
     path = tmp_path / "images.lock.json"
     path.write_text(json.dumps(dataclasses.asdict(images)))

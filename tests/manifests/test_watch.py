@@ -92,7 +92,7 @@ def test_its_pod_is_restricted_and_may_only_start_runs(kubeflow: list[Document])
     (container,) = spec["containers"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["resources"]["limits"]["memory"]
-    assert container["image"] == "quantlib-watch:0.1.0" == named_images().watch
+    assert container["image"] == "quantlib-watch:0.2.0" == named_images().watch
     assert spec["serviceAccountName"] == "quantlib-watch"
     assert spec["automountServiceAccountToken"] is False
     (token,) = [volume["projected"] for volume in spec["volumes"] if "projected" in volume]
@@ -243,4 +243,4 @@ def test_an_api_server_takes_both(applied: Applied, overlay: str, tmp_path: Path
     stored = pod_of(json.loads(applied.server.kubectl(*get).stdout))["spec"]["containers"][0]
     manifest = yaml.safe_load((KUBEFLOW / "cron-job.yaml").read_text())
     (container,) = pod_of(manifest)["spec"]["containers"]
-    assert stored == stored | container | {"image": "quantlib-watch:0.1.0"}
+    assert stored == stored | container | {"image": "quantlib-watch:0.2.0"}
