@@ -16,6 +16,7 @@ class Pod:
 
     namespace: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    namespace_labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _is_peer(rule: Mapping[str, Any], peer: Pod | Address, namespace: str) -> bo
     if isinstance(peer, Address):
         return False
     if "namespaceSelector" in rule:
-        names = {"kubernetes.io/metadata.name": peer.namespace}
+        names = {"kubernetes.io/metadata.name": peer.namespace, **peer.namespace_labels}
         in_namespace = _selects(rule["namespaceSelector"], names)
     else:
         in_namespace = peer.namespace == namespace

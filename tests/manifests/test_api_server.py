@@ -80,15 +80,28 @@ def test_the_server_refuses_what_is_wrong(applied: Any, documents: list[dict[str
         ("quantlib-watch", "create", "pipelines.kubeflow.org/pipelines", "quantlib", "", False),
         ("quantlib-watch", "list", "secrets", "quantlib", "", False),
         *(
-            ("quantlib-promote", verb, resource, "quantlib-serving", "", True)
-            for verb in ("get", "patch", "watch")
-            for resource in (
-                "serving.kserve.io/inferenceservices",
-                "serving.kserve.io/llminferenceservices",
-                "apps/deployments",
-                "services",
+            ("quantlib-promote", verb, f"serving.kserve.io/{kind}", "quantlib-serving", name, may)
+            for verb, name, may in (
+                ("get", "smollm2", True),
+                ("patch", "smollm2", True),
+                ("patch", "other", False),
+                ("patch", "", False),
+                ("watch", "smollm2", False),
+            )
+            for kind in ("inferenceservices", "llminferenceservices")
+        ),
+        *(
+            ("quantlib-promote", verb, "apps/deployments", "quantlib-serving", name, may)
+            for verb, name, may in (
+                ("get", "smollm2-predictor", True),
+                ("get", "smollm2-canary-predictor", True),
+                ("get", "smollm2", False),
+                ("patch", "smollm2-predictor", False),
+                ("patch", "smollm2", False),
             )
         ),
+        ("quantlib-promote", "get", "services", "quantlib-serving", "smollm2", False),
+        ("quantlib-promote", "patch", "services", "quantlib-serving", "smollm2", False),
         *(
             ("quantlib-promote", verb, f"serving.kserve.io/{resource}", namespace, "", allowed)
             for verb, allowed in (("get", True), ("list", True), ("patch", False))
@@ -107,8 +120,14 @@ def test_the_server_refuses_what_is_wrong(applied: Any, documents: list[dict[str
         ),
         ("quantlib-promote", "create", "events", "quantlib-serving", "", True),
         *(
-            ("quantlib-promote", verb, "coordination.k8s.io/leases", "quantlib-serving", "", may)
-            for verb, may in (("get", True), ("create", True), ("patch", True), ("delete", False))
+            ("quantlib-promote", verb, "coordination.k8s.io/leases", "quantlib-serving", name, may)
+            for name in ("quantlib-promote.inferenceservices.smollm2", "another")
+            for verb, may in (
+                ("create", True),
+                ("get", name != "another"),
+                ("patch", name != "another"),
+                ("delete", False),
+            )
         ),
         ("quantlib-promote", "create", "apps/deployments", "quantlib-serving", "", False),
         ("quantlib-promote", "delete", "services", "quantlib-serving", "", False),

@@ -105,9 +105,10 @@ def test_the_watcher_starts_runs_and_nothing_else(policies: list[Policy]) -> Non
 @pytest.mark.parametrize("pod", [step_pod("fetch"), run_pod("quantize"), STRANGER, OBJECT_STORE])
 def test_nothing_reaches_our_pods_but_the_store_s_clients(policies: list[Policy], pod: Pod) -> None:
     for other in (STRANGER, SERVED, step_pod("plan"), PIPELINES_API):
-        if pod is OBJECT_STORE and other == step_pod("plan"):
+        if pod is OBJECT_STORE and other in (step_pod("plan"), SERVED):
             continue
         assert not allows(policies, other, pod, 8333)
+    for other in (STRANGER, SERVED, step_pod("plan"), PIPELINES_API):
         assert not allows(policies, pod, SERVED, 8080)
 
 
@@ -121,3 +122,31 @@ def test_the_bucket_job_reaches_the_store_only(policies: list[Policy], overlay: 
     job = Pod("quantlib", {"app.kubernetes.io/name": "object-store-bucket"})
     assert allows(policies, job, OBJECT_STORE, 8333) is (overlay == "local")
     assert not allows(policies, job, HUB, 443)
+
+
+def serving_pod() -> Pod:
+    return Pod("quantlib-serving", {"serving.kserve.io/inferenceservice": "smollm2"})
+
+
+def test_what_is_served_reaches_its_store_and_nothing_else(
+    policies: list[Policy], overlay: str
+) -> None:
+    served = serving_pod()
+    assert allows(policies, served, DNS, 53, "UDP")
+    if overlay == "local":
+        assert allows(policies, served, OBJECT_STORE, 8333)
+        assert not allows(policies, served, OBJECT_STORE, 9333)
+    else:
+        assert allows(policies, served, Address("10.0.240.9"), 443)
+    for target in (HUB, METADATA_SERVICE, *PRIVATE, STRANGER, SERVED, PIPELINES_API):
+        for port in (80, 443, 8080, 8888):
+            assert not allows(policies, served, target, port)
+
+
+def test_who_asks_what_is_served(policies: list[Policy]) -> None:
+    gateway = Pod("gateway", {}, {"quantlib.io/serving-client": "true"})
+    for port in (8080, 8000):
+        assert allows(policies, gateway, serving_pod(), port)
+        for stranger in (STRANGER, step_pod("fetch"), Pod("gateway", {}), serving_pod()):
+            assert not allows(policies, stranger, serving_pod(), port)
+    assert not allows(policies, gateway, serving_pod(), 22)

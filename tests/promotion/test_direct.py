@@ -207,7 +207,11 @@ def test_an_absent_service(make_cluster: MakeCluster, make_published: MakePublis
         Promotion(cluster, make_published()).run()
 
 
-ACCOUNTS = Path(__file__).parents[2] / "manifests" / "base" / "accounts.yaml"
+MANIFESTS = Path(__file__).parents[2] / "manifests"
+ACCOUNTS = (
+    MANIFESTS / "base" / "accounts.yaml",
+    MANIFESTS / "components" / "promote-deployment" / "role.yaml",
+)
 
 
 def grant(cluster: Cluster, folder: Path, verbs: list[str] | None) -> str:
@@ -215,15 +219,16 @@ def grant(cluster: Cluster, folder: Path, verbs: list[str] | None) -> str:
     path = folder / "accounts.yaml"
     documents = [
         each
-        for each in yaml.safe_load_all(ACCOUNTS.read_text())
-        if each["metadata"]["name"] == "quantlib-promote"
+        for file in ACCOUNTS
+        for each in yaml.safe_load_all(file.read_text().replace("smollm2", "tiny"))
+        if each["metadata"]["name"].startswith("quantlib-promote")
     ]
     for document in documents:
         if not document["kind"].startswith("Cluster"):
             document["metadata"]["namespace"] = cluster.namespace
         for subject in document.get("subjects", ()):
             subject["namespace"] = cluster.namespace
-        if verbs is not None and "rules" in document:
+        if verbs is not None and document["kind"] == "Role":
             notes = [rule for rule in document["rules"] if "leases" in rule["resources"]]
             document["rules"] = [document["rules"][0] | {"verbs": verbs}, *notes]
     path.write_text(yaml.safe_dump_all(documents))
