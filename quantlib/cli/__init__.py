@@ -17,6 +17,7 @@ from quantlib.cli.quantize import quantize
 from quantlib.cli.rollback import rollback
 from quantlib.cli.sign import sign
 from quantlib.cli.store import store
+from quantlib.cli.unpublish import unpublish
 from quantlib.cli.validate_recipe import validate_recipe
 from quantlib.cli.verify import verify
 from quantlib.cli.watch import watch
@@ -52,6 +53,7 @@ cli.add_command(deploy)
 cli.add_command(compare)
 cli.add_command(verify)
 cli.add_command(sign)
+cli.add_command(unpublish)
 cli.add_command(promote)
 cli.add_command(rollback)
 cli.add_command(store)

@@ -14,6 +14,7 @@ import click
 
 from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.publishing.linking import linked_folder
 from quantlib.serving.arguments import (
     checkpoint_arguments,
     checkpoint_sharding,
@@ -79,6 +80,8 @@ def deploy(
     The arguments come from the checkpoint's vllm_config.json, or config.json where there is none,
     and from the GPUs found; further ones go to `vllm serve`. Ctrl-C stops the server.
     """
+    links = linked_folder(model_path)
+    model_path = links or model_path
     name = name or model_path.absolute().name
     command = choose_command(
         model_path, host, port, name, tensor_parallel_size, vllm_arguments, print_only
@@ -114,6 +117,8 @@ def deploy(
     click.echo("stopped")
     if temporary:
         shutil.rmtree(log.parent)
+    if links is not None:
+        shutil.rmtree(links.parent)
 
 
 def choose_command(

@@ -73,7 +73,14 @@ def _url(_: click.Context, __: click.Parameter, value: str | None) -> str | None
 @click.option(
     "--allow-downgrade",
     is_flag=True,
-    help="Serve a checkpoint that was published before the one that serves now.",
+    help="Serve a release of a lower number, or an earlier time, than what serves now.",
+)
+@click.option(
+    "--model",
+    help="Name of the model that the service is for. Default: its annotation quantlib.io/model.",
+)
+@click.option(
+    "--allow-other-model", is_flag=True, help="Serve a checkpoint of another model than that."
 )
 @click.option("--direct", is_flag=True, help="Change the cluster, not a repository.")
 @click.option("--context", help="Of the kubeconfig, with --direct. Default: the current one.")
@@ -129,6 +136,8 @@ def promote(
     runtime_version: str | None,
     allow_runtime_drift: bool,
     allow_downgrade: bool,
+    model: str | None,
+    allow_other_model: bool,
     direct: bool,
     context: str | None,
     canary: tuple[int, ...] | None,
@@ -164,7 +173,9 @@ def promote(
     )
     checked = check_published(published, policy_of(**signature))
     uri = checked.storage_uri(storage_uri)
-    allowances = Allowances(runtime_version, allow_runtime_drift, allow_downgrade)
+    allowances = Allowances(
+        runtime_version, allow_runtime_drift, allow_downgrade, model, allow_other_model
+    )
     if not direct:
         from quantlib.promotion.gitops import Target, propose
 

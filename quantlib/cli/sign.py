@@ -13,13 +13,17 @@ _EXAMPLES = """\b
 Examples:
   openssl ecparam -name prime256v1 -genkey -noout -out release.pem
   openssl ec -in release.pem -pubout -out release.pub
-  quantlib sign ./published/llama/4f2a... --key release.pem
+  quantlib sign ./published/llama/4f2a... --store ./store --config recipe.yaml --key release.pem
   quantlib verify ./published/llama/4f2a... --public-key release.pub
 """
 
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("published")
+@click.option("--store", required=True, help="Where the steps' files and receipts are.")
+@click.option(
+    "--config", required=True, type=click.Path(path_type=Path), help="The recipe of the checkpoint."
+)
 @click.option(
     "--key",
     type=click.Path(path_type=Path),
@@ -34,19 +38,19 @@ Examples:
     "QUANTLIB_SIGNING_TOKEN or what the surroundings give.",
 )
 @click.option("--replace", is_flag=True, help="Replace a signature that somebody else made.")
-def sign(published: str, key: Path | None, keyless: bool, replace: bool) -> None:
+def sign(
+    published: str, store: str, config: Path, key: Path | None, keyless: bool, replace: bool
+) -> None:
     """Sign the published checkpoint PUBLISHED: a folder, or s3://bucket/prefix.
 
-    Writes model.sig over the sha256 of every file. A folder that carries the signer's own
-    signature is left as it is.
+    What lies there is not signed: it is published again, from the receipts in the store, and
+    model.sig covers the sha256 of every file of that. A folder that carries the signer's own
+    signature, and says the same, is left as it is.
     """
     from quantlib.publishing.keys import PASSWORD_VARIABLE
-    from quantlib.publishing.signing import (
-        TOKEN_VARIABLE,
-        KeylessSigner,
-        KeySigner,
-        sign_published,
-    )
+    from quantlib.publishing.signing import TOKEN_VARIABLE, KeylessSigner, KeySigner
+    from quantlib.recipe import load_recipe
+    from quantlib.steps.publish import sign_published
     from quantlib.store import open_store
 
     if keyless:
@@ -56,5 +60,6 @@ def sign(published: str, key: Path | None, keyless: bool, replace: bool) -> None
         signer = KeySigner(key, os.environ.get(PASSWORD_VARIABLE) or None)
     else:
         raise InvalidInputError.one("signer", "is missing", "give --key or --keyless")
-    written = sign_published(open_store(published), signer, replace)
+    folder = open_store(published.rstrip("/"))
+    written = sign_published(open_store(store), load_recipe(config), folder, signer, replace)
     click.echo("signed" if written else "is signed already")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from quantlib.cli._signature import policy_of, signature_options
+from quantlib.errors import InvalidInputError, VerificationError
 
 if TYPE_CHECKING:
     from quantlib.publishing.verification import Verified
@@ -17,6 +20,7 @@ _EXAMPLES = """\b
 Examples:
   quantlib verify ./published/llama/4f2a...
   quantlib verify s3://bucket/published/llama/4f2a... --public-key release.pub
+  quantlib verify /mnt/models --digest sha256:4f2a... --public-key release.pub
   quantlib verify ./published/llama/4f2a... --identity release@example.org \\
     --issuer https://accounts.example.org
 """
@@ -24,9 +28,14 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("published")
+@click.option(
+    "--digest",
+    help="The checkpoint that it must be: sha256:… For a copy whose folder is called otherwise.",
+)
 @signature_options
 def verify(
     published: str,
+    digest: str | None,
     public_key: Path | None,
     identity: str | None,
     issuer: str | None,
@@ -40,13 +49,17 @@ def verify(
     """
     from quantlib.progress import progress_bar
     from quantlib.publishing.verification import verify_for_promotion
-    from quantlib.report.manifest import MANIFEST_NAME, SIGNATURE_NAME
+    from quantlib.report.manifest import read_manifest
     from quantlib.store import open_store
 
-    policy = policy_of(public_key, identity, issuer, require_signature)
+    if digest is not None and not re.fullmatch("sha256:[0-9a-f]{64}", digest):
+        raise InvalidInputError.one("--digest", f"{digest} is no digest", "give sha256:… whole")
+    policy = replace(policy_of(public_key, identity, issuer, require_signature), digest=digest)
     store = open_store(published.rstrip("/"))
-    unhashed = (MANIFEST_NAME, SIGNATURE_NAME)
-    total = sum(file.bytes for file in store.list() if file.path not in unhashed)
+    try:
+        total = sum(record.bytes for record in read_manifest(store).files.values())
+    except InvalidInputError as error:
+        raise VerificationError(error.problems) from None
     with progress_bar("Verifying", total, "bytes") as advance:
         verified = verify_for_promotion(store, policy, advance)
     for line in _lines(verified):
@@ -66,6 +79,7 @@ def _lines(verified: Verified) -> Iterator[str]:
     for name, value in {
         "checkpoint": verified.digest,
         "model": f"{manifest.name}, {source}",
+        "release": f"{manifest.release}, published {manifest.published_at:%Y-%m-%d %H:%M:%S} UTC",
         "recipe": manifest.recipe,
         "files": f"{len(manifest.files)} as the manifest says",
         "gate": f"{manifest.gate.outcome}: {manifest.gate.reason}",

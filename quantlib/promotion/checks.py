@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
 from quantlib.errors import Problem, QuantlibError
-from quantlib.promotion.published import Published, published_at, short
+from quantlib.promotion.published import Published, short
 from quantlib.promotion.runtimes import Runtime
 from quantlib.promotion.state import State
+from quantlib.report.manifest import read_manifest
 from quantlib.store import open_store
 
 _TAG = re.compile(r":v?(\d+\.\d+\.\d+(?:\.?(?:rc|post|dev)\d+)?)")
@@ -23,12 +25,16 @@ class Allowances:
     Attributes:
         runtime_version: vLLM's version where the service runs; None to read it off the image's tag.
         runtime_drift: Another version than the one that validated, or an unknown one.
-        downgrade: A checkpoint that was published before the one that serves.
+        downgrade: A release of a lower number, or an earlier time, than the one that serves.
+        model: Name of the model that the service is for; None for what the service itself says.
+        other_model: A checkpoint of another model than that.
     """
 
     runtime_version: str | None = None
     runtime_drift: bool = False
     downgrade: bool = False
+    model: str | None = None
+    other_model: bool = False
 
 
 def problems_of(
@@ -45,9 +51,24 @@ def problems_of(
     problems = []
     if not allowances.runtime_drift:
         problems += _drift(published, allowances.runtime_version, runtime)
+    if not allowances.other_model:
+        problems += _other_model(published, allowances.model or current.model)
     if not allowances.downgrade:
         problems += _downgrade(published, current)
     return problems
+
+
+def _other_model(published: Published, served: str | None) -> list[Problem]:
+    name = published.manifest.name
+    if served in (None, name):
+        return []
+    return [
+        Problem(
+            published.store.address,
+            f"is of the model {name}, but the service is for {served}",
+            "--allow-other-model serves it all the same",
+        )
+    ]
 
 
 def _version(image: str | None) -> str | None:
@@ -85,29 +106,48 @@ def _drift(
     return []
 
 
+@dataclass(frozen=True)
+class _Served:
+    """What is known of the release that serves; each None where nothing says it."""
+
+    model: str | None
+    release: int | None
+    published_at: datetime | None
+
+
 def _downgrade(published: Published, current: State) -> list[Problem]:
-    served = current.published_at or _look_up(current.uri)
-    # Annotations hold whole seconds.
-    if served is None or published.published_at.replace(microsecond=0) >= served.replace(
-        microsecond=0
-    ):
+    """Compares what the manifests say, which signatures cover, and not times of files."""
+    manifest, served = published.manifest, _served(current)
+    numbered = served.model == manifest.name and served.release is not None
+    lower = numbered and manifest.release < (served.release or 0)
+    earlier = served.published_at is not None and manifest.published_at < served.published_at
+    if not lower and not earlier:
         return []
+    before = ", ".join(
+        filter(
+            None,
+            (
+                short((current.uri or "").rstrip("/").rpartition("/")[2]),
+                f"release {served.release}" if served.release is not None else None,
+                f"{served.published_at:%Y-%m-%d %H:%M} UTC" if served.published_at else None,
+            ),
+        )
+    )
     return [
         Problem(
             published.store.address,
-            f"was published {published.published_at:%Y-%m-%d %H:%M} UTC, before what serves now "
-            f"({short((current.uri or '').rstrip('/').rpartition('/')[2])}, "
-            f"{served:%Y-%m-%d %H:%M} UTC)",
+            f"is release {manifest.release}, published {manifest.published_at:%Y-%m-%d %H:%M} UTC, "
+            f"before what serves now ({before})",
             "--allow-downgrade serves it all the same",
         )
     ]
 
 
-def _look_up(uri: str | None) -> datetime | None:
-    """When the folder at a URI was published, where it can be read from here and is published."""
-    if not uri or not uri.startswith("s3://"):
-        return None
-    try:
-        return published_at(open_store(uri.rstrip("/")))
-    except QuantlibError:
-        return None
+def _served(current: State) -> _Served:
+    if current.release is not None or current.published_at is not None:
+        return _Served(current.model, current.release, current.published_at)
+    if current.uri and current.uri.startswith("s3://"):
+        with suppress(QuantlibError):  # it is not ours, or not to be read from here
+            manifest = read_manifest(open_store(current.uri.rstrip("/")))
+            return _Served(manifest.name, manifest.release, manifest.published_at)
+    return _Served(None, None, None)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from quantlib.errors import InvalidInputError
 from quantlib.publishing.verification import Policy, verify_for_promotion
-from quantlib.report.manifest import MANIFEST_NAME, Manifest
+from quantlib.report.manifest import Manifest
 from quantlib.report.model import Report
 from quantlib.store import Store, open_store
 from quantlib.store.receipt import receipt_path
@@ -26,14 +25,12 @@ class Published:
         manifest: What it holds.
         report: What it was judged by.
         arguments: Of vLLM's server, by name.
-        published_at: When its manifest, which is written last, was written.
     """
 
     store: Store
     manifest: Manifest
     report: Report
     arguments: dict[str, Any]
-    published_at: datetime
 
     @property
     def digest(self) -> str:
@@ -96,24 +93,18 @@ def check_published(address: str, policy: Policy = _ANY_SIGNATURE) -> Published:
         policy: Whose signature it must carry.
 
     Raises:
+        InvalidInputError: Its files lie elsewhere.
         VerificationError: It is not what it says of itself, did not pass the gate, or is not signed
             as the policy asks.
         StoreError: It cannot be read.
     """
     store = open_store(address.rstrip("/"))
     verified = verify_for_promotion(store, policy)
-    name = verified.manifest.report
-    report = Report.from_json(bytes(store.read(name)), store.full_address(name))
-    return Published(store, verified.manifest, report, verified.serve, published_at(store))
-
-
-def published_at(store: Store) -> datetime:
-    """When a folder's manifest was written.
-
-    Raises:
-        InvalidInputError: There is none.
-    """
-    for file in store.list():
-        if file.path == MANIFEST_NAME:
-            return file.modified
-    raise InvalidInputError.one(store.full_address(MANIFEST_NAME), "there is no such file")
+    if verified.manifest.by_reference:
+        raise InvalidInputError.one(
+            store.address,
+            "names its files in the store around it, which no service reads",
+            "publish the checkpoint to a place outside of the store (publish.destination), and "
+            "promote that",
+        )
+    return Published(store, verified.manifest, verified.report, verified.serve)

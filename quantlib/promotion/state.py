@@ -19,12 +19,19 @@ REPORT = PREFIX + "report"
 RUN = PREFIX + "run"
 ENGINE = PREFIX + "engine"
 PUBLISHED_AT = PREFIX + "published-at"
+RELEASE = PREFIX + "release"
+MODEL = PREFIX + "model"
+"""Which model the service serves: the name that a checkpoint is published under."""
+
 PREVIOUS_URI = PREFIX + "previous-uri"
 PREVIOUS = PREFIX + "previous"
 ARGUMENTS = PREFIX + "arguments"
 PROMOTED_AT = PREFIX + "promoted-at"
 DESCRIBING = frozenset(
-    {DIGEST, REPORT, RUN, ENGINE, PUBLISHED_AT, PREVIOUS_URI, PREVIOUS, ARGUMENTS, PROMOTED_AT}
+    {
+        *(DIGEST, REPORT, RUN, ENGINE, PUBLISHED_AT, RELEASE, MODEL),
+        *(PREVIOUS_URI, PREVIOUS, ARGUMENTS, PROMOTED_AT),
+    }
 )
 """The annotations that go with what is served."""
 
@@ -63,6 +70,20 @@ class State:
         except ValueError:
             return None
         return when if when and when.tzinfo else None
+
+    @property
+    def release(self) -> int | None:
+        """The number of what is served among the model's releases; None where nothing says it."""
+        noted = self.annotations.get(RELEASE, "")
+        return int(noted) if self.digest and re.fullmatch(r"[0-9]{1,16}", noted) else None
+
+    @property
+    def model(self) -> str | None:
+        """Which model the service is for: what the annotation says, else the URI of ours."""
+        if noted := self.annotations.get(MODEL):
+            return noted
+        parts = (self.uri or "").rstrip("/").rsplit("/", 2)
+        return parts[1] if self.digest and len(parts) == 3 and parts[1] else None
 
     def to_json(self) -> str:
         """The state as JSON."""
@@ -111,7 +132,9 @@ def successor(
         REPORT: published.report_address,
         RUN: published.run,
         ENGINE: published.manifest.figures.engine,
-        PUBLISHED_AT: published.published_at.isoformat(timespec="seconds"),
+        PUBLISHED_AT: published.manifest.published_at.isoformat(timespec="seconds"),
+        RELEASE: str(published.manifest.release),
+        MODEL: published.manifest.name,
         ARGUMENTS: ",".join(sorted(arguments)),
     }
     if current.uri:

@@ -7,12 +7,16 @@ is not published.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from quantlib.errors import InvalidInputError, StoreError
 from quantlib.foreign_json import parse_mapping
-from quantlib.store import open_store
+from quantlib.report.manifest import MANIFEST_NAME
+from quantlib.store import Store, open_store
 from quantlib.store.receipt import canonical_json
 
 SCHEMA = "quantlib/job/1"
+_FOLDER = "jobs"
 
 
 def enter_job(destination: str, job: str, address: str, checkpoint: str) -> None:
@@ -32,7 +36,7 @@ def enter_job(destination: str, job: str, address: str, checkpoint: str) -> None
 
 
 def published_of(destination: str, job: str) -> str | None:
-    """The published folder that a job led to, or None.
+    """The published folder that a job led to; None where there is none, or it is gone.
 
     Raises:
         StoreError: The destination cannot be read, or the entry is damaged.
@@ -40,6 +44,24 @@ def published_of(destination: str, job: str) -> str | None:
     store, path = open_store(destination), _path(job)
     if not store.exists(path):
         return None
+    address = _address(store, path)
+    return address if open_store(address).exists(MANIFEST_NAME) else None
+
+
+def forget_jobs(destination: str, address: str) -> None:
+    """Removes the entries of all jobs that led to a published folder.
+
+    Raises:
+        StoreError: The destination cannot be read or written.
+    """
+    store = open_store(destination)
+    for file in list(store.list(_FOLDER)):
+        with suppress(StoreError):  # damaged, or removed meanwhile
+            if _address(store, file.path) == address:
+                store.delete(file.path)
+
+
+def _address(store: Store, path: str) -> str:
     try:
         return str(parse_mapping(store.read(path), path)["address"])
     except (InvalidInputError, KeyError):
@@ -47,4 +69,4 @@ def published_of(destination: str, job: str) -> str | None:
 
 
 def _path(job: str) -> str:
-    return f"jobs/{job.removeprefix('sha256:')}.json"
+    return f"{_FOLDER}/{job.removeprefix('sha256:')}.json"

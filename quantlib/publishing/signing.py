@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,19 +20,14 @@ from typing import Any
 
 from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.foreign_json import parse_mapping
 from quantlib.publishing.keys import (
     PASSWORD_VARIABLE,
     load_private_key,
     load_public_key,
     public_pem,
 )
-from quantlib.report.manifest import (
-    MANIFEST_NAME,
-    SIGNATURE_NAME,
-    parse_manifest,
-    verify_published,
-)
-from quantlib.store import Store
+from quantlib.report.manifest import MANIFEST_NAME, SIGNATURE_NAME, parse_manifest
 
 KEY_VARIABLE = "QUANTLIB_SIGNING_KEY"
 """Environment variable: path of an elliptic curve private key in PEM."""
@@ -208,50 +202,6 @@ def verify_signature(manifest: bytes, signature: bytes, trusted: Trusted) -> str
     return who
 
 
-def sign_published(published: Store, signer: Signer, replace: bool = False) -> bool:
-    """Signs a published folder, unless the signer's own signature is there already.
-
-    Args:
-        published: The folder, as a store. It is verified first.
-        signer: Who signs.
-        replace: Whether somebody else's signature is replaced.
-
-    Returns:
-        Whether a signature was written.
-
-    Raises:
-        InvalidInputError: The folder is not what its manifest says, did not pass the gate, is
-            signed by somebody else, or the signer cannot sign.
-        StoreError: It cannot be read or written.
-        QuantlibError: Signing failed.
-    """
-    require_usable(signer)
-    verify_published(published)
-    manifest = bytes(published.read(MANIFEST_NAME))
-    where = published.full_address(MANIFEST_NAME)
-    gate = parse_manifest(manifest, where).gate
-    if gate.outcome != "passed":
-        raise InvalidInputError.one(where, f"its checkpoint did not pass the gate: {gate.reason}")
-    return ensure_signed(published, manifest, signer, replace)
-
-
-def ensure_signed(published: Store, manifest: bytes, signer: Signer, replace: bool = False) -> bool:
-    """:func:`sign_published` for a folder that is known to be what its manifest says."""
-    if published.exists(SIGNATURE_NAME):
-        signature = bytes(published.read(SIGNATURE_NAME))
-        state = _state(manifest, signature, signer)
-        if state == "current":
-            return False
-        if state == "foreign" and not replace:
-            raise InvalidInputError.one(
-                published.full_address(SIGNATURE_NAME),
-                "is somebody else's signature",
-                "`quantlib sign --replace` puts another one in its place",
-            )
-    published.put_bytes(sign_manifest(manifest, signer), SIGNATURE_NAME)
-    return True
-
-
 def fingerprint(public_key: Path) -> str:
     """The sha256 of a public key's PEM, by which a signature names the key that made it.
 
@@ -264,8 +214,11 @@ def fingerprint(public_key: Path) -> str:
     return hashlib.sha256(public_pem(load_public_key(public_key))).hexdigest()
 
 
-def _state(manifest: bytes, signature: bytes, signer: Signer) -> str:
+def signature_state(manifest: bytes, signature: bytes, signer: Signer) -> str:
     """Whether a signature is the signer's for this manifest, for another, or somebody else's.
+
+    Returns:
+        ``current``, ``outdated`` or ``foreign``.
 
     Whose a keyless signature will be is known when it is made, so any that covers the manifest
     stands.
@@ -320,9 +273,12 @@ def _given_digests(name: str, digests: Mapping[str, str]) -> Any:
 def _resources(signature: bytes) -> dict[str, str] | None:
     """What a signature says it covers, unchecked; None where that cannot be read."""
     try:
-        statement = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
+        bundle = parse_mapping(signature, SIGNATURE_NAME)
+        statement = parse_mapping(
+            base64.b64decode(bundle["dsseEnvelope"]["payload"]), SIGNATURE_NAME
+        )
         return {entry["name"]: entry["digest"] for entry in statement["predicate"]["resources"]}
-    except (ValueError, KeyError, TypeError):
+    except (InvalidInputError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -334,8 +290,9 @@ def _differing(signature: bytes, digests: Mapping[str, str]) -> str:
 
 def _key_hint(signature: bytes) -> str | None:
     try:
-        return json.loads(signature)["verificationMaterial"]["publicKey"]["hint"]
-    except (ValueError, KeyError, TypeError):
+        material = parse_mapping(signature, SIGNATURE_NAME)["verificationMaterial"]
+        return material["publicKey"]["hint"]
+    except (InvalidInputError, KeyError, TypeError):
         return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any
 
 from quantlib.errors import InvalidInputError, Problem, VerificationError
 from quantlib.progress import Advance
+from quantlib.publishing.receipts import check_receipts
 from quantlib.publishing.signing import (
     SignatureError,
     Trusted,
@@ -20,11 +21,14 @@ from quantlib.publishing.signing import (
 )
 from quantlib.report.manifest import (
     MANIFEST_NAME,
+    RECEIPTS_NAME,
     SIGNATURE_NAME,
     Manifest,
+    Place,
     checkpoint_files,
     figures_of,
     parse_manifest,
+    places_of,
     published_problems,
     read_manifest_bytes,
 )
@@ -34,6 +38,9 @@ from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, parse_vllm_config
 from quantlib.store import FileRecord, Store
 from quantlib.store.transaction import difference
 
+_MAX_TEXT_BYTES = 1 << 30
+"""Of a report; those of the largest models take some hundred MB."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -42,10 +49,12 @@ class Policy:
     Attributes:
         trusted: Whose signature it must carry; None to take it without looking at signatures.
         require_signature: Refuse to verify without ``trusted``.
+        digest: The checkpoint that it must be, for a copy whose folder is not named by it.
     """
 
     trusted: Trusted | None = None
     require_signature: bool = False
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class Verified:
     Attributes:
         address: Where it is.
         manifest: What it holds.
+        report: What it was judged by.
         vllm_version: The version of vLLM that judged it; None where another engine did.
         serve: The arguments of vLLM that serve it well, from ``vllm_config.json``.
         signed: Whether it carries a signature, checked or not.
@@ -63,6 +73,7 @@ class Verified:
 
     address: str
     manifest: Manifest
+    report: Report
     vllm_version: str | None
     serve: dict[str, Any]
     signed: bool
@@ -99,27 +110,32 @@ def verify_for_promotion(
         # Everything is checked against these bytes, whatever another writer does meanwhile.
         data = read_manifest_bytes(published)
         manifest = parse_manifest(data, where)
+        places = places_of(published, manifest)
     except InvalidInputError as error:
         raise VerificationError(error.problems) from None
-    record = partial(_hash, published, _serialized(advance))
-    problems = published_problems(published, manifest, record)
+    record = partial(_hash, _serialized(advance))
+    problems = published_problems(published, manifest, record, policy.digest)
     if manifest.gate.outcome != "passed":
         reason = f"its checkpoint did not pass the gate: {manifest.gate.reason}"
         problems.append(Problem(where, reason))
     signed = published.exists(SIGNATURE_NAME)
-    vllm_version, serve, signer = None, {}, None
+    read = partial(_read, published, manifest, places)
+    report, serve, signer = None, {}, None
     with _collected(problems):
-        vllm_version = _check_report(_read(published, manifest, manifest.report), manifest)
+        report = _check_report(read(manifest.report), manifest)
+        receipts = read(RECEIPTS_NAME)
+        check_receipts(receipts.content, receipts.where, manifest, report)
     with _collected(problems):
-        _check_provenance(_read(published, manifest, PROVENANCE_NAME), manifest)
+        _check_provenance(read(PROVENANCE_NAME), manifest)
     with _collected(problems):
-        file = _read(published, manifest, VLLM_CONFIG_NAME)
+        file = read(VLLM_CONFIG_NAME)
         serve = parse_vllm_config(file.content, file.where).arguments()
     with _collected(problems):
         signer = _check_signature(published, data, policy.trusted, signed)
-    if problems:
+    if problems or report is None:
         raise VerificationError(problems)
-    return Verified(published.address, manifest, vllm_version, serve, signed, signer)
+    vllm_version = _vllm_version(report)
+    return Verified(published.address, manifest, report, vllm_version, serve, signed, signer)
 
 
 def _require_applicable(policy: Policy) -> None:
@@ -150,25 +166,29 @@ class _File:
     content: bytes
 
 
-def _read(published: Store, manifest: Manifest, name: str) -> _File:
+def _read(published: Store, manifest: Manifest, places: Mapping[str, Place], name: str) -> _File:
     where = published.full_address(name)
     if name not in manifest.files:
         raise InvalidInputError.one(where, "is not in the manifest")
-    if not published.exists(name):
+    place = places[name]
+    if not place.store.exists(place.path):
         raise InvalidInputError.one(where, "there is no such file")
-    content = bytes(published.read(name))
+    if (size := manifest.files[name].bytes) > _MAX_TEXT_BYTES:
+        raise InvalidInputError.one(where, f"holds {size} bytes: too many for such a file")
+    content = bytes(place.store.read(place.path))
     found = FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     if what := difference(found, manifest.files[name], "manifest"):
         raise InvalidInputError.one(where, what)
     return _File(where, content)
 
 
-def _check_report(file: _File, manifest: Manifest) -> str | None:
-    """Compares the report with the manifest; returns the version of vLLM that judged."""
+def _check_report(file: _File, manifest: Manifest) -> Report:
+    """Compares the report with the manifest."""
     report = Report.from_json(file.content, file.where)
     judged = report.evaluation
     same = (
         report.verdict == manifest.gate
+        and report.model.name == manifest.name
         and report.provenance.checkpoint_digest == manifest.checkpoint
         and judged is not None
         and figures_of(judged) == manifest.figures
@@ -177,6 +197,12 @@ def _check_report(file: _File, manifest: Manifest) -> str | None:
         raise InvalidInputError.one(
             file.where, "tells another checkpoint, verdict or figures than the manifest"
         )
+    return report
+
+
+def _vllm_version(report: Report) -> str | None:
+    """The version of vLLM that judged."""
+    judged = report.evaluation
     return judged.engine_version if judged and judged.engine == "vllm" else None
 
 
@@ -212,9 +238,9 @@ def _serialized(advance: Advance | None) -> Advance:
     return report
 
 
-def _hash(published: Store, advance: Advance, name: str) -> FileRecord:
+def _hash(advance: Advance, place: Place) -> FileRecord:
     hashed, size = hashlib.sha256(), 0
-    for chunk in published.stream(name):
+    for chunk in place.store.stream(place.path):
         hashed.update(chunk)
         size += len(chunk)
         advance(len(chunk))

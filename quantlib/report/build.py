@@ -95,7 +95,14 @@ def build_report(
                 recipe_digest=recipe.digest(),
                 image=image(),
                 receipts=tuple(
-                    StepReceipt(step=receipt.step, key=receipt.key, digest=receipt.digest())
+                    StepReceipt(
+                        step=receipt.step,
+                        key=receipt.key,
+                        digest=receipt.digest(),
+                        code=receipt.code,
+                        image=receipt.made_by.image,
+                        hardware=receipt.numerics.get("hardware") or receipt.made_by.hardware,
+                    )
                     for receipt in lineage
                 ),
             ),

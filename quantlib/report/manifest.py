@@ -7,26 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AwareDatetime, Field, ValidationError, field_validator
 
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.faults import faults_of
+from quantlib.foreign_json import parse_mapping
 from quantlib.report.model import HTML_NAME, JSON_NAME, Evaluation, Part, Verdict
 from quantlib.report.model_card import CARD_NAME
 from quantlib.report.provenance import PROVENANCE_NAME
-from quantlib.store import FileRecord, Store
+from quantlib.store import FileRecord, Store, open_store
 from quantlib.store.receipt import Digest, files_digest
 from quantlib.store.transaction import difference
 
-SCHEMA: Final = "quantlib/manifest/1"
+SCHEMA: Final = "quantlib/manifest/2"
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "model.sig"
 """The signature over all other files, if there is one; see :mod:`quantlib.publishing.signing`."""
 
-DESCRIPTIONS = frozenset({JSON_NAME, HTML_NAME, CARD_NAME, PROVENANCE_NAME})
+RECEIPTS_NAME = "receipts.json"
+"""The receipts of the steps that the checkpoint rests on."""
+
+DESCRIPTIONS = frozenset({JSON_NAME, HTML_NAME, CARD_NAME, PROVENANCE_NAME, RECEIPTS_NAME})
 """Files of a published folder that are no part of the checkpoint."""
 
 _PARALLEL_FILES = 4
@@ -48,13 +53,22 @@ class Manifest(Part):
 
     Attributes:
         name: Of the model.
+        release: Counts what was published of the model to one destination, upwards from 1.
+        published_at: When it was published, to the second.
+        code: Version and digest of the code that published, by package.
         checkpoint: Digest of the checkpoint's files; its digits name the folder.
+        by_reference: Whether the checkpoint's files lie in the store around the folder, which is
+            ``published/<name>/<digest>`` in it, under their digests.
         files: Every file but the manifest and the signature, by path within the folder.
     """
 
-    schema_: Annotated[Literal["quantlib/manifest/1"], Field(alias="schema")] = SCHEMA
-    name: str
+    schema_: Annotated[Literal["quantlib/manifest/2"], Field(alias="schema")] = SCHEMA
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+    release: Annotated[int, Field(ge=1, le=2**53, strict=True)]
+    published_at: AwareDatetime
+    code: dict[str, str]
     checkpoint: Digest
+    by_reference: bool = False
     gate: Verdict
     figures: Figures
     report: str
@@ -72,6 +86,10 @@ class Manifest(Part):
             if name in (MANIFEST_NAME, SIGNATURE_NAME):
                 raise ValueError(f"{name!r} cannot be in the manifest")
         return files
+
+    def decisive(self) -> dict[str, Any]:
+        """All that it says but when it was published: two of equal value publish the same."""
+        return self.model_dump(mode="json", exclude={"release", "published_at"})
 
     def to_json(self) -> bytes:
         """The manifest as indented JSON."""
@@ -134,9 +152,49 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         InvalidInputError: It is no valid manifest.
     """
     try:
-        return Manifest.model_validate_json(data)
+        return Manifest.model_validate(parse_mapping(data, where))
     except ValidationError as error:
         raise InvalidInputError.one(where, f"is no valid manifest: {faults_of(error)}") from None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file of a published checkpoint lies."""
+
+    store: Store
+    path: str
+
+    @property
+    def address(self) -> str:
+        """For people."""
+        return self.store.full_address(self.path)
+
+    def record(self) -> FileRecord:
+        """What its store vouches for."""
+        return self.store.record(self.path)
+
+
+def places_of(published: Store, manifest: Manifest) -> dict[str, Place]:
+    """Where each file of a published folder should lie: in it, or in the store around it.
+
+    Raises:
+        InvalidInputError: The files are said to lie in a store that is none.
+    """
+    places = {name: Place(published, name) for name in manifest.files}
+    if manifest.by_reference:
+        root, *middle = published.address.rsplit("/", 3)
+        if middle[:1] != ["published"]:
+            raise InvalidInputError.one(
+                published.address,
+                "names its files in the store around it, but does not lie in published/NAME of one",
+                "move it back, or publish it to a folder of its own",
+            )
+        around = open_store(root)
+        places |= {
+            name: Place(around, record.blob)
+            for name, record in checkpoint_files(manifest.files).items()
+        }
+    return places
 
 
 def verify_published(published: Store) -> None:
@@ -150,28 +208,67 @@ def verify_published(published: Store) -> None:
         InvalidInputError: With everything that is wrong with it.
         StoreError: It cannot be read.
     """
-    if problems := published_problems(published, read_manifest(published), published.record):
+    if problems := published_problems(published, read_manifest(published), Place.record):
         raise InvalidInputError(problems)
 
 
 def published_problems(
-    published: Store, manifest: Manifest, record: Callable[[str], FileRecord]
+    published: Store,
+    manifest: Manifest,
+    record: Callable[[Place], FileRecord],
+    expected_digest: str | None = None,
 ) -> list[Problem]:
     """How a folder differs from what its manifest says.
 
     Args:
         published: The folder, as a store.
         manifest: Its manifest.
-        record: Tells size and sha256 of a file in the folder; called in several threads.
+        record: Tells size and sha256 of a file; called in several threads.
+        expected_digest: What the checkpoint has to be; None for what the folder's name says.
 
     Raises:
+        InvalidInputError: The files are said to lie in a store that is none.
         StoreError: It cannot be read.
     """
+    places = places_of(published, manifest)
+    problems = _naming_problems(published, manifest, expected_digest)
+    found = {file.path for file in published.list()}
+    present = sorted(
+        name
+        for name, place in places.items()
+        if (name in found if place.store is published else place.store.exists(place.path))
+    )
+    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+        records = dict(
+            zip(present, pool.map(record, [places[name] for name in present]), strict=True)
+        )
+    for name, expected in manifest.files.items():
+        if name not in records:
+            problems.append(Problem(places[name].address, "there is no such file"))
+        elif what := difference(records[name], expected, "manifest"):
+            problems.append(Problem(places[name].address, what))
+    within = {name for name, place in places.items() if place.store is published}
+    problems += [
+        Problem(published.full_address(name), "is not in the manifest")
+        for name in sorted(found - within - {MANIFEST_NAME, SIGNATURE_NAME})
+    ]
+    return problems
+
+
+def _naming_problems(
+    published: Store, manifest: Manifest, expected_digest: str | None
+) -> list[Problem]:
     problems = []
-    if published.address.rpartition("/")[2] != manifest.checkpoint.removeprefix("sha256:"):
+    if expected_digest is not None:
+        if manifest.checkpoint != expected_digest:
+            what = f"is of the checkpoint {manifest.checkpoint}, not {expected_digest}"
+            problems.append(Problem(published.full_address(MANIFEST_NAME), what))
+    elif published.address.rpartition("/")[2] != manifest.checkpoint.removeprefix("sha256:"):
         problems.append(
             Problem(
-                published.address, f"is not named by its checkpoint's digest, {manifest.checkpoint}"
+                published.address,
+                f"is not named by its checkpoint's digest, {manifest.checkpoint}",
+                "say with --digest which checkpoint it has to be",
             )
         )
     if manifest.checkpoint != checkpoint_digest(manifest.files):
@@ -181,19 +278,6 @@ def published_problems(
                 "its files do not have the checkpoint's digest",
             )
         )
-    found = {file.path for file in published.list()}
-    present = sorted(found & manifest.files.keys())
-    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-        records = dict(zip(present, pool.map(record, present), strict=True))
-    for name, expected in manifest.files.items():
-        if name not in records:
-            problems.append(Problem(published.full_address(name), "there is no such file"))
-        elif what := difference(records[name], expected, "manifest"):
-            problems.append(Problem(published.full_address(name), what))
-    problems += [
-        Problem(published.full_address(name), "is not in the manifest")
-        for name in sorted(found - {*manifest.files, MANIFEST_NAME, SIGNATURE_NAME})
-    ]
     return problems
 
 

@@ -255,11 +255,20 @@ class StepRun(Part):
 
 
 class StepReceipt(Part):
-    """Where a step's receipt is in the store, and what it must be."""
+    """Where a step's receipt is in the store, and what it must be.
+
+    Attributes:
+        code: Version and digest of the code that did the step, by package.
+        image: The container image that did it; None outside a container.
+        hardware: What it computed on.
+    """
 
     step: str
     key: str
     digest: Digest
+    code: dict[str, str]
+    image: str | None
+    hardware: str | None
 
 
 class Provenance(Part):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quantlib.code import code_digest, code_version
 from quantlib.errors import InvalidInputError
 from quantlib.foreign_json import parse_mapping
 from quantlib.report.model import Evaluation, Report
@@ -38,7 +37,18 @@ def provenance_of(report: Report) -> dict[str, Any]:
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": {"source": report.model.source, "recipe": report.recipe},
-                "internalParameters": {"image": provenance.image} if provenance.image else {},
+                "internalParameters": {
+                    "steps": [
+                        {
+                            "step": receipt.step,
+                            "key": receipt.key,
+                            "image": receipt.image,
+                            "hardware": receipt.hardware,
+                            "code": receipt.code,
+                        }
+                        for receipt in provenance.receipts
+                    ]
+                },
                 "resolvedDependencies": _dependencies(report),
             },
             "runDetails": {
@@ -112,24 +122,30 @@ def _dependencies(report: Report) -> list[dict[str, Any]]:
         model["uri"] = uri
     if "commit" in source:
         model["digest"]["gitCommit"] = source["commit"]
-    found = [
-        model,
-        {
-            "name": "quantlib",
-            "digest": {"sha256": code_digest()},
-            "annotations": {"version": code_version()},
-        },
-    ]
+    receipts = provenance.receipts
+    codes = sorted({pair for receipt in receipts for pair in receipt.code.items()})
+    found = [model, *(_code(name, version) for name, version in codes)]
     if text := report.calibration:
         found.append(_text("calibration text", text.source, text.digest))
     if judged := report.evaluation:
         found.append(_text("evaluation text", judged.text.source, judged.text.digest))
-    if provenance.image and "@sha256:" in provenance.image:
-        image_digest = provenance.image.rpartition("@")[2]
-        found.append(
-            {"name": "image", "uri": provenance.image, "digest": _digest(image_digest)},
-        )
+    images = sorted({receipt.image for receipt in receipts if receipt.image})
+    found += [
+        {"name": "image", "uri": image, "digest": _digest(image.rpartition("@")[2])}
+        for image in images
+        if "@sha256:" in image
+    ]
     return found
+
+
+def _code(name: str, version: str) -> dict[str, Any]:
+    """The code of a package that did a step, whose version ends in its digest."""
+    release, _, digest = version.rpartition("+")
+    return {
+        "name": name,
+        "digest": {"sha256": digest},
+        "annotations": {"version": f"{release}+{digest[:12]}" if release else digest[:12]},
+    }
 
 
 def _text(name: str, source: str, digest: str) -> dict[str, Any]:

@@ -132,9 +132,11 @@ def _merge(
     adapter.save_model(original, folder, parts, quantizer._add_vllm_compatibility(scheme))
     output.add(INDEX_NAME)
     output.add(CONFIG_NAME)
-    vllm_config = VllmConfig(
-        quantization=format_registry.get_format(scheme.format).vllm_name,
-        dtype=serving_dtype(adapter.config),
+    vllm_config = VllmConfig.model_validate(
+        {
+            "quantization": format_registry.get_format(scheme.format).vllm_name,
+            "dtype": serving_dtype(adapter.config),
+        }
     )
     output.add_json(VLLM_CONFIG_NAME, vllm_config.model_dump(exclude_none=True))
 

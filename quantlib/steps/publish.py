@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
-from quantlib.errors import GateFailedError, InvalidInputError, Problem, StoreError
+from quantlib.code import code_versions
+from quantlib.errors import GateFailedError, InvalidInputError, StoreError
+from quantlib.publishing.folder import Draft, record_of, write_published
 from quantlib.publishing.jobs import enter_job
-from quantlib.publishing.signing import (
-    Signer,
-    ensure_signed,
-    sign_manifest,
-    signer_from_environment,
-)
+from quantlib.publishing.receipts import read_receipts, render_receipts
+from quantlib.publishing.signing import Signer, require_usable, signer_from_environment
 from quantlib.recipe import Recipe, recipe_from_text
-from quantlib.report.build import build_report
+from quantlib.report.build import build_report, model_name
 from quantlib.report.html import render_html
 from quantlib.report.manifest import (
     MANIFEST_NAME,
+    RECEIPTS_NAME,
     SIGNATURE_NAME,
     Manifest,
     checkpoint_digest,
     figures_of,
-    verify_published,
 )
-from quantlib.report.model import HTML_NAME, JSON_NAME, Report
+from quantlib.report.model import HTML_NAME, JSON_NAME
 from quantlib.report.model_card import CARD_NAME, render_model_card
 from quantlib.report.provenance import PROVENANCE_NAME, provenance_of
 from quantlib.report.summary import step_summary
@@ -41,10 +37,11 @@ from quantlib.store import (
     StepOutput,
     Store,
     commit_step,
+    lease,
     open_store,
-    transfer,
+    read_lineage,
 )
-from quantlib.store.transaction import difference
+from quantlib.store.garbage import PUBLISHED
 
 STEP = "publish"
 
@@ -56,12 +53,18 @@ def publish(
     checkpoint: Receipt,
     validation: Receipt,
     job: str = "",
+    signer: Signer | None = None,
+    replace_signature: bool = False,
 ) -> tuple[Receipt, str]:
     """Publishes a checkpoint to ``<destination>/<model name>/<digest>``.
 
-    Publishing again verifies what is there. A folder that a killed run left without a manifest is
-    completed. Of several publishers of one checkpoint, one writes and the others wait for it. Where
-    the environment configures a signer, the folder is signed, also one that is there already.
+    All that is published, and signed where the environment configures a signer, is built here from
+    receipts that are verified on the way; a manifest that is found is compared with it, and stands
+    where both say the same. A folder that a killed run left without a manifest is completed. Of
+    several publishers of one model at once, one writes and the others wait.
+
+    A destination ``published`` in the store itself gets no copy: the manifest names the store's own
+    files.
 
     Args:
         store: Where the steps' files are.
@@ -71,6 +74,8 @@ def publish(
         checkpoint: The merge step's receipt.
         validation: The validate step's receipt of this checkpoint.
         job: Digest of the watcher's job that asked for it, which is noted; empty for none.
+        signer: Who signs; None for whom the environment configures, if it does.
+        replace_signature: Whether somebody else's signature is replaced.
 
     Returns:
         The receipt, and the address of the published folder.
@@ -78,35 +83,141 @@ def publish(
     Raises:
         GateFailedError: The checkpoint did not pass the gate.
         InvalidInputError: The validation is of another checkpoint, the destination cannot be
-            written, what is published there already is not what its manifest says or is signed by
-            somebody else, or the signer that is configured cannot sign.
+            written, what is published there already is damaged or is signed by somebody else, or
+            the signer that is configured cannot sign.
         StoreError: A file of the store is missing or damaged, or a write failed.
     """
     _require_passed(checkpoint, validation)
-    signer = signer_from_environment()
-    evaluation = read_evaluation(store, validation)
-    report = build_report(store, recipe, checkpoint, evaluation, validation)
-    digest = report.provenance.checkpoint_digest.removeprefix("sha256:")
+    signer = signer or signer_from_environment()
     destination = _destination(store, recipe, destination)
-    target = open_store(f"{destination}/{report.model.name}/{digest}")
-    with _exclusive(target):
-        if target.exists(MANIFEST_NAME):
-            verify_published(target)
-        else:
-            _write_folder(store, checkpoint, report, target, signer)
-        manifest = bytes(target.read(MANIFEST_NAME))
-        if signer is not None:
-            ensure_signed(target, manifest, signer)
+    draft = _draft(store, recipe, checkpoint, validation, destination)
+    name, digest = draft.manifest.name, draft.manifest.checkpoint
+    shelf = open_store(f"{destination}/{name}")
+    target = open_store(f"{destination}/{name}/{digest.removeprefix('sha256:')}")
+    if isinstance(target, LocalStore):
+        _require_writable(target.root.parent)
+    with lease(open_store(destination), f"publish/{name}"):
+        manifest = write_published(draft, shelf, target, signer, replace_signature)
     if job:
-        enter_job(destination, job, target.address, f"sha256:{digest}")
+        enter_job(destination, job, target.address, digest)
 
     def work(output: StepOutput) -> None:
         output.add_bytes(MANIFEST_NAME, manifest)
-        output.facts = {"address": target.address, "checkpoint_digest": f"sha256:{digest}"}
+        output.facts = {"address": target.address, "checkpoint_digest": digest}
 
     parameters = {"address": target.address, "manifest": hashlib.sha256(manifest).hexdigest()}
     inputs = {"checkpoint": checkpoint, "validation": validation}
     return commit_step(store, STEP, parameters, inputs, work), target.address
+
+
+def sign_published(
+    store: Store, recipe: Recipe, published: Store, signer: Signer, replace: bool = False
+) -> bool:
+    """Publishes again what a folder holds, from the receipts in the store, and signs that.
+
+    Args:
+        store: Where the steps' files are.
+        recipe: What the checkpoint was made by.
+        published: The folder, as a store. It says which receipts to look up, and nothing more.
+        signer: Who signs.
+        replace: Whether somebody else's signature is replaced.
+
+    Returns:
+        Whether a signature was written.
+
+    Raises:
+        InvalidInputError: The store or the recipe is of another checkpoint, or as
+            :func:`publish` says.
+        StoreError: It cannot be read or written.
+    """
+    require_usable(signer)
+    where = published.full_address(RECEIPTS_NAME)
+    if not published.exists(RECEIPTS_NAME):
+        raise InvalidInputError.one(where, "there is no such file", "publish the checkpoint first")
+    named = read_receipts(bytes(published.read(RECEIPTS_NAME)), where)
+    lineage = {}
+    for receipt in named:
+        if not store.exists(receipt.address):
+            raise InvalidInputError.one(store.full_address(receipt.address), "is missing")
+        lineage[receipt.digest()] = Receipt.from_json(
+            store.read(receipt.address), store.full_address(receipt.address)
+        )
+    validation = lineage.get(named[-1].digest())
+    read = validation.inputs.get("checkpoint") if validation else None
+    checkpoint = lineage.get(read.digest) if read else None
+    destination, name, digits = published.address.rsplit("/", 2)
+    fetched = next((each for each in lineage.values() if each.step == "fetch"), None)
+    if (
+        validation is None
+        or checkpoint is None
+        or fetched is None
+        or checkpoint.facts.get("checkpoint_digest") != f"sha256:{digits}"
+        or (recipe.publish.name or model_name(fetched.facts)) != name
+    ):
+        raise InvalidInputError.one(
+            published.address, "is of another model or checkpoint than the receipts and the recipe"
+        )
+    before = bytes(published.read(SIGNATURE_NAME)) if published.exists(SIGNATURE_NAME) else None
+    publish(
+        store,
+        recipe,
+        destination,
+        checkpoint,
+        validation,
+        signer=signer,
+        replace_signature=replace,
+    )
+    return bytes(published.read(SIGNATURE_NAME)) != before
+
+
+def _draft(
+    store: Store, recipe: Recipe, checkpoint: Receipt, validation: Receipt, destination: str
+) -> Draft:
+    """What is to be published, built from the receipts."""
+    evaluation = read_evaluation(store, validation)
+    report = build_report(store, recipe, checkpoint, evaluation, validation)
+    if checkpoint_digest(report.sizes.files) != report.provenance.checkpoint_digest:
+        raise StoreError(
+            store.full_address(checkpoint.address),
+            "its files do not have the digest of its receipt",
+        )
+    texts = {
+        JSON_NAME: report.to_json(),
+        HTML_NAME: render_html(report).encode(),
+        CARD_NAME: render_model_card(report).encode(),
+        PROVENANCE_NAME: json.dumps(provenance_of(report), indent=1).encode() + b"\n",
+        RECEIPTS_NAME: render_receipts(read_lineage(store, validation)),
+    }
+    files = dict(report.sizes.files) | {name: record_of(text) for name, text in texts.items()}
+    assert report.evaluation is not None  # it was given
+    manifest = Manifest(
+        name=report.model.name,
+        release=1,
+        published_at=datetime.fromtimestamp(0, UTC),
+        code=code_versions(),
+        checkpoint=report.provenance.checkpoint_digest,
+        by_reference=_is_in_store(store, destination),
+        gate=report.verdict,
+        figures=figures_of(report.evaluation),
+        report=JSON_NAME,
+        source=report.model.source,
+        recipe=report.provenance.recipe_digest,
+        files=dict(sorted(files.items())),
+    )
+    return Draft(store, checkpoint, texts, manifest)
+
+
+def _is_in_store(store: Store, destination: str) -> bool:
+    """Whether what is published lies in the store, as it may in one place of it only."""
+    if destination == f"{store.address}/{PUBLISHED}":
+        return True
+    if destination == store.address or destination.startswith(f"{store.address}/"):
+        raise InvalidInputError.one(
+            f"publish destination {destination}",
+            "lies in the store",
+            f"give {store.address}/{PUBLISHED}, or a place outside of it",
+        )
+    return False
 
 
 def main(call: StepCall) -> None:
@@ -159,30 +270,7 @@ def _destination(store: Store, recipe: Recipe, given: str) -> str:
     )
 
 
-@contextmanager
-def _exclusive(target: Store) -> Iterator[None]:
-    """Lets one publisher at a time write a local folder.
-
-    In object storage there are no locks: publishers of one checkpoint write the same files there,
-    and one of them the manifest.
-    """
-    if not isinstance(target, LocalStore):
-        yield
-        return
-    path = _writable(target.root.parent) / f".{target.root.name}.lock"
-    while True:
-        with path.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # the kernel lets go of it with the process
-            if not _is_at(file.fileno(), path):
-                continue  # the one that held it before has removed it
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _writable(folder: Path) -> Path:
+def _require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)
@@ -193,66 +281,3 @@ def _writable(folder: Path) -> Path:
         raise InvalidInputError.one(
             f"publish destination {folder}", what, "give a folder that can be written"
         )
-    return folder
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _write_folder(
-    store: Store, checkpoint: Receipt, report: Report, target: Store, signer: Signer | None
-) -> None:
-    texts = {
-        JSON_NAME: report.to_json(),
-        HTML_NAME: render_html(report).encode(),
-        CARD_NAME: render_model_card(report).encode(),
-        PROVENANCE_NAME: json.dumps(provenance_of(report), indent=1).encode() + b"\n",
-    }
-    if checkpoint_digest(report.sizes.files) != report.provenance.checkpoint_digest:
-        raise StoreError(
-            store.full_address(checkpoint.address),
-            "its files do not have the digest of its receipt",
-        )
-    present = _files_of_a_killed_run(target, {*report.sizes.files, *texts, SIGNATURE_NAME})
-    for name, record in report.sizes.files.items():
-        if name not in present or difference(target.record(name), record, "receipt"):
-            transfer(store, checkpoint.path(name), target, name, record)
-    files = dict(report.sizes.files)
-    for name, text in texts.items():
-        files[name] = target.put_stream([text], name)
-    assert report.evaluation is not None  # publish() read it
-    manifest = Manifest(
-        name=report.model.name,
-        checkpoint=report.provenance.checkpoint_digest,
-        gate=report.verdict,
-        figures=figures_of(report.evaluation),
-        report=JSON_NAME,
-        source=report.model.source,
-        recipe=report.provenance.recipe_digest,
-        files=dict(sorted(files.items())),
-    ).to_json()
-    if signer is not None:  # before the manifest, so that nothing is published unsigned
-        target.put_bytes(sign_manifest(manifest, signer), SIGNATURE_NAME)
-    elif SIGNATURE_NAME in present:
-        target.delete(SIGNATURE_NAME)
-    if not target.put_new(manifest, MANIFEST_NAME):
-        verify_published(target)
-
-
-def _files_of_a_killed_run(target: Store, expected: set[str]) -> set[str]:
-    """What is in the folder already, of the same checkpoint; anything else is refused."""
-    found = {file.path for file in target.list()}
-    abandoned = {name for name in found if name.startswith(".")}  # a file in the making
-    strangers = sorted(found - expected - abandoned)
-    if strangers:
-        raise InvalidInputError(
-            Problem(target.full_address(name), "is no part of the checkpoint", "move it away")
-            for name in strangers
-        )
-    for name in abandoned:
-        target.delete(name)
-    return found - abandoned

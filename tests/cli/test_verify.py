@@ -28,6 +28,7 @@ def published(tmp_path: Path) -> Path:
     weights = {"model.safetensors": b"weights" * 1000, "vllm_config.json": b"{}"}
     run = _report_runs().commit_run(tmp_path, weights=weights)
     _, address = publish(run.store, run.recipe, "", run.checkpoint, run.validation)
+    (tmp_path / "recipe.json").write_text(run.recipe.canonical_json())
     return Path(address)
 
 
@@ -57,9 +58,12 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return code, output.out, output.err
 
 
-def test_what_was_verified_is_shown(published: Path, key: Path, capsys: Any) -> None:
-    assert run(capsys, "sign", published, "--key", key)[:2] == (0, "signed\n")
-    assert run(capsys, "sign", published, "--key", key)[:2] == (0, "is signed already\n")
+def test_what_was_verified_is_shown(
+    published: Path, key: Path, capsys: Any, tmp_path: Path
+) -> None:
+    made_by = ["--store", tmp_path / "store", "--config", tmp_path / "recipe.json"]
+    assert run(capsys, "sign", published, *made_by, "--key", key)[:2] == (0, "signed\n")
+    assert run(capsys, "sign", published, *made_by, "--key", key)[:2] == (0, "is signed already\n")
     public = key.with_suffix(".pub")
     code, out, err = run(capsys, "verify", f"{published}/", "--public-key", public)
     assert code == 0
@@ -68,6 +72,7 @@ def test_what_was_verified_is_shown(published: Path, key: Path, capsys: Any) -> 
         f"checkpoint sha256:{published.name}",
         "model Tiny-Llama-6, hf://example-org/Tiny-Llama-6@c0ffee",
         "gate passed: all 3 checks",
+        "release 2, published 20",
         "perplexity 16.77, original 15.38",
         "KL divergence 0.108 ± 0.0031",
         "judged by vllm 0.32.0",
@@ -95,7 +100,11 @@ def test_options_that_make_no_sense_exit_with_2(published: Path, key: Path, caps
         (["verify", published, "--require-signature"], "nothing to check one with"),
         (["verify", published, "--identity", "me"], "--identity and --issuer: belong together"),
         (["verify", published, "--public-key", key.with_name("none")], "cannot be read"),
-        (["sign", published], "signer: is missing; give --key or --keyless"),
+        (
+            ["sign", published, "--store", "s", "--config", "r"],
+            "signer: is missing; give --key or --keyless",
+        ),
+        (["verify", published, "--digest", "sha256:12"], "--digest: sha256:12 is no digest"),
     ):
         code, _, err = run(capsys, *arguments)
         assert (code, what in err) == (2, True), err

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from published_runs import publish_as
 from recipes import QUICK
 
 from components._images import WATCH_IMAGE, named_images
-from quantlib.publishing.jobs import enter_job
 from quantlib.recipe import parse_recipe
 from quantlib.watching import find_job
 
@@ -61,10 +61,10 @@ def test_a_release_that_is_published_is_up_to_date(watched: Path) -> None:
     recipe = parse_recipe(json.loads((watched / "recipe.json").read_text()))
     published = str(watched / "published")
     job = find_job(recipe, published, named_images().of_quantization)
-    enter_job(published, job.digest, "/published/x", "sha256:1")
+    address = publish_as(published, job.digest)
     done = look(watched)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("up to date: /published/x\n")
+    assert done.stdout.endswith(f"up to date: {address}\n")
 
 
 def test_a_release_that_no_pod_can_reach_is_refused(watched: Path) -> None:

@@ -17,6 +17,7 @@ from kubeflow_api import recorded_server
 from manifests.conftest import MANIFESTS, Applied, Document
 from network_policies import Address, Pod, allows
 from pod_security import restricted_problems
+from published_runs import publish_as
 from recipes import QUICK
 
 import pipelines.__main__ as command
@@ -26,7 +27,6 @@ from pipelines.compiling import CompileOptions, compile_to
 from pipelines.kubeflow import HOST_VARIABLE, TOKEN_FILE
 from pipelines.reader import load_pipeline
 from pipelines.watch import recipe_names
-from quantlib.publishing.jobs import enter_job
 from quantlib.recipe import load_recipe, recipe_from_text
 from quantlib.store import open_store
 from quantlib.watching import resolve_release
@@ -180,9 +180,9 @@ def test_its_pod_starts_a_run_for_a_release(
         assert look() == f"started: {release}"
         assert server.sent("/runs") == [body], "it is not started twice"
 
-        enter_job(published, given["job"], f"{published}/x", "sha256:1")
+        address = publish_as(published, given["job"])
         asked = len(server.requests)
-        assert look() == f"up to date: {published}/x"
+        assert look() == f"up to date: {address}"
         assert len(server.requests) == asked
 
 

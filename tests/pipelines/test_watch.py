@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from processes import are_gone, marked
+from published_runs import publish_as
 from recipes import QUICK
 
 import pipelines.__main__ as command
 from pipelines.watch import recipe_names
 from quantlib.errors import InvalidInputError, StepError
 from quantlib.keeper import kept
-from quantlib.publishing.jobs import enter_job, published_of
+from quantlib.publishing.jobs import published_of
 from quantlib.recipe import Recipe, load_recipe, parse_recipe
 from quantlib.steps.fetch import fetch
 from quantlib.store import open_store
@@ -86,9 +87,9 @@ def test_a_job_that_led_to_a_checkpoint_is_done(model: Path, tmp_path: Path) -> 
     recipe = recipe_of(model)
     job = find_job(recipe, str(tmp_path), IMAGES)
     assert job.published is None
-    enter_job(str(tmp_path), job.digest, "/published/x", "sha256:1")
-    assert published_of(str(tmp_path), job.digest) == "/published/x"
-    assert find_job(recipe, str(tmp_path), IMAGES).published == "/published/x"
+    address = publish_as(str(tmp_path), job.digest)
+    assert published_of(str(tmp_path), job.digest) == address
+    assert find_job(recipe, str(tmp_path), IMAGES).published == address
 
 
 def test_a_source_that_fails_is_told_and_the_others_go_on(
@@ -100,7 +101,7 @@ def test_a_source_that_fails_is_told_and_the_others_go_on(
     monkeypatch.setattr("quantlib.sources.hub.resolve_commit", limited)
     good, published = recipe_of(model), str(tmp_path / "published")
     job = find_job(good, published, ())
-    enter_job(published, job.digest, "/published/x", "sha256:1")
+    address = publish_as(published, job.digest)
     result = watch(
         write(recipe_of("hf://org/limited@main"), tmp_path / "limited.json"),
         write(recipe_of(tmp_path / "gone"), tmp_path / "gone.json"),
@@ -112,7 +113,7 @@ def test_a_source_that_fails_is_told_and_the_others_go_on(
     limited_line, gone_line, good_line = result.output.splitlines()
     assert "limited.json: failed: step fetch: hf://org/limited@main: too many" in limited_line
     assert "gone.json: failed:" in gone_line and "there is no such folder" in gone_line
-    assert good_line.endswith("good.json: up to date: /published/x")
+    assert good_line.endswith(f"good.json: up to date: {address}")
 
 
 @pytest.mark.parametrize("address", ["x" * 5000, "~nobody-at-all/x"])
@@ -120,7 +121,7 @@ def test_a_source_that_no_system_call_takes_is_told_too(
     model: Path, tmp_path: Path, address: str
 ) -> None:
     good, published = recipe_of(model), str(tmp_path / "published")
-    enter_job(published, find_job(good, published, ()).digest, "/published/x", "sha256:1")
+    done = publish_as(published, find_job(good, published, ()).digest)
     recipes = [
         write(recipe_of(address), tmp_path / "bad.json"),
         write(good, tmp_path / "good.json"),
@@ -129,7 +130,7 @@ def test_a_source_that_no_system_call_takes_is_told_too(
     assert result.exit_code == 1
     bad_line, good_line = result.output.splitlines()
     assert "bad.json: failed:" in bad_line
-    assert good_line.endswith("good.json: up to date: /published/x")
+    assert good_line.endswith(f"good.json: up to date: {done}")
 
 
 def test_invalid_recipes_end_it_before_anything_is_started(tmp_path: Path) -> None:
@@ -189,13 +190,13 @@ def test_a_run_that_hangs_is_ended_and_the_others_have_their_turn(
 ) -> None:
     hanging, done = recipe_of(model, num_ranges=4), recipe_of(model)
     published = str(tmp_path / "published")
-    enter_job(published, find_job(done, published, ()).digest, "/published/x", "sha256:1")
+    address = publish_as(published, find_job(done, published, ()).digest)
     recipes = [write(hanging, tmp_path / "hangs.json"), write(done, tmp_path / "done.json")]
     options = ["--cluster", "local", "--gpu", "h100-80g", "--device", "cpu", "--timeout", "3"]
     result = watch(*recipes, "--publish-to", published, *options)
     hangs_line, done_line = result.output.splitlines()
     assert hangs_line.endswith("hangs.json: failed: the run took more than 3 s and was ended")
-    assert done_line.endswith("done.json: up to date: /published/x")
+    assert done_line.endswith(f"done.json: up to date: {address}")
     assert slow_run.read_text().endswith(" --cluster local --device cpu --gpu h100-80g")
     assert are_gone(marked(published))
 
@@ -222,7 +223,7 @@ def test_a_folder_stands_for_the_recipes_in_it(model: Path, tmp_path: Path) -> N
 def test_the_watcher_runs_without_what_its_image_lacks(model: Path, tmp_path: Path) -> None:
     recipe = recipe_of(model)
     path = write(recipe, tmp_path / "recipe.json")
-    enter_job(str(tmp_path), find_job(recipe, str(tmp_path), ()).digest, "/published/x", "sha256:1")
+    address = publish_as(str(tmp_path), find_job(recipe, str(tmp_path), ()).digest)
     program = (
         "import sys; missing = ('torch', 'transformers', 'datasets', 'gguf');"
         "sys.modules.update(dict.fromkeys(missing));"
@@ -232,7 +233,7 @@ def test_the_watcher_runs_without_what_its_image_lacks(model: Path, tmp_path: Pa
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("up to date: /published/x\n")
+    assert done.stdout.endswith(f"up to date: {address}\n")
 
 
 def test_a_destination_is_needed(model: Path, tmp_path: Path) -> None:

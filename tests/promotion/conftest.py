@@ -7,22 +7,22 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from report.conftest import WEIGHTS, commit_run
 
+from quantlib.publishing import folder
 from quantlib.steps.publish import publish
 
 SERVE = {"quantization": "gptq", "dtype": "bfloat16"}
-DAY = 86400.0
 
 MakePublished = Callable[..., Path]
 
 
 @pytest.fixture
-def make_published(tmp_path: Path) -> MakePublished:
+def make_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePublished:
     """Publishes a made-up checkpoint; ``seed`` decides its digest, ``day`` its date."""
 
     def make(seed: str = "one", day: int = 0, **files: bytes) -> Path:
@@ -33,9 +33,10 @@ def make_published(tmp_path: Path) -> MakePublished:
         }
         run = commit_run(tmp_path / f"run-{seed}", weights=weights)
         destination = str(tmp_path / "published")
-        _, address = publish(run.store, run.recipe, destination, run.checkpoint, run.validation)
-        when = datetime.fromisoformat("2026-11-01T00:00:00+00:00").timestamp() + day * DAY
-        os.utime(Path(address, "manifest.json"), (when, when))
+        when = datetime.fromisoformat("2026-11-01T00:00:00+00:00") + timedelta(days=day)
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "now", lambda: when)
+            _, address = publish(run.store, run.recipe, destination, run.checkpoint, run.validation)
         return Path(address)
 
     return make

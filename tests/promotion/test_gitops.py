@@ -348,6 +348,64 @@ def test_refusals_come_all_at_once(make_published: MakePublished, repository: Re
     assert branch_of(older) in repository.branches()
 
 
+def touch(published: Path) -> None:
+    """What somebody who may write the bucket can do to what is signed: make the file newer."""
+    manifest = published / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes())
+
+
+def test_a_downgrade_is_told_by_what_is_signed(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    newer, older = make_published("new", day=2), make_published("old", day=1)
+    assert run(newer, repository).exit_code == 0
+    merge(repository, branch_of(newer))
+    touch(older)
+    refused = run(older, repository)
+    assert isinstance(refused.exception, InvalidInputError)
+    assert "is release 2, published 2026-11-02 00:00 UTC, before what serves now" in str(
+        refused.exception
+    )
+
+
+def test_a_lower_release_is_a_downgrade_whatever_its_time(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    first, second = make_published("one", day=3), make_published("two", day=3)
+    assert run(second, repository).exit_code == 0
+    merge(repository, branch_of(second))
+    refused = run(first, repository)
+    assert isinstance(refused.exception, InvalidInputError)
+    assert "is release 1" in str(refused.exception)
+    assert "release 2" in str(refused.exception)
+    assert run(first, repository, "--allow-downgrade").exit_code == 0
+
+
+def test_a_service_is_for_one_model(make_published: MakePublished, repository: Repository) -> None:
+    first, second = make_published("one"), make_published("two", day=1)
+    refused = run(first, repository, "--model", "Llama-3.1-8B")
+    assert isinstance(refused.exception, InvalidInputError)
+    assert "is of the model Tiny-Llama-6, but the service is for Llama-3.1-8B" in str(
+        refused.exception
+    )
+    assert run(first, repository, "--model", "Tiny-Llama-6").exit_code == 0
+    merge(repository, branch_of(first))
+    assert built(repository)["metadata"]["annotations"]["quantlib.io/model"] == "Tiny-Llama-6"
+    assert built(repository)["metadata"]["annotations"]["quantlib.io/release"] == "1"
+    service = repository.copy / "base/service.yaml"
+    named = service.read_text().replace(
+        "  name: tiny\n", "  name: tiny\n  annotations: {quantlib.io/model: Other}\n", 1
+    )
+    service.write_text(named)
+    kustomization = repository.copy / OVERLAY / "kustomization.yaml"
+    kustomization.write_text("namespace: serving\nresources:\n- ../../base\n")
+    repository.commit()
+    refused = run(second, repository)
+    assert isinstance(refused.exception, InvalidInputError)
+    assert "but the service is for Other; --allow-other-model" in str(refused.exception)
+    assert run(second, repository, "--allow-other-model").exit_code == 0
+
+
 def test_an_unknown_runtime_is_refused_until_it_is_named(
     make_published: MakePublished, repository: Repository
 ) -> None:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from published_runs import RUNS
 
 from quantlib.steps.publish import publish
 from quantlib.store import Store, open_store
@@ -97,6 +98,7 @@ def publish_run() -> Callable[[Any, str], Store]:
 
     def run_publish(run: Any, destination: str) -> Store:
         _, address = publish(run.store, run.recipe, destination, run.checkpoint, run.validation)
+        RUNS[address] = run
         return open_store(address)
 
     return run_publish

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_runs import sign
 
 from quantlib.errors import InvalidInputError, QuantlibError, VerificationError
-from quantlib.publishing.signing import Identity, KeySigner, PublicKey, sign_published
+from quantlib.publishing.signing import Identity, KeySigner, PublicKey
 from quantlib.publishing.verification import Policy, Verified, verify_for_promotion
 from quantlib.report.manifest import (
     MANIFEST_NAME,
@@ -21,6 +22,7 @@ from quantlib.report.manifest import (
     read_manifest,
     verify_published,
 )
+from quantlib.report.model import Report
 from quantlib.report.provenance import subjects_of
 from quantlib.store import FileRecord, LocalStore, Store, open_store
 
@@ -56,6 +58,7 @@ def test_an_unsigned_checkpoint_is_verified_where_no_signature_is_asked_for(
     assert verified == Verified(
         address=published.address,
         manifest=manifest,
+        report=Report.from_json(bytes(published.read(REPORT))),
         vllm_version="0.32.0",
         serve={"dtype": "bfloat16"},
         signed=False,
@@ -75,7 +78,7 @@ def test_an_unsigned_checkpoint_is_refused_where_a_key_is_given(
 
 
 def test_a_signed_checkpoint_is_verified_with_its_key(published: Store, keys: Any) -> None:
-    sign_published(published, KeySigner(keys.private))
+    sign(published, KeySigner(keys.private))
     verified = verify_for_promotion(published, Policy(PublicKey(keys.public), True))
     assert verified.signed
     assert verified.signer
@@ -87,7 +90,7 @@ def test_a_signed_checkpoint_is_verified_with_its_key(published: Store, keys: An
 def test_a_signature_by_another_key_is_refused(
     published: Store, keys: Any, make_keys: Fixture
 ) -> None:
-    sign_published(published, KeySigner(make_keys("other").private))
+    sign(published, KeySigner(make_keys("other").private))
     [problem] = problems_of(published, Policy(PublicKey(keys.public)))
     assert problem.startswith("model.sig: is no signature of key ")
 
@@ -95,9 +98,9 @@ def test_a_signature_by_another_key_is_refused(
 def test_another_keys_signature_that_names_this_key_is_refused(
     published: Store, keys: Any, make_keys: Fixture
 ) -> None:
-    sign_published(published, KeySigner(keys.private))
+    sign(published, KeySigner(keys.private))
     right = json.loads(bytes(published.read(SIGNATURE_NAME)))
-    sign_published(published, KeySigner(make_keys("other").private), replace=True)
+    sign(published, KeySigner(make_keys("other").private), replace=True)
     forged = json.loads(bytes(published.read(SIGNATURE_NAME)))
     forged["verificationMaterial"] = right["verificationMaterial"]
     published.put_bytes(json.dumps(forged).encode(), SIGNATURE_NAME)
@@ -117,7 +120,7 @@ def test_the_signature_of_another_checkpoint_is_refused(
 ) -> None:
     run = make_run("other", weights={WEIGHTS: b"other", "vllm_config.json": b"{}"})
     other = publish_run(run, destination)
-    sign_published(other, KeySigner(keys.private))
+    sign(other, KeySigner(keys.private))
     published.put_bytes(bytes(other.read(SIGNATURE_NAME)), SIGNATURE_NAME)
     [problem] = problems_of(published, Policy(PublicKey(keys.public)))
     assert "covers other content of README.md, manifest.json, model.safetensors" in problem
@@ -153,7 +156,7 @@ def test_a_byte_is_found_also_where_the_server_tells_the_old_digest(
 def test_a_manifest_that_was_altered_along_with_a_file_is_found(
     published: Store, keys: Any
 ) -> None:
-    sign_published(published, KeySigner(keys.private))
+    sign(published, KeySigner(keys.private))
     published.put_bytes(b"other", WEIGHTS)
     change_manifest(published, lambda m: m["files"].update({WEIGHTS: record_of(b"other")}))
     assert problems_of(published, Policy(PublicKey(keys.public)))[0] == (
@@ -161,12 +164,12 @@ def test_a_manifest_that_was_altered_along_with_a_file_is_found(
     )
 
 
-def test_a_folder_that_was_forged_consistently_is_found_by_its_signature_alone(
+def test_a_folder_that_was_forged_is_found_by_its_receipts_and_its_signature(
     make_run: Fixture, publish_run: Fixture, tmp_path: Path, keys: Any
 ) -> None:
     """Everything that an attacker can compute is right: names, digests, report, provenance."""
     published = publish_run(make_run(), str(tmp_path / "published"))
-    sign_published(published, KeySigner(keys.private))
+    sign(published, KeySigner(keys.private))
     manifest = json.loads(bytes(published.read(MANIFEST_NAME)))
     old, new = manifest["checkpoint"], dict(manifest["files"])
     new[WEIGHTS] = record_of(b"other")
@@ -185,8 +188,8 @@ def test_a_folder_that_was_forged_consistently_is_found_by_its_signature_alone(
     published.put_bytes(json.dumps(manifest).encode(), MANIFEST_NAME)
     folder = Path(published.address)
     forged = LocalStore(folder.rename(folder.with_name(manifest["checkpoint"][7:])))
-    verify_for_promotion(forged, Policy())
-    [problem] = problems_of(forged, Policy(PublicKey(keys.public)))
+    assert problems_of(forged) == ["receipts.json: is of another checkpoint than the manifest"]
+    _, problem = problems_of(forged, Policy(PublicKey(keys.public)))
     assert "covers other content of manifest.json, model.safetensors" in problem
 
 
@@ -252,7 +255,7 @@ def test_every_fault_is_told_at_once(published: Store, keys: Any, destination: s
     found = problems_of(moved, Policy(PublicKey(keys.public)))
     assert found == [
         f"{moved.address}: is not named by its checkpoint's digest, "
-        f"{read_manifest(moved).checkpoint}",
+        f"{read_manifest(moved).checkpoint}; say with --digest which checkpoint it has to be",
         "model.safetensors: holds 5 bytes, not 70000",
         "provenance.json: holds 2 bytes, not "
         f"{read_manifest(moved).files['provenance.json'].bytes}",
@@ -290,7 +293,7 @@ def test_a_keyless_signature_is_of_an_identity(
         config.use_elliptic_key_verifier(public_key=keys.public)
 
     monkeypatch.setattr(verifying.Config, "use_sigstore_verifier", stand_in)
-    sign_published(published, KeySigner(keys.private))
+    sign(published, KeySigner(keys.private))
     identity = Identity("release@example.org", "https://issuer.example.org")
     verified = verify_for_promotion(published, Policy(identity))
     assert verified.signer == "release@example.org (https://issuer.example.org)"
@@ -306,7 +309,7 @@ def test_servers_that_cannot_be_reached_are_no_fault_of_the_signature(
         raise ConnectionError("failed to refresh")
 
     monkeypatch.setattr(verifying.Config, "use_sigstore_verifier", unreachable)
-    sign_published(published, KeySigner(keys.private))
+    sign(published, KeySigner(keys.private))
     with pytest.raises(QuantlibError, match="cannot be checked: failed to refresh") as caught:
         verify_for_promotion(published, Policy(Identity("someone", "https://issuer.example.org")))
     assert not isinstance(caught.value, VerificationError)

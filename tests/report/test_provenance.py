@@ -14,6 +14,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.report.build import build_report
 from quantlib.report.model import Report
 from quantlib.report.provenance import provenance_of, read_subjects, subjects_of
+from quantlib.store import transaction
 
 
 def report_of(run: Any) -> Report:
@@ -36,9 +37,29 @@ def test_the_statement_names_every_file_of_the_checkpoint(run) -> None:
         assert digest == hashlib.sha256(data).hexdigest()
 
 
-def test_the_statement_tells_what_went_into_the_checkpoint(run, monkeypatch) -> None:
+def test_the_statement_cites_the_steps_own_surroundings(make_run, tmp_path, monkeypatch) -> None:
     image = "example/quantlib@sha256:" + "12" * 32
-    monkeypatch.setenv("QUANTLIB_IMAGE", image)
+    with monkeypatch.context() as patch:
+        patch.setenv("QUANTLIB_IMAGE", image)
+        patch.setattr(transaction, "code_versions", lambda: {"quantlib": "0.0.9+" + "ab" * 32})
+        made = make_run(tmp_path)
+    monkeypatch.setenv("QUANTLIB_IMAGE", "example/publisher@sha256:" + "34" * 32)
+    statement = provenance_of(report_of(made))
+    found = dependencies(statement)
+    assert found["image"]["uri"] == image
+    assert found["image"]["digest"] == {"sha256": "12" * 32}
+    assert found["quantlib"]["digest"] == {"sha256": "ab" * 32}
+    assert found["quantlib"]["annotations"] == {"version": "0.0.9+" + "ab" * 6}
+    assert "publisher" not in json.dumps(statement)
+    steps = statement["predicate"]["buildDefinition"]["internalParameters"]["steps"]
+    assert {step["step"] for step in steps} >= {"fetch", "quantize", "merge", "validate"}
+    for step in steps:
+        assert step["image"] == image
+        assert step["hardware"]
+        assert step["code"] == {"quantlib": "0.0.9+" + "ab" * 32}
+
+
+def test_the_statement_tells_what_went_into_the_checkpoint(run) -> None:
     report = report_of(run)
     statement = provenance_of(report)
     build = statement["predicate"]["buildDefinition"]
@@ -46,13 +67,11 @@ def test_the_statement_tells_what_went_into_the_checkpoint(run, monkeypatch) -> 
         "source": {"kind": "hub", "repo": "example-org/Tiny-Llama-6", "commit": "c0ffee" * 6},
         "recipe": run.recipe.model_dump(mode="json"),
     }
-    assert build["internalParameters"] == {"image": image}
     found = dependencies(statement)
     assert found["model"]["uri"] == "hf://example-org/Tiny-Llama-6@" + "c0ffee" * 6
     assert found["model"]["digest"] == {"sha256": "5a" * 32, "gitCommit": "c0ffee" * 6}
     assert found["calibration text"]["digest"] == {"sha256": "ca" * 32}
     assert found["evaluation text"]["digest"] == {"sha256": "77" * 32}
-    assert found["image"]["digest"] == {"sha256": "12" * 32}
     assert found["quantlib"]["digest"] == {"sha256": code_digest()}
     assert found["quantlib"]["annotations"] == {"version": code_version()}
     assert statement["predicate"]["quantlib_recipe"] == run.recipe.digest()

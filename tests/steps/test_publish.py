@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from quantlib.errors import GateFailedError, InvalidInputError, StoreError
-from quantlib.report.manifest import MANIFEST_NAME, read_manifest
+from quantlib.report.manifest import MANIFEST_NAME, read_manifest, verify_published
 from quantlib.report.model import Report
 from quantlib.report.provenance import provenance_of
 from quantlib.steps import publish as step
 from quantlib.steps.contract import StepCall
-from quantlib.steps.publish import publish, verify_published
+from quantlib.steps.publish import publish
 from quantlib.store import LocalStore
 
 
@@ -64,10 +64,11 @@ def test_published_folder_holds_the_checkpoint_and_what_is_known_of_it(run, tmp_
         "quantization_report.html",
         "README.md",
         "provenance.json",
+        "receipts.json",
         "manifest.json",
     }
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    assert manifest["schema"] == "quantlib/manifest/1"
+    assert manifest["schema"] == "quantlib/manifest/2"
     assert manifest["checkpoint"] == digest
     assert manifest["recipe"] == run.recipe.digest()
     assert manifest["gate"]["outcome"] == "passed"

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published_runs import publish_as
 from recipes import QUICK
-
-from quantlib.publishing.jobs import enter_job
 
 SILENT = {"recipe": json.dumps(QUICK), "source": "", "num_ranges": 0.0, "images": ["quantlib:1.0"]}
 
@@ -43,10 +42,10 @@ def test_a_release_is_needed_until_it_is_published(tiny_llama: Path, tmp_path: P
     assert f"to be quantized, job {first['job']}" in done.stdout
     assert (tmp_path / "needed").read_text() == "yes"
 
-    enter_job(str(tmp_path / "published"), first["job"], "/published/x", "sha256:1")
+    address = publish_as(str(tmp_path / "published"), first["job"])
     done, second = resolve(tmp_path, source=str(tiny_llama))
     assert second == first | {"needed": "no"}
-    assert "up to date: /published/x" in done.stdout
+    assert f"up to date: {address}" in done.stdout
 
     _, other = resolve(tmp_path, source=str(tiny_llama), num_ranges=3.0)
     assert other["needed"] == "yes"
