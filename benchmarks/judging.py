@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantlib.calibration.inputs import evaluation_windows
 from quantlib.checkpoint.source import FolderSource
 from quantlib.evaluation.evaluate import summarize
 from quantlib.evaluation.gate import Figures
 from quantlib.evaluation.metrics import compare
 from quantlib.evaluation.transformers_engine import load_model
 from quantlib.recipe import parse_recipe
+from quantlib.steps.texts import windows_without_store
 
 WINDOWS = 40
 """Of 512 tokens: more than the pipeline's default, so that small differences show."""
@@ -38,7 +38,7 @@ class Judge:
     @torch.no_grad()
     def __init__(self, original: Path) -> None:
         recipe = parse_recipe({"validation": {"num_samples": WINDOWS}})
-        windows = evaluation_windows(recipe, FolderSource(original))
+        windows = windows_without_store(recipe.validation, FolderSource(original))
         self._windows = torch.from_numpy(windows.tokens)
         model = load_model(original, torch.float32).eval()
         self._head = model.get_output_embeddings()

@@ -50,6 +50,7 @@ from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import plan
 from quantlib.steps.quantize import quantize
 from quantlib.steps.smooth import smooth
+from quantlib.steps.texts import bring_texts
 from quantlib.store import LocalStore, Receipt
 
 step, folder, recipe, source = sys.argv[1:]
@@ -64,7 +65,7 @@ match step:
     case "fetch":
         receipt = fetch(store, source)
     case "plan":
-        receipt = plan(store, recipe, made("fetch"), 0)
+        receipt = plan(store, recipe, made("fetch"), bring_texts(store, recipe), 0)
     case "calibrate":
         receipt = calibrate(store, recipe, made("fetch"), made("plan"), "cpu")
     case "smooth":

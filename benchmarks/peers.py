@@ -32,10 +32,10 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from deeper import write_deeper_model
 from smollm2 import download_smollm2
 
-from quantlib.calibration.inputs import calibration_windows
 from quantlib.checkpoint.source import FolderSource
 from quantlib.recipe import parse_recipe
 from quantlib.steps.fetch import fetch
+from quantlib.steps.texts import windows_without_store
 from quantlib.store import LocalStore
 
 FOLDER = ROOT / "build" / "benchmarks"
@@ -140,7 +140,7 @@ def peer_row(
     tokens = FOLDER / f"{slug}.npy"
     calibration = CALIBRATION | ({"num_samples": samples} if samples else {})
     recipe = parse_recipe({"calibration": calibration})
-    np.save(tokens, calibration_windows(recipe, FolderSource(model)).tokens)
+    np.save(tokens, windows_without_store(recipe.calibration, FolderSource(model)).tokens)
     job = {
         "model": str(model),
         "tokens": str(tokens),

@@ -16,6 +16,8 @@ from quantlib.errors import InvalidInputError, Problem
 from quantlib.planning import HARDWARE
 from quantlib.recipe import Recipe, load_recipe, recipe_from_text
 from quantlib.steps.plan import AUTO
+from quantlib.text.places import LocalText, Text, parse_text
+from quantlib.text.wanted import wanted_texts
 
 PIPELINE_NAME = "pipeline.yaml"
 
@@ -180,7 +182,7 @@ def run_parameters(recipe: Recipe, job: Job, digest: str = "") -> dict[str, Any]
 
 
 def require_reachable(parameters: dict[str, Any]) -> None:
-    """Checks that a run elsewhere does not need folders of this machine."""
+    """Checks that a run elsewhere does not need files or folders of this machine."""
     recipe = recipe_from_text(parameters["recipe"])
     addresses = {
         "--model": parameters["source"] or recipe.model or "",
@@ -192,6 +194,18 @@ def require_reachable(parameters: dict[str, Any]) -> None:
         for option, address in addresses.items()
         if address and ("://" not in address or address.startswith("file://"))
     ]
+    for purpose, section in wanted_texts(recipe).items():
+        text = Text.of(section)
+        if isinstance(parse_text(text), LocalText):
+            part = "validation" if purpose == "evaluation" else purpose
+            problems.append(
+                Problem(
+                    f"{part}.dataset {text.dataset}",
+                    "is on this machine",
+                    "put it in object storage and give s3://bucket/prefix, or name it "
+                    "hf://datasets/org/name@revision/path",
+                )
+            )
     if problems:
         raise InvalidInputError(problems)
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from pipelines.launch import Launch
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.sources.pinned import split_pin
+from quantlib.text.places import HubText, LocalText, ObjectText, Text, parse_text
+from quantlib.text.wanted import wanted_texts
 
 _READS_MODEL = {"resolve", "fetch"}
-_READS_TEXTS = {"resolve", "plan", "calibrate", "validate"}
+_READS_TEXTS = {"resolve", "fetch"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def access_of(launch: Launch) -> Access:
     recipe = recipe_from_text(parameters["recipe"]) if "recipe" in parameters else Recipe()
     source = (parameters.get("source") or recipe.model or "") if step in _READS_MODEL else ""
     source, _ = split_pin(source)
-    texts = [recipe.calibration.dataset, recipe.validation.dataset] if step in _READS_TEXTS else []
+    texts = wanted_texts(recipe).values() if step in _READS_TEXTS else ()
+    addresses = [parse_text(Text.of(section)) for section in texts]
+    local = [each.path.absolute() for each in addresses if isinstance(each, LocalText)]
     store = parameters.get("store", "")
     looked_at = destination = ""
     if step in ("resolve", "publish"):
@@ -53,14 +57,13 @@ def access_of(launch: Launch) -> Access:
         looked_at, destination = destination, ""
     elif step == "publish" and not destination and (folder := _local(store)):
         destination = str(folder.parent / "published")  # as the step chooses
-    paths = [_local(address) for address in (source, looked_at, *texts) if address]
+    paths = [_local(address) for address in (source, looked_at) if address]
     return Access(
-        read=tuple(path for path in (*paths, *launch.artifacts) if path and path.exists()),
+        read=tuple(path for path in (*paths, *local, *launch.artifacts) if path and path.exists()),
         store=_local(store),
         destination=_local(destination),
-        # A text that is no file here is a dataset on the hub.
         network=any(map(_remote, (source, store, looked_at, destination)))
-        or any(text and not Path(text).exists() for text in texts),
+        or any(isinstance(each, (HubText, ObjectText)) for each in addresses),
     )
 
 

@@ -109,6 +109,7 @@ def quantize_pipeline(
                 scratch=cluster.scratch.size if on_cluster else "",
                 store=store,
                 model=model,
+                texts=fetched.outputs["texts"],
             ),
             "plan",
         )
@@ -161,6 +162,7 @@ def quantize_pipeline(
                 device=device,
                 gpus=planned.outputs["validate_gpus"],
                 model=model,
+                plan=planned.outputs["plan"],
                 checkpoint=checkpoint,
             ),
             "validate",

@@ -66,7 +66,7 @@ def load_config(path: Path | str) -> dict[str, Any]:
         problem = error.problems[0]
         raise InvalidInputError.one(str(path), problem.what, problem.remedy) from None
     try:
-        data = config_format.parse(path.read_text(encoding="utf-8"))
+        data = config_format.parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InvalidInputError.one(str(path), f"cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -23,6 +23,7 @@ from quantlib.steps.merge import merge
 from quantlib.steps.plan import plan
 from quantlib.steps.quantize import quantize
 from quantlib.steps.smooth import smooth
+from quantlib.steps.texts import bring_texts
 from quantlib.steps.validate import read_evaluation, validate
 from quantlib.store import Receipt, Store
 
@@ -84,10 +85,11 @@ class QuantizationManager:
             QuantlibError: Input was refused, or a step failed; committed steps stay committed.
         """
         store, recipe, device = self.store, self.recipe, self.device
+        texts = bring_texts(store, recipe)
         model = fetch(store, self.source)
         if validated:
             self._require_shareable(model)
-        ranges = plan(store, recipe, model, 0)
+        ranges = plan(store, recipe, model, texts, 0)
         calibration = calibrate(store, recipe, model, ranges, device)
         smoothing = smooth(store, recipe, model, calibration)
         quantized = [
@@ -99,7 +101,7 @@ class QuantizationManager:
             return QuantizationResult(
                 checkpoint, build_report(store, recipe, checkpoint, None, planned=ranges)
             )
-        validation = validate(store, recipe, model, checkpoint, device, self.gpus)
+        validation = validate(store, recipe, model, ranges, checkpoint, device, self.gpus)
         evaluation = read_evaluation(store, validation)
         report = build_report(store, recipe, checkpoint, evaluation, validation, ranges)
         return QuantizationResult(checkpoint, report)

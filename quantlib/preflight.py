@@ -20,6 +20,7 @@ from quantlib.sources import FolderAddress, parse_address, source_problems
 from quantlib.sources.pinned import split_pin
 from quantlib.sources.space import existing_ancestor
 from quantlib.steps.plan import input_problems as plan_problems
+from quantlib.steps.texts import unread_problems
 from quantlib.store import open_store
 
 
@@ -49,6 +50,8 @@ def input_problems(
             if not store.startswith("s3://"):
                 folder = Path(store.removeprefix("file://"))
                 problems += _space_problems(recipe, checkpoint, adapter, folder, output)
+    else:
+        faults += unread_problems(recipe)
     return problems + faults
 
 
@@ -109,7 +112,7 @@ def store_problems(address: str) -> list[Problem]:
             return []
     except OSError as error:
         return [Problem(address, f"cannot be read: {error.strerror}", "choose another")]
-    if names & {"steps", "blobs"} or names <= {"tmp", "leases"}:
+    if names & {"steps", "blobs", "layout.json"} or names <= {"tmp", "leases"}:
         return []
     return [Problem(address, "is not empty, and no store", "choose another folder for the store")]
 

@@ -109,14 +109,21 @@ class CalibrationSection(Section):
     dataset: Annotated[
         str | None,
         Field(
-            description="A .jsonl, .txt or .parquet file, a folder of them, or the name of a "
-            "`datasets` dataset (name, or name:config). Default: the text that ships with quantlib."
+            description="A .jsonl, .json, .parquet, .csv or .txt file, each also .gz or .zst, a "
+            "folder of them, s3://bucket/prefix, hf://datasets/org/name@revision/path, or the name "
+            "of a data set on the hub (name, or name:config). Default: the text that ships with "
+            "quantlib."
         ),
     ] = None
-    split: Annotated[str, Field(description="Split of a `datasets` dataset.")] = "train"
+    split: Annotated[str, Field(description="Split of a data set on the hub.")] = "train"
     text_field: Annotated[
-        str, Field(description="Field or column that holds the text of a record.")
-    ] = "text"
+        str | None,
+        Field(
+            description="Field or column that holds the text or the messages of a row. Default: "
+            "the first of text, messages, conversations, instruction and output, prompt and "
+            "completion."
+        ),
+    ] = None
     num_samples: Annotated[int, Field(ge=1, description="Token windows to calibrate on.")] = 128
     sequence_length: Annotated[int, Field(ge=8, description="Tokens in a window.")] = 512
     seed: Annotated[int, Field(ge=0, description="Decides which windows are taken.")] = 0
@@ -180,10 +187,15 @@ class ValidationSection(Section):
             "text that ships with quantlib, which shares no source with the calibration text."
         ),
     ] = None
-    split: Annotated[str, Field(description="Split of a `datasets` dataset.")] = "test"
+    split: Annotated[str, Field(description="Split of a data set on the hub.")] = "test"
     text_field: Annotated[
-        str, Field(description="Field or column that holds the text of a record.")
-    ] = "text"
+        str | None,
+        Field(
+            description="Field or column that holds the text or the messages of a row. Default: "
+            "the first of text, messages, conversations, instruction and output, prompt and "
+            "completion."
+        ),
+    ] = None
     num_samples: Annotated[
         int,
         Field(

@@ -18,6 +18,8 @@ from quantlib.sources.pinned import content_digest, pin
 from quantlib.store import open_store
 from quantlib.store.hashing import hash_file
 from quantlib.store.receipt import digest_of
+from quantlib.text.places import Text, find_text
+from quantlib.text.wanted import wanted_texts
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,8 @@ def find_job(
         )
     release = resolve_release(address)
     texts = {
-        name: _text_digest(section.dataset)
-        for name, section in (
-            ("calibration", recipe.calibration),
-            ("validation", recipe.validation),
-        )
+        purpose: find_text(Text.of(section)).version
+        for purpose, section in wanted_texts(recipe).items()
     }
     digest = digest_of(
         {
@@ -147,16 +146,6 @@ def find_job(
         }
     )
     return Job(release, destination, digest, published_of(destination, digest))
-
-
-def _text_digest(dataset: str | None) -> str | None:
-    """The digest of local text; a name on the hub stands for itself."""
-    if dataset is None:
-        return None  # the text that ships is part of the code
-    path = Path(dataset)
-    if path.is_dir():
-        return _digest_of_files(sorted(file for file in path.rglob("*") if file.is_file()))
-    return _digest_of_files([path]) if path.is_file() else dataset
 
 
 def _digest_of_files(files: Sequence[Path]) -> str:

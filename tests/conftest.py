@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ TINY = {
     "pad_token_id": 1,
 }
 
+SHIPPED_TEXTS = Path(__file__).parent.parent / "quantlib/text/data"
+
 MakeModel = Callable[..., Path]
 
 
@@ -49,8 +52,8 @@ def tiny_tokenizer() -> Any:
     """A byte-level BPE of 512 tokens, trained on the held-out text that ships."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from quantlib.calibration.corpus import Text, read_documents
-
+    held_out = SHIPPED_TEXTS / "heldout.jsonl"
+    texts = [json.loads(line)["text"] for line in held_out.read_text(encoding="utf-8").splitlines()]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -60,7 +63,7 @@ def tiny_tokenizer() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(read_documents(Text(None, "evaluation")), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
@@ -137,9 +140,10 @@ def _run_steps(store: Store, recipe: Recipe, source: Path) -> Made:
     from quantlib.steps.plan import plan
     from quantlib.steps.quantize import quantize
     from quantlib.steps.smooth import smooth
+    from quantlib.steps.texts import bring_texts
 
-    model = fetch(store, str(source))
-    planned = plan(store, recipe, model, 0)
+    model, texts = fetch(store, str(source)), bring_texts(store, recipe)
+    planned = plan(store, recipe, model, texts, 0)
     calibration = calibrate(store, recipe, model, planned, "cpu")
     smoothing = smooth(store, recipe, model, calibration)
     quantized = [

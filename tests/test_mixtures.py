@@ -347,10 +347,10 @@ def test_the_gate_refuses_what_saw_too_few_tokens(
         )
 
     made = run_steps(store, recipe_with("transformers", 1), mixtral)
-    passed = validate(store, made.recipe, made.model, made.checkpoint, "cpu")
+    passed = validate(store, made.recipe, made.model, made.plan, made.checkpoint, "cpu")
     assert passed.facts["verdict"] == "passed"
     strict = recipe_with("transformers", 0)
-    failed = validate(store, strict, made.model, made.checkpoint, "cpu")
+    failed = validate(store, strict, made.model, made.plan, made.checkpoint, "cpu")
     assert failed.facts["verdict"] == "failed"
     assert "too few calibration tokens came to" in failed.facts["reason"]
     report = build_report(store, strict, made.checkpoint, read_evaluation(store, failed), failed)
@@ -360,4 +360,4 @@ def test_the_gate_refuses_what_saw_too_few_tokens(
     assert check.value == len(few) / (4 * 4)
     if (vllm := installed_vllm()) is not None and vllm.on_cpu:
         with pytest.raises(InvalidInputError, match="AMX"):
-            validate(store, recipe_with("vllm", 1), made.model, made.checkpoint, "cpu")
+            validate(store, recipe_with("vllm", 1), made.model, made.plan, made.checkpoint, "cpu")

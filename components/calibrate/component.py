@@ -25,7 +25,7 @@ def calibrate(
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         device: auto, cpu or cuda.
         model: Receipt of the model.
-        plan: Receipt of the plan, which says where the ranges begin.
+        plan: Receipt of the plan, which says where the ranges begin, and names the windows of text.
         calibration: Receipt of the hidden states and statistics.
         summary: What the step did, for the run's page.
     """

@@ -11,11 +11,13 @@ def fetch(
     source: str,
     store: str,
     model: dsl.Output[dsl.Artifact],
+    texts: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
 ) -> dsl.ContainerSpec:
-    """Fetches a model into the store as safetensors.
+    """Fetches a model into the store as safetensors, and the texts of the recipe.
 
-    The source is resolved to a commit or a content digest, a GGUF file is dequantized, and only
+    The texts come first, so that one that is not there is refused before the model is fetched. The
+    source is resolved to a commit or a content digest, a GGUF file is dequantized, and only
     weights, tokenizer and config files are taken. This is the only step that reads from the hub.
 
     Args:
@@ -24,6 +26,7 @@ def fetch(
             recipe's model.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         model: Receipt of the model in the store.
+        texts: Receipt of the calibration and evaluation texts in the store.
         summary: What the step did, for the run's page.
     """
     return step_container("fetch")

@@ -16,6 +16,7 @@ def plan(
     scratch: str,
     store: str,
     model: dsl.Input[dsl.Artifact],
+    texts: dsl.Input[dsl.Artifact],
     plan: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
     ranges: dsl.OutputPath(list[str]),  # type: ignore[valid-type]  # kfp's notation
@@ -31,9 +32,9 @@ def plan(
 ) -> dsl.ContainerSpec:
     """Divides the model's blocks into ranges that are quantized in parallel.
 
-    Checks the recipe against the model, and balances the ranges by their number of parameters.
-    What cannot fit a GPU's memory, a node's GPUs or a step's disk ends here, and so does what vLLM
-    would not load.
+    Checks the recipe against the model, turns the texts into windows of tokens, and balances the
+    ranges by their number of parameters. What cannot fit a GPU's memory, a node's GPUs or a step's
+    disk ends here, and so does what vLLM would not load.
 
     Args:
         recipe: Recipe, as YAML or JSON text.
@@ -44,6 +45,7 @@ def plan(
         scratch: Local disk of a step, such as 400Gi. Empty: not limited.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         model: Receipt of the model.
+        texts: Receipt of the texts.
         plan: Receipt of the plan.
         summary: What the run is expected to take, as a table.
         ranges: The ranges, each as first block and end, such as "0:10".

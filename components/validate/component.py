@@ -13,6 +13,7 @@ def validate(
     device: str,
     gpus: str,
     model: dsl.Input[dsl.Artifact],
+    plan: dsl.Input[dsl.Artifact],
     checkpoint: dsl.Input[dsl.Artifact],
     validation: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
@@ -32,6 +33,7 @@ def validate(
         device: auto, cpu or cuda.
         gpus: GPUs that share the model, by the plan; 0 for none.
         model: Receipt of the original model.
+        plan: Receipt of the plan, which names the windows of text.
         checkpoint: Receipt of the checkpoint.
         validation: Receipt of the measurements.
         summary: What the step did, for the run's page.

@@ -1,1 +1,1 @@
-"""Calibration: text to token windows, hidden states at range boundaries, channel statistics."""
+"""What quantizers learn of the inputs of linears, and what came to each expert."""

@@ -72,7 +72,7 @@ Examples:
 @click.option("--layer-wise", is_flag=True, help="Quantize only the blocks of --layers.")
 @click.option("--layers", callback=_layers, help="Block indices: 0,1,2. The rest stays exact.")
 @click.option("--outlier-suppression", help="smooth_quant.")
-@click.option("--calibration-dataset", help="Text file, folder, or `datasets` name.")
+@click.option("--calibration-dataset", help="File or folder of text, s3://…, hf://datasets/….")
 @click.option("--num-samples", type=int, help="Calibration windows. Default: 128.")
 @click.option("--sequence-length", type=int, help="Tokens in a window. Default: 512.")
 @click.option("--num-ranges", type=int, help="Independent ranges of blocks. Default: 1.")

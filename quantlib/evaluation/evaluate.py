@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from quantlib.calibration.corpus import Windows
 from quantlib.evaluation.engines import EngineChoice
 from quantlib.evaluation.gate import Figures
 from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
@@ -20,6 +19,7 @@ from quantlib.evaluation.original import make_servable
 from quantlib.evaluation.process import Workers
 from quantlib.progress import progress_bar
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
+from quantlib.text.windows import Windows
 
 REFERENCE_STEP = "reference"
 COMPLETIONS_NAME = "completions.json"
@@ -39,6 +39,7 @@ class Setting:
         device: auto, cpu or cuda.
         dtype: bfloat16 or float16.
         windows: The held-out text.
+        windowed: Receipt of the windows.
         tokenizer: Of the models.
         prompts: To be completed by both.
         max_new_tokens: At most so many tokens per prompt.
@@ -50,6 +51,7 @@ class Setting:
     device: str
     dtype: str
     windows: Windows
+    windowed: Receipt
     tokenizer: Tokenizer
     prompts: tuple[str, ...]
     max_new_tokens: int
@@ -66,10 +68,12 @@ class Setting:
             "windows": windows,
             "sequence_length": sequence_length,
             "tokens": windows * sequence_length,
+            "content": self.windows.content,
+            "read": self.windows.read,
         }
 
     def parameters(self) -> dict[str, Any]:
-        """What decides a model's predictions, besides the model."""
+        """What decides a model's predictions, besides the model and the windows."""
         shared = self.tensor_parallel_size
         return {
             **({"tensor_parallel_size": shared} if shared > 1 else {}),
@@ -77,7 +81,6 @@ class Setting:
             "engine_version": self.engine.version,
             "device": self.device,
             "dtype": self.dtype,
-            "text": self.windows.digest,
             "prompts": list(self.prompts),
             "max_new_tokens": self.max_new_tokens,
         }
@@ -103,9 +106,8 @@ def run_original(store: Store, setting: Setting, model: Receipt, workers: Worker
         output.add_json(COMPLETIONS_NAME, outcome.completions)
         output.facts = {"device": outcome.device, "numerics": outcome.numerics}
 
-    return commit_step(
-        store, REFERENCE_STEP, setting.parameters(), {"model": model}, work, setting.numerics
-    )
+    inputs = {"model": model, "windows": setting.windowed}
+    return commit_step(store, REFERENCE_STEP, setting.parameters(), inputs, work, setting.numerics)
 
 
 def run_quantized(

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
-from quantlib.calibration.corpus import load_tokenizer
-from quantlib.calibration.inputs import evaluation_windows
 from quantlib.checkpoint.source import StoreSource
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.published import Published
 from quantlib.recipe import parse_recipe
+from quantlib.steps.texts import windows_without_store
+from quantlib.text.tokenizer import load_tokenizer
 
 _WORDS = 3
 _WINDOWS = 4
@@ -75,7 +75,7 @@ def expected_of(published: Published) -> Expected:
     source = StoreSource(published.store)
     recipe = parse_recipe(published.report.recipe)
     tokenizer = load_tokenizer(source)
-    windows = evaluation_windows(recipe, source)
+    windows = windows_without_store(recipe.validation, source)
     if windows.digest != evaluation.text.digest:
         raise InvalidInputError.one(
             "held-out text",

@@ -116,6 +116,16 @@ class Sizes(Part):
         return self.bytes_original / self.bytes_quantized if self.bytes_quantized else float("nan")
 
 
+class TextRead(Part):
+    """What was read of a text."""
+
+    rows: Annotated[int, Field(description="Rows that were read before there was enough.")]
+    used: Annotated[dict[str, int], Field(description="Rows by what they were recognized as.")]
+    left_out: Annotated[dict[str, int], Field(description="Rows that were not used, by reason.")]
+    examples: Annotated[tuple[str, ...], Field(description="The first of those.")]
+    in_words: str
+
+
 class CalibrationText(Part):
     """The text that the model was calibrated on."""
 
@@ -125,6 +135,8 @@ class CalibrationText(Part):
     sequence_length: int
     tokens: int
     shipped: Annotated[bool, Field(description="It is the text that ships with quantlib.")]
+    content: Annotated[Digest | None, Field(description="Digest of the text's files.")] = None
+    read: TextRead | None = None
 
 
 class EvaluationText(Part):
@@ -135,6 +147,8 @@ class EvaluationText(Part):
     windows: int
     sequence_length: int
     tokens: int
+    content: Digest | None = None
+    read: TextRead | None = None
 
 
 class Performance(Part):

@@ -73,6 +73,8 @@ def _calibrated(receipt: Receipt) -> Iterator[Row]:
         yield "calibration", "none: the method looks at no activations"
         return
     yield "text", text["source"]
+    yield "read", text["read"]["in_words"]
+    yield "digest of its files", text["content"]
     yield "digest of its tokens", text["digest"]
     windows = f"{plural(text['samples'], 'window')} of {integer(text['sequence_length'])}"
     yield "tokens", f"{integer(text['tokens'])}: {windows}"
@@ -131,8 +133,16 @@ def _published(receipt: Receipt) -> Iterator[Row]:
     yield "promote it", f"`quantlib promote {address} --service NAME --namespace NAMESPACE`"
 
 
+def _text(receipt: Receipt) -> Iterator[Row]:
+    yield "text", receipt.parameters["name"]
+    for name, value in receipt.parameters["origin"].items():
+        yield name, str(value)
+    yield "digest", receipt.facts["digest"]
+
+
 _FACTS: dict[str, Callable[[Receipt], Iterator[Row]]] = {
     "fetch": _fetched,
+    "text": _text,
     "calibrate": _calibrated,
     "smooth": _smoothed,
     "quantize": _quantized,

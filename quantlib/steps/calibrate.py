@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quantlib.calibration.corpus import Windows
-from quantlib.calibration.inputs import calibration_windows
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.compatibility import needs_calibration, needs_hidden_states
 from quantlib.models import open_model
@@ -21,7 +19,9 @@ from quantlib.report.summary import step_summary
 from quantlib.steps.contract import StepCall
 from quantlib.steps.kept import Kept
 from quantlib.steps.plan import parse_range
+from quantlib.steps.texts import input_of, read_windows
 from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step
+from quantlib.text.windows import Windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +41,9 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
 
     Args:
         store: Where the steps' files are.
-        recipe: Names the text, and decides what is needed.
+        recipe: Decides what is needed.
         model: Receipt of the fetch step.
-        plan: Receipt of the plan step.
+        plan: Receipt of the plan step, which names the windows.
         device: auto, cpu or cuda.
 
     Returns:
@@ -62,7 +62,6 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
     observed_to = 0 if suppressor is None else ranges[-1][1]
     calibrated = needs_calibration(recipe)
     parameters = {
-        "calibration": recipe.calibration.model_dump(mode="json") if calibrated else None,
         "boundaries": boundaries,
         "statistics_to": observed_to,
         "statistics": {} if suppressor is None else suppressor.statistics_key(recipe.quantization),
@@ -74,12 +73,12 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
 
     from quantlib.compute import numerics, resolve_device
 
-    source = ReceiptSource(store, model)
-    checkpoint, adapter = open_model(source)
+    windowed = input_of(store, plan, "calibration")
+    windows = read_windows(store, windowed)
+    checkpoint, adapter = open_model(ReceiptSource(store, model))
     streamed = adapter.load_model(checkpoint, resolve_device(device))
 
     def work(output: StepOutput) -> None:
-        windows = calibration_windows(recipe, source)
         output.facts["text"] = {
             "source": windows.source,
             "digest": windows.digest,
@@ -87,10 +86,13 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
             "sequence_length": windows.tokens.shape[1],
             "tokens": windows.tokens.size,
             "shipped": windows.shipped,
+            "content": windows.content,
+            "read": windows.read,
         }
         _collect(windows, streamed, boundaries, suppressor, observed_to, recipe, output)
 
     rounding = numerics(streamed.device, streamed.stored_dtype)
+    inputs = inputs | {"windows": windowed}
     return commit_step(store, "calibrate", parameters, inputs, work, rounding)
 
 

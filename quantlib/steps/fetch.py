@@ -1,4 +1,4 @@
-"""fetch: brings a model into the store, examined and described.
+"""fetch: brings a model into the store, examined and described, and the texts of a recipe.
 
 Nothing but weights in safetensors, the config and the tokenizer is taken; code that a model brings
 is neither copied nor run.
@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from quantlib.errors import InvalidInputError
 from quantlib.progress import progress_bar
 from quantlib.recipe import recipe_from_text
 from quantlib.report.summary import step_summary
-from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
+from quantlib.sources import (
+    FolderAddress,
+    GgufAddress,
+    HubAddress,
+    S3Address,
+    parse_address,
+    source_problems,
+)
 from quantlib.sources.folder import examine_folder
 from quantlib.sources.gguf import convert_gguf
 from quantlib.sources.gguf_model import open_gguf
@@ -20,7 +28,8 @@ from quantlib.sources.pinned import content_digest, require_pinned, split_pin
 from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.steps.contract import StepCall
 from quantlib.steps.outer import separate_outer
-from quantlib.store import Receipt, StepOutput, Store, commit_step, open_store
+from quantlib.steps.texts import bring_texts
+from quantlib.store import Receipt, StepOutput, Store, commit_step, open_store, read_lineage
 from quantlib.store.receipt import files_digest
 
 STEP = "fetch"
@@ -60,12 +69,19 @@ def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> R
 
 
 def main(call: StepCall) -> None:
-    source = call.text("source") or recipe_from_text(call.text("recipe")).model or ""
-    store = call.store()
+    recipe, store = recipe_from_text(call.text("recipe")), call.store()
+    source = call.text("source") or recipe.model or ""
+    if problems := source_problems(source):
+        raise InvalidInputError(problems)
+    # First, since they are small: what is not there is refused before the model is fetched.
+    texts = bring_texts(store, recipe)
     model = fetch(store, source)
     separate_outer(store, model)
     call.write_receipt("model", store, model)
-    call.write_artifact("summary", step_summary(store, model).encode())
+    call.write_receipt("texts", store, texts)
+    pages = [step_summary(store, model)]
+    pages += [step_summary(store, text) for text in read_lineage(store, texts) if text.files]
+    call.write_artifact("summary", "\n".join(pages).encode())
 
 
 def _fetch_folder(store: Store, path: Path, pinned: str | None, progress: ShowProgress) -> Receipt:

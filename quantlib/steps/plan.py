@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from quantlib.calibration.inputs import calibration_windows, evaluation_windows
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource, ReceiptSource
-from quantlib.compatibility import exact_linears, needs_calibration
+from quantlib.compatibility import exact_linears
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
 from quantlib.model_compatibility import model_problems
@@ -26,6 +25,7 @@ from quantlib.planning.show import markdown
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.contract import StepCall
 from quantlib.steps.resolved import resolved_quantization, resolved_suppression
+from quantlib.steps.texts import make_all_windows, text_problems
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
 
 AUTO = -1
@@ -36,42 +36,46 @@ def plan(
     store: Store,
     recipe: Recipe,
     model: Receipt,
+    texts: Receipt,
     num_ranges: int,
     hardware: Hardware | None = None,
     parallel: int = 1,
 ) -> Receipt:
     """Checks everything that can be checked before expensive work, and chooses the ranges.
 
-    Where vLLM is installed, it builds the quantized model with dummy weights.
+    The texts are turned into windows of tokens here, for all steps that read them. Where vLLM is
+    installed, it builds the quantized model with dummy weights.
 
     Args:
         store: Where the steps' files are.
         recipe: What to do.
         model: Receipt of the fetch step.
+        texts: Receipt of the texts.
         num_ranges: Ranges wanted; 0 for as many as the recipe says, ``AUTO`` for as many as end
             soonest.
         hardware: What they are quantized on; needed for ``AUTO``.
         parallel: How many are quantized at the same time, for ``AUTO``.
 
     Returns:
-        A receipt whose fact ``ranges`` lists the ranges, ``"0:8"``.
+        A receipt whose fact ``ranges`` lists the ranges, ``"0:8"``, and which rests on the windows
+        of the texts.
 
     Raises:
         InvalidInputError: Recipe, model and texts do not go together; all problems at once. Or
             vLLM refuses the model.
     """
+    source = ReceiptSource(store, model)
+    checkpoint, adapter = open_model(source)
+    windows, problems = make_all_windows(store, recipe, texts, checkpoint, adapter)
+    problems = model_problems(recipe, checkpoint, adapter) + problems
+    if problems:
+        raise InvalidInputError(problems)
     wanted = num_ranges or recipe.num_ranges
     if num_ranges == AUTO:
         assert hardware is not None
-        checkpoint, adapter = open_model(ReceiptSource(store, model))
         wanted = estimate_run(recipe, checkpoint, adapter, hardware, parallel).chosen.ranges
 
     def work(output: StepOutput) -> None:
-        source = ReceiptSource(store, model)
-        problems = input_problems(recipe, source)
-        if problems:
-            raise InvalidInputError(problems)
-        checkpoint, adapter = open_model(source)
         ranges = plan_ranges(recipe, checkpoint, adapter, wanted)
         output.facts["ranges"] = [f"{start}:{stop}" for start, stop in ranges]
         output.facts["blocks"] = adapter.blocks
@@ -79,13 +83,11 @@ def plan(
 
     parameters = {
         "quantization": resolved_quantization(recipe.quantization),
-        "calibration": recipe.calibration.model_dump(mode="json"),
-        "validation": recipe.validation.model_dump(mode="json"),
         "serving": recipe.serving.model_dump(mode="json"),
         "outlier_suppression": resolved_suppression(recipe.outlier_suppression),
         "num_ranges": wanted,
     }
-    return commit_step(store, "plan", parameters, {"model": model}, work)
+    return commit_step(store, "plan", parameters, {"model": model, **windows}, work)
 
 
 def input_problems(recipe: Recipe, source: FileSource) -> list[Problem]:
@@ -94,16 +96,10 @@ def input_problems(recipe: Recipe, source: FileSource) -> list[Problem]:
         checkpoint, adapter = open_model(source)
     except InvalidInputError as error:
         return list(error.problems)
-    problems = model_problems(recipe, checkpoint, adapter)
-    texts = [evaluation_windows]
-    if needs_calibration(recipe):
-        texts.append(calibration_windows)
-    for windows in texts:
-        try:
-            windows(recipe, source)
-        except InvalidInputError as error:
-            problems += error.problems
-    return problems
+    return [
+        *model_problems(recipe, checkpoint, adapter),
+        *text_problems(recipe, source, checkpoint, adapter),
+    ]
 
 
 def plan_ranges(
@@ -212,7 +208,7 @@ def main(call: StepCall) -> None:
         )
     limits = _limits(call, store)
     _require_fit(store, recipe, model, hardware, parallel, limits)
-    receipt = plan(store, recipe, model, num_ranges, hardware, parallel)
+    receipt = plan(store, recipe, model, call.receipt("texts"), num_ranges, hardware, parallel)
     ranges = receipt.facts["ranges"]
     checkpoint, adapter = open_model(ReceiptSource(store, model))
     estimate = estimate_run(

@@ -9,8 +9,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from quantlib.calibration.corpus import load_tokenizer
-from quantlib.calibration.inputs import evaluation_windows
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import choose_engine
@@ -31,7 +29,9 @@ from quantlib.report.html import render_brief_html, render_html
 from quantlib.report.model import HTML_NAME, JSON_NAME
 from quantlib.report.summary import step_summary
 from quantlib.steps.contract import ARTIFACT_BYTES, StepCall
+from quantlib.steps.texts import input_of, read_windows
 from quantlib.store import Receipt, StepOutput, Store, commit_step, read_lineage
+from quantlib.text.tokenizer import load_tokenizer
 
 STEP = "validate"
 EVALUATION_NAME = "evaluation.json"
@@ -41,6 +41,7 @@ def validate(
     store: Store,
     recipe: Recipe,
     model: Receipt,
+    planned: Receipt,
     checkpoint: Receipt,
     device: str = "auto",
     gpus: int = 1,
@@ -54,18 +55,17 @@ def validate(
         store: Where the steps' files are.
         recipe: What to judge by.
         model: The fetch step's receipt.
+        planned: The plan step's receipt, which names the windows of the held-out text.
         checkpoint: The merge step's receipt.
         device: auto, cpu or cuda.
         gpus: What each of the two models is spread over.
 
     Raises:
-        InvalidInputError: The engine is not installed or cannot spread a model, or there is too
-            little held-out text.
+        InvalidInputError: The engine is not installed or cannot spread a model.
         QuantlibError: The engine failed; the message ends with the last lines of its log.
     """
-    setting = _setting(store, recipe, model, checkpoint, device, gpus)
+    setting = _setting(store, recipe, model, planned, checkpoint, device, gpus)
     parameters = {
-        "text_source": setting.windows.source,
         "fallback_reason": setting.engine.fallback_reason,
         "thresholds": recipe.validation.thresholds.model_dump(mode="json"),
     }
@@ -107,7 +107,8 @@ def main(call: StepCall) -> None:
     store = call.store()
     recipe = recipe_from_text(call.text("recipe"))
     model, checkpoint = call.receipt("model"), call.receipt("checkpoint")
-    receipt = validate(store, recipe, model, checkpoint, call.text("device"), _gpus(call))
+    planned = call.receipt("plan")
+    receipt = validate(store, recipe, model, planned, checkpoint, call.text("device"), _gpus(call))
     evaluation = read_evaluation(store, receipt)
     report = build_report(store, recipe, checkpoint, evaluation, receipt)
     call.write_receipt("validation", store, receipt)
@@ -134,13 +135,20 @@ def _gpus(call: StepCall) -> int:
 
 
 def _setting(
-    store: Store, recipe: Recipe, model: Receipt, checkpoint: Receipt, device: str, gpus: int
+    store: Store,
+    recipe: Recipe,
+    model: Receipt,
+    planned: Receipt,
+    checkpoint: Receipt,
+    device: str,
+    gpus: int,
 ) -> Setting:
     import torch
 
     from quantlib.compute import numerics, resolve_device
 
     section = recipe.validation
+    windowed = input_of(store, planned, "evaluation")
     source = ReceiptSource(store, model)
     dtype = checkpoint.facts["serve"]["dtype"]
     _, adapter = open_model(source)
@@ -150,7 +158,8 @@ def _setting(
         engine=engine,
         device=device,
         dtype=dtype,
-        windows=evaluation_windows(recipe, source),
+        windows=read_windows(store, windowed),
+        windowed=windowed,
         tokenizer=load_tokenizer(source),
         prompts=section.prompts,
         max_new_tokens=section.max_new_tokens,

@@ -21,10 +21,10 @@ INTERFACES = {
         "",
         "needed release job",
     ),
-    "fetch": ("recipe source store", "", "model summary", ""),
+    "fetch": ("recipe source store", "", "model texts summary", ""),
     "plan": (
         "recipe num_ranges gpu parallel node_gpus scratch store",
-        "model",
+        "model texts",
         "plan summary",
         "ranges calibrate_memory calibrate_cpus calibrate_gpus quantize_memory quantize_cpus "
         "quantize_gpus validate_memory validate_cpus validate_gpus",
@@ -40,7 +40,7 @@ INTERFACES = {
     "merge": ("recipe store", "model quantized", "checkpoint summary", ""),
     "validate": (
         "recipe store device gpus",
-        "model checkpoint",
+        "model plan checkpoint",
         "validation summary metrics report",
         "verdict reason",
     ),

@@ -24,6 +24,7 @@ from quantlib.quantizers.minmax import MinMaxQuantizer
 from quantlib.recipe import Recipe
 from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import plan
+from quantlib.steps.texts import bring_texts
 from quantlib.store import LocalStore, run_facts
 
 MakeRecipe = Callable[..., Recipe]
@@ -105,7 +106,8 @@ def test_where_nothing_can_be_tried_the_reason_is_told(
 def test_the_report_of_a_plan_says_what_was_tried(
     store: LocalStore, tiny_llama: Path, small_recipe: MakeRecipe
 ) -> None:
-    planned = plan(store, small_recipe(), fetch(store, str(tiny_llama)), 0)
+    recipe, model = small_recipe(), fetch(store, str(tiny_llama))
+    planned = plan(store, recipe, model, bring_texts(store, recipe), 0)
     (remark,) = run_facts(store, planned)["remarks"]
     assert remark.startswith("Not tried with dummy weights: ")
     assert "remarks" not in planned.facts
@@ -192,11 +194,11 @@ def test_vllm_is_asked_before_calibration(
     for name, quantizer in (("ordered_groups", OrderedGroups), ("other_size", OtherSize)):
         monkeypatch.setitem(quantizer_registry._parts, name, quantizer)
     recipe = small_recipe(quantization={"method": method, "format": "gptq"})
-    model = fetch(store, str(tiny_llama))
+    model, texts = fetch(store, str(tiny_llama)), bring_texts(store, recipe)
     if reason is None:
-        (remark,) = run_facts(store, plan(store, recipe, model, 0))["remarks"]
+        (remark,) = run_facts(store, plan(store, recipe, model, texts, 0))["remarks"]
         assert remark.endswith("loaded the model with dummy weights on cpu.")
         return
     with pytest.raises(InvalidInputError, match=reason):
-        plan(store, recipe, model, 0)
+        plan(store, recipe, model, texts, 0)
     assert not (store.root / "steps" / "plan").exists()

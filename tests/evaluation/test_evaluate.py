@@ -10,9 +10,10 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from quantlib.calibration.corpus import Windows
 from quantlib.evaluation.engines import EngineChoice
 from quantlib.evaluation.evaluate import Setting, summarize
+from quantlib.store import Receipt
+from quantlib.text.windows import Windows
 
 RANDOM = np.random.default_rng(0)
 KL = RANDOM.uniform(size=(5, 30)).astype(np.float32)
@@ -52,9 +53,18 @@ def test_a_huge_loss_gives_an_infinite_perplexity() -> None:
 
 
 def test_several_gpus_are_part_of_what_decides_the_predictions() -> None:
-    windows = Windows(np.zeros((2, 8), np.int64), "text", "digest")
+    windows = Windows(np.zeros((2, 8), np.int64), "text", False, "sha256:1", {})
+    windowed = Receipt(step="windows", key="1" * 64, code={}, parameters={}, inputs={}, files={})
     setting = Setting(
-        EngineChoice("vllm", "1"), "cuda", "bfloat16", windows, Tokenizer(BPE()), (), 4, {}
+        EngineChoice("vllm", "1"),
+        "cuda",
+        "bfloat16",
+        windows,
+        windowed,
+        Tokenizer(BPE()),
+        (),
+        4,
+        {},
     )
     assert "tensor_parallel_size" not in setting.parameters()
     spread = dataclasses.replace(setting, tensor_parallel_size=2)

@@ -19,6 +19,7 @@ from quantlib.steps.merge import merge
 from quantlib.steps.plan import input_problems, plan
 from quantlib.steps.quantize import quantize
 from quantlib.steps.smooth import smooth
+from quantlib.steps.texts import bring_texts
 from quantlib.store import LocalStore
 
 MakeModel = Callable[..., Path]
@@ -82,7 +83,7 @@ def test_what_is_written_is_what_vllm_knows(
     redressed(folder, "", architectures=["Gemma3TextModel"])
     recipe = small_recipe(quantization={"method": "minmax", "layers": [1]})
     model = fetch(store, str(folder))
-    planned = plan(store, recipe, model, 1)
+    planned = plan(store, recipe, model, bring_texts(store, recipe), 1)
     calibrated = calibrate(store, recipe, model, planned, "cpu")
     smoothed = smooth(store, recipe, model, calibrated)
     ranges = [

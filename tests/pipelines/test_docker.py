@@ -159,17 +159,16 @@ def test_every_step_reaches_what_it_needs_and_no_more(launch: Launch, files: Pat
     receipt, store = files / "receipt", files / "store"
     texts = (files / "texts.jsonl", files / "held-out.jsonl")
     assert access(launch, "fetch", files, source="") == Access(
-        (files / "model.gguf", receipt), store, None, network=False
+        (files / "model.gguf", *texts, receipt), store, None, network=False
     )
     pinned = f"{files / 'model.gguf'}#sha256:{'0' * 64}"
-    assert access(launch, "fetch", files, source=pinned).read == (files / "model.gguf", receipt)
+    found = access(launch, "fetch", files, source=pinned).read
+    assert found == (files / "model.gguf", *texts, receipt)
     (files / "out").mkdir()
     assert access(launch, "resolve", files, source="", destination=str(files / "out")) == Access(
         (files / "model.gguf", files / "out", *texts, receipt), store, None, network=False
     )
-    for step in ("plan", "calibrate", "validate"):
-        assert access(launch, step, files) == Access((*texts, receipt), store, None, network=False)
-    for step in ("smooth", "quantize[0:8]", "merge"):
+    for step in ("plan", "calibrate", "validate", "smooth", "quantize[0:8]", "merge"):
         assert access(launch, step, files) == Access((receipt,), store, None, network=False)
     assert access(launch, "publish", files, destination="") == Access(
         (receipt,), store, files / "published", network=False
@@ -184,8 +183,10 @@ def test_the_network_is_for_what_is_elsewhere(launch: Launch, files: Path) -> No
     assert not access(launch, "fetch", files, source=str(files / "missing")).network
     assert not access(launch, "plan", files, source="hf://org/name@main").network
     on_hub = "calibration: {dataset: 'org/texts'}"
-    assert access(launch, "calibrate", files, recipe=on_hub).network
-    assert not access(launch, "quantize[0:8]", files, recipe=on_hub).network
+    assert access(launch, "fetch", files, recipe=on_hub, source="").network
+    in_storage = "validation: {dataset: 's3://bucket/held-out.jsonl'}"
+    assert access(launch, "fetch", files, recipe=in_storage, source="").network
+    assert not access(launch, "calibrate", files, recipe=on_hub).network
     in_bucket = access(launch, "merge", files, store="s3://bucket/prefix")
     assert in_bucket.network
     assert in_bucket.store is None

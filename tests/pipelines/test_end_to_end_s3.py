@@ -1,5 +1,6 @@
 """The compiled pipeline with model, store and published checkpoint in a bucket of a real server."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -13,13 +14,15 @@ from recipes import QUICK
 from quantlib.report.manifest import verify_published
 from quantlib.store import open_store
 
+SHIPPED_TEXTS = Path(__file__).parents[2] / "quantlib/text/data"
 LAUNCHER_BYTES = 16 * 1024
 SECRET = s3.OWNER[1]
 
 
 def run(folder: Path, address: str, *more: str) -> subprocess.CompletedProcess[str]:
     recipe = folder / "recipe.json"
-    recipe.write_text(json.dumps(QUICK))
+    calibration = QUICK["calibration"] | {"dataset": f"{address}/texts/prompts.jsonl.gz"}
+    recipe.write_text(json.dumps(QUICK | {"calibration": calibration}))
     command = [sys.executable, "-m", "pipelines", "run", str(recipe), "--parallel", "2"]
     command += ["--model", f"{address}/models/tiny", "--store", f"{address}/store"]
     command += ["--publish-to", f"{address}/published", "--run-dir", str(folder / "run")]
@@ -35,12 +38,17 @@ def test_everything_in_a_bucket(
     models = open_store(f"{s3_address}/models/tiny")
     for path in tiny_llama.iterdir():
         models.import_file(path, path.name)
+    text = gzip.compress((SHIPPED_TEXTS / "calibration.jsonl").read_bytes())
+    open_store(f"{s3_address}/texts").put_bytes(text, "prompts.jsonl.gz")
     result = run(tmp_path, s3_address)
     assert result.returncode == 0, result.stdout + result.stderr
     outcome = json.loads((tmp_path / "run" / "run.json").read_text())
     published = open_store(outcome["tasks"]["publish"]["outputs"]["parameters"]["address"])
     verify_published(published)
     assert published.address.startswith(f"{s3_address}/published/llama/")
+    report = json.loads(bytes(published.read("quantization_report.json")))
+    assert report["calibration"]["source"] == "prompts.jsonl.gz"
+    assert list(report["calibration"]["read"]["used"]) == ["text"]
 
     written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     for path in written:

@@ -65,6 +65,7 @@ def test_data_flows_as_designed(pipeline: Pipeline) -> None:
     channel = "pipelinechannel--"
     assert flow == {
         "plan.model": "fetch.model",
+        "plan.texts": "fetch.texts",
         "calibrate.model": "fetch.model",
         "calibrate.plan": "plan.plan",
         "smooth.model": "fetch.model",
@@ -79,6 +80,7 @@ def test_data_flows_as_designed(pipeline: Pipeline) -> None:
         "merge.model": "fetch.model",
         "merge.quantized": f"for-loop-1.{channel}quantize-quantized",
         "validate.model": "fetch.model",
+        "validate.plan": "plan.plan",
         "validate.checkpoint": "merge.checkpoint",
         "validate.gpus": "plan.validate_gpus",
         f"condition-branches-2.{channel}merge-checkpoint": "merge.checkpoint",

@@ -24,6 +24,7 @@ from quantlib.recipe import Recipe
 from quantlib.steps.contract import StepCall
 from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import main, plan
+from quantlib.steps.texts import bring_texts
 from quantlib.store import LocalStore
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -213,6 +214,7 @@ def test_the_step_goes_by_the_same_numbers(
     store = LocalStore(tmp_path / "store")
     model = fetch(store, str(tiny_llama))
     (tmp_path / "model.json").write_bytes(model.to_json())
+    (tmp_path / "texts.json").write_bytes(bring_texts(store, small_recipe()).to_json())
     recipe = small_recipe(calibration={"num_samples": 100_000})
     values: dict[str, Any] = {
         "recipe": recipe.canonical_json(),
@@ -231,7 +233,8 @@ def test_the_step_goes_by_the_same_numbers(
                 "inputs": {
                     "parameterValues": values,
                     "artifacts": {
-                        "model": {"artifacts": [{"uri": f"file://{tmp_path}/model.json"}]}
+                        name: {"artifacts": [{"uri": f"file://{tmp_path}/{name}.json"}]}
+                        for name in ("model", "texts")
                     },
                 },
                 "outputs": {
@@ -281,5 +284,6 @@ def test_automatic_ranges_are_in_the_plans_key(
 ) -> None:
     store = LocalStore(tmp_path / "store")
     model = fetch(store, str(tiny_llama))
-    automatic = plan(store, small_recipe(), model, -1, H100, 8)
-    assert automatic == plan(store, small_recipe(), model, 1)
+    texts = bring_texts(store, small_recipe())
+    automatic = plan(store, small_recipe(), model, texts, -1, H100, 8)
+    assert automatic == plan(store, small_recipe(), model, texts, 1)

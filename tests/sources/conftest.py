@@ -221,7 +221,8 @@ class Hub:
     """A model hub with one repository, and what was asked of it.
 
     Attributes:
-        files: What the repository holds at its only commit.
+        dataset: Whether the repository is a data set.
+        files: What it holds at its only commit.
         sent: What is sent instead of a file, to damage it on the way.
         gated: Answer 403 to every file.
         token: What must be sent to see anything, if it is set.
@@ -232,6 +233,7 @@ class Hub:
 
     url: str
     repo: str = "org/tiny"
+    dataset: bool = False
     commit: str = "c0ffee" * 6 + "c0de"
     files: dict[str, bytes] = field(default_factory=dict)
     sent: dict[str, bytes] = field(default_factory=dict)
@@ -286,8 +288,10 @@ class HubHandler(BaseHTTPRequestHandler):
             return self.send(429, {"Retry-After": "0"})
         if hub.token and authorization != f"Bearer {hub.token}":
             return self.send(401, {})
-        if path.startswith("/api/models/"):
-            return self.send_info(path.removeprefix("/api/models/"))
+        kind = "/datasets" if hub.dataset else ""
+        if path.startswith(f"/api{kind or '/models'}/"):
+            return self.send_info(path.removeprefix(f"/api{kind or '/models'}/"))
+        path = path.removeprefix(kind)
         repo, _, rest = path.removeprefix("/").partition("/resolve/")
         revision, _, name = rest.partition("/")
         if repo != hub.repo or revision != hub.commit:
@@ -304,7 +308,7 @@ class HubHandler(BaseHTTPRequestHandler):
         repo, _, revision = path.partition("/revision/")
         if repo != hub.repo:
             return self.send(404, {"X-Error-Code": "RepoNotFound"})
-        if revision not in ("main", "refs/pr/1", hub.commit):
+        if revision not in ("main", "refs/pr/1", "refs/convert/parquet", hub.commit):
             return self.send(404, {"X-Error-Code": "RevisionNotFound"})
         siblings = []
         for name, data in hub.files.items():

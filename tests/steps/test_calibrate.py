@@ -6,18 +6,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantlib.calibration.inputs import calibration_windows
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.tensors import read_tensors
 from quantlib.steps.calibrate import STATISTICS_NAME, calibrate, hidden_name
 from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import plan
+from quantlib.steps.texts import bring_texts, windows_without_store
 from quantlib.store import LocalStore, Receipt
 
 
 def calibrated(store: LocalStore, recipe: Any, folder: Path) -> Receipt:
     model = fetch(store, str(folder))
-    return calibrate(store, recipe, model, plan(store, recipe, model, 0), "cpu")
+    planned = plan(store, recipe, model, bring_texts(store, recipe), 0)
+    return calibrate(store, recipe, model, planned, "cpu")
 
 
 @pytest.mark.usefixtures("float32_products")
@@ -28,7 +29,8 @@ def test_hidden_states_and_statistics_are_those_of_transformers(
     receipt = calibrated(store, recipe, tiny_llama)
     assert set(receipt.files) == {hidden_name(0), hidden_name(2), STATISTICS_NAME}
 
-    tokens = torch.from_numpy(calibration_windows(recipe, FolderSource(tiny_llama)).tokens)
+    windows = windows_without_store(recipe.calibration, FolderSource(tiny_llama))
+    tokens = torch.from_numpy(windows.tokens)
     assert receipt.facts["text"]["tokens"] == tokens.numel() == 512
     reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     with torch.no_grad():

@@ -50,6 +50,7 @@ def executor_input(folder: Path, **parameters: str) -> str:
                 "outputFile": str(folder / "executor.json"),
                 "artifacts": {
                     "model": {"artifacts": [{"uri": str(folder / "model.json")}]},
+                    "texts": {"artifacts": [{"uri": str(folder / "texts.json")}]},
                     "summary": {"artifacts": [{"uri": str(folder / "summary.md")}]},
                 },
             },

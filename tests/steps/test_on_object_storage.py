@@ -104,7 +104,7 @@ def test_merge_lets_the_server_copy(made: Any, proxy: s3.Proxy) -> None:
 
 @pytest.fixture(scope="module")
 def judged(made: Any) -> Any:
-    return made, validate(made.store, made.recipe, made.model, made.checkpoint, "cpu")
+    return made, validate(made.store, made.recipe, made.model, made.plan, made.checkpoint, "cpu")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from quantlib.models import model_registry
 from quantlib.recipe import Recipe
 from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import input_problems, parse_range, plan, plan_ranges
+from quantlib.steps.texts import bring_texts
 from quantlib.store import LocalStore
 
 MakeRecipe = Callable[..., Recipe]
@@ -53,9 +54,10 @@ def test_ranges_are_balanced_by_parameters(tiny_llama: Path, small_recipe: MakeR
 def test_the_receipt_lists_ranges_as_strings(
     store: LocalStore, tiny_llama: Path, small_recipe: MakeRecipe
 ) -> None:
-    model = fetch(store, str(tiny_llama))
-    assert plan(store, small_recipe(num_ranges=2), model, 0).facts["ranges"] == ["0:2", "2:4"]
-    assert plan(store, small_recipe(num_ranges=2), model, 1).facts["ranges"] == ["0:4"]
+    recipe, model = small_recipe(num_ranges=2), fetch(store, str(tiny_llama))
+    texts = bring_texts(store, recipe)
+    assert plan(store, recipe, model, texts, 0).facts["ranges"] == ["0:2", "2:4"]
+    assert plan(store, recipe, model, texts, 1).facts["ranges"] == ["0:4"]
 
 
 @pytest.mark.parametrize("text", ["", "3", "4:4", "5:2", "a:b", "-1:2", "1:2:3"])

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from quantlib.calibration.inputs import calibration_windows, evaluation_windows
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.tensors import read_tensors
 from quantlib.errors import InvalidInputError
@@ -16,6 +15,7 @@ from quantlib.outlier_suppression.smooth_quant import CANDIDATES
 from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import plan
 from quantlib.steps.smooth import SCALES_NAME
+from quantlib.steps.texts import bring_texts, windows_without_store
 from quantlib.store import LocalStore
 
 Fixture = Callable[..., Any]
@@ -100,11 +100,12 @@ def test_a_group_of_which_a_part_stays_exact_is_left_alone(
 def test_a_list_that_does_not_fit_the_model_is_refused_before_work(
     store: LocalStore, tiny_llama: Path, small_recipe: Fixture
 ) -> None:
-    model = fetch(store, str(tiny_llama))
-    plan(store, small_recipe(outlier_suppression=smooth_quant(alpha=0.5)), model, 0)
+    model, recipe = fetch(store, str(tiny_llama)), small_recipe()
+    texts = bring_texts(store, recipe)
+    plan(store, small_recipe(outlier_suppression=smooth_quant(alpha=0.5)), model, texts, 0)
     recipe = small_recipe(outlier_suppression=smooth_quant(alpha=[0.5, 0.6, 0.7]))
     with pytest.raises(InvalidInputError) as refused:
-        plan(store, recipe, model, 0)
+        plan(store, recipe, model, texts, 0)
     (problem,) = refused.value.problems
     assert problem.where == "outlier_suppression.options.alpha"
     assert problem.what == "lists 3 numbers; the model has 4 blocks"
@@ -112,13 +113,13 @@ def test_a_list_that_does_not_fit_the_model_is_refused_before_work(
 
 
 @torch.no_grad()
-def divergence(
-    made: Any, source: Path, folder: Path, windows: Fixture = calibration_windows
-) -> float:
+def divergence(made: Any, source: Path, folder: Path, section: str = "calibration") -> float:
     """Mean KL divergence of the checkpoint from the original."""
     for file in made.checkpoint.facts["checkpoint_files"]:
         made.store.export_file(made.checkpoint.path(file), folder / file)
-    tokens = torch.from_numpy(windows(made.recipe, FolderSource(source)).tokens)
+    tokens = torch.from_numpy(
+        windows_without_store(getattr(made.recipe, section), FolderSource(source)).tokens
+    )
     wanted, found = (
         load_model(path, torch.float32)(tokens).logits.log_softmax(-1) for path in (source, folder)
     )
@@ -173,6 +174,6 @@ def test_auto_does_not_fit_static_scales_to_a_short_text(
             outlier_suppression=suppression,
         )
         made = run_steps(store, recipe, tiny_llama)
-        found[name] = divergence(made, tiny_llama, tmp_path / name, evaluation_windows)
+        found[name] = divergence(made, tiny_llama, tmp_path / name, "validation")
     assert found["strong"] > 3 * found["plain"]
     assert found["auto"] < 1.3 * found["plain"]

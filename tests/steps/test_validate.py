@@ -42,7 +42,7 @@ def recipe_with(small_recipe: Any, thresholds: dict[str, float]) -> Any:
 
 @pytest.fixture(scope="module")
 def passed(made: Any) -> Any:
-    return validate(made.store, made.recipe, made.model, made.checkpoint, "cpu")
+    return validate(made.store, made.recipe, made.model, made.plan, made.checkpoint, "cpu")
 
 
 def test_facts_and_evaluation_agree(made: Any, passed: Any) -> None:
@@ -78,7 +78,7 @@ def test_another_gate_runs_neither_the_original_nor_ends_in_an_error(
     made: Any, passed: Any, small_recipe: Any
 ) -> None:
     recipe = recipe_with(small_recipe, STRICT)
-    receipt = validate(made.store, recipe, made.model, made.checkpoint, "cpu")
+    receipt = validate(made.store, recipe, made.model, made.plan, made.checkpoint, "cpu")
     assert receipt.facts["verdict"] == "failed"
     assert "above 1e-06" in receipt.facts["reason"]
     references = {
@@ -93,7 +93,7 @@ def test_another_gate_runs_neither_the_original_nor_ends_in_an_error(
 
 def test_a_validation_is_not_repeated(made: Any, passed: Any) -> None:
     before = run_facts(made.store, passed)
-    again = validate(made.store, made.recipe, made.model, made.checkpoint, "cpu")
+    again = validate(made.store, made.recipe, made.model, made.plan, made.checkpoint, "cpu")
     assert again == passed
     assert run_facts(made.store, again) == before
 
@@ -154,7 +154,7 @@ def test_a_failed_engine_keeps_its_log_and_commits_nothing(
         }
     )
     with pytest.raises(QuantlibError, match="quantized by transformers: the engine failed"):
-        validate(made.store, made.recipe, made.model, broken, "cpu")
+        validate(made.store, made.recipe, made.model, made.plan, broken, "cpu")
     logs = [
         file.path
         for file in made.store.list("runs/validate")
@@ -175,5 +175,5 @@ def test_transformers_is_refused_for_several_gpus(made: Any) -> None:
     with pytest.raises(
         InvalidInputError, match=r"validation\.engine: transformers runs a model on"
     ):
-        validate(made.store, made.recipe, made.model, made.checkpoint, "cpu", gpus=2)
+        validate(made.store, made.recipe, made.model, made.plan, made.checkpoint, "cpu", gpus=2)
     assert references() == before

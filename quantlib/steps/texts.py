@@ -1,0 +1,275 @@
+"""texts: brings the texts of a recipe into the store; windows: turns them into tokens, once.
+
+What comes after reads the store only, so that one's own text works on a cluster as it does at home,
+and a step's key holds what a text says, not where it lay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.header import read_header
+from quantlib.checkpoint.source import FileSource, ReceiptSource
+from quantlib.checkpoint.writer import SafetensorsWriter
+from quantlib.errors import InvalidInputError, Problem, StepError
+from quantlib.models import BaseModelAdapter
+from quantlib.recipe import CalibrationSection, Recipe
+from quantlib.sources.pinned import content_digest
+from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step, read_lineage
+from quantlib.text.files import TextFile, stored_file
+from quantlib.text.making import make_windows, windows_key
+from quantlib.text.places import FoundText, Text, digest_of_files, find_text, gather
+from quantlib.text.tokenizer import load_tokenizer
+from quantlib.text.wanted import Section, wanted_texts
+from quantlib.text.windows import Windowing, Windows, require_documents, require_known
+
+STEP = "texts"
+TEXT_STEP = "text"
+WINDOWS_STEP = "windows"
+TOKENS_NAME = "tokens.safetensors"
+_TENSOR = "tokens"
+
+EVALUATION_SEED = 0
+"""Held-out windows do not depend on the recipe's seed: runs stay comparable."""
+
+
+def bring_texts(store: Store, recipe: Recipe) -> Receipt:
+    """Brings the texts that a recipe needs into the store.
+
+    Args:
+        store: Where the files go.
+        recipe: Names the texts.
+
+    Returns:
+        A receipt that rests on one for each text, whose files are the text's.
+
+    Raises:
+        InvalidInputError: A text is not there or cannot be read; all problems at once.
+        StepError: The hub cannot be reached.
+        StoreError: Object storage cannot be read.
+    """
+    found: dict[str, FoundText] = {}
+    problems: list[Problem] = []
+    for purpose, section in wanted_texts(recipe).items():
+        try:
+            found[purpose] = find_text(Text.of(section))
+        except InvalidInputError as error:
+            problems += error.problems
+    if problems:
+        raise InvalidInputError(problems)
+    texts = {purpose: _bring(store, purpose, text) for purpose, text in found.items()}
+    return commit_step(store, STEP, {}, texts, lambda output: None)
+
+
+def _bring(store: Store, purpose: str, text: FoundText) -> Receipt:
+    with gather(text) as paths:
+        content = digest_of_files(paths)
+
+        def work(output: StepOutput) -> None:
+            for name, path in paths.items():
+                # Copied, not linked: people write on in their texts.
+                with path.open("rb") as source, output.local(name).open("wb") as target:
+                    hashed = hashlib.sha256()
+                    while chunk := source.read(1 << 20):
+                        hashed.update(chunk)
+                        target.write(chunk)
+                output.add(name, sha256=hashed.hexdigest())
+            if _content(output.files) != content:
+                raise StepError(STEP, f"{text.name} was changed while it was read; run again")
+            output.facts = {"digest": content}
+
+        parameters = {"name": text.name, "origin": text.origin, "content": content}
+        receipt = commit_step(store, TEXT_STEP, parameters, {}, work)
+    more = f"; {text.more} more are not taken, these are enough" if text.more else ""
+    size = sum(record.bytes for record in receipt.files.values())
+    files = f"{len(receipt.files)} files" if len(receipt.files) > 1 else "1 file"
+    _say(f"{purpose} text: {text.name}: {files}, {size:,} bytes{more}")
+    return receipt
+
+
+def make_all_windows(
+    store: Store, recipe: Recipe, texts: Receipt, checkpoint: Checkpoint, adapter: BaseModelAdapter
+) -> tuple[dict[str, Receipt], list[Problem]]:
+    """Turns the texts of a recipe into windows of tokens.
+
+    Args:
+        store: Where the steps' files are.
+        recipe: Which windows are wanted.
+        texts: What :func:`bring_texts` gave.
+        checkpoint: The model, for its tokenizer.
+        adapter: Its family.
+
+    Returns:
+        A receipt of windows for each text, and why there is none.
+    """
+    made: dict[str, Receipt] = {}
+    problems = prompt_problems(recipe, checkpoint, adapter)
+    for purpose, section in wanted_texts(recipe).items():
+        text = input_of(store, texts, purpose)
+        try:
+            made[purpose] = _windows(store, section, text, checkpoint, adapter)
+        except InvalidInputError as error:
+            problems += error.problems
+            continue
+        read = made[purpose].facts["read"]["in_words"]
+        _say(f"{purpose} text: {text.parameters['name']}: {read}")
+    return made, problems
+
+
+def _windows(
+    store: Store,
+    section: Section,
+    text: Receipt,
+    checkpoint: Checkpoint,
+    adapter: BaseModelAdapter,
+) -> Receipt:
+    windowing, vocabulary = windowing_of(section), vocabulary_of(checkpoint, adapter)
+    source, name = checkpoint.source, text.parameters["name"]
+
+    def work(output: StepOutput) -> None:
+        content = text.parameters["content"]
+        tokens, tally = make_windows(
+            Text.of(section).name, content, files_of(store, text), source, windowing, vocabulary
+        )
+        with SafetensorsWriter(output.local(TOKENS_NAME)) as writer:
+            writer.add(_TENSOR, "I64", tokens.shape, tokens.astype("<i8").tobytes())
+            digest, count = writer.finish()
+        output.add(TOKENS_NAME, sha256=digest, tensors=count)
+        output.facts = {
+            "source": name,
+            "content": content,
+            "shipped": text.parameters["origin"]["kind"] == "shipped",
+            "read": tally.to_json(),
+        }
+
+    parameters = windows_key(source, windowing, vocabulary)
+    return commit_step(store, WINDOWS_STEP, parameters, {"text": text}, work)
+
+
+def read_windows(store: Store, receipt: Receipt) -> Windows:
+    """The windows of a receipt that :func:`make_all_windows` gave.
+
+    Raises:
+        StoreError: They are missing or damaged.
+    """
+    source = ReceiptSource(store, receipt)
+    info = read_header(source, TOKENS_NAME)[_TENSOR]
+    data = source.read(TOKENS_NAME, info.start, info.bytes)
+    tokens = np.frombuffer(data, "<i8").reshape(info.shape).astype(np.int64, copy=False)
+    return Windows(tokens, **receipt.facts)
+
+
+def input_of(store: Store, receipt: Receipt, name: str) -> Receipt:
+    """The receipt that another one names as its input.
+
+    Raises:
+        InvalidInputError: It names none.
+        StoreError: The receipt is missing or damaged.
+    """
+    if name not in receipt.inputs:
+        raise InvalidInputError.one(f"{receipt.step} {receipt.key[:12]}", f"has no {name}")
+    wanted = receipt.inputs[name]
+    return next(each for each in read_lineage(store, receipt) if each.reference() == wanted)
+
+
+def text_problems(
+    recipe: Recipe, source: FileSource, checkpoint: Checkpoint, adapter: BaseModelAdapter
+) -> list[Problem]:
+    """Why the texts of a recipe do not do for a model, found without a store.
+
+    Texts that are elsewhere are looked for, and read only when they are in the store.
+    """
+    problems = prompt_problems(recipe, checkpoint, adapter)
+    for section in wanted_texts(recipe).values():
+        try:
+            found = find_text(Text.of(section))
+            if not found.is_remote:
+                _windows_of(found, section, source, vocabulary_of(checkpoint, adapter))
+        except InvalidInputError as error:
+            problems += error.problems
+    return problems
+
+
+def windows_without_store(section: Section, source: FileSource) -> Windows:
+    """The windows of a recipe's section, as the steps make them.
+
+    Args:
+        section: Which windows of which text.
+        source: The model, for its tokenizer.
+
+    Raises:
+        InvalidInputError: The text cannot be read or has too few tokens.
+    """
+    return _windows_of(find_text(Text.of(section)), section, source, None)
+
+
+def _windows_of(
+    found: FoundText, section: Section, source: FileSource, vocabulary: int | None
+) -> Windows:
+    name, windowing = Text.of(section).name, windowing_of(section)
+    with gather(found) as paths:
+        content, files = digest_of_files(paths), found.files(paths)
+        tokens, tally = make_windows(name, content, files, source, windowing, vocabulary)
+    shipped = found.origin["kind"] == "shipped"
+    return Windows(tokens, found.name, shipped, content, tally.to_json())
+
+
+def unread_problems(recipe: Recipe) -> list[Problem]:
+    """Why the texts of a recipe do not do for any model: none is there, or no row is of use."""
+    problems: list[Problem] = []
+    for section in wanted_texts(recipe).values():
+        try:
+            found = find_text(Text.of(section))
+            if not found.is_remote:
+                with gather(found) as paths:
+                    require_documents(Text.of(section).name, found.files(paths), section.text_field)
+        except InvalidInputError as error:
+            problems += error.problems
+    return problems
+
+
+def prompt_problems(
+    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter
+) -> list[Problem]:
+    """Prompts that hold a token which the model has no embedding of."""
+    try:
+        tokenizer, vocabulary = (
+            load_tokenizer(checkpoint.source),
+            vocabulary_of(checkpoint, adapter),
+        )
+        for index, prompt in enumerate(recipe.validation.prompts):
+            ids = np.asarray(tokenizer.encode(prompt).ids, dtype=np.int64)
+            require_known(ids, vocabulary, tokenizer, f"validation.prompts[{index}]")
+    except InvalidInputError as error:
+        return list(error.problems)
+    return []
+
+
+def windowing_of(section: Section) -> Windowing:
+    """The windows that a section of a recipe asks for."""
+    seed = section.seed if isinstance(section, CalibrationSection) else EVALUATION_SEED
+    return Windowing(section.num_samples, section.sequence_length, seed, section.text_field)
+
+
+def vocabulary_of(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> int | None:
+    """Rows of a model's embedding; None where it has none, which is refused elsewhere."""
+    name = f"{adapter.embedding}.weight"
+    return checkpoint.info(name).shape[0] if name in checkpoint.tensors else None
+
+
+def files_of(store: Store, text: Receipt) -> list[TextFile]:
+    """The files of a text in the store."""
+    return [stored_file(store, text, name) for name in text.files]
+
+
+def _content(files: Mapping[str, FileRecord]) -> str:
+    return content_digest((name, record.sha256) for name, record in files.items())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

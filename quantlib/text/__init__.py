@@ -1,0 +1,1 @@
+"""From texts to token windows: files, rows, conversations, tokens. Imports no torch."""

@@ -1,0 +1,196 @@
+"""The documents of a text, in pieces, and an account of what was read and what was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantlib.text.conversations import ChatTemplate, Conversation, ConversationError, plain_text
+from quantlib.text.files import TextFile
+from quantlib.text.formats import (
+    NOT_UNICODE,
+    PLAIN,
+    Fault,
+    in_pieces,
+    kind_of,
+    read_pieces,
+    read_rows,
+)
+from quantlib.text.rows import recognize
+
+_SHOWN = 3
+_EMPTY = Fault("empty")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a document; short ones have a single piece.
+
+    Attributes:
+        where: File and row, for messages.
+        text: What is to be tokenized.
+        opens: The document begins here.
+        closes: It ends here.
+        plain: The tokenizer is to add its special tokens: a chat template has written them itself.
+    """
+
+    where: str
+    text: str
+    opens: bool = True
+    closes: bool = True
+    plain: bool = True
+
+
+@dataclass
+class Tally:
+    """What was read of a text.
+
+    Attributes:
+        used: Documents by what they were recognized as.
+        left_out: Rows that were not used, by the reason.
+        examples: The first of those, with file, row and reason.
+        templated: Conversations that the model's chat template wrote.
+        joined: Conversations of a model without one: their messages follow on each other.
+    """
+
+    used: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+    templated: int = 0
+    joined: int = 0
+
+    @property
+    def rows(self) -> int:
+        """All that were read."""
+        return self.used.total() + self.left_out.total()
+
+    def leave_out(self, where: str, fault: Fault) -> None:
+        """Counts a row that is not used."""
+        self.left_out[fault.reason] += 1
+        if len(self.examples) < _SHOWN:
+            self.examples.append(f"{where}: {fault}")
+
+    def left_out_in_words(self) -> str:
+        """As ``3 left out: 2 null in text, 1 empty (a.jsonl row 4: null in text)``."""
+        if not self.left_out:
+            return ""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.most_common())
+        return f"{self.left_out.total()} left out: {reasons} ({'; '.join(self.examples)})"
+
+    def in_words(self) -> str:
+        """What was recognized, and what was left out, in one line."""
+        kinds = ", ".join(f"{count} as {kind}" for kind, count in sorted(self.used.items()))
+        words = [f"{self.rows} rows read: {kinds or 'none used'}"]
+        if self.templated:
+            words.append("conversations written by the model's chat template")
+        if self.joined:
+            words.append(
+                "the model has no chat template, so the messages of a conversation stand one "
+                "below the other, without roles"
+            )
+        if self.left_out:
+            words.append(self.left_out_in_words())
+        return "; ".join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """What receipts and reports say of it."""
+        return {
+            "rows": self.rows,
+            "used": dict(sorted(self.used.items())),
+            "left_out": dict(sorted(self.left_out.items())),
+            "examples": self.examples,
+            "in_words": self.in_words(),
+        }
+
+
+def read_documents(
+    files: Iterable[TextFile],
+    text_field: str | None = None,
+    template: ChatTemplate | None = None,
+    tally: Tally | None = None,
+) -> Iterator[Piece]:
+    """The documents of files, in order; rows that are none are left out and counted.
+
+    Args:
+        files: Of kinds that are known.
+        text_field: The field of a row to take; None for the one that is recognized.
+        template: Writes conversations.
+        tally: Where it is counted.
+
+    Raises:
+        InvalidInputError: A file cannot be read at all.
+    """
+    tally = Tally() if tally is None else tally
+    for file in files:
+        if kind_of(file.name) == PLAIN:
+            yield from _plain(file, tally)
+            continue
+        for number, row in read_rows(file):
+            where = f"{file.name} row {number}"
+            found = row if isinstance(row, Fault) else recognize(row, text_field)
+            written = found if isinstance(found, Fault) else _written(*found, template, tally)
+            if isinstance(written, Fault):
+                tally.leave_out(where, written)
+            else:
+                yield from _pieces(where, *written)
+
+
+def _written(
+    kind: str, held: str | Conversation, template: ChatTemplate | None, tally: Tally
+) -> tuple[str, bool] | Fault:
+    """The text of a row, and whether it is plain."""
+    if isinstance(held, str):
+        text, plain = held.removeprefix("\ufeff"), True
+    elif template is None:
+        text, plain = plain_text(held), True
+    else:
+        try:
+            text, plain = template.render(held), False
+        except ConversationError as error:
+            return error.fault
+    if not text.strip():
+        return _EMPTY
+    if not _is_unicode(text):
+        return NOT_UNICODE
+    tally.used[kind] += 1
+    if isinstance(held, Conversation):
+        tally.templated += not plain
+        tally.joined += plain
+    return text, plain
+
+
+def _pieces(where: str, text: str, plain: bool) -> Iterator[Piece]:
+    pieces = list(in_pieces(iter((text,))))
+    for index, piece in enumerate(pieces):
+        yield Piece(where, piece, index == 0, index == len(pieces) - 1, plain)
+
+
+def _plain(file: TextFile, tally: Tally) -> Iterator[Piece]:
+    """A file of plain text is one document; a piece of it that is no text is left out."""
+    opened = False
+    held: tuple[str, str] | None = None
+    for number, text in enumerate(read_pieces(file), start=1):
+        where = file.name if number == 1 else f"{file.name} part {number}"
+        if not _is_unicode(text):
+            tally.leave_out(where, NOT_UNICODE)
+        elif opened or held or text.strip():
+            if held:
+                yield Piece(*held, opens=not opened, closes=False)
+                opened = True
+            else:
+                tally.used["plain text"] += 1
+            held = (where, text)
+    if held:
+        yield Piece(*held, opens=not opened)
+    elif not tally.left_out:
+        tally.leave_out(file.name, _EMPTY)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

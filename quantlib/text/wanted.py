@@ -1,0 +1,18 @@
+"""Which texts a recipe needs."""
+
+from __future__ import annotations
+
+from quantlib.compatibility import needs_calibration
+from quantlib.recipe import CalibrationSection, Recipe, ValidationSection
+from quantlib.text.places import Purpose
+
+Section = CalibrationSection | ValidationSection
+
+
+def wanted_texts(recipe: Recipe) -> dict[Purpose, Section]:
+    """The sections of a recipe that name a text which is read."""
+    sections: dict[Purpose, Section] = {}
+    if needs_calibration(recipe):
+        sections["calibration"] = recipe.calibration
+    sections["evaluation"] = recipe.validation
+    return sections

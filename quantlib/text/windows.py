@@ -1,0 +1,229 @@
+"""From documents to windows of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from quantlib.errors import InvalidInputError
+from quantlib.text.conversations import ChatTemplate
+from quantlib.text.documents import Piece, Tally, read_documents
+from quantlib.text.files import TextFile
+from quantlib.text.formats import cut_before
+
+POOL_FACTOR = 4
+"""Windows are chosen among up to this many times as many as are wanted."""
+
+_CUT_CHARACTERS = 1 << 11
+
+
+@dataclass(frozen=True)
+class Windowing:
+    """Which windows are wanted of a text.
+
+    Attributes:
+        num_samples: How many.
+        sequence_length: Tokens in each.
+        seed: Decides which ones are chosen.
+        text_field: The field of a row to take; None for the one that is recognized.
+    """
+
+    num_samples: int
+    sequence_length: int
+    seed: int
+    text_field: str | None = None
+
+    @property
+    def pool(self) -> int:
+        """Tokens that windows are chosen among, if there are so many."""
+        return self.num_samples * self.sequence_length * POOL_FACTOR
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows and where they come from.
+
+    Attributes:
+        tokens: int64 ``[samples, sequence]``.
+        source: What the text is called.
+        shipped: Whether it is the text that ships with quantlib.
+        content: Digest of the text's files.
+        read: What was read of it, as :meth:`quantlib.text.documents.Tally.to_json` says it.
+    """
+
+    tokens: np.ndarray
+    source: str
+    shipped: bool
+    content: str
+    read: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """``sha256:`` and the hexadecimal digest of the windows' shape and tokens."""
+        content = str(self.tokens.shape).encode() + self.tokens.astype("<i8").tobytes()
+        return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def token_windows(
+    name: str,
+    files: Sequence[TextFile],
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    windowing: Windowing,
+    vocabulary: int | None = None,
+) -> tuple[np.ndarray, Tally]:
+    """Packs documents one behind the other and cuts them into windows.
+
+    Documents carry the special tokens that the tokenizer adds, and conversations those of their
+    chat template. Reading stops when there are four times as many tokens as wanted; the windows are
+    then chosen by the seed and kept in order.
+
+    Args:
+        name: What to call the text.
+        files: Its files.
+        tokenizer: The model's tokenizer.
+        template: The model's chat template.
+        windowing: Which windows are wanted.
+        vocabulary: Rows of the model's embedding.
+
+    Returns:
+        int64 ``[samples, sequence]``, and what was read.
+
+    Raises:
+        InvalidInputError: The text cannot be read, has fewer tokens than wanted (the message says
+            how many there are), or a token that the model has no embedding of.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tally = Tally()
+    parts: list[np.ndarray] = []
+    found = 0
+    encode = _Encoder(tokenizer)
+    for piece in read_documents(files, windowing.text_field, template, tally):
+        ids = encode(piece)
+        require_known(ids, vocabulary, tokenizer, f"{name}: {piece.where}")
+        parts.append(ids)
+        found += len(ids)
+        if found >= windowing.pool:
+            break
+    length = windowing.sequence_length
+    _require_enough(name, found, windowing, tally)
+    available = found // length
+    windows = np.concatenate(parts)[: available * length].reshape(available, length)
+    random = np.random.default_rng(windowing.seed)
+    chosen = random.choice(available, size=windowing.num_samples, replace=False)
+    return windows[np.sort(chosen)], tally
+
+
+def require_known(
+    ids: np.ndarray, vocabulary: int | None, tokenizer: Tokenizer, where: str
+) -> None:
+    """Requires that a model has an embedding of every token, where its rows are known.
+
+    Raises:
+        InvalidInputError: It has none of one; the message names the token and its id.
+    """
+    beyond = ids[:0] if vocabulary is None else ids[ids >= vocabulary]
+    if len(beyond):
+        token = int(beyond[0])
+        raise InvalidInputError.one(
+            where,
+            f"holds the token {tokenizer.id_to_token(token)!r} with id {token}, but the model's "
+            f"embedding has {vocabulary} rows",
+            "give the tokenizer that belongs to the model",
+        )
+
+
+def require_documents(name: str, files: Sequence[TextFile], text_field: str | None) -> None:
+    """Requires that there is at least one document in files.
+
+    Raises:
+        InvalidInputError: A file cannot be read, or no row is of use.
+    """
+    tally = Tally()
+    if next(read_documents(files, text_field, None, tally), None) is None:
+        _require_usable(name, tally)
+        raise InvalidInputError.one(name, "is empty", "give more text")
+
+
+def _require_usable(name: str, tally: Tally) -> None:
+    if not tally.used and tally.left_out:
+        raise InvalidInputError.one(
+            name,
+            f"none of its rows can be used: {tally.left_out_in_words()}",
+            "give rows with text, messages, conversations, instruction and output, or prompt and "
+            "completion, or name the field with text_field",
+        )
+
+
+def _require_enough(name: str, found: int, windowing: Windowing, tally: Tally) -> None:
+    samples, length = windowing.num_samples, windowing.sequence_length
+    if found >= samples * length:
+        return
+    _require_usable(name, tally)
+    what = f"has {found} tokens" if found else "is empty"
+    if tally.left_out:
+        what += f" ({tally.left_out_in_words()})"
+    raise InvalidInputError.one(
+        name,
+        f"{what}, but {samples} samples of {length} tokens need {samples * length}",
+        f"give more text, or at most {found // length} samples"
+        if found >= length
+        else "give more text",
+    )
+
+
+class _Encoder:
+    """Tokens of pieces, with a document's special tokens around its first and last one.
+
+    Libraries take more time for a character the longer a text is, so that pieces are cut further,
+    between words, where the tokens are the same.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        whole, bare = self._ids("a", special=True), self._ids("a")
+        before = _position(whole, bare)
+        self._before = np.asarray(whole[:before], dtype=np.int64)
+        self._after = np.asarray(whole[before + len(bare) :], dtype=np.int64)
+        # Tokenizers that put a space before every text are not given that of the second word.
+        first, both = self._ids("word"), self._ids("word more")
+        self._left_out = int(first + self._ids(" more") != both)
+        self._cuts = first + self._ids(" more"[self._left_out :]) == both
+
+    def __call__(self, piece: Piece) -> np.ndarray:
+        text = piece.text
+        if not piece.opens and text.startswith(" "):
+            text = text[self._left_out :]
+        if piece.plain and piece.opens and piece.closes and len(text) <= _CUT_CHARACTERS:
+            return np.asarray(self._ids(text, special=True), dtype=np.int64)
+        parts = [np.asarray(self._ids(part), dtype=np.int64) for part in self._parts(text)]
+        if piece.plain and piece.opens:
+            parts.insert(0, self._before)
+        if piece.plain and piece.closes:
+            parts.append(self._after)
+        return np.concatenate(parts)
+
+    def _parts(self, text: str) -> Iterator[str]:
+        at = 0
+        while self._cuts and len(text) - at > _CUT_CHARACTERS:
+            cut = cut_before(text, at + _CUT_CHARACTERS, _CUT_CHARACTERS // 2)
+            if cut == at + _CUT_CHARACTERS:
+                break
+            yield text[at:cut]
+            at = cut + self._left_out
+        yield text[at:]
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        # Without offsets, which take more time the longer a text is.
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
+
+
+def _position(whole: list[int], part: list[int]) -> int:
+    starts = range(len(whole) - len(part) + 1)
+    return next((at for at in starts if whole[at : at + len(part)] == part), 0)

@@ -1,0 +1,140 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantlib.checkpoint.source import FolderSource
+from quantlib.errors import InvalidInputError
+from quantlib.recipe import Recipe
+from quantlib.steps.calibrate import calibrate
+from quantlib.steps.fetch import fetch
+from quantlib.steps.plan import plan
+from quantlib.steps.texts import bring_texts, input_of, read_windows, windows_without_store
+from quantlib.store import LocalStore, Receipt
+from quantlib.store.hashing import hash_file
+
+MakeRecipe = Callable[..., Recipe]
+DOCUMENTS = [f"Document {number} speaks of the number {number}. " * 10 for number in range(200)]
+
+
+def write(path: Path, texts: list) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def calibrated(store: LocalStore, recipe: Recipe, model: Receipt) -> Receipt:
+    planned = plan(store, recipe, model, bring_texts(store, recipe), 0)
+    return calibrate(store, recipe, model, planned, "cpu")
+
+
+def test_steps_go_by_what_a_text_says_and_not_by_where_it_is(
+    store: LocalStore, tiny_llama: Path, small_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    model = fetch(store, str(tiny_llama))
+    path = write(tmp_path / "a" / "prompts.jsonl", DOCUMENTS)
+    recipe = small_recipe(calibration={"dataset": path})
+    first = calibrated(store, recipe, model)
+    same = small_recipe(calibration={"dataset": write(tmp_path / "b" / "prompts.jsonl", DOCUMENTS)})
+    assert calibrated(store, same, model) == first
+    write(tmp_path / "a" / "prompts.jsonl", DOCUMENTS[::-1])
+    other = calibrated(store, recipe, model)
+    assert other.key != first.key
+    assert other.facts["text"]["digest"] != first.facts["text"]["digest"]
+    assert str(tmp_path) not in first.to_json().decode()
+
+
+def test_steps_read_the_store_only(
+    store: LocalStore, tiny_llama: Path, small_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    path = Path(write(tmp_path / "prompts.jsonl", DOCUMENTS))
+    recipe = small_recipe(calibration={"dataset": str(path)})
+    texts = bring_texts(store, recipe)
+    text = input_of(store, texts, "calibration")
+    # Written on in place, as an editor does: the store has a copy.
+    with path.open("r+") as file:
+        file.write("changed")
+    local = store.local_path(text.path("prompts.jsonl"))
+    assert hash_file(local) == text.files["prompts.jsonl"].sha256
+    path.unlink()
+    model = fetch(store, str(tiny_llama))
+    planned = plan(store, recipe, model, texts, 0)
+    receipt = calibrate(store, recipe, model, planned, "cpu")
+    assert receipt.facts["text"]["source"] == "prompts.jsonl"
+    assert receipt.facts["text"]["content"] == text.facts["digest"]
+    assert receipt.facts["text"]["read"]["used"] == {"text": receipt.facts["text"]["read"]["rows"]}
+
+
+def test_windows_are_made_once(
+    store: LocalStore,
+    tiny_llama: Path,
+    small_recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import quantlib.text.making as making
+
+    made: list[str] = []
+
+    def counted(name: str, *arguments: Any) -> Any:
+        made.append(name)
+        return original(name, *arguments)
+
+    original = making.token_windows
+    monkeypatch.setattr(making, "token_windows", counted)
+    monkeypatch.setattr(making, "_made", {})
+    path = write(tmp_path / "prompts.jsonl", DOCUMENTS)
+    recipe = small_recipe(calibration={"dataset": path}, validation={"dataset": path})
+    wanted = windows_without_store(recipe.validation, FolderSource(tiny_llama))
+    texts, model = bring_texts(store, recipe), fetch(store, str(tiny_llama))
+    planned = plan(store, recipe, model, texts, 0)
+    calibrate(store, recipe, model, planned, "cpu")
+    found = read_windows(store, input_of(store, planned, "evaluation"))
+    assert np.array_equal(found.tokens, wanted.tokens)
+    assert found.digest == wanted.digest
+    assert found.tokens.shape == (4, 64)
+    # Once without the embedding's rows, which only a benchmark and promotion do not know.
+    assert len(made) == 3
+    made.clear()
+    plan(store, recipe, model, texts, 2)
+    assert not made
+
+
+def test_a_method_that_reads_no_text_needs_none(
+    store: LocalStore, small_recipe: MakeRecipe
+) -> None:
+    recipe = small_recipe(quantization={"method": "minmax"}, calibration={"dataset": "./none.txt"})
+    assert list(bring_texts(store, recipe).inputs) == ["evaluation"]
+
+
+def test_all_texts_that_are_not_there_are_named_at_once(
+    store: LocalStore, small_recipe: MakeRecipe
+) -> None:
+    recipe = small_recipe(
+        calibration={"dataset": "./none.jsonl"}, validation={"dataset": "./nothing"}
+    )
+    with pytest.raises(InvalidInputError) as refused:
+        bring_texts(store, recipe)
+    assert [problem.where for problem in refused.value.problems] == ["./none.jsonl", "./nothing"]
+    assert not list(store.list())
+
+
+def test_plan_refuses_tokens_that_the_model_has_no_embedding_of(
+    store: LocalStore, make_model: Any, small_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    folder = make_model(tmp_path / "model", vocab_size=500)
+    path = write(tmp_path / "prompts.jsonl", DOCUMENTS)
+    recipe = small_recipe(
+        calibration={"dataset": path}, validation={"prompts": ["Document 3 speaks"]}
+    )
+    texts, model = bring_texts(store, recipe), fetch(store, str(folder))
+    with pytest.raises(InvalidInputError) as refused:
+        plan(store, recipe, model, texts, 0)
+    said = str(refused.value)
+    assert "but the model's embedding has 500 rows" in said
+    assert (
+        "the evaluation text that ships with quantlib: heldout.jsonl row 1: holds the token" in said
+    )

@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from quantlib.errors import InvalidInputError
+from quantlib.text.conversations import ChatTemplate
+from quantlib.text.files import local_file
+from quantlib.text.formats import PIECE_CHARACTERS
+from quantlib.text.windows import Windowing, token_windows
+
+DOCUMENTS = [f"Document {number} speaks of the number {number}. " * 40 for number in range(30)]
+FOUR = Windowing(4, 32, 0)
+
+
+@pytest.fixture
+def with_bos(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return tokenizer
+
+
+def write(path: Path, texts: list) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def windows(path: Path, tokenizer: Tokenizer, windowing: Windowing = FOUR, **more) -> np.ndarray:
+    template = more.pop("template", None)
+    return token_windows("text", [local_file(path)], tokenizer, template, windowing, **more)[0]
+
+
+def test_windows_are_packed_and_chosen_by_the_seed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("".join(DOCUMENTS))
+    stream = tokenizer.encode("".join(DOCUMENTS)).ids
+    chunks = {tuple(stream[at : at + 32]) for at in range(0, len(stream) - 31, 32)}
+    found = [windows(path, tokenizer, Windowing(4, 32, seed)) for seed in (0, 0, 1)]
+    assert all(tuple(row) in chunks for row in found[0].tolist())
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    assert found[0].shape == (4, 32)
+    assert found[0].dtype == np.int64
+
+
+def test_good_rows_give_the_same_windows_whatever_is_between_them(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    good = write(tmp_path / "good.jsonl", DOCUMENTS)
+    mixed = [DOCUMENTS[0], None, *DOCUMENTS[1:3], "\ud83d", "", 3, *DOCUMENTS[3:]]
+    dirty = write(tmp_path / "dirty.jsonl", mixed)
+    for samples in (1, 4, 40):
+        windowing = Windowing(samples, 32, 0)
+        wanted = windows(good, tokenizer, windowing)
+        assert np.array_equal(windows(dirty, tokenizer, windowing), wanted)
+
+
+def test_long_documents_have_the_same_tokens_in_pieces(tmp_path: Path, with_bos: Tokenizer) -> None:
+    text = "The quick brown fox jumps over the lazy dog. " * 4000
+    assert len(text) > 2 * PIECE_CHARACTERS
+    whole = with_bos.encode(text).ids
+    everything = Windowing(len(whole) // 32, 32, 0)
+    for path in (write(tmp_path / "a.jsonl", [text]), tmp_path / "a.txt"):
+        if path.suffix == ".txt":
+            path.write_text(text)
+        found = windows(path, with_bos, everything)
+        assert found.flatten().tolist() == whole[: found.size]
+        assert found.flatten().tolist().count(0) == 1
+
+
+def test_reading_stops_when_there_is_enough(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "a.jsonl", [*DOCUMENTS, "x" * 100])
+    _, tally = token_windows("text", [local_file(path)], tokenizer, None, FOUR)
+    assert tally.rows < 5
+
+
+def test_documents_have_special_tokens_and_conversations_no_second_ones(
+    tmp_path: Path, with_bos: Tokenizer
+) -> None:
+    template = ChatTemplate(
+        jinja2.Template("<s>{% for m in messages %}{{ m.content }}{% endfor %}")
+    )
+    path = tmp_path / "a.jsonl"
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in DOCUMENTS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ids = [with_bos.encode(text, add_special_tokens=False).ids for text in DOCUMENTS]
+    everything = Windowing(sum(len(each) + 1 for each in ids) // 32, 32, 0)
+    stream = windows(path, with_bos, everything, template=template).flatten().tolist()
+    assert stream == [token for each in ids for token in (0, *each)][: len(stream)]
+    everything = Windowing(sum(len(each) + 2 for each in ids) // 32, 32, 0)
+    plain = windows(write(path, DOCUMENTS), with_bos, everything).flatten().tolist()
+    assert plain == [token for each in ids for token in (0, *each, 1)][: len(plain)]
+
+
+def test_too_few_tokens_says_how_many_there_are(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("hello " * 20)
+    count = len(tokenizer.encode("hello " * 20).ids)
+    with pytest.raises(
+        InvalidInputError, match=rf"has {count} tokens, but 99 samples of 16 tokens need 1584"
+    ):
+        windows(path, tokenizer, Windowing(99, 16, 0))
+    with pytest.raises(InvalidInputError, match="is empty, but 4 samples"):
+        windows(write(tmp_path / "a.jsonl", []), tokenizer)
+
+
+def test_the_true_reason_where_all_rows_are_bad(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "a.jsonl", [None, None, ""])
+    with pytest.raises(InvalidInputError) as refused:
+        windows(path, tokenizer)
+    assert str(refused.value).startswith(
+        "text: none of its rows can be used: 3 left out: 2 null in text, 1 empty "
+        "(a.jsonl row 1: null in text; a.jsonl row 2: null in text; a.jsonl row 3: empty); give "
+    )
+    few = write(tmp_path / "b.jsonl", ["few words", None])
+    with pytest.raises(InvalidInputError, match=r"has \d+ tokens \(1 left out: 1 null in text"):
+        windows(few, tokenizer)
+
+
+def test_a_token_beyond_the_embedding_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokenizer.add_special_tokens(["<|extra|>"])
+    path = write(tmp_path / "a.jsonl", ["some words", "more <|extra|> words", *DOCUMENTS])
+    with pytest.raises(
+        InvalidInputError,
+        match=r"text: a.jsonl row 2: holds the token '<\|extra\|>' with id 512, but the model's "
+        "embedding has 512 rows",
+    ):
+        windows(path, tokenizer, vocabulary=512)
+    assert windows(path, tokenizer, vocabulary=513).shape == (4, 32)
