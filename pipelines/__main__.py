@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import click
@@ -139,6 +139,12 @@ def compile_command(
         with naming(output):
             compile_to(output, options, pipeline)
     click.echo(output)
+    if bare := [image for image in astuple(options.images()) if "/" not in image]:
+        click.echo(
+            f"note: no registry is named for {', '.join(bare)}: a cluster has to hold them "
+            "already, or give --images-lock, which `make push-images` writes",
+            err=True,
+        )
     if kubernetes:
         objects = output.with_suffix(".kubernetes.yaml")
         write_kubernetes_manifests(output, objects, namespace)
@@ -162,6 +168,7 @@ main.add_command(watch)
 @main.command("run", epilog=_RUN_EXAMPLES)
 @click.argument("recipe")
 @job_options
+@click.option("--group-size", type=int, help="In the place of the recipe's.")
 @click.option("--job", "digest", default="", help="Digest of the job that asks, as watch gives it.")
 @click.option(
     "--parallel",
@@ -202,6 +209,7 @@ main.add_command(watch)
 def run_command(
     recipe: str,
     job: Job,
+    group_size: int | None,
     digest: str,
     parallel: int,
     run_dir: Path | None,
@@ -218,8 +226,7 @@ def run_command(
     judged and refused. With --runner kubeflow it ends when the run is started; a --job that is
     running there is not started again.
     """
-    checked = checked_recipe(recipe, job.model)
-    checked = named(checked, job.model)
+    checked = named(checked_recipe(recipe, job.model, group_size), job.model)
     options = replace(options, recipe=checked)
     if runner == "kubeflow":
         parameters = run_parameters(checked, job, digest)

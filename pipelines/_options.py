@@ -149,13 +149,18 @@ def _range_count(text: str | None) -> int:
     return int(text)
 
 
-def checked_recipe(recipe: str, model: str) -> Recipe:
+def checked_recipe(recipe: str, model: str, group_size: int | None = None) -> Recipe:
     """A recipe by name or file, with a model named in it or beside it.
+
+    Args:
+        recipe: Its name or file.
+        model: Named beside it; empty where it is named in it.
+        group_size: In the place of the recipe's; None for the recipe's.
 
     Raises:
         InvalidInputError: It is none, or there is no model.
     """
-    checked = load_recipe(recipe)
+    checked = load_recipe(recipe, group_size)
     if not (model or checked.model):
         raise InvalidInputError.one(recipe, "names no model", "give one with --model")
     return checked

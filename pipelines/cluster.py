@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from quantlib.config import load_config
+from quantlib.config import load_config, named_file
 from quantlib.errors import InvalidInputError, Problem
 
 CLUSTERS = Path(__file__).parent / "clusters"
@@ -157,8 +157,7 @@ def load_cluster(name: str) -> Cluster:
     Raises:
         InvalidInputError: With one problem per fault of the file.
     """
-    shipped = CLUSTERS / f"{name}.yaml"
-    path = shipped if "/" not in name and shipped.is_file() else Path(name)
+    path = named_file(name, CLUSTERS, "profile")
     data: dict[str, Any] = load_config(path)
     try:
         cluster = Cluster.model_validate(data)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,38 @@ class YamlFormat(BaseConfigFormat):
             return yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(str(error)) from None
+
+
+def named_file(name: Path | str, folder: Path, kind: str) -> Path:
+    """A file given by its path, or by the name of one that ships.
+
+    Args:
+        name: The path, or the name without its suffix.
+        folder: Holds those that ship.
+        kind: What they are, for messages: ``recipe``.
+
+    Raises:
+        InvalidInputError: It is a name, and there is none of it.
+    """
+    path, shipped = Path(name), folder / f"{name}.yaml"
+    if "/" in str(name) or path.suffix:
+        return path
+    if shipped.is_file():
+        return shipped
+    if path.is_file():
+        return path
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    raise InvalidInputError.one(
+        str(name),
+        f"there is no such file, and no {kind} of this name ships; {', '.join(known)} do",
+        did_you_mean(str(name), known),
+    )
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """``did you mean …?`` with what is most like a name; empty where nothing is."""
+    found = difflib.get_close_matches(given, list(known), n=1, cutoff=0.7)
+    return f"did you mean {found[0]}?" if found else ""
 
 
 def load_config(path: Path | str) -> dict[str, Any]:

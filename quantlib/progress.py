@@ -28,6 +28,9 @@ def progress_bar(label: str, total: int, unit: str) -> Iterator[Advance]:
     Yields:
         A function to call with the number of units that were done since the last call.
     """
+    if total == 0:
+        yield lambda _: None
+        return
     console = Console(stderr=True)
     if console.is_terminal:
         with _bar(console, unit) as progress:

@@ -8,15 +8,16 @@ This module imports neither torch nor any part that does, so that a recipe is ch
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from quantlib.config import YamlFormat, load_config
+from quantlib.config import YamlFormat, load_config, named_file
 from quantlib.errors import InvalidInputError, Problem
 
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
@@ -313,12 +314,33 @@ def _field_problems(error: ValidationError) -> list[Problem]:
     for fault in error.errors():
         path = ".".join(str(part) for part in fault["loc"]) or "(top level)"
         if fault["type"] == "extra_forbidden":
-            problems.append(Problem(path, "unknown key"))
+            problems.append(Problem(path, "unknown key", _suggestion(fault["loc"])))
             continue
         message = fault["msg"].removeprefix("Value error, ")
         given = "" if isinstance(fault["input"], (dict, list)) else f" (given: {fault['input']!r})"
         problems.append(Problem(path, message[0].lower() + message[1:] + given))
     return problems
+
+
+def _suggestion(path: Sequence[int | str]) -> str:
+    """The key that an unknown one may stand for: of its own section first, else of any."""
+    *section, given = map(str, path)
+    known = list(_keys(Recipe))
+    beside = {key.rpartition(".")[2]: key for key in known if key.split(".")[:-1] == section}
+    everywhere = {key.rpartition(".")[2]: key for key in known}
+    for keys in (beside, everywhere):
+        found = difflib.get_close_matches(given, list(keys), n=1, cutoff=0.7)
+        if found:
+            return f"did you mean {keys[found[0]]}?"
+    return ""
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from _keys(inner, f"{prefix}{name}.")
 
 
 def _without_faults(data: Mapping[str, Any], error: ValidationError) -> Recipe:
@@ -341,18 +363,25 @@ def _without_faults(data: Mapping[str, Any], error: ValidationError) -> Recipe:
 
 def recipe_path(name: Path | str) -> Path:
     """The file of a recipe given by path, or by the name of a shipped recipe (``gptq``)."""
-    shipped = SHIPPED_RECIPES / f"{name}.yaml"
-    is_name = "/" not in str(name) and not Path(name).suffix
-    return shipped if is_name and shipped.is_file() else Path(name)
+    return named_file(name, SHIPPED_RECIPES, "recipe")
 
 
-def load_recipe(path: Path | str) -> Recipe:
+def load_recipe(path: Path | str, group_size: int | None = None) -> Recipe:
     """Reads and validates a recipe file, or a shipped recipe by its name (``gptq``).
+
+    Args:
+        path: The file or the name.
+        group_size: In the place of the recipe's; None for the recipe's.
 
     Raises:
         InvalidInputError: With one problem per fault of the file.
     """
-    return parse_recipe(load_config(recipe_path(path)), origin=str(path))
+    data = load_config(recipe_path(path))
+    if group_size is not None:
+        section = data.setdefault("quantization", {})
+        if isinstance(section, dict) and isinstance(section.setdefault("weights", {}), dict):
+            section["weights"]["group_size"] = group_size
+    return parse_recipe(data, origin=str(path))
 
 
 def recipe_from_text(text: str) -> Recipe:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,3 +136,44 @@ def test_recipes_are_checked_without_torch() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'kfp')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "meant"),
+    [
+        ({"quantization": {"metod": "gptq"}}, "quantization.metod", "quantization.method"),
+        ({"thresholds": {}}, "thresholds", "validation.thresholds"),
+        (
+            {"calibration": {"group_size": 64}},
+            "calibration.group_size",
+            "quantization.weights.group_size",
+        ),
+        ({"validation": {"num_sample": 4}}, "validation.num_sample", "validation.num_samples"),
+        ({"calibration": {"num_sample": 4}}, "calibration.num_sample", "calibration.num_samples"),
+        ({"xyz": 1}, "xyz", None),
+    ],
+)
+def test_an_unknown_key_gets_a_suggestion(
+    given: dict[str, Any], where: str, meant: str | None
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        parse_recipe(given)
+    (problem,) = caught.value.problems
+    remedy = f"; did you mean {meant}?" if meant else ""
+    assert str(problem) == f"recipe: {where}: unknown key{remedy}"
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidInputError, match=r"gtpq: there is no such file, and no recipe .* gptq\?"
+    ):
+        load_recipe("gtpq")
+    with pytest.raises(InvalidInputError, match="cannot be read: No such file"):
+        load_recipe(tmp_path / "gptq.yaml")
+
+
+def test_the_group_size_can_be_given_beside_a_recipe(tmp_path: Path) -> None:
+    assert load_recipe("gptq", 64).quantization.weights.group_size == 64
+    assert load_recipe("gptq", 64).quantization.method == "gptq"
+    (tmp_path / "r.yaml").write_text("num_ranges: 2")
+    assert load_recipe(tmp_path / "r.yaml", -1).quantization.weights.group_size == -1

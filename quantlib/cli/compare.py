@@ -15,7 +15,10 @@ from quantlib.report.compare import Comparison, compare_runs
 from quantlib.report.compare_rows import Row, description_rows, figure_rows
 from quantlib.report.run_reports import read_runs
 
-_HINT = "note: runs that are not validated lack figures; `quantlib quantize --validate` adds them"
+_HINT = (
+    "note: runs that are not validated lack figures; "
+    "`quantlib quantize --validate --overwrite` adds them"
+)
 _EXAMPLES = """\b
 Examples:
   quantlib compare ./Llama-W8A8 ./Llama-W8A8-smooth

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import click
 
 from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.foreign_json import parse_mapping
 from quantlib.publishing.linking import linked_folder
+from quantlib.report.manifest import MANIFEST_NAME
 from quantlib.serving.arguments import (
     checkpoint_arguments,
     checkpoint_sharding,
@@ -44,7 +47,10 @@ Examples:
 )
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True)
-@click.option("--name", help="Name of the model in requests. Default: the folder's name.")
+@click.option(
+    "--name",
+    help="Name of the model in requests. Default: the one it is published by, or the folder's.",
+)
 @click.option(
     "--tensor-parallel-size",
     "-tp",
@@ -80,9 +86,9 @@ def deploy(
     The arguments come from the checkpoint's vllm_config.json, or config.json where there is none,
     and from the GPUs found; further ones go to `vllm serve`. Ctrl-C stops the server.
     """
+    name = name or default_name(model_path)
     links = linked_folder(model_path)
     model_path = links or model_path
-    name = name or model_path.absolute().name
     command = choose_command(
         model_path, host, port, name, tensor_parallel_size, vllm_arguments, print_only
     )
@@ -156,6 +162,15 @@ def choose_command(
     if size > 1:
         arguments["tensor_parallel_size"] = size
     return serve_command(model_path, arguments, further)
+
+
+def default_name(model_path: Path) -> str:
+    """What a model is called in requests: the folder of a published one is named by a digest."""
+    with suppress(OSError, QuantlibError, KeyError):
+        manifest = parse_mapping((model_path / MANIFEST_NAME).read_bytes(), MANIFEST_NAME)
+        if isinstance(manifest["name"], str) and manifest["name"]:
+            return manifest["name"]
+    return model_path.absolute().name
 
 
 def curl_line(url: str, name: str) -> str:

@@ -37,6 +37,7 @@ Examples:
     help="GPUs of one node: validate spreads a model over these.",
 )
 @click.option("--scratch", help="Local disk of a step, as 400Gi.  [default: not looked at]")
+@click.option("--group-size", type=int, help="In the place of the recipe's.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def plan(
     model: str,
@@ -46,6 +47,7 @@ def plan(
     parallel: int,
     node_gpus: int,
     scratch: str | None,
+    group_size: int | None,
     as_json: bool,
 ) -> None:
     """Show what quantizing MODEL would need: memory, disk and time for 1 to 64 ranges.
@@ -62,7 +64,7 @@ def plan(
     from quantlib.steps.plan import input_problems
 
     wanted = None if ranges == "auto" else _number(ranges)
-    recipe, hardware = load_recipe(recipe_name), find_hardware(gpu)
+    recipe, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)
     source = open_source(model)
     if problems := input_problems(recipe, source):
         raise InvalidInputError(problems)

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantlib.calibration.experts import Experts
 from quantlib.recipe import Thresholds
+from quantlib.report.text import percent
 
 
 @dataclass(frozen=True)
@@ -113,19 +114,23 @@ def _has_not_finite(record: Mapping[str, Any]) -> bool:
     return any(isinstance(v, float) and not math.isfinite(v) for v in record.values())
 
 
+def _percent(value: float) -> str:
+    return percent(value) if math.isfinite(value) else f"{value:.1%}"
+
+
 def _in_words(check: Check, experts: Experts) -> str:
     value, limit = check.value, check.limit
     match check.name:
         case "perplexity_increase":
-            return f"perplexity rose by {value:.1%}, more than {limit:.1%}"
+            return f"perplexity rose by {_percent(value)}, more than {_percent(limit)}"
         case "kl_mean":
             return f"mean KL divergence is {value:.4g} nats, above {limit:.4g}"
         case "top1_agreement":
-            return f"top-1 agreement is {value:.1%}, below {limit:.1%}"
+            return f"top-1 agreement is {_percent(value)}, below {_percent(limit)}"
         case "undercalibrated_experts":
             return (
-                f"too few calibration tokens came to {value:.1%} of the experts, more than "
-                f"{limit:.1%}: {experts.undercalibrated_in_words()}"
+                f"too few calibration tokens came to {_percent(value)} of the experts, more than "
+                f"{_percent(limit)}: {experts.undercalibrated_in_words()}"
             )
         case _:
             return f"{value:.0f} figures are not finite numbers"

@@ -61,6 +61,7 @@ def build_report(
     ran = (
         lineage if planned is None or planned in lineage else [*lineage[:1], planned, *lineage[1:]]
     )
+    ran = _in_order(ran)
     runs = {receipt.digest(): run_facts(store, receipt) for receipt in ran}
     try:
         judged = None if evaluation is None else Evaluation.model_validate(evaluation)
@@ -181,6 +182,17 @@ def _method(recipe: Recipe, smoothed: Receipt | None) -> Method:
         outlier_suppression=suppression.method if suppression else None,
         alpha=smoothed.facts.get("alpha") if smoothed else None,
     )
+
+
+def _in_order(receipts: list[Receipt]) -> list[Receipt]:
+    """The earliest steps first, and the ranges of a step as they follow one another."""
+    first = {receipt.step: number for number, receipt in reversed(list(enumerate(receipts)))}
+
+    def place(receipt: Receipt) -> tuple[int, int]:
+        start = str(receipt.parameters.get("range", "")).partition(":")[0]
+        return first[receipt.step], int(start) if start.isdecimal() else 0
+
+    return sorted(receipts, key=place)
 
 
 def _step_run(receipt: Receipt, run: Mapping[str, Any]) -> StepRun:

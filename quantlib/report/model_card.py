@@ -9,6 +9,7 @@ import yaml
 from quantlib.report._templates import environment
 from quantlib.report.html import check_row
 from quantlib.report.model import Report
+from quantlib.report.text import counted
 from quantlib.serving.options import serve_line
 
 CARD_NAME = "README.md"
@@ -27,7 +28,7 @@ def render_model_card(report: Report) -> str:
             serve_line=serve_line(".", report.serve),
             raised=sum(record.damping_rose for record in report.linears),
             source=", ".join(
-                f"{name} {value}"
+                f"{name} {counted(value)}"
                 for name, value in report.model.source.items()
                 if value is not None
             ),

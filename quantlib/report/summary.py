@@ -9,6 +9,7 @@ from quantlib.report.build import LINEARS_NAME, read_json
 from quantlib.report.model import LinearError
 from quantlib.report.text import (
     ABSENT,
+    counted,
     duration,
     integer,
     markdown_table,
@@ -62,7 +63,7 @@ def _fetched(receipt: Receipt) -> Iterator[Row]:
     yield "model type", facts["model_type"]
     for name, value in facts["source"].items():
         if value is not None:
-            yield name, str(value)
+            yield name, counted(value)
     yield "weights", f"{size(facts['bytes'])} in {plural(facts['tensors'], 'tensor')}"
     yield "digest", facts["digest"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,10 +39,14 @@ def short(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage: 83.8%."""
+    """A share as a percentage: 83.8%, and 0.01% where one digit would make it nothing."""
     if value is None:
         return ABSENT
-    return f"{100 * value:.1f}%" if math.isfinite(value) else _not_finite(value)
+    if not math.isfinite(value):
+        return _not_finite(value)
+    small = value and abs(value) < 0.0005
+    text = f"{100 * value:.1g}%" if small else f"{100 * value:.1f}%"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def change(value: float | None) -> str:
@@ -52,6 +56,13 @@ def change(value: float | None) -> str:
     if not math.isfinite(value):
         return _not_finite(value)
     return f"{100 * value:+.1f}%".replace("-", "\N{MINUS SIGN}")
+
+
+def counted(value: object) -> str:
+    """A value as it stands; a mapping of names to counts in words: 211 F32, 61 Q4_K."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
+    return str(value)
 
 
 def integer(value: int) -> str:
@@ -141,6 +152,7 @@ FILTERS: dict[str, Callable[..., str]] = {
         short,
         percent,
         change,
+        counted,
         integer,
         size,
         mebibytes,
