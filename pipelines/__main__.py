@@ -289,7 +289,7 @@ def _report(result: RunResult, folder: Path, store: str, console: Console) -> No
     table.columns[2].justify = "right"
     for run in result.runs:
         seconds = f"{run.seconds:.1f}" if run.attempts else ""
-        table.add_row(escape(run.name), run.state.value, seconds)
+        table.add_row(escape(run.name), run.outcome, seconds)
     console.print()
     console.print(table)
     outputs = {"run": str(folder / "run.json"), **_main_outputs(result)}
@@ -299,8 +299,8 @@ def _report(result: RunResult, folder: Path, store: str, console: Console) -> No
         finished = ", ".join(run.name for run in result.runs if run.state is State.SUCCEEDED)
         click.echo(
             f"Interrupted by {result.signal.name}. Finished and kept in {store}: "
-            f"{finished or 'nothing'}. The same command goes on after that; a step that was in the "
-            "making starts anew.",
+            f"{finished or 'nothing'}. The same command goes on after that; of a range in the "
+            "making, the blocks that were finished are kept too.",
             err=True,
         )
     elif result.failure:

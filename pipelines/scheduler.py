@@ -83,6 +83,13 @@ class StepRun:
     error: str = ""
     outputs: Values = field(default_factory=Values)
 
+    @property
+    def outcome(self) -> str:
+        """What became of it, in words: a step whose work was in the store is ``reused``."""
+        artifacts = [one for found in self.outputs.artifacts.values() for one in found]
+        reused = any(one.metadata.get("reused") for one in artifacts)
+        return "reused" if reused and self.state is State.SUCCEEDED else self.state.value
+
 
 @dataclass(frozen=True)
 class _Scope:

@@ -58,7 +58,7 @@ class PlainStatus:
         """Prints what has become of a step."""
         if run.state in (State.WAITING, State.NOT_RUN):
             return
-        line = f"{time.strftime('%H:%M:%S')} {run.name}: {run.state}"
+        line = f"{time.strftime('%H:%M:%S')} {run.name}: {run.outcome}"
         if run.started is not None and run.state is not State.RUNNING:
             line += f" in {run.seconds:.1f} s"
         self._console.out(f"{line} ({run.error})" if run.error else line, highlight=False)

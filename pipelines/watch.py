@@ -25,6 +25,8 @@ from quantlib.planning import HARDWARE
 from quantlib.process_group import end_kept
 from quantlib.publishing.jobs import published_of
 from quantlib.recipe import Recipe, load_recipe
+from quantlib.store import open_store
+from quantlib.store.lease import lease
 from quantlib.watching import Job, find_job
 
 _GRACE = 60.0
@@ -233,7 +235,11 @@ def _look(name: str, starter: Starter) -> Look:
         return Look(name, Outcome.FAILED, "; ".join(str(error).splitlines()))
     if job.published is not None:
         return Look(name, Outcome.UP_TO_DATE, job.published)
-    code = _run(name, recipe, job, starter)
+    with lease(open_store(starter.store), f"jobs/{job.digest.removeprefix('sha256:')}"):
+        # Another watcher may have had it until now.
+        if (published := published_of(job.destination, job.digest)) is not None:
+            return Look(name, Outcome.UP_TO_DATE, published)
+        code = _run(name, recipe, job, starter)
     if code == GateFailedError.exit_code:
         return Look(name, Outcome.REFUSED, job.release.address)
     if code is None:

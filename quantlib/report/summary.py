@@ -21,6 +21,7 @@ from quantlib.report.text import (
     size,
 )
 from quantlib.store import Receipt, Store, run_facts
+from quantlib.store.transaction import was_reused
 
 _SHOWN_LINEARS = 10
 
@@ -42,10 +43,11 @@ def step_summary(store: Store, receipt: Receipt) -> str:
     lines += markdown_table(("", ""), _FACTS[receipt.step](receipt))
     if LINEARS_NAME in receipt.files:
         lines += _linears(store, receipt)
-    run = run_facts(store, receipt)
+    run, reused = run_facts(store, receipt), was_reused(store, receipt)
     lines += markdown_table(
         ("this step", ""),
         [
+            *((("made", "by an earlier run, in the time below"),) if reused else ()),
             ("time", duration(run.get("seconds"))),
             ("largest memory", mebibytes(run.get("peak_mib"))),
             ("files", _files(receipt)),

@@ -18,6 +18,7 @@ from typing import Any
 
 from quantlib.errors import InvalidInputError
 from quantlib.store import Receipt, Store, open_store
+from quantlib.store.transaction import was_reused
 
 ARTIFACT_BYTES = 16 * 1024
 """What an artifact stays below: the launcher copies each one into every pod that takes it."""
@@ -160,6 +161,7 @@ class StepCall:
                 # What the UI calls the artifact, in the run's page and in its lineage.
                 "display_name": f"{receipt.step} {receipt.key[:12]}",
                 "step": receipt.step,
+                "reused": was_reused(store, receipt),
                 "key": receipt.key,
                 "digest": receipt.digest(),
                 "address": store.full_address(receipt.address),

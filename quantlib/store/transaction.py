@@ -309,6 +309,11 @@ def run_facts(store: Store, receipt: Receipt) -> dict[str, Any]:
     return {}
 
 
+def was_reused(store: Store, receipt: Receipt) -> bool:
+    """Whether a run has found the step in the store, which another one before it has done."""
+    return store.exists(f"{receipt.aside}/{USED_NAME}")
+
+
 def read_lineage(store: Store, receipt: Receipt) -> list[Receipt]:
     """The receipt and every receipt that it rests on, each once, the earliest steps first.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ from published_runs import publish_as
 from recipes import QUICK
 
 import pipelines.__main__ as command
-from pipelines.watch import recipe_names
+from pipelines.watch import Starter, look_once, recipe_names
 from quantlib.errors import InvalidInputError, StepError
 from quantlib.keeper import kept
 from quantlib.publishing.jobs import published_of
@@ -199,6 +201,29 @@ def test_a_run_that_hangs_is_ended_and_the_others_have_their_turn(
     assert done_line.endswith(f"done.json: up to date: {address}")
     assert slow_run.read_text().endswith(" --cluster local --device cpu --gpu h100-80g")
     assert are_gone(marked(published))
+
+
+def test_a_second_watcher_waits_for_the_first_and_does_nothing_twice(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, published = recipe_of(model), str(tmp_path / "published")
+    digest = find_job(recipe, published, ()).digest
+    started: list[int] = []
+
+    def run(*_: object) -> int:
+        started.append(1)
+        time.sleep(1)
+        publish_as(published, digest)
+        return 0
+
+    monkeypatch.setattr("pipelines.watch._run", run)
+    path, store = write(recipe, tmp_path / "recipe.json"), str(tmp_path / "store")
+    starter = Starter(store, published, "process", (), (), 60)
+    with ThreadPoolExecutor() as pool:
+        looks = list(pool.map(lambda _: look_once(path, starter), range(2)))
+    assert len(started) == 1
+    assert sorted(look.outcome for look in looks) == ["quantized", "up to date"]
+    assert {look.detail for look in looks} == {published_of(published, digest)}
 
 
 def test_the_help_is_of_the_program_that_was_called() -> None:
