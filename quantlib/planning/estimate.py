@@ -116,8 +116,8 @@ def estimate_run(
     else:
         chosen = options[min(ranges, most) - 1]
     boundary = quantized_on * sizes.hidden_size * sizes.stored_bytes
-    # Range files and the checkpoint hold the same twice, as does what is published.
-    store = sizes.total_bytes + chosen.ranges * boundary + 3 * sizes.quantized_bytes
+    # Range files, the checkpoint and what is published share their bytes.
+    store = sizes.total_bytes + chosen.ranges * boundary + sizes.quantized_bytes
     return RunEstimate(
         hardware=hardware,
         parallel=parallel,

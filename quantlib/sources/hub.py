@@ -27,15 +27,16 @@ from huggingface_hub.utils import (
     http_stream_backoff,
 )
 
-from quantlib.errors import InvalidInputError, StepError, StoreError
+from quantlib.checkpoint.header import TensorInfo
+from quantlib.errors import StepError, StoreError
 from quantlib.progress import Advance
 from quantlib.sources import HubAddress
-from quantlib.sources.folder import ExaminedFolder, examine_folder
+from quantlib.sources.arrival import Arrived, bring_model, room_needed
 from quantlib.sources.hub_errors import explained_errors
 from quantlib.sources.inspection import SMALL_FILES, model_files, open_model
-from quantlib.sources.scan import ShowProgress
+from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.sources.space import require_space
-from quantlib.store.hashing import hash_file
+from quantlib.store import FileRecord, LocalStore, StepOutput
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_SECONDS = 30
@@ -117,6 +118,12 @@ class HubFiles:
                 endpoint=constants.ENDPOINT,
             )
 
+    def drop(self, name: str) -> None:
+        """Removes a file from the cache."""
+        link = self.folder() / name
+        link.resolve().unlink(missing_ok=True)
+        link.unlink(missing_ok=True)
+
     def url(self, name: str) -> str:
         """Where a file is downloaded from."""
         return hf_hub_url(
@@ -172,41 +179,56 @@ def list_files(address: HubAddress, commit: str) -> HubFiles:
     return HubFiles(address, commit, files)
 
 
-def fetch_model(address: HubAddress, commit: str, progress: ShowProgress) -> ExaminedFolder:
-    """Downloads a model and examines it.
+def bring_from_hub(
+    output: StepOutput, address: HubAddress, commit: str, progress: ShowProgress
+) -> str:
+    """Brings a model into the store by huggingface_hub's cache.
 
-    All that can be checked of it is checked before a weight is downloaded.
+    All that can be checked of it is checked before a weight is downloaded. A store that is a folder
+    shares the cache's files; for another one they are removed from the cache as soon as they have
+    arrived, unless they were there before.
 
     Args:
+        output: Of the step.
         address: The model.
         commit: The commit to take.
         progress: Shows how far it is.
 
     Returns:
-        The model in huggingface_hub's cache.
+        The config's ``model_type``.
 
     Raises:
         InvalidInputError: The model is not there, not open to this token, or cannot be quantized.
         StepError: The network failed. What has arrived is kept, and the next call resumes.
     """
     files = list_files(address, commit)
-    names = model_files(open_model(files))
-    wanted = [name for name in names if files.cached(name) is None]
-    total = sum(files.size(name) for name in wanted)
+    checkpoint = open_model(files)
+    kept = isinstance(output.store, LocalStore)
+    sizes = [files.size(name) for name in model_files(checkpoint) if files.cached(name) is None]
     remedy = "free some, or set HF_HOME to another folder"
-    require_space(_cache(), total, "are to be downloaded", remedy)
-    with progress("Downloading", total, "bytes") as advance:
-        for name in wanted:
+    require_space(_cache(), room_needed(output, sizes), "are to be downloaded", remedy)
+
+    def bring(name: str, tensors: tuple[TensorInfo, ...], advance: Advance) -> Arrived:
+        there = files.cached(name) is not None
+        if there:
+            advance(files.size(name))
+        else:
             files.download(name, advance)
-    folder = files.folder()
-    try:
-        model = examine_folder(folder, progress)
-    except InvalidInputError:
-        # What looks like a bad model may be a bad copy.
-        _verify({name: hash_file(folder / name) for name in names}, files, folder)
-        raise
-    _verify({name: record.sha256 for name, record in model.files.items()}, files, folder)
-    return model
+        path = (files.folder() / name).resolve()
+        digest, problems = hash_and_scan(path, tensors, lambda count: None)
+        if files.files[name].sha256 not in (None, digest):
+            files.drop(name)  # what looks like a bad model is a bad copy
+            raise StepError("fetch", f"damaged on the way and dropped: {name}; run again")
+        count = len(tensors) if tensors else None
+        record = FileRecord(bytes=path.stat().st_size, sha256=digest, tensors=count)
+        if not problems:
+            output.add_local_file(name, path, record)
+        if not kept and not there:
+            files.drop(name)
+        return Arrived(record, tuple(problems))
+
+    bring_model(output, checkpoint, bring, progress)
+    return str(checkpoint.config["model_type"])
 
 
 def _model_info(address: HubAddress) -> dict[str, Any]:
@@ -283,19 +305,6 @@ def _reporting_to(advance: Advance) -> type:
             advance(count)
 
     return Reporter
-
-
-def _verify(digests: Mapping[str, str], listed: HubFiles, folder: Path) -> None:
-    """Compares downloaded files with the hub's digests, and drops what differs from the cache."""
-    damaged = [
-        name for name, digest in digests.items() if listed.files[name].sha256 not in (None, digest)
-    ]
-    for name in damaged:
-        (folder / name).resolve().unlink(missing_ok=True)
-        (folder / name).unlink(missing_ok=True)
-    if damaged:
-        names = ", ".join(damaged)
-        raise StepError("fetch", f"damaged on the way and dropped: {names}; run again")
 
 
 def _cache() -> Path:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 import numpy as np
 
@@ -72,28 +72,76 @@ def hash_and_scan(
     Raises:
         InvalidInputError: The file ends before a tensor does.
     """
+    with path.open("rb", buffering=0) as file:
+        return _hash_and_scan(file, str(path), tensors, advance)
+
+
+def hash_and_scan_chunks(
+    chunks: Iterable[bytes | bytearray],
+    where: str,
+    tensors: Iterable[TensorInfo],
+    advance: Advance,
+) -> tuple[str, list[Problem]]:
+    """The same of a file that comes in chunks and is not kept.
+
+    Args:
+        chunks: The file.
+        where: What to call it.
+        tensors: Its tensors; all of a float dtype.
+        advance: Called with the number of bytes read.
+
+    Raises:
+        InvalidInputError: The file ends before a tensor does.
+    """
+    return _hash_and_scan(_Stream(chunks), where, tensors, advance)
+
+
+class _Readable(Protocol):
+    def read(self, length: int, /) -> bytes:
+        """Up to ``length`` bytes; none at the end."""
+
+
+class _Stream:
+    """Chunks as something to read from."""
+
+    def __init__(self, chunks: Iterable[bytes | bytearray]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = memoryview(b"")
+
+    def read(self, length: int, /) -> bytes:
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return b""
+            self._rest = memoryview(chunk)
+        data, self._rest = self._rest[:length], self._rest[length:]
+        return bytes(data)
+
+
+def _hash_and_scan(
+    file: _Readable, where: str, tensors: Iterable[TensorInfo], advance: Advance
+) -> tuple[str, list[Problem]]:
     digest = hashlib.sha256()
     problems = []
-    with path.open("rb", buffering=0) as file:
-        position = 0
-        for info in sorted(tensors, key=lambda info: info.start):
-            for chunk in _chunks(file, info.start - position, path):
-                digest.update(chunk)
-            count = 0
-            for chunk in _chunks(file, info.bytes, path):
-                digest.update(chunk)
-                count += count_nonfinite(chunk, info.dtype)
-                advance(len(chunk))
-            if count:
-                problems.append(nonfinite_problem(str(path), info.name, count, info.elements))
-            position = info.end
-        while rest := file.read(_CHUNK_BYTES):
-            digest.update(rest)
-            advance(len(rest))
+    position = 0
+    for info in sorted(tensors, key=lambda info: info.start):
+        for chunk in _chunks(file, info.start - position, where):
+            digest.update(chunk)
+        count = 0
+        for chunk in _chunks(file, info.bytes, where):
+            digest.update(chunk)
+            count += count_nonfinite(chunk, info.dtype)
+            advance(len(chunk))
+        if count:
+            problems.append(nonfinite_problem(where, info.name, count, info.elements))
+        position = info.end
+    while rest := file.read(_CHUNK_BYTES):
+        digest.update(rest)
+        advance(len(rest))
     return digest.hexdigest(), problems
 
 
-def _chunks(file: IO[bytes], length: int, path: Path) -> Iterator[bytes]:
+def _chunks(file: _Readable, length: int, where: str) -> Iterator[bytes]:
     """The next ``length`` bytes; every chunk but the last is a whole number of elements."""
     while length:
         wanted = min(length, _CHUNK_BYTES)
@@ -101,7 +149,7 @@ def _chunks(file: IO[bytes], length: int, path: Path) -> Iterator[bytes]:
         while len(chunk) < wanted:
             more = file.read(wanted - len(chunk))
             if not more:
-                raise InvalidInputError.one(str(path), f"truncated: {length} bytes missing")
+                raise InvalidInputError.one(where, f"truncated: {length} bytes missing")
             chunk += more
         length -= wanted
         yield chunk

@@ -113,15 +113,14 @@ def _fetch_gguf(store: Store, path: Path, pinned: str | None, progress: ShowProg
 
 
 def _fetch_hub(store: Store, address: HubAddress, progress: ShowProgress) -> Receipt:
-    from quantlib.sources.hub import fetch_model, resolve_commit
+    from quantlib.sources.hub import bring_from_hub, resolve_commit
 
     commit = resolve_commit(address)
 
     def work(output: StepOutput) -> None:
-        model = fetch_model(address, commit, progress)
-        model.import_into(output)
+        model_type = bring_from_hub(output, address, commit, progress)
         source = {"kind": "hub", "repo": address.repo, "commit": commit}
-        output.facts |= model_facts(source, model.model_type, output.files)
+        output.facts |= model_facts(source, model_type, output.files)
 
     parameters = {"source_kind": "hub", "repo": address.repo, "revision": commit}
     return commit_step(store, STEP, parameters, {}, work)
@@ -129,18 +128,19 @@ def _fetch_hub(store: Store, address: HubAddress, progress: ShowProgress) -> Rec
 
 def _fetch_s3(store: Store, address: str, pinned: str | None, progress: ShowProgress) -> Receipt:
     from quantlib.checkpoint.source import StoreSource
-    from quantlib.sources.s3 import download_model, versions_digest
+    from quantlib.sources.s3 import bring_from_s3, versions_digest
+    from quantlib.store.s3 import S3Store
 
     source = open_store(address)
+    assert isinstance(source, S3Store)
     files = StoreSource(source)
     versions = versions_digest(files)
     require_pinned(address, pinned, versions)
 
     def work(output: StepOutput) -> None:
-        model = download_model(source, files, output.scratch / "model", progress)
-        model.import_into(output)
+        model_type = bring_from_s3(output, source, files, progress)
         facts = {"kind": "s3", "address": source.address}
-        output.facts |= model_facts(facts, model.model_type, output.files)
+        output.facts |= model_facts(facts, model_type, output.files)
 
     parameters = {
         "source_kind": "s3",

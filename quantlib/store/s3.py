@@ -195,7 +195,14 @@ class S3Store(Store):
             self.import_file(Path(file.name), path, written.sha256)
         return written
 
-    def copy_from(self, other: S3Store, source: str, path: str, record: FileRecord) -> None:
+    def copy_from(
+        self,
+        other: S3Store,
+        source: str,
+        path: str,
+        record: FileRecord,
+        version: str | None = None,
+    ) -> None:
         """Lets the server copy a file of another bucket or prefix, and nothing else than that file.
 
         Args:
@@ -203,16 +210,21 @@ class S3Store(Store):
             source: Its path there.
             path: Where it goes here.
             record: What it has to be.
+            version: Of the file that was read and is what was recorded, as a listing shows it. None
+                to go by what the server vouches for.
 
         Raises:
             StoreError: It is missing, is something else, changed meanwhile, or could not be copied.
         """
-        head = other._head(source)
-        require_expected(other.full_address(source), other._recorded(source, head), record)
+        tag = f'"{version}"'
+        if version is None:
+            head = other._head(source)
+            require_expected(other.full_address(source), other._recorded(source, head), record)
+            tag = head["ETag"]
         extra = {
             "Metadata": {_DIGEST_KEY: record.sha256},
             "MetadataDirective": "REPLACE",
-            "CopySourceIfMatch": head["ETag"],
+            "CopySourceIfMatch": tag,
         }
         origin = {"Bucket": other.bucket, "Key": other.key(source)}
         with self._explained(path), create_transfer_manager(self.client, _COPY) as manager:

@@ -74,6 +74,7 @@ def test_an_interrupted_download_resumes(hub, model, store, silent, monkeypatch)
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
+    monkeypatch.setattr("quantlib.sources.arrival.AT_ONCE", 1)
     size = len(hub.files[SHARDS[1]])
     hub.cut_after = size // 2
     with pytest.raises(StepError, match="goes on where it stopped"):
