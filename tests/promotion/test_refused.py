@@ -153,3 +153,23 @@ def test_options_that_would_fail_after_the_change(option: str, value: str, said:
     done = CliRunner().invoke(promote, [*words, option, value])
     assert done.exit_code == 2
     assert said in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"trust_remote_code": True},
+        {"middleware": "evil.Middleware"},
+        {"model": "attacker/other"},
+        {"load_format": "pt"},
+        {"dtype": "--trust-remote-code"},
+    ],
+)
+def test_a_folder_that_chooses_arguments(
+    make_published: MakePublished, refused: Any, arguments: dict[str, Any]
+) -> None:
+    content = json.dumps({"dtype": "bfloat16"} | arguments).encode()
+    published = make_published(**{"vllm_config__json": content})
+    said = refused(published)
+    assert "vllm_config.json: is refused: " in said
+    assert len(said.splitlines()) == 1
