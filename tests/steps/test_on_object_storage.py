@@ -1,6 +1,7 @@
 """The steps on a real S3 server: what they read, what they leave, and what they publish."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import s3
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.errors import InvalidInputError, StoreError
 from quantlib.models import open_model
+from quantlib.publishing import folder as publishing_folder
 from quantlib.report.manifest import verify_published
 from quantlib.steps.calibrate import hidden_name
 from quantlib.steps.fetch import fetch
@@ -109,8 +111,10 @@ def judged(made: Any) -> Any:
 
 @pytest.mark.slow
 def test_publishing_to_a_bucket_is_as_publishing_to_a_folder(
-    judged: Any, proxy: s3.Proxy, tmp_path: Path
+    judged: Any, proxy: s3.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    moment = datetime.now(UTC)
+    monkeypatch.setattr(publishing_folder, "now", lambda: moment)
     made, validation = judged
     destination = f"{ADDRESS}-published"
     _, folder = publish(made.store, made.recipe, str(tmp_path / "out"), made.checkpoint, validation)

@@ -8,12 +8,14 @@ import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quantlib.errors import GateFailedError, InvalidInputError, StoreError
+from quantlib.publishing import folder as publishing_folder
 from quantlib.report.manifest import MANIFEST_NAME, read_manifest, verify_published
 from quantlib.report.model import Report
 from quantlib.report.provenance import provenance_of
@@ -124,7 +126,9 @@ def test_publishing_again_notices_what_was_changed_since(run) -> None:
         publish_run(run)
 
 
-def test_publishing_again_restores_a_folder_that_was_removed(run) -> None:
+def test_publishing_again_restores_a_folder_that_was_removed(run, monkeypatch) -> None:
+    moment = datetime.now(UTC)
+    monkeypatch.setattr(publishing_folder, "now", lambda: moment)
     first, folder = publish_run(run)
     before = contents(folder)
     for path in folder.iterdir():
