@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib.errors import InvalidInputError
 from quantlib.faults import faults_of
+from quantlib.foreign_json import parse_json
 
 SCHEMA: Final = "quantlib/receipt/2"
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -150,7 +151,7 @@ class Receipt(BaseModel):
             InvalidInputError: ``data`` is no receipt of this schema.
         """
         try:
-            return cls.model_validate_json(bytes(data) if isinstance(data, bytearray) else data)
+            return cls.model_validate(parse_json(data, origin))
         except ValidationError as error:
             raise InvalidInputError.one(
                 origin, f"is no valid receipt: {faults_of(error)}"
