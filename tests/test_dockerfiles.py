@@ -79,3 +79,23 @@ except Exception:
     assert done.stdout.count("built-in function") == 2, done.stderr
     assert done.stdout.endswith("refused\n")
     assert "this image holds no C compiler, and was asked to build" in done.stderr
+
+
+def test_what_is_in_the_images_is_listed_by_syft(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "images.py", tmp_path / "scripts")
+    (tmp_path / "syft").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "syft").chmod(0o755)
+    command = [sys.executable, tmp_path / "scripts" / "images.py", "sbom"]
+    command += ["--syft", str(tmp_path / "syft")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "build/images.lock.json is missing: make images\n")
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "images.lock.json").write_text('{"watch": "r.example/w@sha256:12"}')
+    done = subprocess.run(command, capture_output=True, text=True)
+    path = tmp_path / "build" / "sbom" / "watch.cdx.json"
+    assert f"scan docker:r.example/w@sha256:12 --output cyclonedx-json={path}\n" in done.stdout
+    command[-1] = str(tmp_path / "nothing")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "nothing cannot be started" in done.stderr
