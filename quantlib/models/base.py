@@ -115,6 +115,11 @@ class BaseModelAdapter(ABC):
     def head(self) -> str:
         """Name of the linear that gives the logits; it is never quantized."""
 
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return False
+
     @abstractmethod
     def problems(self, checkpoint: Checkpoint) -> list[Problem]:
         """What is missing or misshapen in a checkpoint of this family."""

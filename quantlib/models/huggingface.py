@@ -199,6 +199,11 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         """Name of the linear that gives the logits; it is never quantized."""
         return "lm_head"
 
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return bool(self.config.get("tie_word_embeddings", self.tied_by_default))
+
     def block_prefix(self, block: int) -> str:
         """What the names of a block's tensors start with: ``model.layers.3.``."""
         return f"model.layers.{block}."
@@ -312,7 +317,7 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
             f"{self.embedding}.weight": (vocabulary, hidden),
             f"{self.final_norm}.weight": (hidden,),
         }
-        if not self.config.get("tie_word_embeddings", self.tied_by_default):
+        if not self.tied:
             expected[f"{self.head}.weight"] = (vocabulary, hidden)
         prefixes = tuple(self.block_prefix(block) for block in range(self.blocks))
         for block, prefix in enumerate(prefixes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.index import same_bytes
 from quantlib.checkpoint.source import FileSource, ReceiptSource
 from quantlib.compatibility import exact_linears
 from quantlib.errors import InvalidInputError, Problem
@@ -40,6 +41,7 @@ def plan(
     num_ranges: int,
     hardware: Hardware | None = None,
     parallel: int = 1,
+    limits: Limits | None = None,
 ) -> Receipt:
     """Checks everything that can be checked before expensive work, and chooses the ranges.
 
@@ -55,20 +57,25 @@ def plan(
             soonest.
         hardware: What they are quantized on; needed for ``AUTO``.
         parallel: How many are quantized at the same time, for ``AUTO``.
+        limits: What the hardware's nodes have; None to require nothing of them.
 
     Returns:
         A receipt whose fact ``ranges`` lists the ranges, ``"0:8"``, and which rests on the windows
         of the texts.
 
     Raises:
-        InvalidInputError: Recipe, model and texts do not go together; all problems at once. Or
-            vLLM refuses the model.
+        InvalidInputError: Recipe, model and texts do not go together, or a step does not fit the
+            hardware; all problems at once. Or vLLM refuses the model.
     """
     source = ReceiptSource(store, model)
     checkpoint, adapter = open_model(source)
     windows, problems = make_all_windows(store, recipe, texts, checkpoint, adapter)
-    problems = model_problems(recipe, checkpoint, adapter) + problems
-    if problems:
+    unsuited = model_problems(recipe, checkpoint, adapter)
+    if not unsuited:
+        problems += head_problems(checkpoint, adapter)
+        if limits is not None and hardware is not None:
+            problems += _unfit(recipe, checkpoint, adapter, hardware, parallel, limits)
+    if problems := unsuited + problems:
         raise InvalidInputError(problems)
     wanted = num_ranges or recipe.num_ranges
     if num_ranges == AUTO:
@@ -100,6 +107,43 @@ def input_problems(recipe: Recipe, source: FileSource) -> list[Problem]:
         *model_problems(recipe, checkpoint, adapter),
         *text_problems(recipe, source, checkpoint, adapter),
     ]
+
+
+def head_problems(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> list[Problem]:
+    """That a head lies beside an embedding which the config makes the head; reads both."""
+    head = checkpoint.tensors.get(f"{adapter.head}.weight")
+    if not adapter.tied or head is None:
+        return []
+    embedding = f"{adapter.embedding}.weight"
+    if same_bytes(checkpoint.source, checkpoint.info(embedding), head):
+        return []
+    return [
+        Problem(
+            f"{adapter.head}.weight",
+            f"differs from {embedding}, but the config ties them, so that vLLM would not load it",
+            "set tie_word_embeddings to false in config.json, or remove the tensor",
+        )
+    ]
+
+
+def _unfit(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    adapter: BaseModelAdapter,
+    hardware: Hardware,
+    parallel: int,
+    limits: Limits,
+) -> list[Problem]:
+    estimate = estimate_run(
+        recipe,
+        checkpoint,
+        adapter,
+        hardware,
+        parallel,
+        _product_bytes(hardware),
+        node_gpus=limits.node_gpus,
+    )
+    return fit_problems(recipe, checkpoint, adapter, estimate, limits)
 
 
 def plan_ranges(
@@ -165,39 +209,6 @@ def _product_bytes(hardware: Hardware) -> int:
     return 2 if hardware.is_gpu else 4
 
 
-def _require_fit(
-    store: Store,
-    recipe: Recipe,
-    model: Receipt,
-    hardware: Hardware,
-    parallel: int,
-    limits: Limits,
-) -> None:
-    """Requires that every step fits what it is to run on, before anything else is tried.
-
-    Raises:
-        InvalidInputError: One does not; whatever else is wrong is said too.
-    """
-    source = ReceiptSource(store, model)
-    try:
-        checkpoint, adapter = open_model(source)
-        if model_problems(recipe, checkpoint, adapter):
-            return
-    except InvalidInputError:
-        return  # which plan says
-    estimate = estimate_run(
-        recipe,
-        checkpoint,
-        adapter,
-        hardware,
-        parallel,
-        _product_bytes(hardware),
-        node_gpus=limits.node_gpus,
-    )
-    if problems := fit_problems(recipe, checkpoint, adapter, estimate, limits):
-        raise InvalidInputError([*problems, *input_problems(recipe, source)])
-
-
 def main(call: StepCall) -> None:
     store, recipe = call.store(), recipe_from_text(call.text("recipe"))
     model, num_ranges = call.receipt("model"), call.integer("num_ranges")
@@ -207,8 +218,8 @@ def main(call: StepCall) -> None:
             "num_ranges", f"is {num_ranges}", f"give 1 to {MOST_RANGES}, 0 or {AUTO}"
         )
     limits = _limits(call, store)
-    _require_fit(store, recipe, model, hardware, parallel, limits)
-    receipt = plan(store, recipe, model, call.receipt("texts"), num_ranges, hardware, parallel)
+    texts = call.receipt("texts")
+    receipt = plan(store, recipe, model, texts, num_ranges, hardware, parallel, limits)
     ranges = receipt.facts["ranges"]
     checkpoint, adapter = open_model(ReceiptSource(store, model))
     estimate = estimate_run(

@@ -259,7 +259,7 @@ def test_the_step_goes_by_the_same_numbers(
     with pytest.raises(InvalidInputError) as refused:
         main(call)
     wheres = [problem.where for problem in refused.value.problems]
-    assert wheres[:2] == ["serving.tensor_parallel_size", "calibrate on l4-24g"]
+    assert wheres[-3:-1] == ["serving.tensor_parallel_size", "calibrate on l4-24g"]
     assert not (tmp_path / "ranges").exists()
     with pytest.raises(InvalidInputError, match="scratch: is no size: 'much'"):
         call.parameters = values | {"scratch": "much"}

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
@@ -58,6 +59,22 @@ def test_the_receipt_lists_ranges_as_strings(
     texts = bring_texts(store, recipe)
     assert plan(store, recipe, model, texts, 0).facts["ranges"] == ["0:2", "2:4"]
     assert plan(store, recipe, model, texts, 1).facts["ranges"] == ["0:4"]
+
+
+def test_a_head_that_the_config_ties_away_is_refused(
+    store: LocalStore, make_model: Callable[..., Path], small_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    folder = make_model(tmp_path / "m", tie_word_embeddings=False)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('_embeddings": false', '_embeddings": true'))
+    recipe = small_recipe()
+    texts = bring_texts(store, recipe)
+    with pytest.raises(InvalidInputError, match=r"lm_head\.weight: differs from"):
+        plan(store, recipe, fetch(store, str(folder)), texts, 1)
+    state = load_file(folder / "model.safetensors")
+    state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+    save_file(state, folder / "model.safetensors")
+    assert plan(store, recipe, fetch(store, str(folder)), texts, 1).facts["ranges"] == ["0:4"]
 
 
 @pytest.mark.parametrize("text", ["", "3", "4:4", "5:2", "a:b", "-1:2", "1:2:3"])
