@@ -35,7 +35,14 @@ def resolve_device(name: str) -> torch.device:
         raise InvalidInputError.one(f"device {name!r}", "is unknown", "use auto, cpu or cuda")
     if kind == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError.one(f"device {name!r}", "torch sees no CUDA device", "use cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidInputError.one(f"device {name!r}", "is unknown", "use cuda:0") from None
+    if device.index is not None and device.index >= max(1, torch.cuda.device_count()):
+        what = f"torch sees {torch.cuda.device_count()} CUDA devices"
+        raise InvalidInputError.one(f"device {name!r}", what, "count from cuda:0")
+    return device
 
 
 def cpu_multiplies(dtype: torch.dtype) -> bool:

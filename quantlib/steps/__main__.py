@@ -39,6 +39,7 @@ def main() -> int:
         call = StepCall.parse(arguments.executor_input)
         importlib.import_module(f"quantlib.steps.{arguments.step}").main(call)
         call.finish()
+        print(f"{arguments.step}: {call.outcome}", file=sys.stderr, flush=True)
     except QuantlibError as error:
         print(f"{arguments.step}: {error}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -190,6 +190,12 @@ class StepCall:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
+    @property
+    def outcome(self) -> str:
+        """What the step did, in words."""
+        receipts = [each["reused"] for each in self._metadata.values() if "reused" in each]
+        return "found in the store" if receipts and all(receipts) else "done"
+
     def finish(self) -> None:
         """Writes the executor output."""
         output: dict[str, Any] = {

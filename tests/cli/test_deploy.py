@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from ports import free_ports
 
-from quantlib.cli.deploy import deploy
+from quantlib.cli.deploy import default_name, deploy
 from quantlib.errors import InvalidInputError
 from quantlib.store import LocalStore
 
@@ -250,3 +250,14 @@ def test_a_quantized_model_answers_through_the_openai_api(
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     assert log.read_text().endswith("stopped\n")
+
+
+def test_a_published_folder_is_called_as_it_is_published(tmp_path: Path) -> None:
+    folder = tmp_path / ("3f9a" * 16)
+    folder.mkdir()
+    assert default_name(folder) == folder.name
+    (folder / "manifest.json").write_text('{"name": "SmolLM2"}')
+    assert default_name(folder) == "SmolLM2"
+    for odd in ("[", "[]", '{"name": 3}', '{"name": ""}', "{}"):
+        (folder / "manifest.json").write_text(odd)
+        assert default_name(folder) == folder.name

@@ -135,3 +135,9 @@ def test_models_without_counted_experts_have_no_such_check() -> None:
     uncounted = [record | {"expert_tokens": None} for record in of_experts({(0, 0): 0})]
     names = [check.name for check in judge(GOOD, THRESHOLDS, uncounted).checks]
     assert "undercalibrated_experts" not in names
+
+
+def test_small_and_negative_shares_are_told() -> None:
+    figures = dataclasses.replace(GOOD, perplexity_quantized=GOOD.perplexity_original * 1.0004)
+    thresholds = THRESHOLDS.model_copy(update={"max_perplexity_increase": 0.0001})
+    assert judge(figures, thresholds).reason == "perplexity rose by 0.04%, more than 0.01%"

@@ -7,6 +7,7 @@ The annotations of components are read by kfp, which does not resolve them from 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -247,3 +248,30 @@ def test_help_needs_no_kfp_and_ends_in_examples(command: str) -> None:
         examples = done.stdout.split("Examples:\n")[1].splitlines()
         starts = [line for line in examples if line and not line.lstrip().startswith("--")]
         assert all("python -m pipelines" in line for line in starts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--store", "model/store"], "store: lies in the model"),
+        (["--publish-to", "model"], "model: is the model"),
+        (["--publish-to", "."], "is the current folder"),
+        (["--store", "mine"], "mine: is not empty, and no store"),
+    ],
+)
+def test_what_is_the_users_is_never_written(
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_llama, "model")
+    (tmp_path / "mine" / "tmp").mkdir(parents=True)
+    (tmp_path / "mine" / "thesis.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    result = CliRunner().invoke(command.main, ["run", "gptq", "--model", "model", *options])
+    assert isinstance(result.exception, InvalidInputError)
+    assert message in str(result.exception)
+    assert sorted(tmp_path.rglob("*")) == before

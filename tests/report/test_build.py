@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from quantlib.errors import InvalidInputError, StoreError
-from quantlib.report.build import build_report, model_name
+from quantlib.report.build import _in_order, build_report, model_name
 from quantlib.report.model import Report
 
 
@@ -138,3 +139,16 @@ def test_damaged_records_are_refused(run) -> None:
 )
 def test_model_name_is_fit_for_a_folder(source: dict[str, str], expected: str) -> None:
     assert model_name({"source": source, "model_type": "llama"}) == expected
+
+
+def test_ranges_stand_as_they_follow_one_another() -> None:
+    def receipt(step: str, span: str | None = None) -> SimpleNamespace:
+        return SimpleNamespace(step=step, parameters={"range": span} if span else {})
+
+    spans = ["0:7", "15:22", "22:30", "7:15"]
+    found = _in_order(
+        [receipt("fetch"), *(receipt("quantize", s) for s in spans), receipt("merge")]
+    )
+    assert [each.parameters.get("range", each.step) for each in found] == [
+        "fetch", "0:7", "7:15", "15:22", "22:30", "merge",
+    ]  # fmt: skip

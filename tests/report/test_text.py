@@ -52,3 +52,17 @@ def test_sizes_use_the_largest_fitting_unit(value: int, expected: str) -> None:
 )
 def test_durations(seconds: float | None, expected: str) -> None:
     assert text.duration(seconds) == expected
+
+
+def test_counts_in_a_mapping_are_words() -> None:
+    assert text.counted({"F32": 211, "Q4_K": 61}) == "211 F32, 61 Q4_K"
+    assert text.counted("folder") == "folder"
+
+
+def test_a_share_is_never_rounded_to_nothing() -> None:
+    assert [text.percent(value) for value in (0.0001, -0.047, 0.0, 0.8381)] == [
+        "0.01%",
+        "\N{MINUS SIGN}4.7%",
+        "0.0%",
+        "83.8%",
+    ]
