@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import HFValidationError
 
-from quantlib.errors import InvalidInputError
+from quantlib.errors import InvalidInputError, StepError
 from quantlib.sources import HubAddress
 from quantlib.sources.hub_errors import explained_errors
 from quantlib.store.receipt import digest_of
@@ -37,10 +38,17 @@ def find_dataset(text: Text, address: HubText) -> FoundText:
         StepError: The hub cannot be asked.
     """
     where = HubAddress(f"datasets/{address.repo}", address.revision)
-    with explained_errors(where):
-        info = HfApi(endpoint=constants.ENDPOINT).dataset_info(
-            address.repo, revision=address.revision, files_metadata=True, timeout=30
-        )
+    try:
+        with explained_errors(where):
+            info = HfApi(endpoint=constants.ENDPOINT).dataset_info(
+                address.repo, revision=address.revision, files_metadata=True, timeout=30
+            )
+    except HFValidationError as error:
+        raise InvalidInputError.one(text.name, f"is no name of a data set: {error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise StepError(
+            "fetch", f"{where}: {constants.ENDPOINT} does not answer as a hub: check HF_ENDPOINT"
+        ) from None
     commit = str(info.sha)
     sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
 
@@ -147,7 +155,7 @@ def _config(text: Text, name: str, configs: list[dict[str, Any]]) -> dict[str, A
     raise InvalidInputError.one(
         text.name,
         f"has no configuration {name!r}" if name else "has several configurations",
-        f"add :name, one of: {', '.join(by_name)}",
+        f"give org/name:CONFIG, with one of: {', '.join(by_name)}",
     )
 
 

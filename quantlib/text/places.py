@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from quantlib.errors import InvalidInputError
 from quantlib.recipe import CalibrationSection, ValidationSection
 from quantlib.sources.pinned import content_digest
-from quantlib.store import open_store
+from quantlib.store import Store, open_store
 from quantlib.store.hashing import hash_file
 from quantlib.store.receipt import digest_of
 from quantlib.text.files import TextFile, local_file
@@ -282,22 +282,31 @@ def _local(name: str, origin: dict[str, Any], paths: dict[str, Path], more: int)
 
 def _find_objects(text: Text, address: str) -> FoundText:
     store = open_store(address)
-    found = {file.path: file for file in store.list()}
-    if not found:
-        parent, _, name = address.rpartition("/")
-        if kind_of(name):
-            store = open_store(parent)
-            found = {file.path: file for file in store.list() if file.path == name}
+    found = {file.path: (file.bytes, file.version) for file in store.list()}
+    parent, _, name = address.rpartition("/")
+    if not found and kind_of(name):
+        store = open_store(parent)
+        if store.exists(name):
+            found = {name: _object_state(store, name)}
     if not found:
         raise InvalidInputError.one(text.name, "there is no such file or folder")
-    taken, more = take_enough(text, {name: file.bytes for name, file in found.items()})
-    version = digest_of([[name, found[name].bytes, found[name].version] for name in taken])
+    taken, more = take_enough(text, {name: size for name, (size, _) in found.items()})
+    version = digest_of([[name, *found[name]] for name in taken])
 
     def fetch(name: str, folder: Path) -> Path:
         store.export_file(name, folder / name)
         return folder / name
 
     return FoundText(called(list(taken), more), {"kind": "files"}, taken, version, more, fetch)
+
+
+def _object_state(store: Store, name: str) -> tuple[int, str]:
+    """Size and ETag of one object; listing what lies beside it could take long."""
+    from quantlib.store.s3 import S3Store
+
+    assert isinstance(store, S3Store)
+    head = store.client.head_object(Bucket=store.bucket, Key=store.key(name))
+    return int(head["ContentLength"]), head["ETag"].strip('"')
 
 
 def _hashed(path: Path) -> str:

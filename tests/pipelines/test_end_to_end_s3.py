@@ -45,7 +45,7 @@ def test_everything_in_a_bucket(
     outcome = json.loads((tmp_path / "run" / "run.json").read_text())
     published = open_store(outcome["tasks"]["publish"]["outputs"]["parameters"]["address"])
     verify_published(published)
-    assert published.address.startswith(f"{s3_address}/published/llama/")
+    assert published.address.startswith(f"{s3_address}/published/tiny/")
     report = json.loads(bytes(published.read("quantization_report.json")))
     assert report["calibration"]["source"] == "prompts.jsonl.gz"
     assert list(report["calibration"]["read"]["used"]) == ["text"]

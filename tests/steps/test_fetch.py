@@ -154,3 +154,13 @@ def test_bad_input_exits_with_2_and_without_torch(model: Path, tmp_path: Path) -
     assert "pickled weights only (pytorch_model.bin)" in done.stderr.splitlines()[-1]
     assert "| torch\n" not in done.stderr
     assert not (tmp_path / "store").exists()
+
+
+def test_a_text_that_is_not_there_is_refused_before_the_model_is_fetched(
+    model: Path, tmp_path: Path
+) -> None:
+    recipe = json.dumps({"validation": {"dataset": "./none.jsonl"}})
+    text = executor_input(tmp_path, recipe=recipe, source=str(model), store=str(tmp_path / "store"))
+    with pytest.raises(InvalidInputError, match=r"\./none\.jsonl: there is no such file"):
+        main(StepCall.parse(text))
+    assert not (tmp_path / "store").exists()
