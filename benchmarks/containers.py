@@ -3,12 +3,14 @@
     python benchmarks/containers.py [--repeats 5]
 
 A gate says its first line at once; of the other steps, what is timed is a container that imports
-what the step works with and then says so. ``--check`` fails where one takes longer than its limit.
+what the step works with and then says so. ``--check`` fails where one takes longer than its limit,
+which is longer on a machine whose processors have other work too.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -66,12 +68,13 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail where a limit is passed")
     arguments = parser.parse_args()
     table = Table("step", "median s", "longest s", "limit s", box=None, pad_edge=False)
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     slow = []
     for step, (image, limit, modules) in CASES.items():
         found = [seconds_to_first_line(image, modules) for _ in range(arguments.repeats)]
         median = statistics.median(found)
         table.add_row(step, f"{median:.2f}", f"{max(found):.2f}", f"{limit:.0f}")
-        slow += [step] if median > limit else []
+        slow += [step] if median > limit * busy else []
     Console().print(table)
     if slow and arguments.check:
         print(f"too slow: {', '.join(slow)}", file=sys.stderr)

@@ -105,11 +105,11 @@ engine=
 finish() {
   if [ "${CI:-}" = true ]; then
     docker image ls --quiet --filter label=org.opencontainers.image.title \
-      | sort --unique | xargs --no-run-if-empty docker image rm --force >/dev/null
-    docker builder prune --all --force >/dev/null
+      | sort --unique | xargs --no-run-if-empty docker image rm --force >/dev/null || true
+    "${builder:-docker}" builder prune --all --force >/dev/null || true
   fi
   if [ -n "$engine" ]; then
-    kill "$engine"
+    kill "$engine" || true
     wait "$engine" || true
   fi
 }
