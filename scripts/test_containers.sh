@@ -104,7 +104,7 @@ make_wheels() {
 engine=
 finish() {
   if [ "${CI:-}" = true ]; then
-    docker image ls --quiet --filter label=org.opencontainers.image.title \
+    docker image ls --quiet --filter reference='quantlib*' \
       | sort --unique | xargs --no-run-if-empty docker image rm --force >/dev/null || true
     "${builder:-docker}" builder prune --all --force >/dev/null || true
   fi
