@@ -7,14 +7,16 @@ Both are undone here, one tensor at a time.
 
 from __future__ import annotations
 
+import json
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, SINGLE_NAME
 from quantlib.checkpoint.writer import SafetensorsWriter
-from quantlib.errors import InvalidInputError, Problem
+from quantlib.errors import InvalidInputError, Problem, StoreError
 from quantlib.sources.gguf_header import GgufTensor
 from quantlib.sources.gguf_model import GgufModel
 from quantlib.sources.scan import ShowProgress, count_nonfinite, nonfinite_problem
@@ -41,7 +43,7 @@ def convert_gguf(model: GgufModel, output: StepOutput, progress: ShowProgress) -
         InvalidInputError: There is no room for it; or a weight is NaN or Inf, or too large for
             bf16: all problems at once.
     """
-    from quantlib.sources.gguf_tokenizer import save_gguf_tokenizer
+    from quantlib.sources.gguf_tokenizer import gguf_tokenizer_files
 
     header, path = model.header, model.header.path
     elements = sum(math.prod(tensor.shape) for tensor in header.tensors.values())
@@ -66,8 +68,57 @@ def convert_gguf(model: GgufModel, output: StepOutput, progress: ShowProgress) -
         digest, count = writer.finish()
     output.add(SINGLE_NAME, sha256=digest, tensors=count)
     output.add_json(CONFIG_NAME, model.config)
-    save_gguf_tokenizer(header, output)
+    for file, content in gguf_tokenizer_files(header, output.scratch).items():
+        output.add_bytes(file, content)
     return dict(sorted(types.items()))
+
+
+class GgufSource:
+    """What :func:`convert_gguf` would write, for reading headers: no weight is dequantized."""
+
+    def __init__(self, model: GgufModel) -> None:
+        from quantlib.sources.gguf_tokenizer import gguf_tokenizer_files
+
+        self._path = model.header.path
+        entries: dict[str, dict[str, object]] = {}
+        at = 0
+        for name, tensor in model.header.tensors.items():
+            end = at + 2 * math.prod(tensor.shape)
+            entry: dict[str, object] = {
+                "dtype": "BF16",
+                "shape": list(tensor.shape),
+                "data_offsets": [at, end],
+            }
+            entries[model.targets[name].name] = entry
+            at = end
+        text = json.dumps(entries).encode()
+        self._header = len(text).to_bytes(8, "little") + text
+        self._weights = at
+        with tempfile.TemporaryDirectory() as scratch:
+            self._files = gguf_tokenizer_files(model.header, Path(scratch))
+        self._files[CONFIG_NAME] = json.dumps(model.config).encode()
+
+    def names(self) -> tuple[str, ...]:
+        """The files that there would be, sorted."""
+        return tuple(sorted((*self._files, SINGLE_NAME)))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        if name == SINGLE_NAME:
+            return len(self._header) + self._weights
+        return len(self._files[name])
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytearray:
+        """``length`` bytes from ``offset``; of the weights their header only."""
+        content = self._header if name == SINGLE_NAME else self._files[name]
+        end = len(content) if length is None else offset + length
+        if end > len(content):
+            raise StoreError(self.describe(name), "is not there before it is converted")
+        return bytearray(content[offset:end])
+
+    def describe(self, name: str) -> str:
+        """The file's address, for messages."""
+        return str(self._path)
 
 
 def dequantize_bf16(path: Path, tensor: GgufTensor, heads: int = 0) -> np.ndarray:

@@ -6,9 +6,10 @@ kind of vocabulary rather than states (``src/llama-vocab.cpp``) are added here.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from quantlib.errors import InvalidInputError
 from quantlib.sources.gguf_header import GgufHeader
-from quantlib.store import StepOutput
 
 _LLAMA3 = ("llama3", "llama-v3", "llama-bpe")
 _IGNORE_MERGES = (*_LLAMA3, "tekken")
@@ -18,8 +19,12 @@ _SPLIT_DIGITS = ("smollm",)
 _ADD_BOS = (*_LLAMA3, "tekken")
 
 
-def save_gguf_tokenizer(header: GgufHeader, output: StepOutput) -> None:
-    """Adds ``tokenizer.json``, ``tokenizer_config.json`` and the chat template, if there is one.
+def gguf_tokenizer_files(header: GgufHeader, scratch: Path) -> dict[str, bytes]:
+    """``tokenizer.json``, ``tokenizer_config.json`` and the chat template, if there is one.
+
+    Args:
+        header: The file's header.
+        scratch: A folder for files in the making.
 
     Raises:
         InvalidInputError: transformers cannot rebuild a tokenizer from what the file holds.
@@ -31,7 +36,7 @@ def save_gguf_tokenizer(header: GgufHeader, output: StepOutput) -> None:
     sentencepiece = metadata["tokenizer.ggml.model"] == "llama"
     pre = metadata.get("tokenizer.ggml.pre")
     # In a folder of its own, because transformers reads what lies beside the file, too.
-    link = output.scratch / "gguf" / "model.gguf"
+    link = scratch / "gguf" / "model.gguf"
     link.parent.mkdir()
     link.symlink_to(header.path.resolve())
     try:
@@ -59,7 +64,6 @@ def save_gguf_tokenizer(header: GgufHeader, output: StepOutput) -> None:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
-    saved = output.scratch / "tokenizer"
+    saved = scratch / "tokenizer"
     tokenizer.save_pretrained(saved)
-    for file in sorted(saved.iterdir()):
-        output.add_bytes(file.name, file.read_bytes())
+    return {file.name: file.read_bytes() for file in sorted(saved.iterdir())}

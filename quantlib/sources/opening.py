@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from quantlib.checkpoint.source import FileSource, FolderSource, StoreSource
-from quantlib.errors import InvalidInputError
 from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
 from quantlib.sources.folder import open_folder
 from quantlib.store import open_store
@@ -13,7 +12,7 @@ def open_source(text: str) -> FileSource:
     """The files of the model at an address.
 
     Raises:
-        InvalidInputError: There is none, or it is a GGUF file, whose weights have other names.
+        InvalidInputError: There is none, or it is a GGUF file that cannot be converted.
         StepError: The hub cannot be asked.
         StoreError: Object storage cannot be read.
     """
@@ -28,6 +27,7 @@ def open_source(text: str) -> FileSource:
         case S3Address(address):
             return StoreSource(open_store(address))
         case GgufAddress(path):
-            raise InvalidInputError.one(
-                str(path), "is a GGUF file", "plan on the checkpoint that it was made from"
-            )
+            from quantlib.sources.gguf import GgufSource
+            from quantlib.sources.gguf_model import open_gguf
+
+            return GgufSource(open_gguf(path))

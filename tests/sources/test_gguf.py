@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantlib.errors import InvalidInputError, StepError
+from quantlib.checkpoint.source import ReceiptSource
+from quantlib.errors import InvalidInputError, StepError, StoreError
+from quantlib.models import open_model
 from quantlib.sources import gguf
 from quantlib.sources.gguf import convert_gguf, dequantize_bf16
 from quantlib.sources.gguf_model import gguf_problems, open_gguf
+from quantlib.sources.opening import open_source
 from quantlib.steps.fetch import fetch
 from quantlib.store import LocalStore, StepOutput
 from quantlib.store.partial import Partial
+from quantlib.text.tokenizer import load_tokenizer
 from quantlib.watching import resolve_release
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -276,3 +280,22 @@ def test_smollm_splits_digits(convert) -> None:
     backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
     pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("a  12")]
     assert pieces == ["a", "ĠĠ", "1", "2"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_a_plan_sees_what_fetch_will_write(
+    write_gguf, store, silent, tmp_path: Path, architecture: str
+) -> None:
+    write_gguf(tmp_path / "m.gguf", architecture)
+    source = open_source(str(tmp_path / "m.gguf"))
+    seen, _ = open_model(source)
+    fetched, _ = open_model(ReceiptSource(store, fetch(store, str(tmp_path / "m.gguf"), silent)))
+    assert seen.config == fetched.config
+    assert {name: (info.dtype, info.shape) for name, info in seen.tensors.items()} == {
+        name: (info.dtype, info.shape) for name, info in fetched.tensors.items()
+    }
+    text = "hello 2024"
+    of_receipt = load_tokenizer(fetched.source)
+    assert load_tokenizer(source).encode(text).ids == of_receipt.encode(text).ids
+    with pytest.raises(StoreError, match="not there before it is converted"):
+        seen.read("model.norm.weight")
