@@ -1,0 +1,192 @@
+"""A whole run, killed again and again at random, on a folder and on a server that fails.
+
+``QUANTLIB_CHAOS_KILLS=100 pytest tests/test_chaos.py -s`` prints what docs/formats/store.md quotes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3
+from click.testing import CliRunner
+from recipes import QUICK
+
+from quantlib.cli import cli
+from quantlib.report.manifest import read_manifest, verify_published
+from quantlib.store import Store, open_store
+from quantlib.store.inventory import take_inventory
+
+KILLS = int(os.environ.get("QUANTLIB_CHAOS_KILLS", "6"))
+FAULTS = (s3.drop, s3.lose_answer, s3.truncate, s3.overloaded)
+FAULTS_PER_REQUEST = 0.05
+MARK = "QUANTLIB_CHAOS_MARK"
+RECIPE = QUICK | {"outlier_suppression": {"method": "smooth_quant"}, "num_ranges": 2}
+
+
+def whole_run(store: str, model: str, published: str, mark: str) -> None:
+    """All steps of the pipeline, one behind the other. Runs in a process of its own."""
+    os.environ[MARK] = mark
+    os.setsid()
+    import torch
+
+    from quantlib.manager import QuantizationManager
+    from quantlib.recipe import parse_recipe
+    from quantlib.steps.publish import publish
+    from quantlib.steps.validate import validate
+
+    torch.set_num_threads(1)
+    recipe, opened = parse_recipe(RECIPE), open_store(store)
+    manager = QuantizationManager(recipe, model, opened, "cpu")
+    checkpoint = manager.quantize().checkpoint
+    receipts = {step.receipt.digest(): step.receipt for step in _steps(opened)}
+    fetched = receipts[checkpoint.inputs["model"].digest]
+    validation = validate(opened, recipe, fetched, checkpoint, "cpu")
+    publish(opened, recipe, published, checkpoint, validation)
+
+
+def _steps(store: Store) -> list[Any]:
+    return [step for step in take_inventory(store).steps if step.receipt is not None]
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ForkServerContext]:
+    """Starts processes that have everything imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch", "transformers", "boto3", "quantlib.manager", "quantlib.steps.publish", __name__]
+    )
+    yield context
+
+
+def family(mark: str) -> set[int]:
+    """Processes that a run started, whoever their parent is now."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            content = path.read_bytes()
+        except OSError:
+            continue
+        if f"{MARK}={mark}".encode() in content:
+            found.add(int(path.parent.name))
+    return found
+
+
+def contents(store: Store) -> dict[str, str]:
+    """The digest of every receipt and of what it names, by path.
+
+    Without publish: what that step writes tells the time and the address.
+    """
+    receipts = [step.receipt for step in _steps(store) if step.step != "publish"]
+    paths = {receipt.address for receipt in receipts}
+    paths |= {record.blob for receipt in receipts for record in receipt.files.values()}
+    return {path: hashlib.sha256(bytes(store.read(path))).hexdigest() for path in paths}
+
+
+def checkpoint_of(published: Store) -> str:
+    """The digest of the one published checkpoint, whose files are compared with it."""
+    (path,) = (f.path for f in published.list() if f.path.endswith("/manifest.json"))
+    folder = open_store(published.full_address(path.removesuffix("/manifest.json")))
+    verify_published(folder)
+    return read_manifest(folder).checkpoint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_a_run_survives_being_killed(
+    kind: str,
+    request: pytest.FixtureRequest,
+    tiny_llama: Path,
+    tmp_path: Path,
+    processes: ForkServerContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = random.Random(0)
+    root = str(tmp_path)
+    proxy: s3.Proxy | None = None
+    if kind == "s3":
+        root = str(request.getfixturevalue("s3_address"))
+        proxy = request.getfixturevalue("proxy")
+    monkeypatch.setenv(MARK, "")
+
+    def start(number: int, mark: str) -> BaseProcess:
+        addresses = (f"{root}/{number}/store", str(tiny_llama), f"{root}/{number}/published")
+        process = processes.Process(target=whole_run, args=(*addresses, mark))
+        process.start()
+        return process
+
+    began = time.monotonic()
+    undisturbed = start(0, "undisturbed")
+    undisturbed.join(600)
+    assert undisturbed.exitcode == 0
+    duration = time.monotonic() - began
+    expected = contents(open_store(f"{root}/0/store"))
+    published = checkpoint_of(open_store(f"{root}/0/published"))
+    if proxy is not None:
+        monkeypatch.setattr(proxy, "take", failing(proxy, draw))
+
+    kills: Counter[str] = Counter()
+    number, runs = 0, 0
+    while kills.total() < KILLS:
+        number += 1
+        store = open_store(f"{root}/{number}/store")
+        while True:
+            runs += 1
+            mark = f"{kind}-{number}-{runs}"
+            process = start(number, mark)
+            process.join(draw.uniform(0.2, duration) if kills.total() < KILLS else 600)
+            if process.exitcode is None:
+                kills[step_in_flight(store)] += 1
+                kill(process, draw)
+            # 1: of eight attempts at a request, all failed.
+            ends = (0, 1, -signal.SIGKILL, -signal.SIGTERM)
+            assert process.exitcode in ends, process.exitcode
+            gone_by = time.monotonic() + 30
+            while family(mark) and time.monotonic() < gone_by:
+                time.sleep(0.1)
+            assert family(mark) == set(), "orphans"
+            if process.exitcode == 0:
+                break
+            assert runs < 20 * KILLS + 20
+        found = contents(store)
+        assert {path: found.get(path) for path in expected} == expected, "lost or other"
+        assert checkpoint_of(open_store(f"{root}/{number}/published")) == published
+        verified = CliRunner().invoke(cli, ["store", "verify", store.address])
+        assert verified.exit_code == 0, verified.output
+        assert list(store.list("partial")) == []
+    steps = ", ".join(f"{step} {count}" for step, count in sorted(kills.items()))
+    print(f"\n{kind}: {kills.total()} kills in {runs} starts, {number} whole runs: {steps}")
+
+
+def kill(process: BaseProcess, draw: random.Random) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+    process.join(60)
+
+
+def step_in_flight(store: Store) -> str:
+    for file in store.list("leases"):
+        return file.path.split("/")[1]
+    return "between steps"
+
+
+def failing(proxy: s3.Proxy, draw: random.Random) -> Callable[[s3.Request], s3.Fault | None]:
+    """Every request fails by chance."""
+
+    def take(request: s3.Request) -> s3.Fault | None:
+        with proxy.lock:
+            broken = draw.random() < FAULTS_PER_REQUEST
+            return draw.choice(FAULTS) if broken else None
+
+    return take
