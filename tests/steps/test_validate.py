@@ -100,7 +100,8 @@ def test_a_validation_is_not_repeated(made: Any, passed: Any) -> None:
 
 def test_the_step_writes_verdict_metrics_and_report(made: Any, passed: Any, tmp_path: Path) -> None:
     inputs = {}
-    for name, receipt in (("model", made.model), ("checkpoint", made.checkpoint)):
+    given = {"model": made.model, "plan": made.plan, "checkpoint": made.checkpoint}
+    for name, receipt in given.items():
         (tmp_path / name).write_bytes(receipt.to_json())
         inputs[name] = {"artifacts": [{"name": name, "uri": str(tmp_path / name)}]}
     outputs = {
