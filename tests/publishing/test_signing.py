@@ -245,5 +245,5 @@ def test_without_the_library_the_error_says_what_to_install(
     import sys
 
     monkeypatch.setitem(sys.modules, "model_signing.signing", None)
-    with pytest.raises(InvalidInputError, match=r"pip install 'quantlib\[signing\]'"):
+    with pytest.raises(InvalidInputError, match=r"pip install 'quantlib-llm\[signing\]'"):
         sign(published, KeySigner(keys.private))
