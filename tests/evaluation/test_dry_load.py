@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -202,3 +204,18 @@ def test_vllm_is_asked_before_calibration(
     with pytest.raises(InvalidInputError, match=reason):
         plan(store, recipe, model, texts, 0)
     assert not (store.root / "steps" / "plan").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
+def test_a_machine_without_the_device_stands_in_for_one() -> None:
+    """As a vLLM for GPUs finds itself on the node of the plan step."""
+    code = (
+        "from vllm import platforms; from vllm.platforms.interface import UnspecifiedPlatform; "
+        "platforms._current_platform = UnspecifiedPlatform(); "
+        "from quantlib.evaluation.dry_load_worker import NO_DEVICE, _device; "
+        "assert _device() == NO_DEVICE; print(platforms.current_platform.device_type)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "cpu"
