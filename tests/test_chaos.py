@@ -28,7 +28,7 @@ from quantlib.report.manifest import read_manifest, verify_published
 from quantlib.store import Store, open_store
 from quantlib.store.inventory import take_inventory
 
-KILLS = int(os.environ.get("QUANTLIB_CHAOS_KILLS", "6"))
+KILLS = int(os.environ.get("QUANTLIB_CHAOS_KILLS", "3"))
 FAULTS = (s3.drop, s3.lose_answer, s3.truncate, s3.overloaded)
 FAULTS_PER_REQUEST = 0.05
 MARK = "QUANTLIB_CHAOS_MARK"
