@@ -119,6 +119,7 @@ def pickles_only(folder: Path) -> None:
 
 def missing_shard(folder: Path) -> None:
     weight_map = {"model.norm.weight": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
@@ -147,7 +148,7 @@ BAD: list[tuple[str, Change, list[str], str]] = [
         "config.json: is missing",
     ),
     ("truncated", truncate, [], "truncated: 100 bytes missing"),
-    ("corrupt", corrupt, [], "header is not JSON: corrupt"),
+    ("corrupt", corrupt, [], "model.safetensors: is not JSON"),
     (
         "missing shard",
         missing_shard,
