@@ -32,7 +32,7 @@ def list_command(address: str) -> None:
     """List the steps in STORE, the last used at the end."""
     from quantlib.report.text import size
     from quantlib.store.inventory import take_inventory
-    from quantlib.store.lease import holders
+    from quantlib.store.leases import holders
 
     opened = _opened(address)
     inventory = take_inventory(opened)

@@ -1,7 +1,7 @@
 """Where the bulk of every step lives: one interface over a folder and object storage."""
 
 from quantlib.store.base import Store, StoredFile
-from quantlib.store.lease import lease
+from quantlib.store.leases import lease
 from quantlib.store.local import LocalStore
 from quantlib.store.receipt import FileRecord, Receipt
 from quantlib.store.transaction import StepOutput, commit_step, read_lineage, run_facts

@@ -17,8 +17,8 @@ from quantlib.errors import StoreError
 from quantlib.store.base import Leftover, Store, StoredFile
 from quantlib.store.condemned import condemn, condemned_lists
 from quantlib.store.inventory import Inventory, Step, take_inventory
-from quantlib.store.lease import FOLDER as LEASES
-from quantlib.store.lease import holders
+from quantlib.store.leases import FOLDER as LEASES
+from quantlib.store.leases import holders
 from quantlib.store.receipt import aside_folder, receipt_path
 
 UNFINISHED_FOR = timedelta(days=1)

@@ -20,7 +20,7 @@ from quantlib.store.base import Store
 from quantlib.store.condemned import condemned_files
 from quantlib.store.hashing import hash_file
 from quantlib.store.layout import require_layout
-from quantlib.store.lease import lease
+from quantlib.store.leases import lease
 from quantlib.store.partial import Partial
 from quantlib.store.receipt import (
     FileRecord,

@@ -234,8 +234,8 @@ def _renew(store: Store, path: str, holder: Holder, done: threading.Event) -> No
 
 
 def _numbers(store: Store, folder: str) -> list[int]:
-    names = (file.path.rpartition("/")[2].removesuffix(".json") for file in store.list(folder))
-    return sorted(int(name) for name in names if name.isdecimal())
+    paths = (file.path.removesuffix(".json").rpartition("/") for file in store.list(folder))
+    return sorted(int(name) for where, _, name in paths if where == folder and name.isdecimal())
 
 
 def _read(store: Store, path: str) -> str | None:
