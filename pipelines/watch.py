@@ -25,8 +25,7 @@ from quantlib.planning import HARDWARE
 from quantlib.process_group import end_kept
 from quantlib.publishing.jobs import published_of
 from quantlib.recipe import Recipe, load_recipe
-from quantlib.store import open_store
-from quantlib.store.lease import lease
+from quantlib.store import lease, open_store
 from quantlib.watching import Job, find_job
 
 _GRACE = 60.0

@@ -103,8 +103,10 @@ def test_a_completion_is_served(outputs: list[tuple[Block, str]]) -> None:
     assert completion["model"] == "my-model-w4"
 
 
-def test_print_shows_the_quantization(outputs: list[tuple[Block, str]]) -> None:
-    assert "--quantization gptq" in output_of(outputs, "quantlib deploy")
+def test_print_shows_the_command(outputs: list[tuple[Block, str]]) -> None:
+    command = output_of(outputs, "quantlib deploy")
+    assert "--dtype bfloat16" in command
+    assert "--quantization" not in command  # vLLM reads it from config.json
 
 
 def test_layers_leave_the_others_exact(folder: Path, outputs: list[tuple[Block, str]]) -> None:

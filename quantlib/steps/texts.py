@@ -16,7 +16,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import read_header
 from quantlib.checkpoint.source import FileSource, ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
-from quantlib.errors import InvalidInputError, Problem, StepError
+from quantlib.errors import InvalidInputError, Problem, StepError, StoreError
 from quantlib.models import BaseModelAdapter
 from quantlib.recipe import CalibrationSection, Recipe
 from quantlib.sources.pinned import content_digest
@@ -230,6 +230,8 @@ def unread_problems(recipe: Recipe) -> list[Problem]:
                     require_documents(Text.of(section).name, found.files(paths), section.text_field)
         except InvalidInputError as error:
             problems += error.problems
+        except StoreError as error:
+            problems.append(Problem(error.address, error.what))
     return problems
 
 

@@ -311,7 +311,8 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     if number is not signal.SIGKILL:
         assert process.stderr is not None
         said = process.stderr.read().splitlines()[-1]
-        assert said.startswith(f"interrupted: finished and kept in {store}: fetch, plan, ")
+        assert said.startswith(f"interrupted: finished and kept in {store}: ")
+        assert "fetch" in said and "quantize" in said
     receipts = {path: path.stat().st_mtime_ns for path in store.glob("steps/*/*.json")}
     assert not list(store.glob("steps/merge/*.json"))
 
