@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from components._images import named_images, read_lock
-from pipelines._options import compile_options, server_options
+from pipelines._options import compile_options, require_reachable, server_options
 from pipelines.cluster import load_cluster
 from pipelines.compiling import CompileOptions
 from pipelines.kubeflow import Server
@@ -230,15 +230,19 @@ def _look(name: str, starter: Starter) -> Look:
     try:
         recipe = load_recipe(name)
         job = find_job(recipe, starter.destination, starter.images)
+        if job.published is not None:
+            return Look(name, Outcome.UP_TO_DATE, job.published)
+        if starter.runner == "kubeflow":
+            addresses = {"source": job.release.address, "destination": job.destination}
+            recipe_text = {"recipe": recipe.canonical_json(), "store": starter.store}
+            require_reachable(recipe_text | addresses)
+        with lease(open_store(starter.store), f"jobs/{job.digest.removeprefix('sha256:')}"):
+            # Another watcher may have had it until now.
+            if (published := published_of(job.destination, job.digest)) is not None:
+                return Look(name, Outcome.UP_TO_DATE, published)
+            code = _run(name, recipe, job, starter)
     except (QuantlibError, OSError) as error:
         return Look(name, Outcome.FAILED, "; ".join(str(error).splitlines()))
-    if job.published is not None:
-        return Look(name, Outcome.UP_TO_DATE, job.published)
-    with lease(open_store(starter.store), f"jobs/{job.digest.removeprefix('sha256:')}"):
-        # Another watcher may have had it until now.
-        if (published := published_of(job.destination, job.digest)) is not None:
-            return Look(name, Outcome.UP_TO_DATE, published)
-        code = _run(name, recipe, job, starter)
     if code == GateFailedError.exit_code:
         return Look(name, Outcome.REFUSED, job.release.address)
     if code is None:
