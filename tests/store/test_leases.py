@@ -42,14 +42,14 @@ def stranger(store: Store, number: int = 0, beat: int = 0) -> None:
         uses=(USE,),
         beat=beat,
     )
-    store.put_bytes(holder.model_dump_json().encode(), f"leases/work/{number}.json")
+    store.put_bytes(holder.model_dump_json().encode(), f"leases/job/{number}.json")
 
 
 def test_one_holds_and_the_others_wait(store: Store) -> None:
     inside, most, told = [0], [0], []
 
     def work() -> None:
-        with lease(store, "work", tell=told.append):
+        with lease(store, "job", tell=told.append):
             inside[0] += 1
             most[0] = max(most[0], inside[0])
             time.sleep(0.05)
@@ -61,7 +61,7 @@ def test_one_holds_and_the_others_wait(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert most == [1]
-    assert any(f"waiting for work: process {os.getpid()} on" in line for line in told)
+    assert any(f"waiting for job: process {os.getpid()} on" in line for line in told)
     assert list(store.list("leases")) == []
 
 
@@ -71,9 +71,9 @@ def test_other_work_is_not_waited_for(store: Store) -> None:
 
 
 def test_it_is_released_when_the_work_fails(store: Store) -> None:
-    with pytest.raises(ZeroDivisionError), lease(store, "work"):
+    with pytest.raises(ZeroDivisionError), lease(store, "job"):
         raise ZeroDivisionError
-    with lease(store, "work"):
+    with lease(store, "job"):
         pass
 
 
@@ -89,12 +89,12 @@ def test_holders_and_what_they_read_can_be_seen(store: Store) -> None:
 def test_a_killed_holder_is_no_holder(store: Store) -> None:
     script = (
         "import os, sys\nfrom quantlib.store import lease, open_store\n"
-        "with lease(open_store(sys.argv[1]), 'work'):\n    os.kill(os.getpid(), 9)\n"
+        "with lease(open_store(sys.argv[1]), 'job'):\n    os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, store.address], check=False)
     assert done.returncode == -9
     assert list(holders(store)) == []
-    with lease(store, "work"):
+    with lease(store, "job"):
         pass
 
 
@@ -108,12 +108,12 @@ def test_a_holder_elsewhere_is_waited_for_until_it_renews_no_more(bucket: Store)
     stranger(bucket)
     told: list[str] = []
     started = time.monotonic()
-    with lease(bucket, "work", tell=told.append):
+    with lease(bucket, "job", tell=told.append):
         assert time.monotonic() - started >= 2
         (own,) = objects(bucket)
         assert own.pid == os.getpid() and own.id != "other"
     who = f"process {os.getpid()} on elsewhere since 2026-01-02 03:04:05 UTC"
-    assert told == [f"waiting for work: {who} does it"]
+    assert told == [f"waiting for job: {who} does it"]
 
 
 def test_a_holder_elsewhere_that_renews_keeps_it(bucket: Store) -> None:
@@ -125,11 +125,11 @@ def test_a_holder_elsewhere_that_renews_keeps_it(bucket: Store) -> None:
             time.sleep(1)
             stranger(bucket, beat=beat)
         ended.set()
-        bucket.delete("leases/work/0.json")
+        bucket.delete("leases/job/0.json")
 
     thread = threading.Thread(target=renew)
     thread.start()
-    with lease(bucket, "work", tell=lambda _: None):
+    with lease(bucket, "job", tell=lambda _: None):
         assert ended.is_set()
     thread.join()
 
@@ -138,7 +138,7 @@ def test_a_long_work_is_not_taken_over(bucket: Store) -> None:
     inside = threading.Event()
 
     def work() -> None:
-        with lease(bucket, "work"):
+        with lease(bucket, "job"):
             inside.set()
             time.sleep(5)
             inside.clear()
@@ -146,13 +146,13 @@ def test_a_long_work_is_not_taken_over(bucket: Store) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     inside.wait()
-    with lease(bucket, "work", tell=lambda _: None):
+    with lease(bucket, "job", tell=lambda _: None):
         assert not inside.is_set()
     thread.join()
 
 
 def test_a_holder_that_was_taken_over_leaves_the_other_alone(bucket: Store) -> None:
-    with lease(bucket, "work"):
+    with lease(bucket, "job"):
         stranger(bucket, number=1)
         time.sleep(1.2)  # two renewals
         assert {holder.id for holder in objects(bucket)} >= {"other"}
@@ -160,9 +160,9 @@ def test_a_holder_that_was_taken_over_leaves_the_other_alone(bucket: Store) -> N
 
 
 def test_an_unreadable_lease_is_taken_over(store: Store) -> None:
-    path = "leases/work.json" if isinstance(store, LocalStore) else "leases/work/0.json"
+    path = "leases/job.json" if isinstance(store, LocalStore) else "leases/job/0.json"
     store.put_bytes(b"\xff{", path)
-    with lease(store, "work"):
+    with lease(store, "job"):
         pass
 
 
@@ -177,4 +177,4 @@ def test_a_file_system_without_locks_costs_only_time(
     monkeypatch.setattr("quantlib.store.leases.fcntl.flock", refuse)
     with ExitStack() as stack:
         for _ in range(2):
-            stack.enter_context(lease(LocalStore(tmp_path), "work"))
+            stack.enter_context(lease(LocalStore(tmp_path), "job"))
