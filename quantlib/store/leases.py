@@ -38,6 +38,7 @@ EXPIRY_SECONDS = 60.0
 """A lease in object storage that was not renewed for so long is taken over."""
 
 BEATS_PER_EXPIRY = 4
+POLLS_PER_EXPIRY = 12
 _POLL_SECONDS = 0.5
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
@@ -113,8 +114,9 @@ def lease(
         if other is not None and other.id not in waited:
             waited.add(other.id)
             tell(f"waiting for {name}: {other} does it")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(poll)
 
+    poll = _POLL_SECONDS if isinstance(store, LocalStore) else EXPIRY_SECONDS / POLLS_PER_EXPIRY
     if isinstance(store, LocalStore):
         held = _in_folder(store, name, holder, wait)
     else:
@@ -138,7 +140,8 @@ def holders(store: Store) -> Iterator[Holder]:
             if isinstance(store, LocalStore):
                 if _locked(store.local_path(file.path)):
                     yield holder
-            elif age.total_seconds() < 2 * EXPIRY_SECONDS:
+            # By two clocks, which may differ: rather too long than too short.
+            elif age.total_seconds() < 10 * EXPIRY_SECONDS:
                 yield holder
 
 
