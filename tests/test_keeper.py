@@ -64,7 +64,8 @@ def test_what_a_command_leaves_is_killed_in_every_session(start: Start) -> None:
 @pytest.mark.parametrize("grace", [0.2, 60])
 def test_a_command_that_ignores_sigterm_is_killed(start: Start, grace: float) -> None:
     mark = uuid.uuid4().hex
-    process = start(TREE + "signal.signal(15, signal.SIG_IGN); time.sleep(99)", mark, grace=grace)
+    ignoring = TREE.replace('print("up"', 'signal.signal(15, signal.SIG_IGN)\nprint("up"')
+    process = start(ignoring + "time.sleep(99)", mark, grace=grace)
     before = marked(mark)
     assert len(before) == 5  # the keeper is one of them
     started = time.monotonic()

@@ -16,6 +16,7 @@ from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import plan
 from quantlib.steps.quantize import quantize
 from quantlib.steps.smooth import smooth
+from quantlib.steps.texts import bring_texts
 from quantlib.store import LocalStore, Receipt, Store, open_store, run_facts
 
 
@@ -52,7 +53,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) ->
 
 def walked_to(store: Store, recipe: Recipe, folder: Path, last: str) -> Receipt:
     model = fetch(store, str(folder))
-    planned = plan(store, recipe, model, 1)
+    planned = plan(store, recipe, model, bring_texts(store, recipe), 1)
     calibration = calibrate(store, recipe, model, planned, "cpu")
     if last == "calibrate":
         return calibration
