@@ -16,7 +16,7 @@ from quantlib.errors import InvalidInputError, Problem
 from quantlib.planning import HARDWARE
 from quantlib.recipe import Recipe, load_recipe, recipe_from_text
 from quantlib.steps.plan import AUTO
-from quantlib.text.places import LocalText, Text, parse_text
+from quantlib.text.addresses import LocalText, Text, parse_text
 from quantlib.text.wanted import wanted_texts
 
 PIPELINE_NAME = "pipeline.yaml"

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.launch import Launch
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.sources.pinned import split_pin
-from quantlib.text.places import HubText, LocalText, ObjectText, Text, parse_text
+from quantlib.text.addresses import HubText, LocalText, ObjectText, Text, parse_text
 from quantlib.text.wanted import wanted_texts
 
 _READS_MODEL = {"resolve", "fetch"}

@@ -18,7 +18,8 @@ from quantlib.sources.pinned import content_digest, pin
 from quantlib.store import open_store
 from quantlib.store.hashing import hash_file
 from quantlib.store.receipt import digest_of
-from quantlib.text.places import Text, find_text
+from quantlib.text.addresses import Text
+from quantlib.text.places import find_text
 from quantlib.text.wanted import wanted_texts
 
 

@@ -59,8 +59,6 @@ def parse_address(text: str) -> Address:
     Raises:
         InvalidInputError: ``text`` is no address of a kind that is supported.
     """
-    if not text.strip():
-        raise InvalidInputError.one("model", "none was given", _FORMS)
     if text.startswith("hf://"):
         match = _HUB_ADDRESS.fullmatch(text)
         if match is None:
@@ -71,14 +69,30 @@ def parse_address(text: str) -> Address:
     text, _ = split_pin(text)
     if text.startswith("s3://"):
         return S3Address(text)
-    text = text.removeprefix("file://")
-    if "://" in text:
-        raise InvalidInputError.one(text, "unsupported kind of address", _FORMS)
+    path = local_path(text, "model", _FORMS)
+    return GgufAddress(path) if path.suffix.lower() == ".gguf" else FolderAddress(path)
+
+
+def local_path(text: str, field: str, forms: str) -> Path:
+    """The path that an address without a service names; it may begin with ``file://`` or ``~``.
+
+    Args:
+        text: The address.
+        field: What it is the address of, for a message about one that is empty.
+        forms: The forms that an address may have, for a message.
+
+    Raises:
+        InvalidInputError: It is empty, or the address of some service.
+    """
+    path = text.removeprefix("file://")
+    if not path.strip():
+        raise InvalidInputError.one(field, "none was given", forms)
+    if "://" in path:
+        raise InvalidInputError.one(text, "unsupported kind of address", forms)
     try:
-        path = Path(text).expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
         raise InvalidInputError.one(text, f"is no path: {error}") from None
-    return GgufAddress(path) if path.suffix.lower() == ".gguf" else FolderAddress(path)
 
 
 def source_problems(text: str) -> list[Problem]:

@@ -15,6 +15,7 @@ from quantlib.models import BaseModelAdapter, open_model
 from quantlib.planning import (
     Hardware,
     Limits,
+    RunEstimate,
     estimate_run,
     find_hardware,
     fit_problems,
@@ -74,7 +75,8 @@ def plan(
     if not unsuited:
         problems += head_problems(checkpoint, adapter)
         if limits is not None and hardware is not None:
-            problems += _unfit(recipe, checkpoint, adapter, hardware, parallel, limits)
+            estimate = _estimated(recipe, (checkpoint, adapter), hardware, parallel, limits)
+            problems += fit_problems(recipe, checkpoint, adapter, estimate, limits)
     if problems := unsuited + problems:
         raise InvalidInputError(problems)
     wanted = num_ranges or recipe.num_ranges
@@ -126,24 +128,18 @@ def head_problems(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> list[Pro
     ]
 
 
-def _unfit(
+def _estimated(
     recipe: Recipe,
-    checkpoint: Checkpoint,
-    adapter: BaseModelAdapter,
+    model: tuple[Checkpoint, BaseModelAdapter],
     hardware: Hardware,
     parallel: int,
     limits: Limits,
-) -> list[Problem]:
-    estimate = estimate_run(
-        recipe,
-        checkpoint,
-        adapter,
-        hardware,
-        parallel,
-        _product_bytes(hardware),
-        node_gpus=limits.node_gpus,
-    )
-    return fit_problems(recipe, checkpoint, adapter, estimate, limits)
+    ranges: int | None = None,
+) -> RunEstimate:
+    # A cluster's CPUs may not multiply bfloat16, whatever this one does.
+    product_bytes = 2 if hardware.is_gpu else 4
+    gpus = limits.node_gpus
+    return estimate_run(recipe, *model, hardware, parallel, product_bytes, ranges, gpus)
 
 
 def plan_ranges(
@@ -204,11 +200,6 @@ def _limits(call: StepCall, store: Store) -> Limits:
     return Limits(call.integer("node_gpus"), None if isinstance(store, LocalStore) else given)
 
 
-def _product_bytes(hardware: Hardware) -> int:
-    # A cluster's CPUs may not multiply bfloat16, whatever this one does.
-    return 2 if hardware.is_gpu else 4
-
-
 def main(call: StepCall) -> None:
     store, recipe = call.store(), recipe_from_text(call.text("recipe"))
     model, num_ranges = call.receipt("model"), call.integer("num_ranges")
@@ -221,17 +212,8 @@ def main(call: StepCall) -> None:
     texts = call.receipt("texts")
     receipt = plan(store, recipe, model, texts, num_ranges, hardware, parallel, limits)
     ranges = receipt.facts["ranges"]
-    checkpoint, adapter = open_model(ReceiptSource(store, model))
-    estimate = estimate_run(
-        recipe,
-        checkpoint,
-        adapter,
-        hardware,
-        parallel,
-        _product_bytes(hardware),
-        len(ranges),
-        limits.node_gpus,
-    )
+    opened = open_model(ReceiptSource(store, model))
+    estimate = _estimated(recipe, opened, hardware, parallel, limits, len(ranges))
     call.write_receipt("plan", store, receipt)
     call.write_artifact("summary", markdown(estimate).encode())
     call.write_parameter("ranges", ranges)

@@ -21,9 +21,11 @@ from quantlib.models import BaseModelAdapter
 from quantlib.recipe import CalibrationSection, Recipe
 from quantlib.sources.pinned import content_digest
 from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step, read_lineage
+from quantlib.text.addresses import Text
 from quantlib.text.files import TextFile, stored_file
+from quantlib.text.found import FoundText
 from quantlib.text.making import make_windows, windows_key
-from quantlib.text.places import FoundText, Text, digest_of_files, find_text, gather
+from quantlib.text.places import digest_of_files, find_text, gather
 from quantlib.text.tokenizer import load_tokenizer
 from quantlib.text.wanted import Section, wanted_texts
 from quantlib.text.windows import Windowing, Windows, require_documents, require_known

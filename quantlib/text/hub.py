@@ -15,8 +15,9 @@ from quantlib.errors import InvalidInputError, StepError
 from quantlib.sources import HubAddress
 from quantlib.sources.hub_errors import explained_errors
 from quantlib.store.receipt import digest_of
+from quantlib.text.addresses import HubText, Text
 from quantlib.text.formats import kind_of
-from quantlib.text.places import FoundText, HubText, Text, take_enough
+from quantlib.text.found import FoundText, take_enough
 
 _CARD = "README.md"
 _SPLITS = ("train", "test", "validation", "dev", "eval")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantlib.compatibility import needs_calibration
 from quantlib.recipe import CalibrationSection, Recipe, ValidationSection
-from quantlib.text.places import Purpose
+from quantlib.text.addresses import Purpose
 
 Section = CalibrationSection | ValidationSection
 

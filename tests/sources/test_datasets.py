@@ -11,8 +11,9 @@ from quantlib.errors import InvalidInputError, StepError
 from quantlib.recipe import parse_recipe
 from quantlib.steps.texts import bring_texts, files_of, input_of
 from quantlib.store import LocalStore, Receipt, open_store
+from quantlib.text.addresses import Text
 from quantlib.text.documents import read_documents
-from quantlib.text.places import Text, find_text
+from quantlib.text.places import find_text
 
 CARD = """---
 configs:
@@ -156,8 +157,8 @@ def test_one_text_in_three_places_is_one_text(store, s3_address: str, tmp_path: 
 def test_enough_files_are_taken(
     store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("quantlib.text.places.ENOUGH_BYTES", 40)
-    monkeypatch.setattr("quantlib.text.places._TOKEN_BYTES", 0)
+    monkeypatch.setattr("quantlib.text.addresses.ENOUGH_BYTES", 40)
+    monkeypatch.setattr("quantlib.text.addresses._TOKEN_BYTES", 0)
     for number in range(5):
         (tmp_path / f"{number}.jsonl").write_bytes(line(f"document {number}"))
     (tmp_path / ".hidden.jsonl").write_bytes(line("hidden"))
