@@ -1,11 +1,11 @@
-"""A fake of vLLM's OpenAI server: answers known prompts and token windows from a table."""
+"""A fake of vLLM's OpenAI server: answers known prompts from a table."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,25 +17,50 @@ class FakeOpenAI:
     Attributes:
         url: Of the server.
         completions: By the prompt's tokens.
+        tokens: The token that follows a prompt, by the prompt's tokens.
         logprob: Of every token of a prompt.
+        backend: Picks who answers a request; None for the fake itself.
         delay: Seconds before each answer.
         broken: Answers 500 where set.
+        dies_after: Breaks connections off after so many completions.
+        with_tokens: Whether answers hold tokens, as vLLM's do when asked.
+        asked: The bodies of all requests for completions.
+        connections: How many clients have connected.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.completions: dict[tuple[int, ...], str] = {}
+        self.tokens: dict[tuple[int, ...], int] = {}
         self.logprob = -1.0
+        self.backend: Callable[[], FakeOpenAI] | None = None
         self.delay = 0.0
         self.broken = False
+        self.dies_after: int | None = None
+        self.with_tokens = True
+        self.asked: list[dict[str, Any]] = []
+        self.connections = 0
+
+    @property
+    def is_dead(self) -> bool:
+        return self.dies_after is not None and len(self.asked) > self.dies_after
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        prompt = body["prompt"]
-        choice: dict[str, Any] = {"text": self.completions.get(tuple(prompt), " ??")}
+        answering = self if self.backend is None else self.backend()
+        prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+        choices = [answering._choice(*each) for each in enumerate(prompts)]
         if "prompt_logprobs" in body:
-            entries = [{str(token): {"logprob": self.logprob}} for token in prompt[1:]]
-            choice["prompt_logprobs"] = [None, *entries]
-        return {"choices": [choice]}
+            entries = [{str(token): {"logprob": self.logprob}} for token in prompts[0][1:]]
+            choices[0]["prompt_logprobs"] = [None, *entries]
+        return {"choices": choices}
+
+    def _choice(self, index: int, prompt: list[int]) -> dict[str, Any]:
+        key = tuple(prompt)
+        choice: dict[str, Any] = {"index": index, "text": self.completions.get(key, " ??")}
+        if self.with_tokens:
+            token = self.tokens.get(key)
+            choice["token_ids"] = [*choice["text"].encode()] if token is None else [token]
+        return choice
 
 
 @contextmanager
@@ -44,15 +69,23 @@ def fake_openai() -> Iterator[FakeOpenAI]:
     fake = FakeOpenAI()
 
     class Handler(BaseHTTPRequestHandler):
+        def setup(self) -> None:
+            super().setup()
+            fake.connections += 1
+
         def do_GET(self) -> None:
             self._send({"data": [{"id": "served"}]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            fake.asked.append(body)
             self._send(fake.answer(body))
 
         def _send(self, value: Any) -> None:
             time.sleep(fake.delay)
+            if fake.is_dead:
+                self.close_connection = True
+                return
             data = json.dumps(value).encode()
             self.send_response(500 if fake.broken else 200)
             self.send_header("Content-Length", str(len(data)))
