@@ -7,7 +7,7 @@ from typing import Any
 
 from quantlib.errors import InvalidInputError
 from quantlib.publishing.verification import Policy, verify_for_promotion
-from quantlib.report.manifest import Manifest
+from quantlib.report.manifest import Manifest, require_in_folder
 from quantlib.report.model import Report
 from quantlib.store import Store, open_store
 from quantlib.store.receipt import receipt_path
@@ -100,11 +100,5 @@ def check_published(address: str, policy: Policy = _ANY_SIGNATURE) -> Published:
     """
     store = open_store(address.rstrip("/"))
     verified = verify_for_promotion(store, policy)
-    if verified.manifest.by_reference:
-        raise InvalidInputError.one(
-            store.address,
-            "names its files in the store around it, which no service reads",
-            "publish the checkpoint to a place outside of the store (publish.destination), and "
-            "promote that",
-        )
+    require_in_folder(store, verified.manifest)
     return Published(store, verified.manifest, verified.report, verified.serve)

@@ -31,6 +31,7 @@ from quantlib.report.manifest import (
     places_of,
     published_problems,
     read_manifest_bytes,
+    require_in_folder,
 )
 from quantlib.report.model import Report
 from quantlib.report.provenance import PROVENANCE_NAME, read_subjects, subjects_of
@@ -86,7 +87,10 @@ class Verified:
 
 
 def verify_for_promotion(
-    published: Store, policy: Policy, advance: Advance | None = None
+    published: Store,
+    policy: Policy,
+    advance: Advance | None = None,
+    copy: Store | None = None,
 ) -> Verified:
     """Reads and hashes every file of a published checkpoint, and checks all that it says of itself.
 
@@ -94,6 +98,8 @@ def verify_for_promotion(
         published: The folder, as a store.
         policy: What it must be.
         advance: Called with the number of bytes that were hashed since the last call.
+        copy: Gets the very bytes that are hashed, each file under its name, the manifest and the
+            signature too. It holds whatever was read where an error is raised.
 
     Returns:
         What was verified.
@@ -111,14 +117,22 @@ def verify_for_promotion(
         data = read_manifest_bytes(published)
         manifest = parse_manifest(data, where)
         places = places_of(published, manifest)
+        if copy is not None:
+            require_in_folder(published, manifest)
     except InvalidInputError as error:
         raise VerificationError(error.problems) from None
-    record = partial(_hash, _serialized(advance))
+    record = partial(_hash, _serialized(advance), copy)
     problems = published_problems(published, manifest, record, policy.digest)
     if manifest.gate.outcome != "passed":
         reason = f"its checkpoint did not pass the gate: {manifest.gate.reason}"
         problems.append(Problem(where, reason))
-    signed = published.exists(SIGNATURE_NAME)
+    signature = None
+    if published.exists(SIGNATURE_NAME):
+        signature = bytes(published.read(SIGNATURE_NAME))
+    if copy is not None:
+        for name, content in ((MANIFEST_NAME, data), (SIGNATURE_NAME, signature)):
+            if content is not None:
+                copy.put_bytes(content, name)
     read = partial(_read, published, manifest, places)
     report, serve, signer = None, {}, None
     with _collected(problems):
@@ -131,11 +145,13 @@ def verify_for_promotion(
         file = read(VLLM_CONFIG_NAME)
         serve = parse_vllm_config(file.content, file.where).arguments()
     with _collected(problems):
-        signer = _check_signature(published, data, policy.trusted, signed)
+        signer = _check_signature(published, data, policy.trusted, signature)
     if problems or report is None:
         raise VerificationError(problems)
     vllm_version = _vllm_version(report)
-    return Verified(published.address, manifest, report, vllm_version, serve, signed, signer)
+    return Verified(
+        published.address, manifest, report, vllm_version, serve, signature is not None, signer
+    )
 
 
 def _require_applicable(policy: Policy) -> None:
@@ -212,16 +228,16 @@ def _check_provenance(file: _File, manifest: Manifest) -> None:
 
 
 def _check_signature(
-    published: Store, manifest: bytes, trusted: Trusted | None, signed: bool
+    published: Store, manifest: bytes, trusted: Trusted | None, signature: bytes | None
 ) -> str | None:
     """Who signed; None where nobody asks."""
     if trusted is None:
         return None
     where = published.full_address(SIGNATURE_NAME)
-    if not signed:
+    if signature is None:
         raise InvalidInputError.one(where, "there is no such file: the checkpoint is not signed")
     try:
-        return verify_signature(manifest, bytes(published.read(SIGNATURE_NAME)), trusted)
+        return verify_signature(manifest, signature, trusted)
     except SignatureError as error:
         raise InvalidInputError.one(where, str(error)) from None
 
@@ -238,10 +254,18 @@ def _serialized(advance: Advance | None) -> Advance:
     return report
 
 
-def _hash(advance: Advance, place: Place) -> FileRecord:
+def _hash(advance: Advance, copy: Store | None, place: Place) -> FileRecord:
+    chunks = _told(place.store.stream(place.path), advance)
+    if copy is not None:
+        return copy.put_stream(chunks, place.path)
     hashed, size = hashlib.sha256(), 0
-    for chunk in place.store.stream(place.path):
+    for chunk in chunks:
         hashed.update(chunk)
         size += len(chunk)
-        advance(len(chunk))
     return FileRecord(bytes=size, sha256=hashed.hexdigest())
+
+
+def _told(chunks: Iterator[bytes | bytearray], advance: Advance) -> Iterator[bytes | bytearray]:
+    for chunk in chunks:
+        yield chunk
+        advance(len(chunk))

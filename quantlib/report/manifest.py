@@ -197,6 +197,21 @@ def places_of(published: Store, manifest: Manifest) -> dict[str, Place]:
     return places
 
 
+def require_in_folder(published: Store, manifest: Manifest) -> None:
+    """Requires that a published checkpoint's files lie in its folder, where servers look for them.
+
+    Raises:
+        InvalidInputError: They lie in the store around it.
+    """
+    if manifest.by_reference:
+        raise InvalidInputError.one(
+            published.address,
+            "names its files in the store around it, which no service reads",
+            "publish the checkpoint to a place outside of the store (publish.destination), and "
+            "promote that",
+        )
+
+
 def verify_published(published: Store) -> None:
     """Checks that a folder holds what its manifest says, and nothing else.
 

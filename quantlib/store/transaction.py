@@ -148,7 +148,9 @@ def difference(found: FileRecord, expected: FileRecord, recorder: str) -> str | 
     """
     if found.bytes != expected.bytes:
         return f"holds {found.bytes} bytes, not {expected.bytes}"
-    return None if found.sha256 == expected.sha256 else f"its sha256 is not the {recorder}'s"
+    if found.sha256 != expected.sha256:
+        return f"its sha256 is {found.sha256[:12]}…, not the {recorder}'s {expected.sha256[:12]}…"
+    return None
 
 
 def commit_step(

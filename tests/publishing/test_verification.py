@@ -49,6 +49,12 @@ def record_of(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+def differs(published: bytes, found: bytes) -> str:
+    """What is said of weights that were altered: both digests, as far as they are shown."""
+    one, other = (hashlib.sha256(data).hexdigest()[:12] for data in (found, published))
+    return f"{WEIGHTS}: its sha256 is {one}…, not the manifest's {other}…"
+
+
 def test_an_unsigned_checkpoint_is_verified_where_no_signature_is_asked_for(
     published: Store,
 ) -> None:
@@ -135,7 +141,7 @@ def test_a_truncated_file_is_found(published: Store) -> None:
 def test_one_byte_that_was_altered_is_found(published: Store) -> None:
     data = bytes(published.read(WEIGHTS))
     published.put_bytes(data[:-1] + b"?", WEIGHTS)
-    assert problems_of(published) == ["model.safetensors: its sha256 is not the manifest's"]
+    assert problems_of(published) == [differs(data, data[:-1] + b"?")]
 
 
 def test_a_byte_is_found_also_where_the_server_tells_the_old_digest(
@@ -150,7 +156,7 @@ def test_a_byte_is_found_also_where_the_server_tells_the_old_digest(
         Metadata={"sha256": hashlib.sha256(data).hexdigest()},
     )
     verify_published(published)  # takes the server's word
-    assert problems_of(published) == ["model.safetensors: its sha256 is not the manifest's"]
+    assert problems_of(published) == [differs(data, data[:-1] + b"?")]
 
 
 def test_a_manifest_that_was_altered_along_with_a_file_is_found(

@@ -239,7 +239,9 @@ def test_a_destination_that_cannot_be_written_is_refused(run, tmp_path) -> None:
 def test_verification_tells_everything_that_is_wrong(run) -> None:
     _, folder = publish_run(run)
     shard = folder / "model-00001-of-00002.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-1] + b"?")
+    found, expected = (hashlib.sha256(data).hexdigest() for data in (shard.read_bytes(), before))
     (folder / "tokenizer.json").unlink()
     (folder / "extra.py").write_text("")
     renamed = folder.rename(folder.with_name("latest"))
@@ -247,7 +249,7 @@ def test_verification_tells_everything_that_is_wrong(run) -> None:
         verify_published(LocalStore(renamed))
     assert [problem.what for problem in caught.value.problems] == [
         f"is not named by its checkpoint's digest, {run.checkpoint.facts['checkpoint_digest']}",
-        "its sha256 is not the manifest's",
+        f"its sha256 is {found[:12]}…, not the manifest's {expected[:12]}…",
         "there is no such file",
         "is not in the manifest",
     ]
