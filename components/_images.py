@@ -23,7 +23,7 @@ VALIDATE_IMAGE = os.environ.get("QUANTLIB_VALIDATE_IMAGE", f"quantlib-validate:{
 """Adds vLLM: validate judges with it, and plan lets it refuse a model before GPUs are spent."""
 
 WATCH_IMAGE = os.environ.get("QUANTLIB_WATCH_IMAGE", f"quantlib-watch:{__version__}")
-"""The step resolve and ``quantlib watch``: without torch, and with what starts runs."""
+"""The step resolve, ``quantlib watch`` and what verifies for a pod that serves: without torch."""
 
 IMAGE_VARIABLE = "QUANTLIB_IMAGE"
 """In a container, the variable that says which image it runs; reports name it."""

@@ -35,7 +35,7 @@ EXTRAS = {
     "development": ("datasets", "gguf", "pipelines", "promotion", "s3", "signing", "dev"),
     "quantlib": ("datasets", "gguf", "s3", "signing"),
     "validate": ("datasets", "gguf", "s3"),
-    "watch": ("pipelines", "s3"),
+    "watch": ("pipelines", "s3", "signing"),
 }
 """What an installation has beside what quantlib itself asks for."""
 

@@ -71,10 +71,8 @@ class ApiServer:
         plural = f"{kind.lower()}s"
         schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
         served = {"name": version, "served": True, "storage": True}
-        self.kubectl(
-            "apply",
-            "-f-",
-            document={
+        self.define(
+            {
                 "apiVersion": "apiextensions.k8s.io/v1",
                 "kind": "CustomResourceDefinition",
                 "metadata": {"name": f"{plural}.{group}"},
@@ -84,9 +82,17 @@ class ApiServer:
                     "scope": "Namespaced",
                     "versions": [served | {"schema": {"openAPIV3Schema": schema}}],
                 },
-            },
+            }
         )
-        self.kubectl("wait", "--for=condition=Established", f"crd/{plural}.{group}")
+
+    def define(self, definition: dict[str, Any]) -> None:
+        """Creates the definition of a kind, and waits until it is served."""
+        self.kubectl("create", "-f-", document=definition)
+        name = f"crd/{definition['metadata']['name']}"
+        deadline = time.monotonic() + START_SECONDS
+        # At first it has no conditions, which kubectl takes for an error.
+        while self.kubectl("wait", "--for=condition=Established", name, check=False).returncode:
+            assert time.monotonic() < deadline, f"{name} is not served"
 
 
 def missing() -> str | None:

@@ -118,6 +118,15 @@ def test_the_server_refuses_what_is_wrong(applied: Any, documents: list[dict[str
             "",
             False,
         ),
+        *(
+            ("quantlib-promote", verb, "serving.kserve.io/clusterstoragecontainers", "", name, may)
+            for verb, name, may in (
+                ("get", "quantlib-verified", True),
+                ("get", "default", False),
+                ("list", "", False),
+                ("patch", "quantlib-verified", False),
+            )
+        ),
         ("quantlib-promote", "create", "events", "quantlib-serving", "", True),
         *(
             ("quantlib-promote", verb, "coordination.k8s.io/leases", "quantlib-serving", name, may)

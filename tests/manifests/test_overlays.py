@@ -3,12 +3,14 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+from manifests.conftest import of_kubernetes
 
 Documents = list[dict[str, Any]]
 
 CLUSTER_SCOPED = {
     "ClusterRole",
     "ClusterRoleBinding",
+    "ClusterStorageContainer",
     "Namespace",
     "PriorityClass",
     "StorageClass",
@@ -28,7 +30,7 @@ def test_kustomize_warns_of_nothing(built: subprocess.CompletedProcess[str]) -> 
 
 def test_every_document_fits_the_schema_of_a_recent_kubernetes(documents: Documents) -> None:
     version = kubernetes_validate.latest_version()
-    for document in documents:
+    for document in of_kubernetes(documents):
         kubernetes_validate.validate(document, version, strict=True)
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from hera.workflows import models
 from kubeflow_api import recorded_server
-from manifests.conftest import MANIFESTS, Applied, Document
+from manifests.conftest import MANIFESTS, Applied, Document, of_kubernetes
 from network_policies import Address, Pod, allows
 from pod_security import restricted_problems
 from published_runs import publish_as
@@ -74,7 +74,7 @@ def pod_of(cron_job: Document) -> Document:
 
 def test_the_cron_job_fits_the_schema_of_a_recent_kubernetes(kubeflow: list[Document]) -> None:
     version = kubernetes_validate.latest_version()
-    for document in kubeflow:
+    for document in of_kubernetes(kubeflow):
         kubernetes_validate.validate(document, version, strict=True)
 
 
