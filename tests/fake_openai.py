@@ -18,7 +18,6 @@ class FakeOpenAI:
         url: Of the server.
         completions: By the prompt's tokens.
         tokens: The token that follows a prompt, by the prompt's tokens.
-        logprob: Of every token of a prompt.
         backend: Picks who answers a request; None for the fake itself.
         delay: Seconds before each answer.
         broken: Answers 500 where set.
@@ -32,7 +31,6 @@ class FakeOpenAI:
         self.url = ""
         self.completions: dict[tuple[int, ...], str] = {}
         self.tokens: dict[tuple[int, ...], int] = {}
-        self.logprob = -1.0
         self.backend: Callable[[], FakeOpenAI] | None = None
         self.delay = 0.0
         self.broken = False
@@ -47,12 +45,7 @@ class FakeOpenAI:
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         answering = self if self.backend is None else self.backend()
-        prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
-        choices = [answering._choice(*each) for each in enumerate(prompts)]
-        if "prompt_logprobs" in body:
-            entries = [{str(token): {"logprob": self.logprob}} for token in prompts[0][1:]]
-            choices[0]["prompt_logprobs"] = [None, *entries]
-        return {"choices": choices}
+        return {"choices": [answering._choice(*each) for each in enumerate(body["prompt"])]}
 
     def _choice(self, index: int, prompt: list[int]) -> dict[str, Any]:
         key = tuple(prompt)

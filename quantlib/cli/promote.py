@@ -104,11 +104,11 @@ def _url(_: click.Context, __: click.Parameter, value: str | None) -> str | None
     "--no-smoke-test", is_flag=True, help="With --direct: being ready is enough for each step."
 )
 @click.option(
-    "--max-perplexity-factor",
-    type=click.FloatRange(min=1),
-    default=2.0,
+    "--min-agreement",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=0.9,
     show_default=True,
-    help="Of the smoke test: perplexity against the report's, up and down.",
+    help="Of the smoke test: share of the report's probes that are answered as in the report.",
 )
 @click.option(
     "--max-seconds",
@@ -144,7 +144,7 @@ def promote(
     url: str | None,
     canary_url: str | None,
     no_smoke_test: bool,
-    max_perplexity_factor: float,
+    min_agreement: float,
     max_seconds: float,
     timeout: float,
     **signature: Any,
@@ -182,12 +182,13 @@ def promote(
         target = Target(repo or "", overlay or "", base, service, namespace)
         click.echo(propose(checked, uri, target, allowances).message)
         return
+    from quantlib.promotion.server import at_url
     from quantlib.promotion.smoke import Limits, expected_of, smoke_test
 
     with needs_kubernetes():
         from quantlib.promotion.cluster import find_service
         from quantlib.promotion.direct import Rollout, promote_directly
-    limits = Limits(max_perplexity_factor, max_seconds)
+    limits = Limits(min_agreement, max_seconds)
     expected = None if no_smoke_test else expected_of(checked)
     click.echo(
         promote_directly(
@@ -196,7 +197,7 @@ def promote(
             find_service(namespace, service, context),
             Rollout(canary or (), url, canary_url, timeout),
             allowances,
-            None if expected is None else lambda asked: smoke_test(asked, expected, limits),
+            None if expected is None else lambda asked: smoke_test(at_url(asked), expected, limits),
             click.echo,
         )
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantlib.evaluation.metrics import Comparison
+    from quantlib.evaluation.metrics import Comparison, Leads
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Engine(Protocol):
         Returns:
             The comparison, on the CPU.
         """
+
+    def leads(self, hidden: Tensor) -> Leads:
+        """What the head finds most likely after hidden states ``[rows, hidden_size]``."""
 
     def next_token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log likelihood of each target by the head, float32 ``[positions]`` on the CPU.

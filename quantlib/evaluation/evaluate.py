@@ -158,6 +158,10 @@ def run_quantized(
             f"{outcome.numerics}"
         ),
         "top1_agreement": figures.top1_agreement,
+        "probes": [
+            {"window": window, "position": position, "token": token}
+            for window, position, token in outcome.probes
+        ],
         "generations": [
             {"prompt": prompt, "original": decode(original), "quantized": decode(quantized)}
             for prompt, original, quantized in zip(

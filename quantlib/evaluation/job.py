@@ -65,6 +65,8 @@ class Outcome:
         device: cpu or cuda.
         numerics: In which dtypes the model ran, in words.
         vocabulary: How many tokens the logits are over; None of the original, which needs none.
+        probes: ``(window, position, token)`` as :func:`quantlib.evaluation.probes.pick` picks
+            them; none of the original.
         completions: The new tokens of each prompt.
         seconds: What the completions took, together.
         throughput_method: What tokens per second mean, in words.
@@ -73,6 +75,7 @@ class Outcome:
     device: str
     numerics: str
     vocabulary: int | None
+    probes: list[tuple[int, int, int]]
     completions: list[list[int]]
     seconds: float
     throughput_method: str

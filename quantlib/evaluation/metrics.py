@@ -28,6 +28,19 @@ class Comparison:
     same_top1: Tensor
 
 
+@dataclass(frozen=True)
+class Leads:
+    """The most likely tokens, and how sure they are; each tensor is ``[positions]``.
+
+    Attributes:
+        tokens: int64.
+        margins: Nats by which each is more likely than the next, float32.
+    """
+
+    tokens: Tensor
+    margins: Tensor
+
+
 def compare(reference: Tensor, candidate: Tensor, targets: Tensor) -> Comparison:
     """Compares the predictions of two models.
 
@@ -87,6 +100,12 @@ def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shifted = logits.float() - logits.amax(dim=1, keepdim=True).float()
     exponentials = shifted.exp()
     return shifted, exponentials, exponentials.sum(dim=1)
+
+
+def leads(logits: Tensor) -> Leads:
+    """What logits ``[positions, vocabulary]`` find most likely; the result is on the CPU."""
+    best = logits.float().topk(2, dim=1)
+    return Leads(best.indices[:, 0].cpu(), (best.values[:, 0] - best.values[:, 1]).cpu())
 
 
 def next_token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:

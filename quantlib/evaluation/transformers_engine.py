@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.engine import Scored
-from quantlib.evaluation.metrics import Comparison, compare_halves, next_token_logprobs
+from quantlib.evaluation.metrics import (
+    Comparison,
+    Leads,
+    compare_halves,
+    leads,
+    next_token_logprobs,
+)
 
 if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
@@ -48,6 +54,10 @@ class TransformersEngine:
         """Compares what the head makes of two models' hidden states."""
         states = torch.cat([reference.to(self.device), candidate.to(self.device)])
         return compare_halves(self._logits(states), targets)
+
+    def leads(self, hidden: Tensor) -> Leads:
+        """What the head finds most likely after hidden states ``[rows, hidden_size]``."""
+        return leads(self._logits(hidden))
 
     def next_token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log likelihood of each target by the head, float32 ``[positions]`` on the CPU."""

@@ -29,7 +29,7 @@ from quantlib.evaluation.engine import Scored
 
 if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
-    from quantlib.evaluation.metrics import Comparison
+    from quantlib.evaluation.metrics import Comparison, Leads
 
 _ENVIRONMENT = {
     # Scheduling is in this process, and so is a model on one device.
@@ -139,6 +139,11 @@ class VllmEngine:
         found: Comparison = self._on_model(
             vllm_model.compare, reference=reference, candidate=candidate, targets=targets
         )
+        return found
+
+    def leads(self, hidden: Tensor) -> Leads:
+        """What the head finds most likely after hidden states ``[rows, hidden_size]``."""
+        found: Leads = self._on_model(vllm_model.leads, hidden=hidden)
         return found
 
     def next_token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:

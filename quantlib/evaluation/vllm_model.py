@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.evaluation import metrics
-from quantlib.evaluation.metrics import Comparison
+from quantlib.evaluation.metrics import Comparison, Leads
 
 
 @dataclass
@@ -120,6 +120,13 @@ def compare(
     if logits is None:
         return None
     return metrics.compare_halves(logits, targets)
+
+
+@torch.inference_mode()
+def leads(model: nn.Module, hidden: Tensor) -> Leads | None:
+    """What the head finds most likely after hidden states ``[rows, hidden_size]``."""
+    logits = _logits(model, hidden)
+    return None if logits is None else metrics.leads(logits)
 
 
 @torch.inference_mode()

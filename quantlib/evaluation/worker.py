@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quantlib.errors import QuantlibError
+from quantlib.evaluation import probes
 from quantlib.evaluation.engine import Engine
 from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
-from quantlib.evaluation.metrics import Comparison
+from quantlib.evaluation.metrics import Comparison, Leads
 from quantlib.process_group import end_others
 
+_Columns = TypeVar("_Columns", Comparison, Leads)
 _LOGITS_BYTES_AT_ONCE = 1 << 28
 _LOGPROB_TOLERANCE = 1e-2
 """Nats by which two ways to the same logits may differ; a wrong row or head is off by far more."""
@@ -53,11 +55,11 @@ def run(job: Job, engine: Engine, window_done: Callable[[], None]) -> None:
     """
     windows = torch.from_numpy(np.load(job.tokens))
     output = Path(job.output)
-    vocabulary = None
+    vocabulary, leads = None, list[Leads]()
     if job.reference is None:
         save_file(read_windows(engine, windows, window_done), output / REFERENCE_NAME)
     else:
-        comparison, vocabulary = compare_windows(
+        comparison, leads, vocabulary = compare_windows(
             engine, windows, load_file(job.reference), window_done
         )
         np.savez(output / COMPARISON_NAME, **vars(comparison))
@@ -67,6 +69,7 @@ def run(job: Job, engine: Engine, window_done: Callable[[], None]) -> None:
         device=engine.device,
         numerics=engine.numerics,
         vocabulary=vocabulary,
+        probes=probes.pick(leads),
         completions=completions,
         seconds=time.monotonic() - started,
         throughput_method=engine.throughput_method,
@@ -103,7 +106,7 @@ def compare_windows(
     windows: Tensor,
     reference: dict[str, Tensor],
     window_done: Callable[[], None],
-) -> tuple[Comparison, int]:
+) -> tuple[Comparison, list[Leads], int]:
     """Compares a model with the original's hidden states.
 
     Args:
@@ -113,13 +116,15 @@ def compare_windows(
         window_done: Called after each window.
 
     Returns:
-        The comparison, each tensor ``[windows, sequence - 1]``, and the size of the vocabulary.
+        The comparison, each tensor ``[windows, sequence - 1]``; what the model finds most likely
+        at the first positions of the first windows; and the size of the vocabulary.
     """
     hidden = reference["hidden"]
     vocabulary = engine.count_logits(hidden[0, :1])
     rows = max(1, _LOGITS_BYTES_AT_ONCE // (2 * 4 * vocabulary))
     _require_agreement(engine, hidden[0], windows[0], reference["logprobs"], _OTHER_HEAD)
     found: list[Comparison] = []
+    leads: list[Leads] = []
     for index, window in enumerate(windows):
         scored = engine.score(window, own_logprobs=index == 0)
         states = scored.hidden[:-1]
@@ -132,13 +137,16 @@ def compare_windows(
             )
         ]
         found.append(_joined(torch.cat, parts))
+        if index < probes.WINDOWS:
+            first = states[: probes.POSITIONS].split(rows)
+            leads.append(_joined(torch.cat, [engine.leads(part) for part in first]))
         window_done()
-    return _joined(torch.stack, found), vocabulary
+    return _joined(torch.stack, found), leads, vocabulary
 
 
-def _joined(join: Callable[[list[Tensor]], Tensor], parts: list[Comparison]) -> Comparison:
+def _joined(join: Callable[[list[Tensor]], Tensor], parts: list[_Columns]) -> _Columns:
     columns = zip(*(vars(part).values() for part in parts), strict=True)
-    return Comparison(*(join(list(column)) for column in columns))
+    return type(parts[0])(*(join(list(column)) for column in columns))
 
 
 def _require_agreement(

@@ -13,10 +13,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException, IncompleteRead
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from quantlib.errors import QuantlibError
 
@@ -27,6 +28,9 @@ of it as JSON. The third is the seconds that it may take. Raises ServerError."""
 _MODELS = "/v1/models"
 _COMPLETIONS = "/v1/completions"
 _BYTES_SAID = 300
+_AT_ONCE = 4
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
 
 
 class ServerError(QuantlibError):
@@ -136,6 +140,19 @@ def reachability(server: Server, seconds: float = 10.0) -> str:
             error, or something else than a list of models.
     """
     return f"{server.name} answers, and serves {', '.join(server.models(seconds))}"
+
+
+def together(ask: Callable[[_Item], _Answer], items: Sequence[_Item]) -> list[_Answer]:
+    """The answers to all items, a few asked at a time.
+
+    Raises what asking raised; the items that were not asked yet are left out then.
+    """
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        return list(pool.map(ask, items))
+    finally:
+        # Not waiting: an interruption is not to wait for an answer that is late.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def at_url(url: str) -> Server:

@@ -166,6 +166,20 @@ class Generation(Part):
     quantized: str
 
 
+class Probe(Part):
+    """A place in the held-out text where the quantized model is sure of the next token.
+
+    Attributes:
+        window: Index of the window.
+        position: The window's tokens before it are what the token follows.
+        token: The most likely one, by at least a nat.
+    """
+
+    window: int
+    position: int
+    token: int
+
+
 class Check(Part):
     """One threshold of the gate."""
 
@@ -191,6 +205,8 @@ class Evaluation(Part):
         kl_mean: Mean KL divergence of the quantized from the original model, in nats.
         kl_method: Which positions and which part of the vocabulary ``kl_mean`` covers.
         top1_agreement: Share of positions whose most likely token is the same.
+        probes: What a server of the quantized model can be asked for; None in reports from before
+            there were any.
     """
 
     engine: str
@@ -204,6 +220,7 @@ class Evaluation(Part):
     kl_standard_error: float
     kl_method: str
     top1_agreement: float
+    probes: tuple[Probe, ...] | None = None
     generations: tuple[Generation, ...]
     gate: Gate
 

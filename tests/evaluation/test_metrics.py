@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantlib.evaluation.metrics import compare, next_token_logprobs
+from quantlib.evaluation.metrics import compare, leads, next_token_logprobs
 
 
 def reference_metrics(
@@ -85,3 +85,12 @@ def test_what_is_no_number_stays_none(wrong: float) -> None:
     assert found.kl.isfinite().tolist() == [True, False, True]
     assert found.candidate_nll.isfinite().tolist() == [True, False, True]
     assert not found.same_top1[1]
+
+
+def test_leads_are_differences_of_log_likelihoods() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, -1.0, 4.75]], dtype=torch.bfloat16)
+    found = leads(logits)
+    assert found.tokens.tolist() == [1, 0]
+    assert found.margins.tolist() == [2.0, 0.25]
+    best = logits.float().log_softmax(1).sort(dim=1, descending=True).values
+    np.testing.assert_allclose(found.margins, best[:, 0] - best[:, 1], atol=1e-6)

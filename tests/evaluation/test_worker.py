@@ -96,6 +96,23 @@ def test_a_perturbed_model_matches_a_direct_computation(
     )
 
 
+def test_probes_are_what_the_model_is_sure_of(
+    perturbed: Path, reference: Path, make_job: MakeJob
+) -> None:
+    tensors = load_file(perturbed / "model.safetensors")
+    tensors["model.norm.weight"] *= 20
+    save_file(tensors, perturbed / "model.safetensors", metadata={"format": "pt"})
+    job = make_job(perturbed, reference)
+    probes = Outcome.read(do(job) / OUTCOME_NAME).probes
+    assert len(probes) == 64
+    predicted = log_softmax_of(perturbed, job)
+    for window, position, token in probes:
+        second, best = np.sort(predicted[window, position - 1])[-2:]
+        assert predicted[window, position - 1].argmax() == token
+        assert best - second > 0.99
+    assert Outcome.read(reference.parent / OUTCOME_NAME).probes == []
+
+
 def test_completions_are_greedy(tiny_llama: Path, reference: Path) -> None:
     outcome = Outcome.read(reference.parent / OUTCOME_NAME)
     model = load_model(tiny_llama, torch.float32).eval()

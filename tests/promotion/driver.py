@@ -14,6 +14,7 @@ from quantlib.promotion.checks import Allowances
 from quantlib.promotion.cluster import Service, find_service
 from quantlib.promotion.direct import promote_directly
 from quantlib.promotion.published import check_published
+from quantlib.promotion.server import at_url
 from quantlib.promotion.smoke import Limits, smoke_test
 
 BY_HAND = "s3://models/by-hand/"
@@ -48,7 +49,7 @@ class Promotion:
             service or find_service(cluster.namespace, "tiny"),
             cluster.rollout(url=url, **self.changes),
             self.allowances,
-            lambda url: smoke_test(url, EXPECTED, Limits()),
+            lambda url: smoke_test(at_url(url), EXPECTED, Limits()),
             self.say,
         )
 

@@ -33,7 +33,7 @@ from promotion.cluster import (
 from promotion.cluster import server as server  # a fixture
 from promotion.conftest import MakePublished
 from promotion.driver import BY_HAND, Promotion, hooked, require_restored, serves
-from promotion.test_smoke import EXPECTED
+from promotion.test_smoke import answer_as_expected
 from urllib3.exceptions import ProtocolError
 
 from quantlib.cli.promote import promote
@@ -61,7 +61,7 @@ def line(server: kube_api.ApiServer) -> Iterator[Line]:
 @pytest.fixture
 def fake() -> Iterator[FakeOpenAI]:
     with fake_openai() as fake:
-        fake.completions = dict(EXPECTED.prompts)
+        answer_as_expected(fake)
         yield fake
 
 
@@ -177,8 +177,8 @@ def test_ready_but_answering_nonsense(
 ) -> None:
     cluster = make_cluster(kind)
     before = cluster.get()
-    fake.logprob = -9.0
-    with pytest.raises(QuantlibError, match="perplexity is 8103"):
+    fake.tokens = {}
+    with pytest.raises(QuantlibError, match="0 of 20 probes"):
         Promotion(cluster, make_published()).run()
     require_restored(cluster, before)
 
@@ -398,8 +398,8 @@ def test_a_service_without_a_uri_is_restored_to_none(
     cluster.merge({"spec": {"predictor": {"model": {"storageUri": None}}}})
     cluster.look()
     before = cluster.get()
-    fake.logprob = -9.0
-    with pytest.raises(QuantlibError, match="perplexity is 8103"):
+    fake.tokens = {}
+    with pytest.raises(QuantlibError, match="0 of 20 probes"):
         Promotion(cluster, make_published()).run()
     require_restored(cluster, before)
 

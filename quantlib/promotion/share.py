@@ -1,0 +1,166 @@
+"""How many requests through a service's own address a canary answers.
+
+No answer says who gave it, so the two checkpoints are told apart by how they go on after the same
+prompts: what each says at an address of its own is its fingerprint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantlib.errors import QuantlibError
+from quantlib.promotion.server import Completion, Server, together
+
+_NEW_TOKENS = 24
+_VOTES = 5
+"""Prompts of a request: rounding may turn one answer around, and hardly most of them."""
+
+_FEWEST, _MOST = 100, 1000
+_CANARY_ANSWERS = 20
+_DEVIATIONS = 3.5
+_NEITHER = 0.05
+
+Prompt = tuple[int, ...]
+
+
+class ShareError(QuantlibError):
+    """Who answers cannot be told."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """How a checkpoint goes on after prompts.
+
+    Attributes:
+        completions: By prompt; without those that it answered otherwise a second time.
+    """
+
+    completions: dict[Prompt, Completion]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Who answered.
+
+    Attributes:
+        canary: Requests that the canary answered.
+        neither: Requests whose answers are as near to the one as to the other.
+        requests: All of them.
+        percent: Share of the canary that was asked for.
+    """
+
+    canary: int
+    neither: int
+    requests: int
+    percent: int
+
+    @property
+    def as_asked(self) -> bool:
+        """Whether it is what chance makes of the share that was asked for.
+
+        At 0 % the canary may answer none, above it has to answer one at least.
+        """
+        if self.neither > _NEITHER * self.requests:
+            return False
+        if self.percent == 0 or self.canary == 0:
+            return self.percent == 0 and self.canary == 0
+        share = self.percent / 100
+        deviation = math.sqrt(self.requests * share * (1 - share))
+        return abs(self.canary - self.requests * share) <= _DEVIATIONS * deviation + 1
+
+    def __str__(self) -> str:
+        told = f", and {self.neither} as neither of the two does" if self.neither else ""
+        return (
+            f"{self.canary} of {self.requests} requests were answered by the canary{told} "
+            f"({self.percent} % asked)"
+        )
+
+
+def requests_for(percent: int) -> int:
+    """How many requests tell a share: 20 answers of the canary's are expected, within limits."""
+    wanted = math.ceil(100 * _CANARY_ANSWERS / percent) if percent else _FEWEST
+    return min(_MOST, max(_FEWEST, wanted))
+
+
+def take_fingerprint(server: Server, prompts: Sequence[Prompt]) -> Fingerprint:
+    """Asks a server whose checkpoint is known, twice: all at once, and one after the other.
+
+    Raises:
+        ServerError: It does not answer.
+    """
+    (model, *_) = server.models()
+    once = server.complete(model, prompts, _NEW_TOKENS)
+    again = together(lambda prompt: server.complete(model, [prompt], _NEW_TOKENS)[0], prompts)
+    return Fingerprint(
+        {
+            prompt: first
+            for prompt, first, second in zip(prompts, once, again, strict=True)
+            if first == second
+        }
+    )
+
+
+def measure_share(
+    server: Server,
+    stable: Fingerprint,
+    canary: Fingerprint,
+    percent: int,
+    requests: int | None = None,
+) -> Share:
+    """Counts who answers.
+
+    Args:
+        server: At the service's own address.
+        stable: Of the checkpoint that served before, taken before anything was changed.
+        canary: Of the new checkpoint, taken where it alone answers.
+        percent: Share of the canary that was asked for.
+        requests: How many to make; None for as many as the share takes.
+
+    Raises:
+        ShareError: Both checkpoints answer every prompt alike.
+        ServerError: A request failed.
+    """
+    prompts = _distinguishing(stable, canary)
+    (model, *_) = server.models()
+    longest = max(_alike(stable.completions[each], canary.completions[each]) for each in prompts)
+    tokens = min(_NEW_TOKENS, longest + 2)
+
+    def lead(_: int) -> int:
+        """By how much an answer is nearer to the canary's than to the stable checkpoint's."""
+        answers = server.complete(model, prompts, tokens)
+        return sum(
+            _alike(answer, canary.completions[prompt]) - _alike(answer, stable.completions[prompt])
+            for prompt, answer in zip(prompts, answers, strict=True)
+        )
+
+    count = requests_for(percent) if requests is None else requests
+    leads = together(lead, range(count))
+    return Share(sum(each > 0 for each in leads), leads.count(0), count, percent)
+
+
+def _distinguishing(stable: Fingerprint, canary: Fingerprint) -> list[Prompt]:
+    """The prompts after which the two part first."""
+    found = {
+        prompt: _alike(completion, canary.completions[prompt])
+        for prompt, completion in stable.completions.items()
+        if prompt in canary.completions and completion != canary.completions[prompt]
+    }
+    if not found:
+        raise ShareError(
+            f"the canary answers all of {len(stable.completions)} prompts as the stable service "
+            "does, so that who answers a request cannot be told"
+        )
+    return sorted(found, key=found.__getitem__)[:_VOTES]
+
+
+def _alike(one: Completion, other: Completion) -> int:
+    """How many tokens two completions begin with alike; characters, where there are no tokens."""
+    if one.tokens is None or other.tokens is None:
+        left: Sequence[object] = one.text
+        right: Sequence[object] = other.text
+    else:
+        left, right = one.tokens, other.tokens
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))
