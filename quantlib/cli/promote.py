@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
@@ -12,6 +13,9 @@ import click
 from quantlib.cli._signature import policy_of, signature_options
 from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from quantlib.promotion.state import State
 
 _EXAMPLES = """\b
 Examples:
@@ -57,6 +61,11 @@ def _url(_: click.Context, __: click.Parameter, value: str | None) -> str | None
 @click.option("--repo", help="Repository of the manifests: a URL or a path.")
 @click.option("--overlay", help="The kustomize overlay of the service, as a path within it.")
 @click.option("--base", help="Branch that the change is for. Default: the repository's own.")
+@click.option(
+    "--compare-with-cluster",
+    is_flag=True,
+    help="With --repo: say where the cluster of the kubeconfig serves other than git says.",
+)
 @click.option(
     "--storage-uri",
     help="The published folder as the service sees it. Default: its own address.",
@@ -132,6 +141,7 @@ def promote(
     repo: str | None,
     overlay: str | None,
     base: str | None,
+    compare_with_cluster: bool,
     storage_uri: str | None,
     runtime_version: str | None,
     allow_runtime_drift: bool,
@@ -162,7 +172,12 @@ def promote(
 
     _require_mode(
         direct,
-        {"--repo": repo, "--overlay": overlay, "--base": base},
+        {
+            "--repo": repo,
+            "--overlay": overlay,
+            "--base": base,
+            "--compare-with-cluster": compare_with_cluster,
+        },
         {
             "--context": context,
             "--canary": canary,
@@ -180,7 +195,8 @@ def promote(
         from quantlib.promotion.gitops import Target, propose
 
         target = Target(repo or "", overlay or "", base, service, namespace)
-        click.echo(propose(checked, uri, target, allowances).message)
+        ask = partial(_served, namespace, service) if compare_with_cluster else None
+        click.echo(propose(checked, uri, target, allowances, ask).message)
         return
     from quantlib.promotion.server import at_url
     from quantlib.promotion.smoke import Limits, expected_of, smoke_test
@@ -203,8 +219,16 @@ def promote(
     )
 
 
+def _served(namespace: str, service: str) -> State:
+    """What a service of the cluster serves."""
+    with needs_kubernetes("--compare-with-cluster"):
+        from quantlib.promotion.cluster import find_service
+    found = find_service(namespace, service, None)
+    return found.kind.state(found.get())
+
+
 @contextmanager
-def needs_kubernetes() -> Iterator[None]:
+def needs_kubernetes(option: str = "--direct") -> Iterator[None]:
     """Says what to install where the client for Kubernetes is missing."""
     try:
         yield
@@ -212,7 +236,7 @@ def needs_kubernetes() -> Iterator[None]:
         if error.name != "kubernetes":
             raise
         raise InvalidInputError.one(
-            "--direct", "kubernetes is not installed", pip_install("promotion")
+            option, "kubernetes is not installed", pip_install("promotion")
         ) from None
 
 

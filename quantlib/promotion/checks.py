@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from quantlib.errors import Problem, QuantlibError
+from quantlib.promotion.kinds import Document
 from quantlib.promotion.published import Published, short
 from quantlib.promotion.runtimes import Runtime
 from quantlib.promotion.state import State
@@ -28,6 +29,7 @@ class Allowances:
         downgrade: A release of a lower number, or an earlier time, than the one that serves.
         model: Name of the model that the service is for; None for what the service itself says.
         other_model: A checkpoint of another model than that.
+        managed: To change a service in the cluster that something else keeps as git says.
     """
 
     runtime_version: str | None = None
@@ -35,6 +37,74 @@ class Allowances:
     downgrade: bool = False
     model: str | None = None
     other_model: bool = False
+    managed: bool = False
+
+
+_KEEPERS = {
+    "argocd.argoproj.io/": "Argo CD",
+    "kustomize.toolkit.fluxcd.io/": "Flux",
+    "helm.toolkit.fluxcd.io/": "Flux",
+}
+"""Who keeps an object as git says, by the beginning of the labels and annotations that it sets."""
+
+_MANAGERS = {
+    "argocd-controller": "Argo CD",
+    "kustomize-controller": "Flux",
+    "helm-controller": "Flux",
+}
+"""The same by the names under which they write fields."""
+
+
+def managed_by(document: Document) -> str | None:
+    """What keeps a service as git says, and how that is known; None where nothing tells.
+
+    Args:
+        document: The service, as the cluster has it.
+    """
+    metadata = document["metadata"]
+    for part in ("annotations", "labels"):
+        for name, value in sorted((metadata.get(part) or {}).items()):
+            for beginning, keeper in _KEEPERS.items():
+                if name.startswith(beginning):
+                    return f"{keeper} ({part[:-1]} {name}: {value})"
+    for entry in metadata.get("managedFields") or ():
+        if writer := _MANAGERS.get(entry.get("manager", "")):
+            return f"{writer} (fields written by {entry['manager']})"
+    return None
+
+
+def managed_problems(document: Document, allowances: Allowances) -> list[Problem]:
+    """What speaks against changing a service in the cluster and not in git.
+
+    Args:
+        document: The service, as the cluster has it.
+        allowances: What to let pass.
+    """
+    keeper = managed_by(document)
+    if keeper is None or allowances.managed:
+        return []
+    return [
+        Problem(
+            f"{document['kind']} {document['metadata']['name']}",
+            f"is kept by {keeper}, which puts back what git says",
+            "promote with --repo and --overlay, or change it all the same with --allow-managed",
+        )
+    ]
+
+
+def git_and_cluster(in_git: State, in_cluster: State) -> str | None:
+    """In a line how the two differ in what they serve; None where they do not.
+
+    Args:
+        in_git: What the overlay serves before it is changed.
+        in_cluster: What the service in the cluster serves.
+    """
+    if (in_git.uri, in_git.digest) == (in_cluster.uri, in_cluster.digest):
+        return None
+    return (
+        f"note: git says {in_git.uri or 'nothing'}, and the cluster serves "
+        f"{in_cluster.uri or 'nothing'}: it was changed directly, or has not taken over git yet"
+    )
 
 
 def problems_of(

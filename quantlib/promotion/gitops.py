@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from quantlib.errors import InvalidInputError, Problem, QuantlibError
-from quantlib.promotion.checks import Allowances, problems_of
+from quantlib.promotion.checks import Allowances, git_and_cluster, problems_of
 from quantlib.promotion.description import arguments_for
 from quantlib.promotion.git import Clone, clone_of, without_password
 from quantlib.promotion.overlay import Overlay, find_overlay
 from quantlib.promotion.published import Published
 from quantlib.promotion.state import State, successor
+from quantlib.promotion.verified_start import other_digest_problems
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,11 @@ class Proposal:
 
 
 def propose(
-    published: Published, storage_uri: str, target: Target, allowances: Allowances
+    published: Published,
+    storage_uri: str,
+    target: Target,
+    allowances: Allowances,
+    in_cluster: Callable[[], State] | None = None,
 ) -> Proposal:
     """Pushes a branch on which the overlay serves a checkpoint.
 
@@ -55,39 +61,58 @@ def propose(
         storage_uri: Where the service finds it.
         target: The service.
         allowances: What is let pass.
+        in_cluster: Asked what the cluster serves, which the message compares with what git says;
+            None to ask no cluster.
 
     Raises:
         InvalidInputError: With everything that speaks against it.
         QuantlibError: The remote cannot be written, or somebody pushed to the branch meanwhile.
     """
-    branch = f"promote/{target.service}-{published.short_digest}"
     with clone_of(target.repository, target.base) as clone:
         overlay = _overlay(clone, target)
-        current = overlay.current()
-        if current.digest == published.digest and current.uri == storage_uri:
-            return Proposal(None, f"{target.service} serves {published.digest} already")
-        if problems := problems_of(published, current, overlay.runtime, allowances):
-            raise InvalidInputError(problems)
-        # A branch that was merged, and reverted since, would propose nothing: it goes on from here.
-        if clone.remote_branch(branch) and not clone.holds(f"origin/{branch}"):
-            clone.git("checkout", "--quiet", "-B", branch, f"origin/{branch}")
-            overlay = _overlay(clone, target)
-            if (there := overlay.current()).digest == published.digest and there.uri == storage_uri:
-                return Proposal(branch, f"the branch {branch} proposes {published.digest} already")
-        else:
-            clone.git("checkout", "--quiet", "--no-track", "-B", branch)
-        arguments = arguments_for(published, overlay.kind, storage_uri)
-        wanted = successor(current, published, storage_uri, arguments)
-        overlay.lay(wanted)
-        laid = _overlay(clone, target).current()
-        if (laid.uri, laid.arguments) != (wanted.uri, wanted.arguments):
-            raise InvalidInputError.one(
-                overlay.patch_path.name,
-                "a later patch of the overlay changes what it serves",
-                "name this one last in patches",
-            )
-        _commit(clone, commit_message(published, target.service, current))
-        clone.push(branch)
+        difference = in_cluster and git_and_cluster(overlay.current(), in_cluster())
+        proposal = _proposed(published, storage_uri, target, allowances, clone, overlay)
+    if difference:
+        return replace(proposal, message=f"{proposal.message}\n{difference}")
+    return proposal
+
+
+def _proposed(
+    published: Published,
+    storage_uri: str,
+    target: Target,
+    allowances: Allowances,
+    clone: Clone,
+    overlay: Overlay,
+) -> Proposal:
+    branch = f"promote/{target.service}-{published.short_digest}"
+    current = overlay.current()
+    if current.digest == published.digest and current.uri == storage_uri:
+        return Proposal(None, f"{target.service} serves {published.digest} already")
+    problems = problems_of(published, current, overlay.runtime, allowances)
+    problems += other_digest_problems(overlay.kind.name, overlay.served, published.digest)
+    if problems:
+        raise InvalidInputError(problems)
+    # A branch that was merged, and reverted since, would propose nothing: it goes on from here.
+    if clone.remote_branch(branch) and not clone.holds(f"origin/{branch}"):
+        clone.git("checkout", "--quiet", "-B", branch, f"origin/{branch}")
+        overlay = _overlay(clone, target)
+        if (there := overlay.current()).digest == published.digest and there.uri == storage_uri:
+            return Proposal(branch, f"the branch {branch} proposes {published.digest} already")
+    else:
+        clone.git("checkout", "--quiet", "--no-track", "-B", branch)
+    arguments = arguments_for(published, overlay.kind, storage_uri)
+    wanted = successor(current, published, storage_uri, arguments)
+    overlay.lay(wanted)
+    laid = _overlay(clone, target).current()
+    if (laid.uri, laid.arguments) != (wanted.uri, wanted.arguments):
+        raise InvalidInputError.one(
+            overlay.patch_path.name,
+            "a later patch of the overlay changes what it serves",
+            "name this one last in patches",
+        )
+    _commit(clone, commit_message(published, target.service, current))
+    clone.push(branch)
     return Proposal(branch, f"pushed {branch} to {without_password(clone.url)}")
 
 

@@ -12,7 +12,7 @@ from copy import deepcopy
 from pathlib import PurePosixPath
 from typing import Any
 
-from quantlib.errors import InvalidInputError
+from quantlib.errors import InvalidInputError, Problem
 from quantlib.promotion.kinds import Document
 
 STORAGE_CONTAINER = "quantlib-verified"
@@ -37,6 +37,26 @@ def verifies(kind: str, document: Document) -> bool:
     return pod.get("storageContainerName") == STORAGE_CONTAINER or any(
         each.get("name") == INIT_CONTAINER for each in pod.get("initContainers") or ()
     )
+
+
+def other_digest_problems(kind: str, document: Document, digest: str) -> list[Problem]:
+    """What keeps pods of a service from starting with a checkpoint: they verify another one.
+
+    Args:
+        kind: Of the service.
+        document: The service, as it is written by hand.
+        digest: The checkpoint's, with ``sha256:``.
+    """
+    expected = f"--digest={digest}"
+    return [
+        Problem(
+            f"{kind} {document['metadata']['name']}",
+            f"its init container {INIT_CONTAINER} verifies another checkpoint than {digest}",
+            f"give it {expected} in the same change",
+        )
+        for each in _pod_of(kind, document).get("initContainers") or ()
+        if each.get("name") == INIT_CONTAINER and expected not in (each.get("args") or ())
+    ]
 
 
 def verified_spec(

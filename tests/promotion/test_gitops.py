@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 from shutil import which
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -603,3 +604,48 @@ def test_a_working_copy_stands_for_its_remote(
     assert run(published, repository, repo=str(repository.copy)).exit_code == 0
     assert branch_of(published) in repository.branches()
     assert repository.git("status", "--porcelain", "--branch") == status
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_the_cluster_serves_besides_is_said(
+    make_published: MakePublished,
+    repository: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+    same: bool,
+) -> None:
+    live = yaml.safe_load(SERVICES["InferenceService"])
+    if not same:
+        live["spec"]["predictor"]["model"]["storageUri"] = "s3://models/changed/"
+    asked = []
+
+    def find(*names: str | None) -> SimpleNamespace:
+        asked.append(names)
+        return SimpleNamespace(kind=KINDS["InferenceService"], get=lambda: live)
+
+    monkeypatch.setattr("quantlib.promotion.cluster.find_service", find)
+    done = run(make_published(), repository, "--compare-with-cluster")
+    assert done.exit_code == 0, done.exception
+    assert asked == [("serving", "tiny", None)]
+    first, *rest = done.output.splitlines()
+    assert first.startswith("pushed promote/tiny-")
+    assert [line.partition(":")[0] for line in rest] == ([] if same else ["note"])
+    assert same or "the cluster serves s3://models/changed/" in rest[0]
+
+
+def test_pods_that_verify_another_checkpoint_are_not_promoted_to_this_one(
+    make_published: MakePublished, repository: Repository
+) -> None:
+    published = make_published()
+    path = repository.copy / "base" / "service.yaml"
+    document = yaml.safe_load(path.read_text())
+    container = {"name": "quantlib-verify", "args": ["verify", f"--digest=sha256:{'0' * 64}"]}
+    document["spec"]["predictor"]["initContainers"] = [container]
+    path.write_text(yaml.safe_dump(document))
+    repository.commit()
+    done = run(published, repository)
+    assert isinstance(done.exception, InvalidInputError)
+    assert f"give it --digest=sha256:{published.name} in the same change" in str(done.exception)
+    container["args"][1] = f"--digest=sha256:{published.name}"
+    path.write_text(yaml.safe_dump(document))
+    repository.commit()
+    assert run(published, repository).exit_code == 0
