@@ -13,6 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,8 +26,9 @@ from recipes import QUICK
 
 from quantlib.cli import cli
 from quantlib.report.manifest import read_manifest, verify_published
-from quantlib.store import Store, open_store
+from quantlib.store import Store, lease, open_store
 from quantlib.store.inventory import take_inventory
+from quantlib.store.transaction import run_facts
 
 KILLS = int(os.environ.get("QUANTLIB_CHAOS_KILLS", "3"))
 FAULTS = (s3.drop, s3.lose_answer, s3.truncate, s3.overloaded)
@@ -35,16 +37,29 @@ MARK = "QUANTLIB_CHAOS_MARK"
 RECIPE = QUICK | {"outlier_suppression": {"method": "smooth_quant"}, "num_ranges": 2}
 
 
-def whole_run(store: str, model: str, published: str, environment: dict[str, str]) -> None:
-    """All steps of the pipeline, one behind the other. Runs in a process of its own."""
+def whole_run(
+    store: str, model: str, published: str, environment: dict[str, str], began: Path
+) -> None:
+    """All steps of the pipeline, one behind the other. Runs in a process of its own.
+
+    Writes the name of each step into a file when it begins.
+    """
     os.environ.update(environment)
     os.setsid()
     import torch
 
+    import quantlib.steps.publish as publishing
     from quantlib.manager import QuantizationManager
     from quantlib.recipe import parse_recipe
     from quantlib.steps.publish import publish
+    from quantlib.store import transaction
 
+    def telling(store: Store, name: str, **options: Any) -> AbstractContextManager[None]:
+        began.write_text(name.partition("/")[0])
+        return lease(store, name, **options)
+
+    transaction.lease = telling
+    publishing.lease = telling
     torch.set_num_threads(1)
     recipe, opened = parse_recipe(RECIPE), open_store(store)
     result = QuantizationManager(recipe, model, opened, "cpu").quantize(validated=True)
@@ -116,19 +131,21 @@ def test_a_run_survives_being_killed(
         proxy = request.getfixturevalue("proxy")
     monkeypatch.setenv(MARK, "")
 
+    began = tmp_path / "began"
+
     def start(number: int, mark: str) -> BaseProcess:
+        began.write_text("nothing")
         addresses = (f"{root}/{number}/store", str(tiny_llama), f"{root}/{number}/published")
         server = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         environment = server | {MARK: mark}
-        process = processes.Process(target=whole_run, args=(*addresses, environment))
+        process = processes.Process(target=whole_run, args=(*addresses, environment, began))
         process.start()
         return process
 
-    began = time.monotonic()
     undisturbed = start(0, "undisturbed")
     undisturbed.join(600)
     assert undisturbed.exitcode == 0
-    duration = time.monotonic() - began
+    steps = seconds_of_steps(open_store(f"{root}/0/store"))
     expected = contents(open_store(f"{root}/0/store"))
     published = checkpoint_of(open_store(f"{root}/0/published"))
     if proxy is not None:
@@ -143,10 +160,12 @@ def test_a_run_survives_being_killed(
             runs += 1
             mark = f"{kind}-{number}-{runs}"
             process = start(number, mark)
-            process.join(draw.uniform(0.2, duration) if kills.total() < KILLS else 600)
-            if process.exitcode is None:
-                kills[step_in_flight(store)] += 1
-                kill(process, draw)
+            if kills.total() < KILLS:
+                victim = draw.choice(sorted(steps))
+                if wait_for(process, began, victim, draw.uniform(0, steps[victim])):
+                    kills[began.read_text()] += 1
+                    kill(process, draw)
+            process.join(600)
             # 1: of eight attempts at a request, all failed.
             ends = (0, 1, -signal.SIGKILL, -signal.SIGTERM)
             assert process.exitcode in ends, process.exitcode
@@ -163,20 +182,29 @@ def test_a_run_survives_being_killed(
         verified = CliRunner().invoke(cli, ["store", "verify", store.address])
         assert verified.exit_code == 0, verified.output
         assert list(store.list("partial")) == []
-    steps = ", ".join(f"{step} {count}" for step, count in sorted(kills.items()))
-    print(f"\n{kind}: {kills.total()} kills in {runs} starts, {number} whole runs: {steps}")
+    counts = ", ".join(f"{step} {count}" for step, count in sorted(kills.items()))
+    print(f"\n{kind}: {kills.total()} kills in {runs} starts, {number} whole runs: {counts}")
+
+
+def seconds_of_steps(store: Store) -> dict[str, float]:
+    seconds: Counter[str] = Counter()
+    for step in _steps(store):
+        seconds[step.step] += run_facts(store, step.receipt)["seconds"]
+    return dict(seconds)
+
+
+def wait_for(process: BaseProcess, began: Path, step: str, seconds: float) -> bool:
+    """Waits until a step has begun, and some seconds more; False where the run ends before."""
+    while process.exitcode is None and began.read_text() != step:
+        time.sleep(0.005)
+    process.join(seconds)
+    return process.exitcode is None
 
 
 def kill(process: BaseProcess, draw: random.Random) -> None:
     assert process.pid is not None
     os.kill(process.pid, draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
     process.join(60)
-
-
-def step_in_flight(store: Store) -> str:
-    for file in store.list("leases"):
-        return file.path.split("/")[1]
-    return "between steps"
 
 
 def failing(proxy: s3.Proxy, draw: random.Random) -> Callable[[s3.Request], s3.Fault | None]:
