@@ -100,14 +100,36 @@ def _url(_: click.Context, __: click.Parameter, value: str | None) -> str | None
     help="With --direct: percents of the traffic, one after the other, such as 0,10,50.",
 )
 @click.option(
+    "--route",
+    help="With --canary: an HTTPRoute to the service, which gives the canary its share.",
+)
+@click.option(
+    "--in-place",
+    is_flag=True,
+    help="With --direct: test the new checkpoint when it serves, not beside what serves before.",
+)
+@click.option(
     "--url",
     callback=_url,
-    help="With --direct: where it answers. Default: what its status says.",
+    help="With --direct: where it answers. Default: what its status says, or its Service, asked "
+    "through the API server.",
 )
 @click.option(
     "--canary-url",
     callback=_url,
-    help="With --direct: where the new checkpoint alone answers during a canary.",
+    help="With --direct: where the new checkpoint alone answers before it gets all traffic. "
+    "Default: the canary's Service, asked through the API server.",
+)
+@click.option(
+    "--verify-on-start/--no-verify-on-start",
+    default=None,
+    help="With --direct: pods verify what they fetched before vLLM starts. Default: where the "
+    "cluster has manifests/components/verified-storage.",
+)
+@click.option(
+    "--allow-managed",
+    is_flag=True,
+    help="With --direct: change a service that Argo CD, Flux or Helm keep, and put back.",
 )
 @click.option(
     "--no-smoke-test", is_flag=True, help="With --direct: being ready is enough for each step."
@@ -151,8 +173,12 @@ def promote(
     direct: bool,
     context: str | None,
     canary: tuple[int, ...] | None,
+    route: str | None,
+    in_place: bool,
     url: str | None,
     canary_url: str | None,
+    verify_on_start: bool | None,
+    allow_managed: bool,
     no_smoke_test: bool,
     min_agreement: float,
     max_seconds: float,
@@ -181,15 +207,26 @@ def promote(
         {
             "--context": context,
             "--canary": canary,
+            "--route": route,
+            "--in-place": in_place,
             "--url": url,
             "--canary-url": canary_url,
             "--no-smoke-test": no_smoke_test,
+            "--verify-on-start": verify_on_start is not None,
+            "--allow-managed": allow_managed,
         },
     )
+    if in_place and canary:
+        raise InvalidInputError.one("--in-place", "and --canary exclude each other")
     checked = check_published(published, policy_of(**signature))
     uri = checked.storage_uri(storage_uri)
     allowances = Allowances(
-        runtime_version, allow_runtime_drift, allow_downgrade, model, allow_other_model
+        runtime_version,
+        allow_runtime_drift,
+        allow_downgrade,
+        model,
+        allow_other_model,
+        allow_managed,
     )
     if not direct:
         from quantlib.promotion.gitops import Target, propose
@@ -198,23 +235,30 @@ def promote(
         ask = partial(_served, namespace, service) if compare_with_cluster else None
         click.echo(propose(checked, uri, target, allowances, ask).message)
         return
-    from quantlib.promotion.server import at_url
     from quantlib.promotion.smoke import Limits, expected_of, smoke_test
 
     with needs_kubernetes():
         from quantlib.promotion.cluster import find_service
-        from quantlib.promotion.direct import Rollout, promote_directly
+        from quantlib.promotion.direct import promote_directly
+        from quantlib.promotion.plan import Questions
+        from quantlib.promotion.waiting import Rollout
     limits = Limits(min_agreement, max_seconds)
-    expected = None if no_smoke_test else expected_of(checked)
+    questions = None
+    if not no_smoke_test:
+        expected = expected_of(checked)
+        questions = Questions(
+            lambda server: smoke_test(server, expected, limits), expected.distinguishing
+        )
     click.echo(
         promote_directly(
             checked,
             uri,
             find_service(namespace, service, context),
-            Rollout(canary or (), url, canary_url, timeout),
+            Rollout(canary or (), route, in_place, url, canary_url, timeout),
             allowances,
-            None if expected is None else lambda asked: smoke_test(at_url(asked), expected, limits),
+            questions,
             click.echo,
+            verify_on_start=verify_on_start,
         )
     )
 

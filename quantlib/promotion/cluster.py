@@ -1,4 +1,4 @@
-"""One service on a Kubernetes API server: read, applied to, annotated, and told about in events."""
+"""One service on a Kubernetes API server, and what belongs to it: its pods, notes and events."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from kubernetes import client, config
-from urllib3.exceptions import HTTPError
 
 from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.promotion.api import (
+    MANAGER,
+    AbsentError,
+    Api,
+    ForbiddenError,
+    UnreachableError,
+    message_of,
+)
 from quantlib.promotion.kinds import KINDS, Document, Kind
+from quantlib.promotion.merging import merge_patch, unlike
+from quantlib.promotion.server import Server, ServerError
+from quantlib.promotion.verified_start import STORAGE_CONTAINER
 
-MANAGER = "quantlib-promote"
-_APPLY = "application/apply-patch+yaml"
-_MERGE = "application/merge-patch+json"
-_SECONDS = 15.0
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_APPS = "/apis/apps/v1"
+_REVISION = "deployment.kubernetes.io/revision"
 
 
-class AbsentError(InvalidInputError):
-    """There is no such object."""
-
-
-class ConflictError(QuantlibError):
-    """The object was changed since it was read."""
-
-
-class UnreachableError(QuantlibError):
-    """The API server gives no answer, or none that means anything."""
+class LossError(InvalidInputError):
+    """A change would take more from an object than it says, or less."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Service:
     """An object that serves a model.
 
     Attributes:
-        api: The client.
+        api: The client of the ``kubernetes`` package.
         kind: Of the object.
         api_version: In which the object is read and changed.
         namespace: Of the object.
@@ -57,73 +58,152 @@ class Service:
 
     def get(self) -> Document:
         """The object as it is now."""
-        return self._call("GET", self._path())
+        return self._api.get(self._path())
 
-    def apply(self, patch: Document, version: str) -> Document:
-        """Applies our fields on the server's side; fields of ours that are not named go.
+    def change(self, before: Document, after: Document, *, dry_run: bool = False) -> Document:
+        """Makes of the object what is wanted, and touches nothing else.
+
+        A merge patch with what differs; where the server makes something else of it, such as by a
+        webhook or by definitions that drop fields, that is an error.
 
         Args:
-            patch: All that is ours.
-            version: The resource version that it rests on.
+            before: The object as it was read.
+            after: As it is to be.
+            dry_run: Whether the server is only asked what it would make of it.
+
+        Returns:
+            What the server made of it.
 
         Raises:
-            ConflictError: The object has another version.
+            ConflictError: It was changed since it was read.
+            LossError: The server makes something else of it; without a dry run, it was changed.
         """
-        metadata = patch["metadata"] | {"resourceVersion": version}
-        query = {"fieldManager": MANAGER, "force": "true"}
-        return self._call("PATCH", self._path(), patch | {"metadata": metadata}, _APPLY, query)
-
-    def try_out(self, patch: Document) -> Document:
-        """Lets the server say what it would make of a patch, which changes nothing."""
-        query = {"fieldManager": MANAGER, "force": "true", "dryRun": "All"}
-        return self._call("PATCH", self._path(), patch, _APPLY, query)
+        return self._changed(self._path(), before, after, dry_run)
 
     def notes(self) -> Document:
-        """What is noted of promotions: a Lease beside the object; empty where nothing is noted.
+        """What is noted of promotions of this very object: a Lease; empty where nothing is noted.
 
         KServe copies the annotations of a service to its pods: one that changes all the time would
         start new pods all the time.
         """
         try:
-            return self._call("GET", f"{self._leases()}/{self._lease()}")
+            return self._api.get(f"{self._leases()}/{self._lease()}")
         except AbsentError:
             return {}
 
-    def note(self, annotations: Mapping[str, str | None], notes: Document) -> Document:
+    def note(
+        self, annotations: Mapping[str, str | None], notes: Document, owner: Document | None = None
+    ) -> Document:
         """Sets annotations of the notes; None removes one.
 
         Args:
             annotations: By name.
             notes: As they were read.
+            owner: The object that they are of from now on: they go when it goes.
 
         Raises:
             ConflictError: They have changed since.
         """
         metadata: Document = {"annotations": dict(annotations)}
-        query = {"fieldManager": MANAGER}
+        if owner is not None:
+            metadata["ownerReferences"] = [
+                {
+                    "apiVersion": owner["apiVersion"],
+                    "kind": self.kind.name,
+                    "name": self.name,
+                    "uid": owner["metadata"]["uid"],
+                }
+            ]
         if not notes:
             lease = {
                 "apiVersion": "coordination.k8s.io/v1",
                 "kind": "Lease",
                 "metadata": metadata | {"name": self._lease()},
             }
-            return self._call("POST", self._leases(), lease, "application/json", query)
+            return self._api.create(self._leases(), lease)
         metadata["resourceVersion"] = notes["metadata"]["resourceVersion"]
-        path = f"{self._leases()}/{self._lease()}"
-        return self._call("PATCH", path, {"metadata": metadata}, _MERGE, query)
+        return self._api.change(f"{self._leases()}/{self._lease()}", {"metadata": metadata})
 
-    def workload(self, document: Document) -> Document | None:
-        """The Deployment that KServe makes of the object in Standard mode; None without one."""
-        if self.kind.name != "InferenceService":
-            return None
-        own = document["spec"].get("predictor", {}).get("name")
-        name = "-".join(filter(None, (self.name, own, "predictor")))
+    def deployment(self, name: str) -> Document | None:
+        """A Deployment of the namespace; None where it is absent, or not for us to read."""
         try:
-            return self._call(
-                "GET", f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{name}"
-            )
-        except InvalidInputError:  # absent, or not for us to read
+            return self._api.get(f"{_APPS}/namespaces/{self.namespace}/deployments/{name}")
+        except (AbsentError, ForbiddenError):
             return None
+
+    def pods(self, deployment: Document) -> list[Document]:
+        """The pods of a Deployment's newest ReplicaSet.
+
+        Raises:
+            ForbiddenError: They may not be listed.
+        """
+        labels = deployment["spec"]["selector"]["matchLabels"]
+        selector = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+        revision = (deployment["metadata"].get("annotations") or {}).get(_REVISION)
+        sets = self._listed(f"{_APPS}/namespaces/{self.namespace}/replicasets", selector)
+        newest = {
+            each["metadata"]["uid"]
+            for each in sets
+            if (each["metadata"].get("annotations") or {}).get(_REVISION) == revision
+        }
+        return [
+            pod
+            for pod in self._listed(f"/api/v1/namespaces/{self.namespace}/pods", selector)
+            for owner in pod["metadata"].get("ownerReferences") or ()
+            if owner["uid"] in newest
+        ]
+
+    def log(self, pod: str, container: str, *, previous: bool) -> str:
+        """The last lines of a container's log; empty where they cannot be read."""
+        query = {"container": container, "previous": str(previous).lower(), "tailLines": "40"}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log"
+        try:
+            return self._api.text(path, query)
+        except QuantlibError:
+            return ""
+
+    def route(self, name: str) -> Document:
+        """An HTTPRoute of the namespace."""
+        return self._api.get(self._route(name))
+
+    def change_route(
+        self, name: str, before: Document, after: Document, *, dry_run: bool = False
+    ) -> Document:
+        """As :meth:`change`, of an HTTPRoute."""
+        return self._changed(self._route(name), before, after, dry_run)
+
+    def behind(self, name: str) -> Server:
+        """What answers behind a Service of the namespace, asked through the API server."""
+        place = f"/api/v1/namespaces/{self.namespace}/services/{_proxied(name)}/proxy"
+        called = f"the Service {name}, through the API server"
+
+        def send(path: str, body: Any, seconds: float) -> bytes:
+            method = "GET" if body is None else "POST"
+            try:
+                return self._api.send(method, place + path, body, seconds)
+            except client.ApiException as error:
+                raise ServerError(
+                    f"{called}: {path} answers {error.status}: {message_of(error)[:300]}"
+                ) from None
+            except UnreachableError as error:
+                raise ServerError(f"{called}: {path}: {error}") from None
+
+        return Server(called, send)
+
+    def may_ask(self, name: str) -> bool:
+        """Whether the account may ask behind a Service through the API server."""
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        asked = {"group": "", "resource": "services", "subresource": "proxy"}
+        asked |= {"namespace": self.namespace, "name": _proxied(name)}
+        try:
+            return all(
+                self._api.create(path, {"spec": {"resourceAttributes": asked | {"verb": verb}}})[
+                    "status"
+                ]["allowed"]
+                for verb in ("get", "create")
+            )
+        except InvalidInputError:
+            return False
 
     def tell(self, document: Document, reason: str, message: str, *, warning: bool = False) -> None:
         """Leaves an event beside the object.
@@ -158,13 +238,13 @@ class Service:
             "lastTimestamp": seconds,
             "count": 1,
         }
-        self._call("POST", f"/api/v1/namespaces/{self.namespace}/events", body, "application/json")
+        self._api.create(f"/api/v1/namespaces/{self.namespace}/events", body)
 
     def runtimes(self) -> Iterator[list[Document]]:
         """KServe's runtimes of the namespace, then those of the cluster.
 
         Raises:
-            InvalidInputError: They may not be listed.
+            ForbiddenError: They may not be listed.
         """
         group = "/apis/serving.kserve.io/v1alpha1"
         for kind, path in (
@@ -172,17 +252,45 @@ class Service:
             ("ClusterServingRuntime", f"{group}/clusterservingruntimes"),
         ):
             try:
-                listed = self._ask("GET", path)
-            except client.ApiException as error:
-                if error.status in (401, 403):
-                    raise InvalidInputError.one(
-                        f"{kind}s", f"no permission to list them: {_message(error)}"
-                    ) from None
-                if error.status != 404:
-                    raise self._error("GET", error) from None
-                listed = {"items": []}
+                listed = self._api.get(path)["items"]
+            except AbsentError:
+                listed = []
             # Objects in a list do not say their kind.
-            yield [each | {"kind": kind} for each in listed["items"]]
+            yield [each | {"kind": kind} for each in listed]
+
+    def storage_container(self) -> Document | None:
+        """What makes KServe verify what it fetches; None where that is not installed."""
+        group = "/apis/serving.kserve.io/v1alpha1"
+        try:
+            return self._api.get(f"{group}/clusterstoragecontainers/{STORAGE_CONTAINER}")
+        except (AbsentError, ForbiddenError):
+            return None
+
+    @property
+    def _api(self) -> Api:
+        return Api(self.api, str(self))
+
+    def _changed(self, path: str, before: Document, after: Document, dry_run: bool) -> Document:
+        patch = merge_patch(before, after)
+        if not patch:
+            return before
+        if not dry_run:
+            version = {"resourceVersion": before["metadata"]["resourceVersion"]}
+            patch["metadata"] = patch.get("metadata", {}) | version
+        made = self._api.change(path, patch, dry_run=dry_run)
+        if lost := unlike(after, made):
+            made_of_it = "would make" if dry_run else "made"
+            raise LossError.one(
+                str(self),
+                f"the cluster {made_of_it} something else of a change of "
+                f"{', '.join(sorted(_leaves(patch)))}: not as asked is {', '.join(lost[:5])}",
+                "look at its definitions and admission webhooks",
+            )
+        return made
+
+    def _listed(self, path: str, selector: str) -> list[Document]:
+        found: list[Document] = self._api.get(path, {"labelSelector": selector})["items"]
+        return found
 
     def _leases(self) -> str:
         return f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}/leases"
@@ -194,80 +302,23 @@ class Service:
         group = f"/apis/{self.api_version}"
         return f"{group}/namespaces/{self.namespace}/{self.kind.plural}/{self.name}"
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        content: str | None = None,
-        query: Mapping[str, str] | None = None,
-    ) -> Document:
-        try:
-            return self._ask(method, path, body, content, query)
-        except client.ApiException as error:
-            raise self._error(method, error) from None
-
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        content: str | None = None,
-        query: Mapping[str, str] | None = None,
-    ) -> Document:
-        headers = {"Accept": "application/json"} | ({"Content-Type": content} if content else {})
-        try:
-            answer: Document = self.api.call_api(
-                path,
-                method,
-                query_params=list((query or {}).items()),
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
-                response_type="object",
-                _return_http_data_only=True,
-                _request_timeout=_SECONDS,
-            )
-        except (HTTPError, OSError) as error:
-            raise UnreachableError(f"the API server does not answer: {error}") from None
-        if not isinstance(answer, dict):
-            raise UnreachableError(
-                f"what answers at {self.api.configuration.host} is no API server, but perhaps a "
-                "proxy or a login before it; check the kubeconfig"
-            )
-        return answer
-
-    def _error(self, method: str, error: Any) -> QuantlibError:
-        if error.status == 404:
-            return AbsentError.one(
-                f"--service {self.name}", f"there is no {self}", "promotion changes, and makes none"
-            )
-        if "admission webhook" in _message(error):
-            return InvalidInputError.one(str(self), f"the cluster refuses that: {_message(error)}")
-        if error.status in (401, 403):
-            verb = {"GET": "get", "PATCH": "patch", "POST": "note anything about"}[method]
-            return InvalidInputError.one(
-                str(self),
-                f"no permission to {verb} it: {_message(error)}",
-                "use the account quantlib-promote of manifests/base/accounts.yaml",
-            )
-        if error.status == 409:
-            return ConflictError(f"{self}: {_message(error)}")
-        if error.status >= 500 or error.status == 429:
-            return UnreachableError(f"the API server answers {error.status}: {_message(error)}")
-        return QuantlibError(f"{self}: the API server answers {error.status}: {_message(error)}")
+    def _route(self, name: str) -> str:
+        group = "/apis/gateway.networking.k8s.io/v1"
+        return f"{group}/namespaces/{self.namespace}/httproutes/{quote(name, safe='')}"
 
 
-def _message(error: Any) -> str:
-    try:
-        return str(client.ApiClient().deserialize(_Body(error.body), "object")["message"])
-    except (KeyError, TypeError, ValueError):
-        return str(error.reason)
+def _proxied(name: str) -> str:
+    """A Service as the API server's proxy names it: by the port that KServe's Services have."""
+    return f"http:{name}:80"
 
 
-@dataclass(frozen=True)
-class _Body:
-    data: Any
+def _leaves(patch: Document, path: str = "") -> Iterator[str]:
+    for key, value in patch.items():
+        inner = f"{path}.{key}" if path else key
+        if isinstance(value, dict) and value and inner != "metadata":
+            yield from _leaves(value, inner)
+        elif inner != "metadata":
+            yield inner
 
 
 def find_service(namespace: str, name: str, context: str | None = None) -> Service:
@@ -309,7 +360,7 @@ def find_service(namespace: str, name: str, context: str | None = None) -> Servi
                 service.get()
             except AbsentError:  # also where the API server does not offer this version
                 continue
-            except InvalidInputError as error:
+            except ForbiddenError as error:
                 forbidden.append(error)
                 break
             return service

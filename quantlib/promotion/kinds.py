@@ -15,9 +15,10 @@ from itertools import pairwise
 from typing import Any
 
 from quantlib.errors import InvalidInputError
+from quantlib.promotion.merging import Document, merged
 from quantlib.promotion.state import DESCRIBING, State, without
 
-Document = dict[str, Any]
+__all__ = ["KINDS", "Document", "Kind"]
 
 DEFAULT_RUNTIME = "kserve-vllmserver"
 MODEL_FORMAT = "vLLM"
@@ -65,11 +66,16 @@ class Kind:
         return State(read.uri, read.arguments, ours)
 
     def patch(self, document: Document, state: State) -> Document:
-        """The least document that makes ``document`` serve a state when laid over it."""
+        """The least document that makes ``document`` serve a state when laid over it.
+
+        Null removes a field.
+        """
         metadata: Document = {"name": document["metadata"]["name"]}
         if "namespace" in document["metadata"]:
             metadata["namespace"] = document["metadata"]["namespace"]
-        metadata["annotations"] = dict(state.annotations)
+        annotations = document["metadata"].get("annotations") or {}
+        ended = {name: None for name in annotations if name in DESCRIBING}
+        metadata["annotations"] = ended | dict(state.annotations)
         return {
             "apiVersion": document["apiVersion"],
             "kind": self.name,
@@ -77,9 +83,16 @@ class Kind:
             "spec": self.write(document, state),
         }
 
+    def changed(self, document: Document, state: State) -> Document:
+        """A document that serves a state, and is otherwise as it was."""
+        patch = self.patch(document, state)
+        changed: Document = merged(document, patch, by_name=self.name == "Deployment")
+        return changed
+
 
 def _model(document: Document) -> Document:
-    model = document["spec"].get("predictor", {}).get("model") or {}
+    predictor = document["spec"].get("predictor", {})
+    model = predictor.get("model") or {}
     found = (model.get("modelFormat") or {}).get("name")
     if (found or "").lower() != MODEL_FORMAT.lower():
         raise InvalidInputError.one(
@@ -87,7 +100,26 @@ def _model(document: Document) -> Document:
             f"spec.predictor.model.modelFormat.name is {found}, not {MODEL_FORMAT}",
             f"let it be served by the runtime {DEFAULT_RUNTIME} first",
         )
+    for field, holder in (("storage", model), ("storageUris", model), ("storageUris", predictor)):
+        if holder.get(field):
+            where = "model." if holder is model else ""
+            raise InvalidInputError.one(
+                f"InferenceService {document['metadata']['name']}",
+                f"spec.predictor.{where}{field} says what it serves",
+                "name the model with spec.predictor.model.storageUri, which promotion changes",
+            )
+    _require_alone(document, "spec.predictor.workerSpec", predictor.get("workerSpec"))
     return model
+
+
+def _require_alone(document: Document, field: str, found: Any) -> None:
+    """Workers have arguments and a copy of the model of their own."""
+    if found is not None:
+        raise InvalidInputError.one(
+            f"{document['kind']} {document['metadata']['name']}",
+            f"{field}: a model that is served by several pods together cannot be promoted",
+            "change what it serves by hand",
+        )
 
 
 def _read_inference_service(document: Document) -> State:
@@ -111,12 +143,10 @@ def _require_no_model(document: Document, words: Sequence[str]) -> None:
 
 
 def _write_inference_service(document: Document, state: State) -> Document:
-    model = {"modelFormat": _model(document)["modelFormat"]}
-    if state.uri is not None:
-        model["storageUri"] = state.uri
-    if state.arguments:
-        model["args"] = list(state.arguments)
-    return {"predictor": {"model": model}}
+    before = _model(document)
+    given = {"storageUri": state.uri, "args": list(state.arguments) or None}
+    ours = {name: value for name, value in given.items() if value is not None or name in before}
+    return {"predictor": {"model": {"modelFormat": before["modelFormat"]} | ours}}
 
 
 def _container(document: Document, template: Document, name: str) -> Document:
@@ -134,6 +164,8 @@ def _container(document: Document, template: Document, name: str) -> Document:
 
 
 def _main(document: Document) -> Document:
+    for field in ("worker", "prefill"):
+        _require_alone(document, f"spec.{field}", document["spec"].get(field))
     template = document["spec"].get("template") or {}
     return _container(document, template, "main") if template.get("containers") else {}
 

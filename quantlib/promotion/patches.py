@@ -13,6 +13,7 @@ import yaml
 
 from quantlib.errors import InvalidInputError
 from quantlib.promotion.kinds import Document
+from quantlib.promotion.merging import merged
 
 PATCHES = ("patchesStrategicMerge", "patches", "patchesJson6902")
 """Where a kustomization names patches, in the order in which kustomize applies them."""
@@ -47,7 +48,8 @@ class Patch:
                     if isinstance(patch, list):
                         document = _operated(document, patch)
                     else:
-                        document = _merged(document, patch, document["kind"] == "Deployment")
+                        by_name = document["kind"] == "Deployment"
+                        document = merged(document, patch, by_name=by_name)
         except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InvalidInputError.one(
                 where, f"is a patch that cannot be understood: {error!r}"
@@ -85,26 +87,6 @@ def patches_of(folder: Path, settings: Document) -> Iterator[Patch]:
                 path = (folder / text).resolve()
                 text = path.read_text(encoding="utf-8", errors="replace")
             yield Patch(key, path, said.get("target") or {}, text)
-
-
-def _merged(base: Any, patch: Any, by_name: bool) -> Any:
-    """A patch laid over a document.
-
-    Lists of Kubernetes' own kinds are merged by their entries' names, of others they are replaced.
-    """
-    if isinstance(base, dict) and isinstance(patch, dict):
-        merged = {key: _merged(base.get(key), value, by_name) for key, value in patch.items()}
-        return {k: v for k, v in (deepcopy(base) | merged).items() if v is not None}
-    if by_name and _named(base) and _named(patch):
-        laid = {each["name"]: each for each in patch}
-        known = {each["name"] for each in base}
-        first = [_merged(each, laid.get(each["name"], {}), by_name) for each in base]
-        return first + [each for each in patch if each["name"] not in known]
-    return deepcopy(patch)
-
-
-def _named(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, dict) and "name" in v for v in value)
 
 
 def _operated(document: Document, operations: list[Document]) -> Document:

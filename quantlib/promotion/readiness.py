@@ -1,11 +1,19 @@
-"""Whether a service runs what was last asked of it."""
+"""Whether the pods that were last asked for answer, and no others.
+
+A service in Standard mode stays Ready while pods of before are: what tells is the Deployment that
+KServe makes of it, whose pods carry the service's own annotations.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
+from quantlib.promotion.cluster import Service
 from quantlib.promotion.kinds import Document
+from quantlib.promotion.pods import trouble_of
+from quantlib.promotion.rollout import CANARY, deployment_mode, workload_name
+from quantlib.promotion.state import PREFIX
 
 SETTLE_SECONDS = 30.0
 """Where a status does not say which generation it is of, it has to stay ready for so long."""
@@ -16,80 +24,111 @@ _SOURCE = "internal.serving.kserve.io/storage-initializer-sourceuri"
 
 @dataclass(frozen=True)
 class Readiness:
-    """What a status says.
+    """How a service fares.
 
     Attributes:
-        state: ``failed`` is what waiting does not change.
-        reason: Why it is not ready.
-        certain: Whether the status is known to be of the latest generation.
+        state: ``failed`` is what waiting does not change; ``stuck`` what it hardly changes.
+        reason: Why it is not ready, in one line.
+        certain: Whether what was seen is known to be of the latest generation.
+        workload: The Deployment that was looked at; None without one.
     """
 
-    state: Literal["ready", "waiting", "failed"]
+    state: Literal["ready", "waiting", "stuck", "failed"]
     reason: str = ""
     certain: bool = True
+    workload: Document | None = None
 
 
-def readiness(
-    document: Document, canary: str | None = None, workload: Document | None = None
-) -> Readiness:
-    """Reads a status.
+def look(service: Service, document: Document, *, canary: bool = False) -> Readiness:
+    """Looks at the pods that a service was last asked for.
 
     Args:
-        document: The service.
-        canary: Name of a canary that has to be ready too.
-        workload: The Deployment that KServe makes of an InferenceService in Standard mode, which is
-            Ready while pods of before are.
+        service: The service.
+        document: The service as it was just read.
+        canary: Whether at the canary's pods.
     """
-    if document["kind"] == "Deployment":
-        return _deployment(document)
+    if service.kind.name == "Deployment":
+        return _rolled_out(service, document)
+    name = workload_name(document, canary=canary)
+    workload = None if name is None else service.deployment(name)
+    if workload is None:
+        return _by_status(document, canary=canary)
+    if not _made_of(document, workload, canary=canary):
+        return Readiness("waiting", _NOT_LOOKED)
+    seen = _rolled_out(service, workload)
+    if seen.state != "ready" or canary:
+        return seen
+    told = _by_status(document)
+    return Readiness(told.state, told.reason, True, workload)
+
+
+def _by_status(document: Document, *, canary: bool = False) -> Readiness:
+    """What the status says, where no Deployment does."""
     status = document.get("status") or {}
-    conditions = {each["type"]: each for each in status.get("conditions") or ()}
     # An InferenceService's observedGeneration is of its Deployment or Knative service.
     of_others = document["kind"] == "InferenceService"
     observed = None if of_others else status.get("observedGeneration")
     if observed is not None and observed < document["metadata"]["generation"]:
         return Readiness("waiting", _NOT_LOOKED)
-    source = _source(workload) if workload else None
-    if workload and not _looked_at(document, source):
-        return Readiness("waiting", _NOT_LOOKED)
-    failure = (status.get("modelStatus") or {}).get("lastFailureInfo") or {}
-    if (status.get("modelStatus") or {}).get("transitionStatus") == "BlockedByFailedLoad":
-        return Readiness("failed", failure.get("message") or "the model fails to load")
+    if deployment_mode(document) == "Knative":
+        model = status.get("modelStatus") or {}
+        if model.get("transitionStatus") == "BlockedByFailedLoad":
+            said = (model.get("lastFailureInfo") or {}).get("message")
+            return Readiness("failed", _line(said or "the model fails to load"))
+    conditions = {each["type"]: each for each in status.get("conditions") or ()}
     ready = conditions.get("Ready", {})
     if ready.get("status") != "True":
-        return Readiness("waiting", ready.get("message") or ready.get("reason") or "not Ready")
-    if canary is not None:
-        states = {each.get("name"): each for each in status.get("canaryStatuses") or ()}
-        if not states.get(canary, {}).get("ready"):
-            return Readiness("waiting", f"the canary {canary} is not ready")
-    rolled_out = _deployment(workload) if workload else Readiness("ready")
-    return replace(rolled_out, certain=(source or observed) is not None)
+        return Readiness(
+            "waiting", _line(ready.get("message") or ready.get("reason") or "not Ready")
+        )
+    if canary and "canary" in document["spec"]:
+        told = {each.get("name"): each for each in status.get("canaryStatuses") or ()}
+        if not told.get(CANARY, {}).get("ready"):
+            return Readiness("waiting", "the canary is not ready")
+    return Readiness("ready", certain=observed is not None)
 
 
-def _looked_at(document: Document, source: str | None) -> bool:
-    """Whether KServe has made of an InferenceService what its spec asks for."""
-    spec, status = document["spec"], document.get("status") or {}
-    asked = {each["predictor"]["name"]: each["trafficPercent"] for each in spec.get("canary") or ()}
-    told = {each["name"]: each["trafficPercent"] for each in status.get("canaryStatuses") or ()}
-    return asked == told and source in (None, spec["predictor"]["model"].get("storageUri"))
+def _made_of(document: Document, workload: Document, *, canary: bool) -> bool:
+    """Whether a Deployment is what KServe makes of the service as it is now."""
+    template = workload["spec"]["template"]
+    told = (template.get("metadata") or {}).get("annotations") or {}
+    if document["kind"] != "InferenceService":
+        return True
+    if _ours(told) != _ours(document["metadata"].get("annotations") or {}):
+        return False
+    spec = document["spec"]
+    predictor = (
+        spec["canary"][0]["predictor"] if canary and spec.get("canary") else spec["predictor"]
+    )
+    return told.get(_SOURCE) in (None, predictor["model"].get("storageUri"))
 
 
-def _source(workload: Document) -> str | None:
-    """Where the pods' model is from, by an annotation of KServe's; None where it does not say."""
-    annotations: dict[str, str] = workload["spec"]["template"]["metadata"].get("annotations") or {}
-    return annotations.get(_SOURCE)
+def _ours(annotations: Document) -> Document:
+    return {name: value for name, value in annotations.items() if name.startswith(PREFIX)}
 
 
-def _deployment(document: Document) -> Readiness:
-    status = document.get("status") or {}
-    if status.get("observedGeneration", 0) < document["metadata"]["generation"]:
+def _rolled_out(service: Service, deployment: Document) -> Readiness:
+    """Whether all pods of a Deployment are of its newest template, and available."""
+    status = deployment.get("status") or {}
+    if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
         return Readiness("waiting", _NOT_LOOKED)
-    conditions = {each["type"]: each for each in status.get("conditions") or ()}
-    progressing = conditions.get("Progressing", {})
-    if progressing.get("reason") == "ProgressDeadlineExceeded":
-        return Readiness("failed", progressing.get("message") or "the new pods do not get ready")
-    wanted = document["spec"].get("replicas", 1)
-    counts = [status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas")]
-    if counts != [wanted] * 3:
-        return Readiness("waiting", f"{counts[0]} of {wanted} replicas are new, {counts[1]} ready")
-    return Readiness("ready")
+    wanted = deployment["spec"].get("replicas", 1)
+    new, available, all_pods = (
+        status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas")
+    )
+    if wanted and (new, available, all_pods) == (wanted, wanted, wanted):
+        return Readiness("ready", workload=deployment)
+    trouble = trouble_of(service, deployment)
+    counts = f"{new} of {wanted} new pods are there"
+    if all_pods > new:
+        counts += f", {all_pods - new} of before"
+    if trouble is None:
+        return Readiness("waiting", f"{counts}, {available} available in all")
+    state: Literal["failed", "stuck", "waiting"] = "waiting"
+    if trouble.fatal or trouble.stuck:
+        state = "failed" if trouble.fatal else "stuck"
+    return Readiness(state, trouble.reason)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

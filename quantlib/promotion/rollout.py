@@ -1,21 +1,24 @@
-"""The steps by which a service goes over to another checkpoint, as patches."""
+"""The steps by which a service goes over to another checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from quantlib.errors import InvalidInputError
 from quantlib.promotion.kinds import Document, Kind
-from quantlib.promotion.state import State
+from quantlib.promotion.merging import merged, with_missing
 
 MODE = "serving.kserve.io/deploymentMode"
 CANARY = "canary"
 _NOT_OF_A_CANARY = ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling")
-"""KServe refuses a canary that has one of these: its pods are as many as its share asks for."""
+"""KServe refuses a canary that has one of these: its pods are as many as it says itself."""
 
+_OF_VERIFICATION = ("storageContainerName", "initContainers", "volumes")
+_SCALE = ("minReplicas", "maxReplicas")
 _MODES = {
     "RawDeployment": "Standard",
     "Standard": "Standard",
@@ -23,22 +26,24 @@ _MODES = {
     "Knative": "Knative",
 }
 
+Change = Callable[[Document], Document]
+
 
 @dataclass(frozen=True)
 class Step:
     """One step.
 
     Attributes:
-        name: For people.
-        patch: All that is ours in the service meanwhile.
-        is_canary: Whether the new checkpoint gets part of the traffic only.
-        waits_for: Name of the canary that has to be ready; None without one by name.
+        name: For people, and for the record: a promotion is gone on with at the step of this name.
+        change: What it makes of the service as it is found.
+        is_canary: Whether the new checkpoint is still beside the one that serves.
+        percent: Its share of the traffic; None where it has none that is known.
     """
 
     name: str
-    patch: Document
+    change: Change
     is_canary: bool = False
-    waits_for: str | None = None
+    percent: int | None = None
 
 
 def deployment_mode(document: Document) -> str | None:
@@ -48,72 +53,92 @@ def deployment_mode(document: Document) -> str | None:
     return _MODES.get(said or "")
 
 
+def workload_name(document: Document, *, canary: bool = False) -> str | None:
+    """The Deployment that KServe makes of a service, and its Service; None under Knative.
+
+    Args:
+        document: The service.
+        canary: Whether those of the canary.
+    """
+    name: str = document["metadata"]["name"]
+    if document["kind"] == "LLMInferenceService":
+        return f"{name}-kserve"
+    if document["kind"] == "Deployment" or deployment_mode(document) == "Knative":
+        return None
+    own = CANARY if canary else document["spec"].get("predictor", {}).get("name")
+    return "-".join(filter(None, (name, own, "predictor")))
+
+
+def can_have_a_canary(document: Document) -> bool:
+    """Whether new pods can stand beside those that serve, without traffic of their own."""
+    return document["kind"] == "InferenceService" and deployment_mode(document) == "Standard"
+
+
 def steps_of(
-    kind: Kind, document: Document, previous: State, wanted: State, percents: Sequence[int]
+    before: Document, serve: Change, percents: Sequence[int], *, dark: bool, split: bool
 ) -> list[Step]:
     """The steps from one state to another.
 
-    Under Knative the new revision gets ``canaryTrafficPercent``; in Standard mode, which ignores
-    that field, a second predictor in ``spec.canary`` gets its share.
+    Under Knative the new revision gets ``canaryTrafficPercent``. In Standard mode a second
+    predictor in ``spec.canary`` serves the new checkpoint: KServe 0.20 gives it pods and a Service,
+    and no traffic, which takes a route.
 
     Args:
-        kind: Of the service.
-        document: The service.
-        previous: What it serves.
-        wanted: What it is to serve.
-        percents: Of the traffic, for the canary; none to go over at once.
-
-    Raises:
-        InvalidInputError: The cluster would ignore the canary.
+        before: The service before the promotion.
+        serve: What makes of a service one that serves the checkpoint.
+        percents: Of the traffic, for the canary.
+        dark: Whether new pods first stand beside those that serve, without traffic.
+        split: Whether a route of ours gives the canary its share.
     """
-    last = kind.patch(document, wanted)
-    if not percents:
-        return [Step("all traffic", last)]
-    if kind.name != "InferenceService":
-        raise InvalidInputError.one(
-            "--canary", f"a {kind.name} has no canary", "promote without --canary"
-        )
-    mode = deployment_mode(document)
-    if mode is None:
-        raise InvalidInputError.one(
-            "--canary",
-            f"neither the annotation {MODE} nor the status says how the service is deployed",
-            f"annotate it with {MODE}: Standard or Knative, as it is, or promote without --canary",
-        )
-    if mode == "Knative":
-        return [
-            *(
-                Step(f"{percent} % of traffic", _with_percent(last, percent), True)
-                for percent in percents
-            ),
-            Step("all traffic", last),
-        ]
-    canary = _predictor(document, last)
-    before = kind.patch(document, previous)
-    return [
-        *(
-            Step(f"{percent} % of traffic", _with_canary(before, canary, percent), True, CANARY)
-            for percent in percents
-        ),
-        Step("the main predictor", _with_canary(last, canary, percents[-1]), False, CANARY),
-        Step("all traffic", last),
-    ]
+
+    def last(document: Document) -> Document:
+        return serve(_without_canary(document, before))
+
+    def canary(percent: int) -> Change:
+        return lambda document: _with_canary(document, before, serve, percent)
+
+    end = Step("all traffic", last)
+    if percents and deployment_mode(before) == "Knative":
+        return [*(_revision(last, percent) for percent in percents), end]
+    steps = [Step("dark launch", canary(0), True, 0 if split else None)] if dark else []
+    if split:
+        shares = (percent for percent in percents if percent)
+        steps += [Step(f"{each} % of traffic", canary(each), True, each) for each in shares]
+    return [*steps, end]
 
 
-def restoring(
-    kind: Kind, document: Document, previous: State, *, hold_traffic: bool = False
-) -> Document:
-    """The patch that restores a state, without any canary of ours.
+def restoring(kind: Kind, before: Document, *, hold_traffic: bool = False) -> Change:
+    """What brings a service back to what it was, with all that it had.
+
+    What others set to another value meanwhile stays so.
 
     Args:
         kind: Of the service.
-        document: The service.
-        previous: The state.
+        before: The service before the promotion.
         hold_traffic: Under Knative, keeps all traffic on the revision before the canary, since the
             restored one is a new revision that first has to get ready.
     """
-    patch = kind.patch(document, previous)
-    return _with_percent(patch, 0) if hold_traffic else patch
+    state = kind.state(before)
+
+    def change(document: Document) -> Document:
+        restored = kind.changed(_without_canary(document, before), state)
+        for fields, old in zip(_pod_specs(restored), _pod_specs(before), strict=True):
+            for name in _OF_VERIFICATION:
+                _take_over(fields, old, name)
+        restored["spec"] = with_missing(restored["spec"], before["spec"])
+        return _with_percent(restored, 0) if hold_traffic else restored
+
+    return change
+
+
+def _pod_specs(document: Document) -> list[Document]:
+    """Where a service says what else its pods have."""
+    spec = document["spec"]
+    if document["kind"] == "Deployment":
+        return [spec["template"]["spec"]]
+    return [
+        spec.setdefault("predictor" if document["kind"] == "InferenceService" else "template", {})
+    ]
 
 
 def foreign_canary(document: Document) -> bool:
@@ -123,24 +148,77 @@ def foreign_canary(document: Document) -> bool:
     return bool(spec.get("canary")) or percent not in (None, 100)
 
 
-def _with_percent(patch: Document, percent: int) -> Document:
-    changed = deepcopy(patch)
-    changed["spec"]["predictor"]["canaryTrafficPercent"] = percent
+def _revision(last: Change, percent: int) -> Step:
+    return Step(
+        f"{percent} % of traffic",
+        lambda document: _with_percent(last(document), percent),
+        True,
+        percent,
+    )
+
+
+def _with_percent(document: Document, percent: int) -> Document:
+    predictor = {"canaryTrafficPercent": percent}
+    changed: Document = merged(document, {"spec": {"predictor": predictor}}, by_name=False)
     return changed
 
 
-def _predictor(document: Document, patch: Document) -> Document:
-    predictor: dict[str, Any] = deepcopy(document["spec"]["predictor"])
-    predictor["name"] = CANARY
-    for name in _NOT_OF_A_CANARY:
-        predictor.pop(name, None)
+def _without_canary(document: Document, before: Document) -> Document:
+    """A service as it is without a canary of ours; its scale is what it was before one."""
+    if document["kind"] != "InferenceService":
+        return document
+    changed = deepcopy(document)
+    predictor, old = changed["spec"]["predictor"], before["spec"]["predictor"]
+    _take_over(predictor, old, "canaryTrafficPercent")
+    if changed["spec"].pop("canary", None):
+        for name in _SCALE:
+            _take_over(predictor, old, name)
+    return changed
+
+
+def _take_over(fields: Document, old: Document, name: str) -> None:
+    fields.pop(name, None)
+    if name in old:
+        fields[name] = old[name]
+
+
+def _with_canary(document: Document, before: Document, serve: Change, percent: int) -> Document:
+    """A service with a second predictor, and as many pods of its own as without one.
+
+    KServe takes the canary's pods from the ``minReplicas`` of the others from the first moment on,
+    before any of them is ready: the others are asked for so many more.
+    """
+    changed = deepcopy(document)
+    predictor, old = changed["spec"]["predictor"], before["spec"]["predictor"]
+    least = int(old.get("minReplicas") or 1)
+    pods = max(1, math.ceil(least * percent / 100))
+    if least > 1:
+        predictor["minReplicas"] = least + pods
+        if (old.get("maxReplicas") or least + pods) < least + pods:
+            predictor["maxReplicas"] = least + pods
+    second: dict[str, Any] = deepcopy(serve(before)["spec"]["predictor"])
+    for name in (*_NOT_OF_A_CANARY, "canaryTrafficPercent"):
+        second.pop(name, None)
     # A canary's container needs a name; this is the one that KServe gives to a model's.
-    model = {"name": "kserve-container"} | predictor["model"]
-    predictor["model"] = model | patch["spec"]["predictor"]["model"]
-    return predictor
-
-
-def _with_canary(patch: Document, predictor: Document, percent: int) -> Document:
-    changed = deepcopy(patch)
-    changed["spec"]["canary"] = [{"trafficPercent": percent, "predictor": predictor}]
+    second["model"] = {"name": "kserve-container"} | second["model"]
+    second |= {"name": CANARY, "minReplicas": pods}
+    changed["spec"]["canary"] = [{"trafficPercent": percent, "predictor": second}]
     return changed
+
+
+def require_canary(document: Document) -> None:
+    """Checks that a canary can be asked for by name.
+
+    Raises:
+        InvalidInputError: The cluster would ignore it.
+    """
+    if document["kind"] != "InferenceService":
+        raise InvalidInputError.one(
+            "--canary", f"a {document['kind']} has no canary", "promote without --canary"
+        )
+    if deployment_mode(document) is None:
+        raise InvalidInputError.one(
+            "--canary",
+            f"neither the annotation {MODE} nor the status says how the service is deployed",
+            f"annotate it with {MODE}: Standard or Knative, as it is, or promote without --canary",
+        )

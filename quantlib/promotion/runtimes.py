@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from quantlib.errors import Problem
 from quantlib.promotion.kinds import MODEL_FORMAT, Document, Kind
 
 RUNTIMES = ("ServingRuntime", "ClusterServingRuntime")
@@ -65,6 +66,26 @@ def runtime_of(
             return _read(fit[0], document)
     missing = f"there is no runtime {name}" if name else f"no runtime is chosen for {MODEL_FORMAT}"
     return Runtime(None, missing if complete else f"{missing} in the overlay")
+
+
+def runtime_problems(document: Document, levels: Iterable[list[Document]]) -> list[Problem]:
+    """That KServe has no runtime of the name that an InferenceService asks for.
+
+    Args:
+        document: The service.
+        levels: All runtimes that it may choose from.
+    """
+    name = _model(document).get("runtime")
+    known = {each["metadata"]["name"] for level in levels for each in level}
+    if document["kind"] != "InferenceService" or name is None or name in known:
+        return []
+    return [
+        Problem(
+            f"InferenceService {document['metadata']['name']}",
+            f"asks for the runtime {name}, which there is not",
+            f"there are: {', '.join(sorted(known)) or 'none'}",
+        )
+    ]
 
 
 def _fits(runtime: Document, document: Document, name: str | None) -> bool:

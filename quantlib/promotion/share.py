@@ -156,11 +156,15 @@ def _distinguishing(stable: Fingerprint, canary: Fingerprint) -> list[Prompt]:
 
 
 def _alike(one: Completion, other: Completion) -> int:
-    """How many tokens two completions begin with alike; characters, where there are no tokens."""
+    """How many tokens two completions begin with alike; characters, where there are no tokens.
+
+    That both end there as well is one more.
+    """
     if one.tokens is None or other.tokens is None:
         left: Sequence[object] = one.text
         right: Sequence[object] = other.text
     else:
         left, right = one.tokens, other.tokens
     pairs = enumerate(zip(left, right, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))
+    whole = min(len(left), len(right)) + (len(left) == len(right))
+    return next((at for at, (a, b) in pairs if a != b), whole)

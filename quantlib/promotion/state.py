@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from quantlib.errors import InvalidInputError
 from quantlib.promotion.published import Published
 from quantlib.serving.options import serve_options
 
@@ -24,13 +22,12 @@ MODEL = PREFIX + "model"
 """Which model the service serves: the name that a checkpoint is published under."""
 
 PREVIOUS_URI = PREFIX + "previous-uri"
-PREVIOUS = PREFIX + "previous"
 ARGUMENTS = PREFIX + "arguments"
 PROMOTED_AT = PREFIX + "promoted-at"
 DESCRIBING = frozenset(
     {
         *(DIGEST, REPORT, RUN, ENGINE, PUBLISHED_AT, RELEASE, MODEL),
-        *(PREVIOUS_URI, PREVIOUS, ARGUMENTS, PROMOTED_AT),
+        *(PREVIOUS_URI, ARGUMENTS, PROMOTED_AT),
     }
 )
 """The annotations that go with what is served."""
@@ -85,33 +82,6 @@ class State:
         parts = (self.uri or "").rstrip("/").rsplit("/", 2)
         return parts[1] if self.digest and len(parts) == 3 and parts[1] else None
 
-    def to_json(self) -> str:
-        """The state as JSON."""
-        annotations = dict(self.annotations)
-        return json.dumps(
-            {"uri": self.uri, "arguments": self.arguments, "annotations": annotations}
-        )
-
-    def without_history(self) -> State:
-        """The state without what it replaced in its turn."""
-        kept = {k: v for k, v in self.annotations.items() if k not in (PREVIOUS, PREVIOUS_URI)}
-        return State(self.uri, self.arguments, kept)
-
-    @classmethod
-    def from_json(cls, text: str) -> State:
-        """Reads what :meth:`to_json` wrote.
-
-        Raises:
-            InvalidInputError: Something else wrote it.
-        """
-        try:
-            data = json.loads(text)
-            return cls(data["uri"], tuple(data["arguments"]), dict(data["annotations"]))
-        except (ValueError, KeyError, TypeError):
-            raise InvalidInputError.one(
-                f"annotation {PREVIOUS}", f"holds no state that quantlib wrote: {text[:200]}"
-            ) from None
-
 
 def successor(
     current: State, published: Published, uri: str, arguments: Mapping[str, Any]
@@ -138,7 +108,7 @@ def successor(
         ARGUMENTS: ",".join(sorted(arguments)),
     }
     if current.uri:
-        annotations |= {PREVIOUS_URI: current.uri, PREVIOUS: current.without_history().to_json()}
+        annotations[PREVIOUS_URI] = current.uri
     return State(uri, tuple(words), annotations)
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import yaml
 from kube_api import ApiServer, api_server, missing
 from kubernetes import client, config
 from promotion.conftest import SERVICES
+from promotion.kserve import NEVER, Fate, Kubelet, Pods
 
 from quantlib.promotion.clock import Clock
-from quantlib.promotion.direct import Rollout
+from quantlib.promotion.cluster import Service
 from quantlib.promotion.kinds import KINDS, Document
+from quantlib.promotion.waiting import Rollout
 
 CRDS = Path(__file__).parents[1] / "data" / "kserve-crds"
 
@@ -108,8 +111,10 @@ class Cluster:
         url: What the status names.
         mode: What the status names as deploymentMode.
         observes: Whether the status says which generation it is of, and KServe makes a Deployment.
-        old_pods_answer: Whether the service stays Ready while new pods do not get ready.
-        templates: Of the pods that KServe's Deployment asked for.
+        fates: What becomes of the pods of a checkpoint, by its URI; others get ready as ``ready``
+            says.
+        urls: Where a checkpoint answers behind a Service, by its URI; others at ``url``.
+        pods: Of the namespace.
     """
 
     def __init__(self, server: ApiServer, namespace: str, kind: str) -> None:
@@ -119,12 +124,22 @@ class Cluster:
         self.url: str | None = None
         self.mode: str | None = None
         self.observes = True
-        self.old_pods_answer = False
         self.specs: list[Document] = []
-        self.templates: list[Document] = []
+        self.fates: dict[str, Fate] = {}
+        self.urls: dict[str, str] = {}
         self.api_version = self.kind.api_versions[0]
         self.clock = SteppedClock()
         self.clock.waiting.append(self.look)
+        self.pods = Pods(self.call, namespace, self.clock.monotonic, self._fate)
+        self._is_ready = True
+
+    def _fate(self, uri: str) -> Fate:
+        return self.fates.get(uri, Fate() if self._is_ready else NEVER)
+
+    def behind(self, service: Service) -> Service:
+        """A service whose cluster has logs, and answers behind its Services."""
+        api = Kubelet(service.api, self.pods, lambda uri: self.urls.get(uri) or self.url or "")
+        return replace(service, api=api)
 
     def rollout(self, **changes: Any) -> Rollout:
         """How a service of this cluster goes over."""
@@ -165,70 +180,43 @@ class Cluster:
         document = self.get()
         if not self.specs or document["spec"] != self.specs[-1]:
             self.specs.append(document["spec"])
-        ready = self.ready(document)
-        rolls_out = rolled_out = False
+        self._is_ready = ready = self.ready(document)
+        if self.kind.name == "Deployment":
+            self.pods.roll_out("tiny")
+            return
         status: Document = {}
         if self.kind.name == "InferenceService":
             status["observedGeneration"] = 1  # of something else, as KServe has it
-            rolls_out, rolled_out = self.observes and self.mode != "Knative", ready
-            ready = ready or self.old_pods_answer
         elif self.observes:
             status["observedGeneration"] = document["metadata"]["generation"]
-        if self.kind.name == "Deployment":
-            names = ("replicas", "updatedReplicas", "availableReplicas", "readyReplicas")
-            status |= {name: int(ready) for name in names} | {"replicas": 1}
-        else:
-            condition = {"type": "Ready", "status": str(ready)}
-            if not ready:
-                condition |= {"reason": "PodsNotReady", "message": "0 of 1 pods are ready"}
-            status |= {"conditions": [condition]}
-            if self.url:
-                status["url"] = self.url
-            if self.mode and self.kind.name == "InferenceService":
-                status["deploymentMode"] = self.mode
-            canaries = document["spec"].get("canary", [])
-            if canaries or (document.get("status") or {}).get("canaryStatuses"):
-                status["canaryStatuses"] = [
-                    {
-                        "name": each["predictor"]["name"],
-                        "ready": ready,
-                        "trafficPercent": each["trafficPercent"],
-                    }
-                    for each in canaries
-                ]
+        if self._has_deployments:
+            self.pods.make_predictors(document)
+            ready = bool(self.pods.sources("tiny-predictor"))
+        condition = {"type": "Ready", "status": str(ready)}
+        if not ready:
+            condition |= {"reason": "PodsNotReady", "message": "0 of 1 pods are ready"}
+        status |= {"conditions": [condition]}
+        if self.url:
+            status["url"] = self.url
+        if self.mode and self.kind.name == "InferenceService":
+            status["deploymentMode"] = self.mode
+        canaries = document["spec"].get("canary", [])
+        if canaries or (document.get("status") or {}).get("canaryStatuses"):
+            status["canaryStatuses"] = [
+                {
+                    "name": each["predictor"]["name"],
+                    "ready": bool(self.pods.sources("tiny-canary-predictor")),
+                    "trafficPercent": each["trafficPercent"],
+                }
+                for each in canaries
+            ]
         if document.get("status") != (document.get("status") or {}) | status:
             self.merge({"status": status}, "/status")
-        # Last, so that whoever finds new pods finds where they answer, too.
-        if rolls_out:
-            self._roll_out(document, rolled_out)
 
-    def _roll_out(self, document: Document, ready: bool) -> None:
-        """Makes of an InferenceService the Deployment that KServe makes of it."""
-        uri = document["spec"]["predictor"]["model"].get("storageUri")
-        source = {"internal.serving.kserve.io/storage-initializer-sourceuri": uri} if uri else {}
-        template = {
-            "metadata": {
-                "labels": {"app": "tiny"},
-                "annotations": (document["metadata"].get("annotations") or {}) | source,
-            },
-            "spec": {"containers": [{"name": "kserve-container", "image": "vllm"}]},
-        }
-        deployments = f"/apis/apps/v1/namespaces/{self.namespace}/deployments"
-        path = f"{deployments}/tiny-predictor"
-        if template not in self.templates[-1:]:
-            self.templates.append(template)
-            spec = {"selector": {"matchLabels": {"app": "tiny"}}, "template": template}
-            body = {"apiVersion": "apps/v1", "kind": "Deployment", "spec": spec}
-            body["metadata"] = {"name": "tiny-predictor"}
-            if existing(self.api, path):
-                self.call("PUT", path, body)
-            else:
-                self.call("POST", deployments, body)
-        generation = self.call("GET", path)["metadata"]["generation"]
-        names = ("replicas", "updatedReplicas", "availableReplicas", "readyReplicas")
-        status = {name: int(ready) for name in names} | {"observedGeneration": generation}
-        content = "application/merge-patch+json"
-        self.call("PATCH", f"{path}/status", {"status": status}, content)
+    @property
+    def _has_deployments(self) -> bool:
+        standard = self.observes and self.mode != "Knative"
+        return self.kind.name == "InferenceService" and standard
 
 
 def existing(api: Any, path: str) -> Document | None:
@@ -256,6 +244,71 @@ def install(server: ApiServer) -> None:
     deadline = time.monotonic() + 300
     while not all(is_served(api, *each) for each in awaited):
         assert time.monotonic() < deadline, f"not all of {awaited} are served"
+        time.sleep(0.1)
+
+
+def install_minimal(server: ApiServer) -> None:
+    """Installs KServe's kinds as its chart kserve-crd-minimal does: without schemas, atomic."""
+    open_part = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    spec = open_part | {"x-kubernetes-map-type": "atomic"}
+    versions = {
+        "InferenceService": ["v1beta1"],
+        "LLMInferenceService": ["v1alpha2", "v1alpha1"],
+        "ServingRuntime": ["v1alpha1"],
+        "ClusterServingRuntime": ["v1alpha1"],
+    }
+    for kind, names in versions.items():
+        scope = "Cluster" if kind.startswith("Cluster") else "Namespaced"
+        properties = {"spec": spec, "status": open_part}
+        _define(server, "serving.kserve.io", kind, names, properties, scope)
+
+
+def install_routes(server: ApiServer) -> None:
+    """Installs the Gateway API's HTTPRoute."""
+    api = config.new_client_from_config(str(server.kubeconfig))
+    if not is_served(api, "gateway.networking.k8s.io/v1", "httproutes"):
+        open_part = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        properties = {"spec": open_part, "status": open_part}
+        _define(server, "gateway.networking.k8s.io", "HTTPRoute", ["v1"], properties)
+
+
+def _define(
+    server: ApiServer,
+    group: str,
+    kind: str,
+    versions: list[str],
+    properties: Document,
+    scope: str = "Namespaced",
+) -> None:
+    api = config.new_client_from_config(str(server.kubeconfig))
+    plural = f"{kind.lower()}s"
+    definition = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{plural}.{group}",
+            "annotations": {"api-approved.kubernetes.io": "unapproved, for tests"},
+        },
+        "spec": {
+            "group": group,
+            "scope": scope,
+            "names": {"kind": kind, "plural": plural},
+            "versions": [
+                {
+                    "name": name,
+                    "served": True,
+                    "storage": name == versions[0],
+                    "subresources": {"status": {}},
+                    "schema": {"openAPIV3Schema": {"type": "object", "properties": properties}},
+                }
+                for name in versions
+            ],
+        },
+    }
+    request(api, "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
+    deadline = time.monotonic() + 60
+    while not all(is_served(api, f"{group}/{name}", plural) for name in versions):
+        assert time.monotonic() < deadline, f"{kind} is not served"
         time.sleep(0.1)
 
 

@@ -13,8 +13,8 @@ from promotion.test_smoke import EXPECTED
 from quantlib.promotion.checks import Allowances
 from quantlib.promotion.cluster import Service, find_service
 from quantlib.promotion.direct import promote_directly
+from quantlib.promotion.plan import Questions
 from quantlib.promotion.published import check_published
-from quantlib.promotion.server import at_url
 from quantlib.promotion.smoke import Limits, smoke_test
 
 BY_HAND = "s3://models/by-hand/"
@@ -46,10 +46,12 @@ class Promotion:
         return promote_directly(
             check_published(str(self.folder)),
             self.uri,
-            service or find_service(cluster.namespace, "tiny"),
-            cluster.rollout(url=url, **self.changes),
+            cluster.behind(service or find_service(cluster.namespace, "tiny")),
+            cluster.rollout(**{"url": url} | self.changes),
             self.allowances,
-            lambda url: smoke_test(at_url(url), EXPECTED, Limits()),
+            Questions(
+                lambda server: smoke_test(server, EXPECTED, Limits()), EXPECTED.distinguishing
+            ),
             self.say,
         )
 

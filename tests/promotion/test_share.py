@@ -184,3 +184,12 @@ def test_small_shares_take_more_requests(percent: int, requests: int) -> None:
 def test_chance_has_its_limits(percent: int, requests: int, least: int, most: int) -> None:
     accepted = [n for n in range(requests + 1) if Share(n, 0, requests, percent).as_asked]
     assert accepted == list(range(least, most + 1))
+
+
+def test_a_completion_that_ends_earlier_is_another_one(
+    stable: FakeOpenAI, canary: FakeOpenAI, service: FakeOpenAI
+) -> None:
+    canary.completions = {key: f"{text} and more" for key, text in stable.completions.items()}
+    prints = fingerprints(stable, canary)
+    service.backend = by_turns(stable, canary, 2)
+    assert measure_share(at_url(service.url), *prints, 50) == Share(50, 0, 100, 50)

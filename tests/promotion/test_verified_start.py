@@ -12,7 +12,7 @@ from promotion.conftest import DEPLOYMENT, INFERENCE_SERVICE, LLM_INFERENCE_SERV
 
 from quantlib.cli.verify import verify
 from quantlib.errors import InvalidInputError
-from quantlib.promotion.patches import _merged
+from quantlib.promotion.merging import merged
 from quantlib.promotion.verified_start import STORAGE_CONTAINER, verified_spec, verifies
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
@@ -51,7 +51,8 @@ def vllm_of(deployment: dict[str, Any]) -> dict[str, Any]:
 
 def laid(document: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     """A document with a ``spec`` laid over it as a merge patch, which replaces lists."""
-    return _merged(document, {"spec": spec}, False)
+    laid: Any = merged(document, {"spec": spec}, by_name=False)
+    return laid
 
 
 def pod_of(document: dict[str, Any]) -> dict[str, Any]:

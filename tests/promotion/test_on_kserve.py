@@ -1,0 +1,489 @@
+"""Direct promotion against a stand-in that does what KServe 0.20 was measured to do.
+
+The API server is real; see :mod:`promotion.kserve` for what is played.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import kube_api
+import pytest
+from fake_openai import FakeOpenAI, fake_openai
+from kubernetes import client, config
+from promotion.cluster import existing, install_minimal, install_routes, request
+from promotion.cluster import server as server  # a fixture
+from promotion.conftest import MakePublished
+from promotion.driver import BY_HAND, Promotion, hooked, require_restored, serves
+from promotion.kserve import NEVER, Fate
+from promotion.test_direct import MakeCluster
+from promotion.test_direct import fake as fake  # fixtures
+from promotion.test_direct import line as line
+from promotion.test_direct import make_cluster as make_cluster
+from promotion.test_smoke import answer_as_expected
+
+from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.promotion import direct
+from quantlib.promotion.cluster import find_service
+from quantlib.promotion.record import STALE
+from quantlib.promotion.restoring import roll_back
+
+pytestmark = pytest.mark.slow
+
+RICH = {
+    "serviceAccountName": "reader",
+    "minReplicas": 2,
+    "nodeSelector": {"gpu": "yes"},
+    "model": {"runtime": "kserve-vllmserver", "env": [{"name": "A", "value": "1"}]},
+}
+
+
+@pytest.fixture(scope="module")
+def minimal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kube_api.ApiServer]:
+    """An API server with the definitions of KServe's minimal chart: their spec is atomic."""
+    if reason := kube_api.missing():
+        pytest.skip(reason)
+    with kube_api.api_server(tmp_path_factory.mktemp("minimal")) as server:
+        install_minimal(server)
+        runtime = {
+            "apiVersion": "serving.kserve.io/v1alpha1",
+            "kind": "ClusterServingRuntime",
+            "metadata": {"name": "kserve-vllmserver"},
+            "spec": {"containers": [{"name": "kserve-container", "image": "vllm:v0.32.0"}]},
+        }
+        api = config.new_client_from_config(str(server.kubeconfig))
+        plural = "clusterservingruntimes"
+        request(api, "POST", f"/apis/serving.kserve.io/v1alpha1/{plural}", runtime)
+        yield server
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_definitions_with_an_atomic_spec_lose_nothing(
+    minimal: kube_api.ApiServer,
+    make_cluster: MakeCluster,
+    make_published: MakePublished,
+    fake: FakeOpenAI,
+    in_place: bool,
+) -> None:
+    cluster = make_cluster(mode="Standard", server=minimal)
+    cluster.merge({"spec": {"predictor": RICH}})
+    cluster.look()
+    before = cluster.get()
+    changes = {"in_place": in_place}
+    failing = Promotion(cluster, make_published("bad"), changes)
+    cluster.fates[failing.uri] = Fate(log="ValueError: no such scheme")
+    with pytest.raises(QuantlibError, match="no such scheme"):
+        failing.run()
+    require_restored(cluster, before)
+    promotion = Promotion(cluster, make_published(), changes)
+    promotion.run()
+    after = cluster.get()["spec"]["predictor"]
+    model = before["spec"]["predictor"]["model"]
+    assert after == before["spec"]["predictor"] | {"model": model | _ours(after["model"])}
+    roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
+    assert cluster.get()["spec"] == before["spec"]
+
+
+def _ours(model: dict[str, Any]) -> dict[str, Any]:
+    return {name: model[name] for name in ("storageUri", "args")}
+
+
+@pytest.mark.parametrize("at", ["dry run", "write"])
+def test_what_a_cluster_would_drop_is_refused_or_restored(
+    make_cluster: MakeCluster, make_published: MakePublished, at: str
+) -> None:
+    """A webhook, or definitions that drop fields, take more than was asked for."""
+    cluster = make_cluster()
+    before = cluster.get()
+
+    class Dropping:
+        configuration = cluster.api.configuration
+
+        def call_api(self, path: str, method: str, **options: Any) -> Any:
+            answer = cluster.api.call_api(path, method, **options)
+            is_dry = ("dryRun", "All") in options.get("query_params", ())
+            if method == "PATCH" and "/inferenceservices/" in path and is_dry == (at == "dry run"):
+                assert isinstance(answer, dict)
+                if answer["spec"]["predictor"]["model"]["storageUri"] != BY_HAND:
+                    del answer["spec"]["predictor"]["model"]["resources"]
+            return answer
+
+    service = replace(find_service(cluster.namespace, "tiny"), api=Dropping())
+    with pytest.raises(QuantlibError, match=r"not as asked is spec\.predictor\.model\.resources"):
+        Promotion(cluster, make_published()).run(service)
+    assert cluster.get()["spec"] == before["spec"]
+    assert "quantlib.io/digest" not in cluster.annotations()
+    events = [event[1] for event in cluster.events()]
+    assert events == ([] if at == "dry run" else ["PromotionStarted", "RolledBack"])
+
+
+def test_new_pods_stand_beside_those_that_serve_and_take_none_of_them(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster(mode="Standard")  # its minReplicas is 2
+    promotion = Promotion(cluster, make_published())
+    cluster.fates[promotion.uri] = Fate(30.0)
+    seen: list[tuple[int, int, bool]] = []
+
+    def note() -> None:
+        behind = Counter(cluster.pods.sources("tiny-predictor"))
+        canary = cluster.pods.listed("pods", "isvc.tiny-canary-predictor")
+        seen.append((behind[BY_HAND], behind[promotion.uri], bool(canary)))
+
+    cluster.clock.waiting.append(note)
+    promotion.run()
+    assert all(old + new >= 2 for old, new, _ in seen), "never fewer than before"
+    assert all(old == 2 for old, new, canary in seen if canary), "not while it is beside them"
+    assert any(canary for *_, canary in seen)
+    assert seen[-1] == (0, 2, False)
+    assert len(cluster.pods.templates) == 3, "each Deployment's pods start once"
+    tests = [event[2] for event in cluster.events() if event[1] == "PromotionStep"]
+    assert [line.partition(":")[0] for line in tests] == ["dark launch", "all traffic"]
+
+
+def test_a_bad_checkpoint_never_answers_a_user(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    before = cluster.get()
+    promotion = Promotion(cluster, make_published())
+    answered: set[str] = set()
+    cluster.clock.waiting.append(lambda: answered.update(cluster.pods.sources("tiny-predictor")))
+    with fake_openai() as bad:
+        cluster.urls[promotion.uri] = bad.url
+        with pytest.raises(QuantlibError, match="0 of 20 probes"):
+            promotion.run()
+    assert answered == {BY_HAND}
+    require_restored(cluster, before)
+    cluster.look()
+    assert cluster.pods.find("deployments", "tiny-canary-predictor") is None
+
+
+def test_a_canary_without_an_autoscaler_has_a_pod_at_0_percent(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    cluster.merge({"spec": {"predictor": {"minReplicas": None}}})
+    cluster.look()
+    promotion = Promotion(cluster, make_published(), {"percents": (0,), "timeout": 60.0})
+    promotion.run()
+    assert serves(cluster) == promotion.uri
+
+
+def test_shares_that_nothing_splits_are_called_a_dark_launch(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    promotion = Promotion(cluster, make_published(), {"percents": (10, 50)})
+    promotion.run()
+    assert any("no traffic, and no route" in line for line in promotion.said)
+    asked = [spec["canary"][0]["trafficPercent"] for spec in cluster.specs if "canary" in spec]
+    assert asked == [0]
+
+
+ROUTE = {
+    "apiVersion": "gateway.networking.k8s.io/v1",
+    "kind": "HTTPRoute",
+    "metadata": {"name": "tiny"},
+    "spec": {
+        "hostnames": ["tiny.example.org"],
+        "rules": [{"backendRefs": [{"name": "tiny-predictor", "port": 80}]}],
+    },
+}
+
+
+@pytest.mark.parametrize("heeded", [True, False])
+def test_a_route_gives_shares_that_are_measured(
+    make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI, heeded: bool
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    install_routes(cluster.server)
+    routes = f"/apis/gateway.networking.k8s.io/v1/namespaces/{cluster.namespace}/httproutes"
+    cluster.call("POST", routes, ROUTE)
+    promotion = Promotion(cluster, make_published(), {"percents": (10, 50), "route": "tiny"})
+    turns = itertools.count()
+    weights: list[list[int]] = []
+
+    def rules() -> Any:
+        return cluster.call("GET", f"{routes}/tiny")["spec"]["rules"]
+
+    def note() -> None:
+        (rule,) = rules()
+        told = [backend.get("weight", 1) for backend in rule["backendRefs"]]
+        if told not in weights[-1:]:
+            weights.append(told)
+
+    with fake_openai() as new, fake_openai() as gateway:
+        answer_as_expected(new)
+        for prompt in (*fake.completions,):
+            fake.completions[prompt] += " and so on"
+            new.completions[prompt] += " and not so"
+
+        def through_the_gateway() -> FakeOpenAI:
+            share = weights[-1][1] if heeded and weights and len(weights[-1]) == 2 else 0
+            return new if next(turns) % 100 < share else fake
+
+        gateway.backend = through_the_gateway
+        cluster.clock.waiting.append(note)
+        cluster.urls |= {promotion.uri: new.url, BY_HAND: fake.url}
+        promotion.changes["url"] = gateway.url
+        before = cluster.get()
+        if heeded:
+            measured = _with_notes(promotion, note)
+            assert "10 % of traffic" in measured
+            promotion.run()
+            assert weights[:3] == [[1], [90, 10], [50, 50]]
+            lines = [event[2] for event in cluster.events() if event[1] == "PromotionStep"]
+            assert "requests were answered by the canary (10 % asked)" in lines[1]
+            assert serves(cluster) == promotion.uri
+        else:
+            with pytest.raises(QuantlibError, match="0 of 200 requests were answered"):
+                promotion.run()
+            require_restored(cluster, before)
+    assert rules() == ROUTE["spec"]["rules"]  # type: ignore[index]
+
+
+def _with_notes(promotion: Promotion, note: Callable[[], None]) -> str:
+    """Looks at the route whenever something is said, too."""
+    said = promotion.say
+
+    def say(text: str) -> None:
+        note()
+        said(text)
+
+    promotion.say = say  # type: ignore[method-assign]
+    return "10 % of traffic"
+
+
+class Gone(BaseException):
+    """As kill -9: nothing is done after it."""
+
+
+def killed(promotion: Promotion, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Runs a promotion whose process is killed as soon as it says something."""
+    said = promotion.say
+
+    def say(text: str) -> None:
+        said(text)
+        if when in text:
+            raise Gone
+
+    with monkeypatch.context() as patch:
+        patch.setattr(direct, "restore", lambda *_: "")
+        promotion.say = say  # type: ignore[method-assign]
+        with pytest.raises(Gone):
+            promotion.run()
+    promotion.say = said  # type: ignore[method-assign]
+    promotion.cluster.clock.sleep(STALE.total_seconds() + 1)
+
+
+@pytest.mark.parametrize("when", ["dark launch: 1 of 1", "all traffic: 2 of 2"])
+def test_gone_on_with_after_a_kill(
+    make_cluster: MakeCluster,
+    make_published: MakePublished,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    promotion = Promotion(cluster, make_published())
+    cluster.fates[promotion.uri] = Fate(300.0)
+    killed(promotion, monkeypatch, when)
+    uid = cluster.annotations()["quantlib.io/promotion"]
+    before = [
+        pod["metadata"]["uid"] for pod in cluster.call("GET", cluster.pods.path("pods"))["items"]
+    ]
+    promotion.run()
+    assert len(cluster.pods.templates) == 3, "nothing was rolled anew"
+    after = [
+        pod["metadata"]["uid"] for pod in cluster.call("GET", cluster.pods.path("pods"))["items"]
+    ]
+    assert Counter(cluster.pods.sources("tiny-predictor")) == {promotion.uri: 2}
+    if when.startswith("all"):
+        assert set(after) <= set(before), "those that were starting are those that serve"
+    began = json.loads(uid)["began"]
+    assert cluster.annotations()["quantlib.io/promoted-at"] == began
+
+
+def test_restored_is_said_when_what_was_before_answers(
+    make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    before = cluster.get()
+    promotion = Promotion(cluster, make_published(), {"in_place": True})
+    with fake_openai() as bad:
+        cluster.urls |= {promotion.uri: bad.url, BY_HAND: fake.url}
+        cluster.url = None
+        cluster.merge({"status": {"url": None}}, "/status")
+        cluster.fates[BY_HAND] = Fate(200.0)
+        with pytest.raises(QuantlibError, match=f"serves {BY_HAND} again, after") as failed:
+            promotion.run()
+    assert Counter(cluster.pods.sources("tiny-predictor")) == {BY_HAND: 2}
+    seconds = int(str(failed.value).rpartition("after ")[2].removesuffix(" s"))
+    assert 200 <= seconds < 210
+    assert any("tested while they answer users already" in line for line in promotion.said)
+    require_restored(cluster, before)
+
+
+@pytest.mark.parametrize(
+    ("fate", "within", "said"),
+    [
+        (Fate(None, log="INFO up\nValueError: no such scheme\n"), 50, "ValueError: no such scheme"),
+        (Fate(None, waiting=("ImagePullBackOff", "no such image")), 60, "no such image"),
+        (Fate(None, waiting=("CreateContainerConfigError", "no secret")), 60, "no secret"),
+        (Fate(None, unschedulable="1 Insufficient nvidia.com/gpu"), 620, "1 Insufficient nvidia"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["InferenceService", "Deployment"])
+def test_pods_say_why_they_do_not_get_ready(
+    make_cluster: MakeCluster,
+    make_published: MakePublished,
+    kind: str,
+    fate: Fate,
+    within: float,
+    said: str,
+) -> None:
+    cluster = make_cluster(kind, mode="Standard")
+    before = cluster.get()
+    promotion = Promotion(cluster, make_published(), {"timeout": 600.0, "poll_seconds": 5.0})
+    cluster.fates[promotion.uri] = fate
+    started = cluster.clock.monotonic()
+    with pytest.raises(QuantlibError, match=said):
+        promotion.run()
+    assert cluster.clock.monotonic() - started < within + 20
+    require_restored(cluster, before)
+    assert all("\n" not in line for line in promotion.said)
+    assert all("\n" not in event[2] for event in cluster.events())
+
+
+@pytest.mark.parametrize("kind", ["InferenceService", "Deployment"])
+def test_a_slow_model_is_waited_for_beyond_a_deployments_deadline(
+    make_cluster: MakeCluster, make_published: MakePublished, kind: str
+) -> None:
+    cluster = make_cluster(kind)
+    promotion = Promotion(cluster, make_published(), {"poll_seconds": 20.0})
+    cluster.fates[promotion.uri] = Fate(900.0)
+    promotion.run()
+    assert serves(cluster) == promotion.uri
+
+
+@pytest.mark.parametrize("url", ["http://tiny.invalid", "http://127.0.0.1:9"])
+def test_a_url_that_leads_nowhere_is_found_before_anything_changes(
+    make_cluster: MakeCluster, make_published: MakePublished, url: str
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    before = cluster.get()
+    with pytest.raises(InvalidInputError, match="does not answer from here"):
+        Promotion(cluster, make_published(), {"url": url}).run()
+    assert cluster.get() == before
+    assert "quantlib.io/promotion" not in cluster.annotations()
+
+
+def test_a_service_made_anew_is_another_one(
+    make_cluster: MakeCluster, make_published: MakePublished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    body = {k: v for k, v in cluster.get().items() if k in ("apiVersion", "kind", "spec")}
+    body["metadata"] = {"name": "tiny"}
+    Promotion(cluster, make_published("first")).run()
+    lease = existing(cluster.api, cluster.lease)
+    assert lease is not None
+    assert lease["metadata"]["ownerReferences"][0]["uid"] == cluster.get()["metadata"]["uid"]
+    killed(
+        Promotion(cluster, make_published("second", day=1)), monkeypatch, "dark launch: applying"
+    )
+    cluster.call("DELETE", cluster.path)
+    cluster.call("POST", cluster.path.removesuffix("/tiny"), body)
+    cluster.look()
+    service = find_service(cluster.namespace, "tiny")
+    with pytest.raises(InvalidInputError, match="nothing to go back to"):
+        roll_back(service, cluster.rollout(), lambda _: None)
+    assert serves(cluster) == BY_HAND
+    third = Promotion(cluster, make_published("third", day=2))
+    third.run()
+    assert serves(cluster) == third.uri
+
+
+REFUSALS = {
+    "conflict": (409, "the object has been modified"),
+    "webhook": (403, 'admission webhook "policy" denied the request: no'),
+    "quota": (403, 'pods "x" is forbidden: exceeded quota: gpus'),
+    "expired token": (401, "Unauthorized"),
+    "lost server": (503, "the server is currently unable to handle the request"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("lasting", [False, True])
+def test_refused_at_each_write(
+    make_cluster: MakeCluster, make_published: MakePublished, refusal: str, lasting: bool
+) -> None:
+    """Once, or from then on: what is served is the old or the new, and the same command goes on."""
+    status, message = REFUSALS[refusal]
+    cluster = make_cluster(mode="Standard")
+    before, folder = cluster.get()["spec"], make_published()
+    for at in itertools.count():
+        writes = itertools.count()
+
+        def refuse(method: str, at: int = at, writes: Iterator[int] = writes) -> None:
+            if method in ("PATCH", "POST"):
+                number = next(writes)
+                if number == at or (lasting and number > at):
+                    error = client.ApiException(status=status)
+                    error.body = json.dumps({"message": message})
+                    raise error
+
+        promotion = Promotion(cluster, folder, {"restore_seconds": 5.0})
+        service = hooked(find_service(cluster.namespace, "tiny"), before=refuse)
+        try:
+            promotion.run(service)
+        except QuantlibError as error:
+            assert error.exit_code in (1, 2)
+        cluster.clock.sleep(STALE.total_seconds() + 1)
+        now = cluster.get()["spec"]
+        model = now["predictor"]["model"]
+        assert model["storageUri"] in (BY_HAND, promotion.uri)
+        assert model["resources"] == before["predictor"]["model"]["resources"]
+        promotion.run()  # the same command finishes it
+        assert serves(cluster) == promotion.uri
+        assert "canary" not in cluster.get()["spec"]
+        roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
+        assert cluster.get()["spec"] == before
+        if next(writes) <= at:
+            break
+    assert at > 8
+
+
+def test_nothing_is_waited_for_that_cannot_come(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    cluster.merge({"spec": {"predictor": {"model": {"runtime": "gone"}}}})
+    before = cluster.get()
+    with pytest.raises(InvalidInputError, match="asks for the runtime gone, which there is not"):
+        Promotion(cluster, make_published()).run()
+    assert cluster.get()["spec"] == before["spec"]
+
+
+def test_an_account_that_may_not_read_pods_is_told_so(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster(mode="Standard")
+
+    class Blind:
+        configuration = cluster.api.configuration
+
+        def call_api(self, path: str, method: str, **options: Any) -> Any:
+            if "replicasets" in path:
+                error = client.ApiException(status=403)
+                error.body = json.dumps({"message": "cannot list replicasets"})
+                raise error
+            return cluster.api.call_api(path, method, **options)
+
+    promotion = Promotion(cluster, make_published(), {"timeout": 20.0})
+    cluster.fates[promotion.uri] = NEVER
+    service = replace(find_service(cluster.namespace, "tiny"), api=Blind())
+    with pytest.raises(QuantlibError, match=r"may not be looked at .*cannot list replicasets"):
+        promotion.run(service)
