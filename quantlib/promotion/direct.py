@@ -88,7 +88,7 @@ def promote_directly(
         began,
         clock.stamp(),
         snapshot(before),
-        record.route if record else (snapshot(plan.route) if plan.route else None),
+        snapshot(plan.route) if plan.route else None,
     )
     step = plan.steps[0].name
     try:
@@ -127,8 +127,8 @@ def _take_step(
     say: Say,
 ) -> None:
     clock = rollout.clock
-    say(f"{step.name}: applying")
     mine = records.renew(service, mine, step.name, clock)
+    say(f"{step.name}: applying")
     if not step.is_canary:
         put_route_back(service, mine, rollout)
     records.write(service, mine, step.change, clock)

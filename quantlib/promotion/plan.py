@@ -197,7 +197,8 @@ def _with_steps(situation: Situation, plan: Plan) -> Plan:
     if asked and why_not:
         raise InvalidInputError.one("--canary", *why_not)
     if rollout.route:
-        route = service.route(rollout.route)
+        begun = situation.record and situation.record.route_document
+        route = begun or service.route(rollout.route)
         require_route(route, before, can_share=asked and can_have_a_canary(before))
         plan = replace(plan, route=route)
     serve = serving(situation)

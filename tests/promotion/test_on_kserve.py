@@ -195,9 +195,14 @@ ROUTE = {
 }
 
 
-@pytest.mark.parametrize("heeded", [True, False])
+@pytest.mark.parametrize(("heeded", "kill"), [(True, False), (True, True), (False, False)])
 def test_a_route_gives_shares_that_are_measured(
-    make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI, heeded: bool
+    make_cluster: MakeCluster,
+    make_published: MakePublished,
+    fake: FakeOpenAI,
+    monkeypatch: pytest.MonkeyPatch,
+    heeded: bool,
+    kill: bool,
 ) -> None:
     cluster = make_cluster(mode="Standard")
     install_routes(cluster.server)
@@ -232,12 +237,16 @@ def test_a_route_gives_shares_that_are_measured(
         promotion.changes["url"] = gateway.url
         before = cluster.get()
         if heeded:
-            measured = _with_notes(promotion, note)
-            assert "10 % of traffic" in measured
+            _with_notes(promotion, note)
+            if kill:
+                killed(promotion, monkeypatch, "50 % of traffic: applying")
             promotion.run()
             assert weights[:3] == [[1], [90, 10], [50, 50]]
             lines = [event[2] for event in cluster.events() if event[1] == "PromotionStep"]
             assert "requests were answered by the canary (10 % asked)" in lines[1]
+            assert [line.partition(":")[0] for line in lines] == [
+                *("dark launch", "10 % of traffic", "50 % of traffic", "all traffic")
+            ]
             assert serves(cluster) == promotion.uri
         else:
             with pytest.raises(QuantlibError, match="0 of 200 requests were answered"):
@@ -246,7 +255,7 @@ def test_a_route_gives_shares_that_are_measured(
     assert rules() == ROUTE["spec"]["rules"]  # type: ignore[index]
 
 
-def _with_notes(promotion: Promotion, note: Callable[[], None]) -> str:
+def _with_notes(promotion: Promotion, note: Callable[[], None]) -> None:
     """Looks at the route whenever something is said, too."""
     said = promotion.say
 
@@ -255,7 +264,6 @@ def _with_notes(promotion: Promotion, note: Callable[[], None]) -> str:
         said(text)
 
     promotion.say = say  # type: ignore[method-assign]
-    return "10 % of traffic"
 
 
 class Gone(BaseException):
