@@ -30,6 +30,7 @@ class Promotion:
     allowances: Allowances = field(default_factory=Allowances)
     said: list[str] = field(default_factory=list)
     interrupt_at: int | None = None
+    verify_on_start: bool | None = None
 
     @property
     def uri(self) -> str:
@@ -53,6 +54,7 @@ class Promotion:
                 lambda server: smoke_test(server, EXPECTED, Limits()), EXPECTED.distinguishing
             ),
             self.say,
+            verify_on_start=self.verify_on_start,
         )
 
 

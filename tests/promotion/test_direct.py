@@ -33,7 +33,7 @@ from promotion.cluster import (
 from promotion.cluster import server as server  # a fixture
 from promotion.conftest import MakePublished
 from promotion.driver import BY_HAND, Promotion, hooked, require_restored, serves
-from promotion.kserve import NEVER
+from promotion.kserve import NEVER, Fate
 from promotion.test_smoke import answer_as_expected
 from urllib3.exceptions import ProtocolError
 
@@ -274,13 +274,17 @@ def test_the_account_of_the_manifests_suffices(
     tmp_path: Path,
     kind: str,
 ) -> None:
-    cluster = make_cluster(kind)
+    cluster = make_cluster(kind, mode="Standard")
     token = grant(cluster, tmp_path, None)
     kubeconfig_through(line, cluster.server, tmp_path / "kubeconfig", token)
     promotion = Promotion(cluster, make_published())
+    cluster.fates[promotion.uri] = Fate(10.0)
     promotion.run()
     assert serves(cluster) == promotion.uri
-    assert "no event was left" not in "\n".join(promotion.said)
+    said = "\n".join(promotion.said)
+    assert "no event was left" not in said
+    assert "may not" not in said
+    assert ("dark launch: applying" in said) == (kind == "InferenceService")
     assert cluster.events()[-1][1] == "Promoted"
 
 

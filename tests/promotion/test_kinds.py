@@ -49,3 +49,29 @@ def test_a_variable_that_is_no_list_of_words() -> None:
     document["spec"]["template"]["containers"][0]["env"][1]["value"] = "--served-model-name 'tiny"
     with pytest.raises(InvalidInputError, match=r"is not understood: .*No closing"):
         KINDS["LLMInferenceService"].state(document)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "said"),
+    [
+        (
+            "InferenceService",
+            {"model": {"storage": {"key": "k", "path": "p"}}},
+            "model.storage says",
+        ),
+        ("InferenceService", {"model": {"storageUris": [{"uri": "u"}]}}, "storageUris says"),
+        ("InferenceService", {"storageUris": [{"uri": "u"}]}, "storageUris says"),
+        ("InferenceService", {"workerSpec": {}}, "served by several pods together"),
+        ("LLMInferenceService", {"worker": {}}, "served by several pods together"),
+        ("LLMInferenceService", {"prefill": {}}, "served by several pods together"),
+    ],
+)
+def test_what_promotion_could_not_change_is_refused(
+    kind: str, spec: dict[str, Any], said: str
+) -> None:
+    document = yaml.safe_load(SERVICES[kind])
+    fields = document["spec"]["predictor"] if kind == "InferenceService" else document["spec"]
+    model = fields["model"] | spec.get("model", {})
+    fields |= spec | {"model": model}
+    with pytest.raises(InvalidInputError, match=said):
+        KINDS[kind].state(document)

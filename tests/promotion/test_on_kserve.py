@@ -8,10 +8,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import kube_api
 import pytest
+import yaml
 from fake_openai import FakeOpenAI, fake_openai
 from kubernetes import client, config
 from promotion.cluster import existing, install_minimal, install_routes, request
@@ -462,6 +464,49 @@ def test_refused_at_each_write(
         if next(writes) <= at:
             break
     assert at > 8
+
+
+STORAGE = "/apis/serving.kserve.io/v1alpha1/clusterstoragecontainers"
+SHIPPED = Path(__file__).parents[2] / "manifests" / "components" / "verified-storage"
+
+
+@pytest.fixture
+def storage(server: kube_api.ApiServer) -> Iterator[None]:
+    """The cluster has what verifies, for the models of these tests."""
+    text = (SHIPPED / "storage-container.yaml").read_text()
+    body = yaml.safe_load(text.replace("s3://quantlib/models/", "s3://models/tiny/"))
+    api = config.new_client_from_config(str(server.kubeconfig))
+    request(api, "POST", STORAGE, body)
+    yield
+    request(api, "DELETE", f"{STORAGE}/quantlib-verified")
+
+
+@pytest.mark.usefixtures("storage")
+@pytest.mark.parametrize("verify", [None, False])
+def test_pods_verify_what_they_start_with_where_the_cluster_can(
+    make_cluster: MakeCluster, make_published: MakePublished, verify: bool | None
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    before = cluster.get()["spec"]
+    promotion = Promotion(cluster, make_published(), verify_on_start=verify)
+    promotion.run()
+    name = "quantlib-verified" if verify is None else None
+    asked = [spec for spec in cluster.specs if "canary" in spec]
+    canaries = {spec["canary"][0]["predictor"].get("storageContainerName") for spec in asked}
+    assert canaries == {name}
+    assert {spec["predictor"].get("storageContainerName") for spec in asked} == {None}
+    assert cluster.get()["spec"]["predictor"].get("storageContainerName") == name
+    roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
+    assert cluster.get()["spec"] == before
+
+
+def test_verifying_is_refused_where_the_cluster_cannot(
+    make_cluster: MakeCluster, make_published: MakePublished
+) -> None:
+    cluster = make_cluster(mode="Standard")
+    with pytest.raises(InvalidInputError, match="verified-storage"):
+        Promotion(cluster, make_published(), verify_on_start=True).run()
+    assert serves(cluster) == BY_HAND
 
 
 def test_nothing_is_waited_for_that_cannot_come(
