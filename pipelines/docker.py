@@ -25,6 +25,7 @@ from components._images import IMAGE_VARIABLE
 from pipelines.access import Access, access_of
 from pipelines.launch import Launch
 from quantlib.errors import InvalidInputError, Problem, QuantlibError, StepError
+from quantlib.keeper import kept
 
 RUN_LABEL = "org.quantlib.run"
 """Label of every container; its value is the folder of the run."""
@@ -164,10 +165,12 @@ class DockerRunner:
 
     async def _attend(self, launch: Launch, container: str) -> int:
         """Starts a container and waits for its end."""
+        removal = ["docker", "rm", "--force", "--volumes", container]
         with launch.log.open("ab") as log:
-            # In a session of its own, so that Ctrl-C reaches this program alone.
+            # In a session of its own, so that Ctrl-C reaches this program alone; when this program
+            # is killed, the keeper removes the container.
             client = await asyncio.create_subprocess_exec(
-                *("docker", "start", "--attach", container),
+                *kept(["docker", "start", "--attach", container], self.grace, removal),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -197,7 +200,7 @@ class DockerRunner:
         """Does once for every folder what it needs before a container may use it."""
         run = launch.folder.parent
         if run not in self._prepared:
-            # A runner that was killed leaves containers, which nobody waits for.
+            # A runner that was killed together with its keepers leaves containers.
             label = f"label={RUN_LABEL}={run}"
             _, left, _ = await _docker("ps", "--all", "--quiet", "--filter", label)
             if left:

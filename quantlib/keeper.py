@@ -1,10 +1,13 @@
 """Runs a command and ends all that it has started, in whatever session, when it ends.
 
-    python -m quantlib.keeper PARENT GRACE COMMAND...
+    python -m quantlib.keeper PARENT GRACE AFTER COMMAND...
 
 So it does when the process PARENT, which has started the keeper, is gone, also by SIGKILL; and
 after SIGTERM, which the command's group gets first, with GRACE seconds to end by itself. A second
 SIGTERM cuts them short. The keeper ends as the command did: with its exit code, or by its signal.
+
+What a command has begun elsewhere, such as a container, ends by AFTER, a command as a JSON list,
+which is run where the keeper had to end the command itself; an empty list is none.
 
 It adopts what its descendants leave behind (it is their subreaper), so that it knows all of them.
 """
@@ -12,6 +15,7 @@ It adopts what its descendants leave behind (it is their subreaper), so that it 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
 import signal
@@ -27,10 +31,11 @@ from quantlib.process_group import end_all
 _DIE_WITH_PARENT, _ADOPT = 1, 36  # PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_SECONDS_FOR_AFTER = 60.0
 _CANNOT_START = 127
 
 
-def kept(command: Sequence[str], grace: float) -> list[str]:
+def kept(command: Sequence[str], grace: float, after: Sequence[str] = ()) -> list[str]:
     """The command that keeps a command of this process.
 
     Start it in a session or a group of its own, so that a signal from the keyboard reaches the
@@ -39,13 +44,16 @@ def kept(command: Sequence[str], grace: float) -> list[str]:
     Args:
         command: What to run.
         grace: Seconds that it gets to end after SIGTERM.
+        after: A command that ends what it has begun elsewhere, where it did not end by itself.
     """
-    return [sys.executable, "-m", __name__, str(os.getpid()), str(grace), *command]
+    keeper = [sys.executable, "-m", __name__, str(os.getpid()), str(grace)]
+    return [*keeper, json.dumps(list(after)), *command]
 
 
 def main() -> None:
     """Keeps the command of the arguments."""
-    parent, grace, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
+    parent, grace = int(sys.argv[1]), float(sys.argv[2])
+    after, command = json.loads(sys.argv[3]), sys.argv[4:]
     _prctl(_ADOPT, 1)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -57,6 +65,9 @@ def main() -> None:
         sys.exit(_CANNOT_START)
     status = _attend(child.pid, parent, grace)
     end_all(_descendants)
+    if after and status is None:
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(after, timeout=_SECONDS_FOR_AFTER, capture_output=True)
     _end_as(status)
 
 

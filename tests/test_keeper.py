@@ -147,3 +147,36 @@ def test_shared_memory_of_a_killed_process_is_freed(start: Start) -> None:
     assert memory.exists()
     end_kept(process)
     assert not memory.exists()
+
+
+AFTER = """
+import subprocess, sys, time
+from quantlib.keeper import kept
+after = [sys.executable, "-c", "open({path!r}, 'w').close()".format(path=sys.argv[1])]
+process = subprocess.Popen(kept([sys.executable, "-c", sys.argv[2]], 60, after), stdout=-1)
+process.stdout.readline()
+print("up", flush=True)
+time.sleep(float(sys.argv[3]))
+process.terminate()
+process.wait()
+"""
+
+
+@pytest.mark.parametrize("seconds", [99, 0])
+def test_what_a_command_began_elsewhere_is_ended_with_a_killed_parent(
+    start: Start, tmp_path: Path, seconds: int
+) -> None:
+    process = start(
+        AFTER,
+        tmp_path / "after",
+        "import time; print('up', flush=True); time.sleep(99)",
+        str(seconds),
+    )
+    if seconds:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait(10)
+    deadline = time.monotonic() + 20
+    while seconds and not (tmp_path / "after").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (tmp_path / "after").exists() == bool(seconds), "it ended by itself, or not"

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -171,3 +173,30 @@ def test_images_that_are_not_there() -> None:
     images = [QUANTLIB_IMAGE, "no-such-image:1.2.3"]
     with pytest.raises(InvalidInputError, match=r"image no-such-image:1\.2\.3: is not on this"):
         asyncio.run(DockerRunner().require(images))
+
+
+RUNNER = """
+import asyncio, sys
+from pathlib import Path
+from containers.test_runner import launch
+from pipelines.docker import DockerRunner
+step = launch(Path(sys.argv[1]), "import time; print('started', flush=True); time.sleep(99)")
+asyncio.run(DockerRunner(grace=2).run(step))
+"""
+
+
+def test_a_runner_that_is_killed_takes_its_container(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], env=environment)
+    log = launch(tmp_path, "").log
+    deadline = time.monotonic() + 60
+    while not (log.exists() and "started" in log.read_text()):
+        assert runner.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert containers_of(tmp_path) != []
+    runner.kill()
+    while containers_of(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    runner.wait()
