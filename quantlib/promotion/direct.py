@@ -137,7 +137,14 @@ def _take_step(
     found = "ready"
     server = plan.canary if step.is_canary else plan.server
     if questions is not None and server is not None:
-        found = questions.test(server)
+        began = clock.monotonic()
+        try:
+            found = questions.test(server)
+        except QuantlibError as error:
+            if step.is_canary:
+                raise
+            seconds = clock.monotonic() - began
+            raise QuantlibError(f"{error}; it answered users for {seconds:.0f} s or more") from None
     if step.percent and plan.route is not None:
         _weigh(service, mine, step.percent, document, clock)
     if step.percent and questions and plan.stable and plan.canary and plan.server:

@@ -59,7 +59,7 @@ def _troubles(service: Service, pod: Document) -> Iterator[Trouble]:
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             said = condition.get("message") or condition.get("reason") or "no node"
-            yield Trouble(f"pod {name} has no node: {_line(said)}")
+            yield Trouble(f"pod {name} has no node: {one_line(said)}")
     containers = (
         *(status.get("initContainerStatuses") or ()),
         *(status.get("containerStatuses") or ()),
@@ -71,7 +71,7 @@ def _troubles(service: Service, pod: Document) -> Iterator[Trouble]:
             container.get("lastState") or {}
         ).get("terminated")
         if ended and ended.get("exitCode") and not container.get("ready"):
-            said = _line(ended.get("message") or "") or _last_words(
+            said = one_line(ended.get("message") or "") or _last_words(
                 service, name, container["name"], previous="terminated" not in container["state"]
             )
             reason = f"{container['name']} of pod {name} ended with {ended['exitCode']}"
@@ -82,7 +82,7 @@ def _troubles(service: Service, pod: Document) -> Iterator[Trouble]:
             stuck = waiting.get("reason") in _STUCK
             yield Trouble(reason, restarts >= MOST_RESTARTS, stuck)
         elif waiting.get("reason") in _STUCK:
-            said = _line(waiting.get("message") or "")
+            said = one_line(waiting.get("message") or "")
             reason = f"{container['name']} of pod {name}: {waiting['reason']}"
             yield Trouble(f"{reason}: {said}" if said else reason, stuck=True)
 
@@ -93,8 +93,9 @@ def _last_words(service: Service, pod: str, container: str, *, previous: bool) -
         line for line in service.log(pod, container, previous=previous).splitlines() if line.strip()
     ]
     telling = [line for line in lines if _TELLING.search(line)]
-    return _line((telling or lines or [""])[-1])
+    return one_line((telling or lines or [""])[-1])
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
+    """The beginning of a text, with its white space as single spaces."""
     return " ".join(text.split())[:300]

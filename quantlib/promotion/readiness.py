@@ -11,7 +11,7 @@ from typing import Literal
 
 from quantlib.promotion.cluster import Service
 from quantlib.promotion.kinds import Document
-from quantlib.promotion.pods import trouble_of
+from quantlib.promotion.pods import one_line, trouble_of
 from quantlib.promotion.rollout import CANARY, deployment_mode, workload_name
 from quantlib.promotion.state import PREFIX
 
@@ -74,12 +74,12 @@ def _by_status(document: Document, *, canary: bool = False) -> Readiness:
         model = status.get("modelStatus") or {}
         if model.get("transitionStatus") == "BlockedByFailedLoad":
             said = (model.get("lastFailureInfo") or {}).get("message")
-            return Readiness("failed", _line(said or "the model fails to load"))
+            return Readiness("failed", one_line(said or "the model fails to load"))
     conditions = {each["type"]: each for each in status.get("conditions") or ()}
     ready = conditions.get("Ready", {})
     if ready.get("status") != "True":
         return Readiness(
-            "waiting", _line(ready.get("message") or ready.get("reason") or "not Ready")
+            "waiting", one_line(ready.get("message") or ready.get("reason") or "not Ready")
         )
     if canary and "canary" in document["spec"]:
         told = {each.get("name"): each for each in status.get("canaryStatuses") or ()}
@@ -128,7 +128,3 @@ def _rolled_out(service: Service, deployment: Document) -> Readiness:
     if trouble.fatal or trouble.stuck:
         state = "failed" if trouble.fatal else "stuck"
     return Readiness(state, trouble.reason)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
