@@ -181,7 +181,10 @@ def test_a_run_survives_being_killed(
         assert checkpoint_of(open_store(f"{root}/{number}/published")) == published
         verified = CliRunner().invoke(cli, ["store", "verify", store.address])
         assert verified.exit_code == 0, verified.output
-        assert list(store.list("partial")) == []
+        # A step that was killed just after its receipt leaves what it had kept, which gc removes.
+        committed = {f"{step.receipt.step}/{step.receipt.key}" for step in _steps(store)}
+        left = {"/".join(file.path.split("/")[1:3]) for file in store.list("partial")}
+        assert left <= committed
     counts = ", ".join(f"{step} {count}" for step, count in sorted(kills.items()))
     print(f"\n{kind}: {kills.total()} kills in {runs} starts, {number} whole runs: {counts}")
 

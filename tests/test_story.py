@@ -25,6 +25,8 @@ from promotion.cluster import Cluster, make_namespace
 from promotion.cluster import server as server  # a fixture
 from promotion.conftest import Repository
 from promotion.conftest import repository as repository  # a fixture
+from promotion.driver import BY_HAND
+from promotion.kserve import NEVER
 from recipes import QUICK
 
 from quantlib.checkpoint.source import StoreSource
@@ -137,7 +139,9 @@ def release(model: Path) -> None:
 
 @pytest.fixture
 def cluster(server: kube_api.ApiServer) -> Cluster:
-    return make_namespace(server, "serving", "InferenceService")
+    cluster = make_namespace(server, "serving", "InferenceService")
+    cluster.fates[BY_HAND] = NEVER  # nothing serves before the first promotion
+    return cluster
 
 
 @pytest.fixture

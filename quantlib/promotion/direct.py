@@ -11,7 +11,7 @@ from quantlib.promotion.clock import Clock
 from quantlib.promotion.cluster import Service
 from quantlib.promotion.description import arguments_for
 from quantlib.promotion.kinds import Document
-from quantlib.promotion.plan import Plan, Questions, Situation, plan_of
+from quantlib.promotion.plan import Plan, Questions, Situation, answering, plan_of
 from quantlib.promotion.published import Published, short
 from quantlib.promotion.record import LostError, Record, record_of, require_free, snapshot
 from quantlib.promotion.restoring import put_route_back, restore, tell
@@ -135,7 +135,11 @@ def _take_step(
     beside = step.is_canary and deployment_mode(service.get()) != "Knative"
     document = wait_until_ready(service, mine, step.name, rollout, say, canary=beside)
     found = "ready"
-    server = plan.canary if step.is_canary else plan.server
+    server = plan.canary
+    if questions is not None and not step.is_canary:
+        server, failures = answering(service, document, rollout)
+        if server is None:
+            raise QuantlibError(f"{service}: cannot be tested: {'; '.join(failures)}")
     if questions is not None and server is not None:
         began = clock.monotonic()
         try:

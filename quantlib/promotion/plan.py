@@ -162,31 +162,39 @@ def _servers(situation: Situation) -> tuple[Plan, list[Problem]]:
     service, document, rollout = situation.service, situation.document, situation.rollout
     if situation.questions is None:
         return Plan([]), []
-    name, second = workload_name(document), workload_name(document, canary=True)
+    second = workload_name(document, canary=True)
+    canary = at_url(rollout.canary_url) if rollout.canary_url else None
+    if canary is None and second and can_have_a_canary(document) and service.may_ask(second):
+        canary = service.behind(second)
+    server, failures = answering(service, document, rollout)
+    # What does not serve now, or is on its way, need not answer yet.
+    if not failures or situation.record or look(service, document).state != "ready":
+        return Plan([], server, canary), []
+    remedy = "say with --url where it does, or leave the test out with --no-smoke-test"
+    what = f"it is ready, but does not answer from here: {'; '.join(failures)}"
+    return Plan([], server, canary), [Problem(str(service), what, remedy)]
+
+
+def answering(
+    service: Service, document: Document, rollout: Rollout
+) -> tuple[Server | None, list[str]]:
+    """Where a service answers from here: the first address that does; why the others do not.
+
+    Where none does, the first one, if there is any.
+    """
+    name = workload_name(document)
     told = rollout.url or (document.get("status") or {}).get("url")
     servers = [at_url(told)] if told else []
     if name and service.kind.name == "InferenceService" and not rollout.url:
         servers += [service.behind(name)] if service.may_ask(name) else []
-    canary = at_url(rollout.canary_url) if rollout.canary_url else None
-    if canary is None and second and can_have_a_canary(document) and service.may_ask(second):
-        canary = service.behind(second)
-    remedy = "say it with --url, or leave the test out with --no-smoke-test"
-    if not servers:
-        return Plan([], None, canary), [
-            Problem(str(service), "its status names no URL to test", remedy)
-        ]
-    failures = []
+    failures = [] if servers else ["its status names no URL"]
     for server in servers:
         try:
             reachability(server)
-            return Plan([], server, canary), []
+            return server, []
         except ServerError as error:
             failures.append(str(error))
-    # What does not serve now, or is on its way, need not answer yet.
-    if situation.record or look(service, document).state != "ready":
-        return Plan([], servers[-1], canary), []
-    what = f"it is ready, but does not answer from here: {'; '.join(failures)}"
-    return Plan([], servers[-1], canary), [Problem(str(service), what, remedy)]
+    return (servers[0] if servers else None), failures
 
 
 def _with_steps(situation: Situation, plan: Plan) -> Plan:
