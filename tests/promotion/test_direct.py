@@ -5,7 +5,6 @@ In one file, long as it is: the server starts once for all of it.
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -704,7 +703,12 @@ def test_signals_to_the_command(
     command += ["--service", "tiny", "--namespace", cluster.namespace, "--no-smoke-test"]
     command += ["--storage-uri", f"s3://models/tiny/{folder.name}"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ)
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Whoever runs the tests in the background may have them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 300
     while serves(cluster) == BY_HAND:
