@@ -30,13 +30,11 @@ class Readiness:
         state: ``failed`` is what waiting does not change; ``stuck`` what it hardly changes.
         reason: Why it is not ready, in one line.
         certain: Whether what was seen is known to be of the latest generation.
-        workload: The Deployment that was looked at; None without one.
     """
 
     state: Literal["ready", "waiting", "stuck", "failed"]
     reason: str = ""
     certain: bool = True
-    workload: Document | None = None
 
 
 def look(service: Service, document: Document, *, canary: bool = False) -> Readiness:
@@ -59,7 +57,7 @@ def look(service: Service, document: Document, *, canary: bool = False) -> Readi
     if seen.state != "ready" or canary:
         return seen
     told = _by_status(document)
-    return Readiness(told.state, told.reason, True, workload)
+    return Readiness(told.state, told.reason)
 
 
 def _by_status(document: Document, *, canary: bool = False) -> Readiness:
@@ -117,7 +115,7 @@ def _rolled_out(service: Service, deployment: Document) -> Readiness:
         status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas")
     )
     if wanted and (new, available, all_pods) == (wanted, wanted, wanted):
-        return Readiness("ready", workload=deployment)
+        return Readiness("ready")
     trouble = trouble_of(service, deployment)
     counts = f"{new} of {wanted} new pods are there"
     if all_pods > new:
