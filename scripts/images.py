@@ -136,7 +136,7 @@ def main() -> int:
         "--torch-index", default="", help="package index with torch for CPUs; PyPI's runs there too"
     )
     parser.add_argument(
-        "--wheels", default="", help="image whose root holds a wheel of torch for CPUs"
+        "--wheels", default="", help="image whose root holds torch and torchvision for CPUs"
     )
     arguments = parser.parse_args()
     try:

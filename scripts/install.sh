@@ -3,8 +3,8 @@
 # the versions and with the hashes of requirements.lock.
 #
 #   TORCH=cuda|cpu      vLLM for NVIDIA GPUs or for CPUs; by itself it goes by nvidia-smi
-#   TORCH_INDEX=URL     a package index that has torch for CPUs. Without it, one among pip's own links
-#                       (find-links) is taken, then PyTorch's index where it answers, then torch of
+#   TORCH_INDEX=URL     a package index that has torch for CPUs, and torchvision. Without it, pip's own links
+#                       (find-links) are looked at, then PyTorch's index where it answers, then torch of
 #                       PyPI, which is for GPUs and runs without one. TORCH_INDEX= asks for PyPI's.
 #   INSTALLER=pip       pip in place of uv
 #   PYTHON=python3.12   which Python
@@ -57,21 +57,19 @@ answers() {
     "$1/torch/" 2>/dev/null
 }
 
-# torch for CPUs from elsewhere than PyPI. Its hash is not in the lock: the index vouches for it.
+# torch and torchvision for CPUs from elsewhere than PyPI; vLLM imports many families, some of text
+# alone among them, with torchvision only. Their hashes are not in the lock: the index vouches.
 small_torch() {
-  local version index=${TORCH_INDEX:-}
-  version=$(locked torch)
+  local index=${TORCH_INDEX:-} torch vision
+  torch=torch==$(locked torch)
+  vision=torchvision==$(locked torchvision)
   if [ -z "$index" ]; then
-    "${pip[@]}" install --upgrade --no-compile --no-deps --no-index "torch==$version+cpu" \
-      2>/dev/null && return
+    "${pip[@]}" install --upgrade --no-compile --no-deps --no-index "$torch+cpu" \
+      "$vision+cpu" 2>/dev/null && return
     [ -z "${TORCH_INDEX+set}" ] && answers "$pytorch" || return
     index=$pytorch
   fi
-  "${pip[@]}" install --upgrade --no-compile --no-deps --index-url "$index" "torch==$version" \
-    || return
-  # Models of text alone do without.
-  "${pip[@]}" install --upgrade --no-compile --no-deps --index-url "$index" \
-    "torchvision==$(locked torchvision)" || true
+  "${pip[@]}" install --upgrade --no-compile --no-deps --index-url "$index" "$torch" "$vision"
 }
 
 if [ "$(uname -s)" != Linux ] || "$python" -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then
@@ -90,7 +88,8 @@ else
   if [ "$torch" = cpu ] && small_torch; then
     part=elsewhere
   elif [ -n "${TORCH_INDEX:-}" ] && [ "$torch" = cpu ]; then
-    echo "error: $TORCH_INDEX has no torch $(locked torch) for this Python" >&2
+    echo "error: $TORCH_INDEX has no torch $(locked torch) and torchvision $(locked torchvision)" \
+      "for this Python" >&2
     exit 1
   else
     part=all
@@ -117,6 +116,7 @@ import transformers
 
 has = [f"torch {torch.__version__}", f"transformers {transformers.__version__}"]
 if sys.argv[1]:
+    import torchvision  # noqa: F401
     from vllm import LLM  # noqa: F401
 
     has.append(f"{sys.argv[1]} {importlib.metadata.version(sys.argv[1])}")

@@ -88,12 +88,12 @@ ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-
 DOCKERFILE
 }
 
-# pip's local wheel of torch for CPUs, where a machine has one.
+# pip's local wheels of torch and torchvision for CPUs, where a machine has them.
 make_wheels() {
   local folder
   for folder in $("$python" -m pip config list | sed -n "s/^.*\.find-links='\(.*\)'$/\1/p"); do
-    if ls "$folder"/torch-*+cpu-*.whl >/dev/null 2>&1; then
-      printf 'FROM scratch\nCOPY torch-*+cpu-*.whl /\n' \
+    if ls "$folder"/torch-*+cpu-*.whl "$folder"/torchvision-*+cpu-*.whl >/dev/null 2>&1; then
+      printf 'FROM scratch\nCOPY torch-*+cpu-*.whl torchvision-*+cpu-*.whl /\n' \
         | "$builder" build --quiet --tag "$1" --file - "$folder" >/dev/null
       echo "$1"
       return

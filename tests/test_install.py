@@ -103,9 +103,9 @@ def test_pypi_alone_gives_its_torch_with_all_that_it_needs(machine: Machine) -> 
 @pytest.mark.parametrize(
     ("fact", "environment", "source"),
     [
-        ("links", {}, "--no-index torch==2.13.0+cpu"),
-        ("answers", {}, f"--index-url {PYTORCH} torch==2.13.0"),
-        ("index", {"TORCH_INDEX": INDEX}, f"--index-url {INDEX} torch==2.13.0"),
+        ("links", {}, "--no-index torch==2.13.0+cpu torchvision==0.28.0+cpu"),
+        ("answers", {}, f"--index-url {PYTORCH} torch==2.13.0 torchvision==0.28.0"),
+        ("index", {"TORCH_INDEX": INDEX}, f"--index-url {INDEX} torch==2.13.0 torchvision==0.28.0"),
     ],
 )
 def test_the_small_torch_is_taken_where_it_is(
@@ -120,7 +120,7 @@ def test_the_small_torch_is_taken_where_it_is(
 def test_an_index_that_was_asked_for_and_has_no_torch_is_an_error(machine: Machine) -> None:
     done = machine.install(TORCH_INDEX=INDEX)
     assert done.returncode == 1
-    assert f"error: {INDEX} has no torch 2.13.0" in done.stderr
+    assert f"error: {INDEX} has no torch 2.13.0 and torchvision 0.28.0" in done.stderr
     assert not machine.stamp.exists()
 
 

