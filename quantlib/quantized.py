@@ -15,18 +15,20 @@ class QuantizedLinear:
     """A linear's weight as codes.
 
     A weight is ``(code - zero_point) * scale``, and ``code * scale`` for codes that are floating
-    point numbers. Groups are consecutive columns: no format that vLLM
-    serves carries another assignment.
+    point numbers. Groups are consecutive columns in all that is written: no format that vLLM serves
+    carries another assignment. Some checkpoints that are read have one.
 
     Attributes:
-        codes: uint8 ``[out_features, in_features]``, each below ``2 ** bits``; float8_e4m3fn for a
-            scheme of type float.
+        codes: uint8 ``[out_features, in_features]``, each below ``2 ** bits``; floating point
+            numbers, float8_e4m3fn or what FP4 stands for, for a scheme of type float.
         scales: ``[out_features, groups]``, in the dtype in which they are stored.
-        zero_points: uint8 ``[out_features, groups]``; None for a symmetric scheme, whose zero point
-            is ``2 ** (bits - 1)`` everywhere.
+        zero_points: uint8 or int16 ``[out_features, groups]``; None for a symmetric scheme, whose
+            zero point is ``2 ** (bits - 1)`` everywhere.
         scheme: Type, bits, group size and symmetry.
         input_scale: float32 ``[1]``, the step to which inputs are rounded; None where activations
             are not quantized, or by a dynamic scale.
+        group_index: int64 ``[in_features]``, the group of each column; None where groups are
+            consecutive columns, as many in each.
     """
 
     codes: Tensor
@@ -34,6 +36,7 @@ class QuantizedLinear:
     zero_points: Tensor | None
     scheme: WeightScheme
     input_scale: Tensor | None = None
+    group_index: Tensor | None = None
 
     @property
     def middle(self) -> int:
@@ -46,6 +49,8 @@ class QuantizedLinear:
         Args:
             dtype: Of the result; the arithmetic is in float32.
         """
+        if self.group_index is not None:
+            return self._dequantize_by_index(self.group_index).to(dtype)
         rows, columns = self.codes.shape
         groups = self.scales.shape[1]
         codes = self.codes.float().reshape(rows, groups, columns // groups)
@@ -53,6 +58,15 @@ class QuantizedLinear:
             return (codes * self.scales.float()[..., None]).reshape(rows, columns).to(dtype)
         zeros = self.middle if self.zero_points is None else self.zero_points.float()[..., None]
         return ((codes - zeros) * self.scales.float()[..., None]).reshape(rows, columns).to(dtype)
+
+    def _dequantize_by_index(self, group_index: Tensor) -> Tensor:
+        scales = self.scales.float()[:, group_index]
+        if self.scheme.type == "float":
+            return self.codes.float() * scales
+        zeros: Tensor | int = self.middle
+        if self.zero_points is not None:
+            zeros = self.zero_points.float()[:, group_index]
+        return (self.codes.float() - zeros) * scales
 
     def divide_rows(self, divisors: Tensor) -> QuantizedLinear:
         """The linear whose outputs are divided by positive numbers: its codes stay.

@@ -18,6 +18,7 @@ TORCH_DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "U8": torch.uint8,
     "I8": torch.int8,
     "I16": torch.int16,

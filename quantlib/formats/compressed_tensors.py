@@ -12,6 +12,9 @@ pack-quantized, as compressed_tensors/compressors/pack_quantized reads it:
 int-quantized (W8A8) and float-quantized (FP8): `weight` int8 or float8_e4m3fn
 `[out_features, in_features]` and `weight_scale` `[out_features, 1]`; with static activations also
 `input_scale`, float32 `[1]`.
+
+Checkpoints of others, which :mod:`quantlib.formats.stored` reads, may also hold `weight_g_idx`, the
+group of each column, and zero points that are not packed.
 """
 
 from __future__ import annotations
@@ -102,26 +105,46 @@ class CompressedTensorsFormat(BaseFormat):
             tensors["weight_zero_point"] = pack_int32(linear.zero_points.t(), bits).t().contiguous()
         return tensors
 
-    def parse(self, tensors: Mapping[str, Tensor], weights: WeightScheme) -> QuantizedLinear:
-        """The inverse of :meth:`tensors`."""
+    def parse(
+        self,
+        tensors: Mapping[str, Tensor],
+        weights: WeightScheme,
+        packed_zeros: bool = True,
+    ) -> QuantizedLinear:
+        """The inverse of :meth:`tensors`.
+
+        Args:
+            tensors: As they are stored.
+            weights: Type, bits, group size and symmetry.
+            packed_zeros: Whether zero points are packed; else they are int8 or int16
+                ``[out_features, groups]``, and less by ``2 ** (bits - 1)``, as codes are that are
+                not packed.
+        """
         import torch
 
         from quantlib.formats.packing import unpack_int32
         from quantlib.quantized import QuantizedLinear
 
         scales, zero_points = tensors["weight_scale"], None
+        middle = 1 << (weights.bits - 1)
+        if not weights.symmetric:
+            zero_points = tensors["weight_zero_point"]
+            if packed_zeros:
+                rows = tensors["weight_shape"].tolist()[0]
+                zero_points = unpack_int32(zero_points.t(), weights.bits, rows).t().contiguous()
+            else:
+                zero_points = zero_points.to(torch.int16) + middle
         if "weight_packed" in tensors:
-            rows, columns = tensors["weight_shape"].tolist()
+            columns = tensors["weight_shape"].tolist()[1]
             codes = unpack_int32(tensors["weight_packed"], weights.bits, columns)
-            if not weights.symmetric:
-                words = tensors["weight_zero_point"].t()
-                zero_points = unpack_int32(words, weights.bits, rows).t().contiguous()
         elif weights.type == "float":
             codes = tensors["weight"]
         else:
-            middle = 1 << (weights.bits - 1)
             codes = (tensors["weight"].to(torch.int16) + middle).to(torch.uint8)
-        return QuantizedLinear(codes, scales, zero_points, weights, tensors.get("input_scale"))
+        group_index = tensors.get("weight_g_idx")
+        return QuantizedLinear(
+            codes, scales, zero_points, weights, tensors.get("input_scale"), group_index
+        )
 
     def quantization_config(self, scheme: CheckpointScheme) -> dict[str, Any]:
         """The ``quantization_config`` of config.json.

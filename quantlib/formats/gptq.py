@@ -1,5 +1,7 @@
 """The GPTQ checkpoint format, version 1: AutoGPTQ introduced it, vLLM's auto_gptq.py reads it.
 
+Version 2 (GPTQModel) differs in that zero points are stored as they are; it is read, not written.
+
 | tensor | dtype | shape | content |
 |---|---|---|---|
 | `qweight` | int32 | `[in_features * bits / 32, out_features]` | codes packed along the input |
@@ -69,14 +71,35 @@ class GPTQFormat(BaseFormat):
             "g_idx": channels // (columns // groups),
         }
 
-    def parse(self, tensors: Mapping[str, Tensor], weights: WeightScheme) -> QuantizedLinear:
-        """The inverse of :meth:`tensors`."""
-        from quantlib.formats.packing import unpack_int32
+    def parse(
+        self, tensors: Mapping[str, Tensor], weights: WeightScheme, less: int = 1
+    ) -> QuantizedLinear:
+        """The inverse of :meth:`tensors`; zero points are read for an asymmetric scheme.
+
+        Args:
+            tensors: As they are stored.
+            weights: Bits, and whether zero points count.
+            less: What zero points are stored less by: 1 in version 1 of the format, 0 in version 2.
+        """
+        import torch
+
+        from quantlib.formats.packing import unpack_stream
         from quantlib.quantized import QuantizedLinear
 
-        words = tensors["qweight"].t()
-        codes = unpack_int32(words, weights.bits, words.shape[1] * 32 // weights.bits)
-        return QuantizedLinear(codes, tensors["scales"].t().contiguous(), None, weights)
+        words, scales = tensors["qweight"].t(), tensors["scales"].t().contiguous()
+        codes = unpack_stream(words, weights.bits, words.shape[1] * 32 // weights.bits)
+        rows, columns = codes.shape
+        zero_points = None
+        if not weights.symmetric:
+            zeros = unpack_stream(tensors["qzeros"], weights.bits, rows)
+            # A stored zero point may be the largest code, which is no number of so many bits then.
+            zero_points = (zeros.to(torch.int16) + less).t().contiguous()
+        size = columns if weights.group_size == -1 else weights.group_size
+        consecutive = torch.arange(columns) // size
+        index = tensors["g_idx"].long() if "g_idx" in tensors else consecutive
+        usual = columns % size == 0 and torch.equal(index, consecutive)
+        group_index = None if usual else index
+        return QuantizedLinear(codes, scales, zero_points, weights, group_index=group_index)
 
     def quantization_config(self, scheme: CheckpointScheme) -> dict[str, Any]:
         """The ``quantization_config`` of config.json.

@@ -11,10 +11,10 @@ def pack_int32(codes: Tensor, bits: int) -> Tensor:
 
     Args:
         codes: uint8 ``[..., n]``, each below ``2 ** bits``.
-        bits: A divisor of 32.
+        bits: 1 to 8. Where they do not divide 32, the highest bits of a word stay unused.
 
     Returns:
-        int32 ``[..., ceil(n * bits / 32)]``; missing codes are zero.
+        int32 ``[..., ceil(n / (32 // bits))]``; missing codes are zero.
     """
     per_word = 32 // bits
     padding = -codes.shape[-1] % per_word
@@ -32,12 +32,52 @@ def unpack_int32(words: Tensor, bits: int, count: int) -> Tensor:
 
     Args:
         words: int32 ``[..., m]``.
-        bits: A divisor of 32.
+        bits: 1 to 8.
         count: Codes in the last dimension of the result.
 
     Returns:
         uint8 ``[..., count]``.
     """
-    places = torch.arange(0, 32, bits, device=words.device, dtype=torch.int32)
+    places = bits * torch.arange(32 // bits, device=words.device, dtype=torch.int32)
     codes = (words[..., None] >> places) & ((1 << bits) - 1)
     return codes.flatten(-2)[..., :count].to(torch.uint8).contiguous()
+
+
+def unpack_stream(words: Tensor, bits: int, count: int) -> Tensor:
+    """Codes that lie bit behind bit, across the ends of words, as GPTQ has 3 bits.
+
+    Args:
+        words: int32 ``[..., m]``, where ``m`` is a multiple of ``bits``.
+        bits: 1 to 8.
+        count: Codes in the last dimension of the result, ``32 * m / bits`` at most.
+
+    Returns:
+        uint8 ``[..., count]``.
+    """
+    if 32 % bits == 0:
+        return unpack_int32(words, bits, count)
+    # 32 codes fill as many words as a code has bits; each lies in one word or in two.
+    whole = words.unflatten(-1, (-1, bits)).to(torch.int64) & 0xFFFF_FFFF
+    starts = bits * torch.arange(32, device=words.device)
+    first, shift = starts // 32, starts % 32
+    beyond = torch.cat([whole[..., 1:], torch.zeros_like(whole[..., :1])], dim=-1)
+    codes = (whole | beyond << 32)[..., first] >> shift & ((1 << bits) - 1)
+    return codes.flatten(-2)[..., :count].to(torch.uint8).contiguous()
+
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""What the codes of FP4 stand for."""
+
+
+def unpack_e2m1(pairs: Tensor) -> Tensor:
+    """FP4 numbers, two to a byte, the lower half first.
+
+    Args:
+        pairs: uint8 ``[..., n]``.
+
+    Returns:
+        bfloat16 ``[..., 2 * n]``, which holds them exactly.
+    """
+    table = torch.tensor(E2M1, dtype=torch.bfloat16, device=pairs.device)
+    halves = torch.stack([pairs & 0xF, pairs >> 4], dim=-1)
+    return table[halves.to(torch.int32)].flatten(-2)
