@@ -112,7 +112,13 @@ _TOWER = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
-_SIGLIP = {"model_type": "siglip_vision_model", **_TOWER, "image_size": 56, "patch_size": 14}
+_SIGLIP = {
+    "model_type": "siglip_vision_model",
+    **_TOWER,
+    "image_size": 56,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
 _PIXTRAL = {"model_type": "pixtral", **_TOWER, "image_size": 56, "patch_size": 14, "head_dim": 32}
 _GEMMA4_TOWER = {
     "model_type": "gemma4_vision",

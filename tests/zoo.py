@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "VOCABULARY",
     "is_wrapper",
     "make",
+    "name_towers_as_on_hub",
     "write_tokenizer",
 ]
 
@@ -62,8 +64,25 @@ def make(name: str, folder: Path, *, seed: int = 0, chat_template: bool = False)
         path = folder / "config.json"
         written = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(written | HUB_FIELDS[name], indent=2), encoding="utf-8")
+    name_towers_as_on_hub(folder)
     write_tokenizer(folder, chat_template=chat_template)
     return folder
+
+
+def name_towers_as_on_hub(folder: Path) -> None:
+    """Gives what SigLIP has in a wrapper the hub's names, which transformers reads and forgets."""
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    path = folder / "model.safetensors"
+    if (config.get("vision_config") or {}).get("model_type") != "siglip_vision_model":
+        return
+    written = r"vision_tower\.(?!vision_model\.)"
+    tensors = {
+        re.sub(written, "vision_tower.vision_model.", name): tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, path, {"format": "pt"})
 
 
 def _randomize(model: Any, seed: int) -> None:

@@ -1,24 +1,103 @@
-"""vLLM's worker for CPUs that emulate products in 16 bits. Imported by vLLM, in its own processes.
+"""vLLM's worker for CPUs. Imported by vLLM, in its own processes.
 
 An engine with one device runs its worker in the process that made it.
+
+vLLM 0.32's kernels for CPUs answer wrongly, without an error, where families use them that nobody
+has tried there; LFM2, DeepSeek-V3, ERNIE 4.5 and MiniMax-M2 among them. The models that we judge
+are computed by what corrects them: the reference and the candidate alike. tests/evaluation has each
+against plain torch, and fails where a later vLLM has no need of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from vllm import _custom_ops as ops
+from vllm.model_executor.layers.fused_moe.router import cpu_router
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+_Kernel = Callable[..., None]
 
-class Float32CpuWorker(CPUWorker):
-    """A worker whose oneDNN products run in float32."""
+
+class CorrectedCpuWorker(CPUWorker):
+    """A worker whose kernels are corrected."""
+
+    def load_model(self, **options: Any) -> None:
+        """Loads the model."""
+        correct_kernels()
+        super().load_model(**options)
+
+
+class Float32CpuWorker(CorrectedCpuWorker):
+    """The same, whose oneDNN products run in float32: for CPUs that emulate products in 16 bits."""
 
     def load_model(self, **options: Any) -> None:
         """Loads the model, whose weights are prepared for the products then."""
         _multiply_in_float32()
         super().load_model(**options)
+
+
+def correct_kernels() -> None:
+    """Puts corrected kernels in the place of vLLM's."""
+    ops.rotary_embedding = rotating(ops.rotary_embedding)
+    ops.rms_norm = normalizing(ops.rms_norm)
+    router = cpu_router.CPURouter
+    router._compute_routing = routing(router._compute_routing)
+
+
+def rotating(kernel: _Kernel) -> _Kernel:
+    """A rotary embedding that takes heads as a dimension.
+
+    vLLM's takes the number of heads from the last dimension of ``[tokens, heads, head_size]``, and
+    so turns the first head only.
+    """
+
+    def rotary_embedding(
+        positions: Tensor, query: Tensor, key: Tensor | None, *options: Any, **named: Any
+    ) -> None:
+        flat = [_without_heads(each) for each in (query, key)]
+        kernel(positions, *flat, *options, **named)
+        for given, turned in zip((query, key), flat, strict=True):
+            if given is not None and turned is not None and turned.data_ptr() != given.data_ptr():
+                given.copy_(turned.view(given.shape))
+
+    return rotary_embedding
+
+
+def _without_heads(states: Tensor | None) -> Tensor | None:
+    """States ``[tokens, heads * head_size]`` of those with heads apart; a view where it can be."""
+    return states.flatten(1) if states is not None and states.dim() == 3 else states
+
+
+def normalizing(kernel: _Kernel) -> _Kernel:
+    """An RMS norm that takes any strides: vLLM's reads what is not contiguous as if it were."""
+
+    def rms_norm(out: Tensor, states: Tensor, weight: Tensor | None, epsilon: float) -> None:
+        kernel(out, states.contiguous(), weight, epsilon)
+
+    return rms_norm
+
+
+def routing(compute: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A choice of experts that knows of corrections and of sigmoids.
+
+    Where experts are not grouped, vLLM's ignores the correction of the scores and has no other
+    scores than softmax's. All experts as one group are chosen among by the code for groups, which
+    has both.
+    """
+
+    def compute_routing(router: Any, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        plain = not router.use_grouped_topk and router.custom_routing_function is None
+        corrected = router.e_score_correction_bias is not None
+        if plain and (
+            router.scoring_func == "sigmoid" or (router.scoring_func == "softmax" and corrected)
+        ):
+            router.use_grouped_topk, router.num_expert_group, router.topk_group = True, 1, 1
+        return compute(router, *arguments, **options)
+
+    return compute_routing
 
 
 def _multiply_in_float32() -> None:

@@ -40,8 +40,11 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "TORCH_COMPILE_DISABLE": "1",  # the sampler compiles kernels that cost more than they save
 }
+_CPU_WORKERS = "quantlib.evaluation.vllm_cpu_worker"
 _KV_BLOCK = 128
 """Tokens of the largest KV cache block that vLLM uses unasked."""
+_LEAST_KV_CACHE = 1 << 28
+"""Bytes in which the states of convolutions and linear attention have their place too."""
 
 
 def preload() -> None:
@@ -75,12 +78,17 @@ class VllmEngine:
         self._devices = devices = job.tensor_parallel_size
         self.numerics = f"blocks in {job.dtype}, logits in float32"
         options: dict[str, Any] = {}
-        if self.device == "cpu" and _emulates_products(job.dtype):
-            options["worker_cls"] = "quantlib.evaluation.vllm_cpu_worker.Float32CpuWorker"
+        if self.device == "cpu":
+            options["worker_cls"] = f"{_CPU_WORKERS}.CorrectedCpuWorker"
             self.numerics += (
-                f"; products of unquantized weights in float32, rounded to {job.dtype}, since "
-                "this processor has no instruction for them"
+                "; vLLM's rotary embedding, RMS norm and choice of experts for CPUs corrected"
             )
+            if _emulates_products(job.dtype):
+                options["worker_cls"] = f"{_CPU_WORKERS}.Float32CpuWorker"
+                self.numerics += (
+                    f"; products of unquantized weights in float32, rounded to {job.dtype}, since "
+                    "this processor has no instruction for them"
+                )
         if devices > 1:
             self.numerics += f"; tensor parallel over {devices} devices"
             if self.device == "cpu":
@@ -187,16 +195,19 @@ def _sequence_length(job: Job) -> int:
 
 def _kv_cache_bytes(config: dict[str, Any], sequence: int, sequences: int, devices: int) -> int:
     """A device's part of a KV cache for ``sequences`` sequences at once, in 16 bits."""
+    config = config.get("text_config", config)
     heads = config["num_attention_heads"]
     head_size = config.get("head_dim") or config["hidden_size"] // heads
     # Fewer heads than devices are repeated.
     heads_here = max(1, (config.get("num_key_value_heads") or heads) // devices)
     per_layer = 2 * heads_here * head_size * 2
+    if rank := config.get("kv_lora_rank"):  # latent attention, whole on every device
+        per_layer = max(per_layer, (rank + config["qk_rope_head_dim"]) * 2)
     blocks = sequences * math.ceil(sequence / _KV_BLOCK) + 2
     layers = config["num_hidden_layers"]
     if config.get("sliding_window"):
         layers *= 2  # vLLM pads groups of layers with and without a window to the same size
-    return layers * per_layer * blocks * _KV_BLOCK
+    return max(layers * per_layer * blocks * _KV_BLOCK, _LEAST_KV_CACHE)
 
 
 def register_without_subprocess(config: dict[str, Any]) -> None:
