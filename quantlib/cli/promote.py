@@ -195,6 +195,7 @@ def promote(
     """
     from quantlib.promotion.checks import Allowances
     from quantlib.promotion.published import check_published
+    from quantlib.promotion.published import storage_uri as address_of
 
     _require_mode(
         direct,
@@ -219,7 +220,7 @@ def promote(
     if in_place and canary:
         raise InvalidInputError.one("--in-place", "and --canary exclude each other")
     checked = check_published(published, policy_of(**signature))
-    uri = checked.storage_uri(storage_uri)
+    uri = address_of(checked, storage_uri)
     allowances = Allowances(
         runtime_version,
         allow_runtime_drift,
@@ -233,34 +234,18 @@ def promote(
 
         target = Target(repo or "", overlay or "", base, service, namespace)
         ask = partial(_served, namespace, service) if compare_with_cluster else None
-        click.echo(propose(checked, uri, target, allowances, ask).message)
+        click.echo(propose(checked, uri, target, allowances, ask))
         return
-    from quantlib.promotion.smoke import Limits, expected_of, smoke_test
+    from quantlib.promotion.smoke import expected_of
 
     with needs_kubernetes():
         from quantlib.promotion.cluster import find_service
         from quantlib.promotion.direct import promote_directly
-        from quantlib.promotion.plan import Questions
-        from quantlib.promotion.waiting import Rollout
-    limits = Limits(min_agreement, max_seconds)
-    questions = None
-    if not no_smoke_test:
-        expected = expected_of(checked)
-        questions = Questions(
-            lambda server: smoke_test(server, expected, limits), expected.distinguishing
-        )
-    click.echo(
-        promote_directly(
-            checked,
-            uri,
-            find_service(namespace, service, context),
-            Rollout(canary or (), route, in_place, url, canary_url, timeout),
-            allowances,
-            questions,
-            click.echo,
-            verify_on_start=verify_on_start,
-        )
-    )
+        from quantlib.promotion.rollout import Rollout
+    expected = None if no_smoke_test else expected_of(checked, min_agreement, max_seconds)
+    found = find_service(namespace, service, context)
+    rollout = Rollout(canary or (), route, in_place, url, canary_url, verify_on_start, timeout)
+    click.echo(promote_directly(checked, uri, found, rollout, allowances, expected, click.echo))
 
 
 def _served(namespace: str, service: str) -> State:

@@ -31,6 +31,6 @@ def rollback(service: str, namespace: str, context: str | None, timeout: float) 
     with needs_kubernetes():
         from quantlib.promotion.cluster import find_service
         from quantlib.promotion.restoring import roll_back
-        from quantlib.promotion.waiting import Rollout
+        from quantlib.promotion.rollout import Rollout
     found = find_service(namespace, service, context)
     click.echo(roll_back(found, Rollout(timeout=timeout), click.echo))

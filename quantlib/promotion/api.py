@@ -11,11 +11,10 @@ from kubernetes import client
 from urllib3.exceptions import HTTPError
 
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.promotion.kinds import Document
+from quantlib.promotion.merging import Document
 
 MANAGER = "quantlib-promote"
 MERGE = "application/merge-patch+json"
-_JSON = "application/json"
 _SECONDS = 15.0
 _VERBS = {"GET": "get", "PATCH": "patch", "POST": "create"}
 _REFUSALS = ("admission webhook", "exceeded quota", "denied the request", "is forbidden: violates")
@@ -39,28 +38,22 @@ class ForbiddenError(InvalidInputError):
 
 @dataclass(frozen=True)
 class Api:
-    """An API server, asked about one object.
-
-    Attributes:
-        client: The client of the ``kubernetes`` package.
-        subject: What it is asked about, as errors call it.
-    """
+    """A client of an API server; ``subject`` is what it is asked about, as errors call it."""
 
     client: Any
     subject: str
 
-    def get(self, path: str, query: Mapping[str, str] | None = None) -> Document:
+    def get(self, path: str, **query: str) -> Document:
         """An object, or a list of them."""
-        return self._document("GET", path, query=query)
+        return self._document("GET", path, None, query)
 
-    def change(self, path: str, patch: Document, *, dry_run: bool = False) -> Document:
-        """The object at a path after a JSON merge patch, which a dry run does not keep."""
-        query = {"fieldManager": MANAGER} | ({"dryRun": "All"} if dry_run else {})
-        return self._document("PATCH", path, patch, MERGE, query)
+    def change(self, path: str, patch: Document, **query: str) -> Document:
+        """The object at a path after a JSON merge patch."""
+        return self._document("PATCH", path, patch, {"fieldManager": MANAGER, **query})
 
     def create(self, path: str, body: Document) -> Document:
         """The object after it was created."""
-        return self._document("POST", path, body, _JSON, {"fieldManager": MANAGER})
+        return self._document("POST", path, body, {"fieldManager": MANAGER})
 
     def send(self, method: str, path: str, body: Any = None, seconds: float = _SECONDS) -> bytes:
         """What is answered at a path, as bytes: a log, or what lies behind a proxy.
@@ -69,34 +62,13 @@ class Api:
             client.ApiException: It is answered with an error.
             UnreachableError: It is not answered.
         """
-        content = None if body is None else _JSON
-        options = {"_preload_content": False}
-        answer = self._ask(method, path, body, content, None, seconds, **options)
-        data = answer if isinstance(answer, bytes | str) else answer.data
-        return data.encode() if isinstance(data, str) else data
+        answer = self._ask(method, path, body, {}, seconds, _preload_content=False)
+        data: bytes = answer.data
+        return data
 
-    def text(self, path: str, query: Mapping[str, str]) -> str:
-        """A text, such as a log.
-
-        Raises:
-            QuantlibError: It cannot be read.
-        """
+    def _document(self, method: str, path: str, body: Any, query: Mapping[str, str]) -> Document:
         try:
-            words = "&".join(f"{name}={value}" for name, value in query.items())
-            return self.send("GET", f"{path}?{words}").decode(errors="replace")
-        except client.ApiException as error:
-            raise self._error("GET", path, error) from None
-
-    def _document(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        content: str | None = None,
-        query: Mapping[str, str] | None = None,
-    ) -> Document:
-        try:
-            answer = self._ask(method, path, body, content, query, response_type="object")
+            answer = self._ask(method, path, body, query, response_type="object")
         except client.ApiException as error:
             raise self._error(method, path, error) from None
         if not isinstance(answer, dict):
@@ -110,19 +82,20 @@ class Api:
         self,
         method: str,
         path: str,
-        body: Any = None,
-        content: str | None = None,
-        query: Mapping[str, str] | None = None,
+        body: Any,
+        query: Mapping[str, str],
         seconds: float = _SECONDS,
         **options: Any,
     ) -> Any:
         headers = {"Accept": "application/json, */*"}
+        if body is not None:
+            headers["Content-Type"] = MERGE if method == "PATCH" else "application/json"
         try:
             return self.client.call_api(
                 path,
                 method,
-                query_params=list((query or {}).items()),
-                header_params=headers | ({"Content-Type": content} if content else {}),
+                query_params=list(query.items()),
+                header_params=headers,
                 body=body,
                 auth_settings=["BearerToken"],
                 _return_http_data_only=True,
@@ -162,7 +135,7 @@ def message_of(error: Any) -> str:
 
 def _kind_at(path: str) -> str:
     """The plural of a path's objects: what a role names."""
-    words = path.partition("?")[0].split("/")
+    words = path.split("/")
     if "namespaces" in words:
         after = words[words.index("namespaces") + 2 :]
         return after[0] if after else "namespaces"

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 
 from quantlib.errors import InvalidInputError, Problem, QuantlibError
-from quantlib.promotion import record as records
 from quantlib.promotion.checks import Allowances, managed_problems, problems_of
-from quantlib.promotion.clock import Clock
 from quantlib.promotion.cluster import Service
-from quantlib.promotion.description import arguments_for
-from quantlib.promotion.kinds import Document
-from quantlib.promotion.plan import Plan, Questions, Situation, answering, plan_of
-from quantlib.promotion.published import Published, short
-from quantlib.promotion.record import LostError, Record, record_of, require_free, snapshot
-from quantlib.promotion.restoring import put_route_back, restore, tell
-from quantlib.promotion.rollout import Step, deployment_mode
-from quantlib.promotion.routes import weighed
+from quantlib.promotion.merging import Document
+from quantlib.promotion.plan import Plan, answering
+from quantlib.promotion.published import short
+from quantlib.promotion.readiness import wait_until_ready
+from quantlib.promotion.record import BEFORE, Held, LostError, Record, record_of
+from quantlib.promotion.restoring import put_route_back, restore
+from quantlib.promotion.rollout import Rollout, Say
 from quantlib.promotion.runtimes import Runtime, runtime_of, runtime_problems
-from quantlib.promotion.server import Server, ServerError
 from quantlib.promotion.share import Fingerprint, measure_share, take_fingerprint
-from quantlib.promotion.state import PROMOTED_AT, successor
-from quantlib.promotion.waiting import Rollout, Say, wait_until_ready
+from quantlib.promotion.smoke import Expected, smoke_test
+from quantlib.promotion.state import successor
+from quantlib.promotion.steps import Step, deployment_mode, weighed
+from quantlib.publishing.verification import Verified
+from quantlib.serving.client import Server, ServerError
 
 _SHARE_SECONDS = 60.0
 """How long a route may take until it splits traffic as it was asked to."""
 
 
 def promote_directly(
-    published: Published,
+    published: Verified,
     storage_uri: str,
     service: Service,
     rollout: Rollout,
     allowances: Allowances,
-    questions: Questions | None,
+    expected: Expected | None,
     say: Say,
-    *,
-    verify_on_start: bool | None = None,
 ) -> str:
     """Lets a service serve a checkpoint, and restores what was there where that fails.
 
@@ -46,10 +43,8 @@ def promote_directly(
         service: The service.
         rollout: How it goes over.
         allowances: What is let pass.
-        questions: What is asked after each step; None for no test.
+        expected: What is asked after each step; None for no test.
         say: Told what happens.
-        verify_on_start: Whether pods verify their copy before vLLM starts; None for where the
-            cluster has what that takes.
 
     Returns:
         What was done, in a sentence.
@@ -58,123 +53,102 @@ def promote_directly(
         InvalidInputError: With everything that speaks against it; nothing was changed.
         QuantlibError: It failed; the message says what the service serves now.
     """
-    clock = rollout.clock
+    clock, kind = rollout.clock, service.kind
     document, notes = service.get(), service.notes()
     uid = document["metadata"]["uid"]
-    record = record_of(notes, uid)
-    require_free(service, record, published.digest, clock)
-    before = record.document if record else document
+    if record := record_of(notes, uid):
+        record.require_abandoned(service, published.digest, clock)
+    before = record.before if record else document
     before = {**before, "status": document.get("status") or {}}
-    previous = service.kind.state(before)
-    if record is None and (previous.digest, previous.uri) == (published.digest, storage_uri):
+    previous = kind.state(before)
+    if record is None and previous.serves(published, storage_uri):
         return f"{service} serves {published.digest} already"
     began = record.began if record else clock.stamp()
-    wanted = successor(
-        previous, published, storage_uri, arguments_for(published, service.kind, storage_uri)
-    )
-    wanted = replace(wanted, annotations={**wanted.annotations, PROMOTED_AT: began})
-    found, problems = _runtime(service, document)
-    problems += problems_of(published, previous, lambda: found, allowances)
+    wanted = successor(previous, published, storage_uri, kind.name, began)
+    runtime, problems = _runtime(service, document)
+    problems += problems_of(published, previous, lambda: runtime, allowances)
     problems += managed_problems(document, allowances)
-    situation = Situation(
-        service, document, before, wanted, record, rollout, questions, verify_on_start
-    )
-    plan = plan_of(situation, problems)
+    plan = Plan(service, document, before, wanted, record, rollout, expected)
+    plan.make(problems)
     mine = Record(
-        records.new_holder(),
-        uid,
-        published.digest,
-        record.step if record else "begins",
-        began,
-        clock.stamp(),
-        snapshot(before),
-        snapshot(plan.route) if plan.route else None,
+        uid=uid,
+        digest=published.digest,
+        step=record.step if record else "begins",
+        began=began,
+        renewed=clock.utc(),
+        before=before,
+        route=plan.route,
     )
+    held = Held(service, mine, rollout, say)
     step = plan.steps[0].name
     try:
-        records.take(service, document, notes, mine)
-        story = f"{previous.uri} -> {storage_uri}"
-        if record:
-            story += f", gone on with at: {plan.steps[0].name}"
-        tell(service, document, "PromotionStarted", story, say)
+        held.begin(document, notes)
+        gone_on_with = f", gone on with at: {step}" if record else ""
+        story = f"{previous.uri} -> {storage_uri}{gone_on_with}"
+        held.tell(document, "PromotionStarted", story)
         if plan.remark:
             say(plan.remark)
         for each in plan.steps:
             step = each.name
-            _take_step(service, mine, each, plan, rollout, questions, say)
+            _take_step(held, each, plan)
         story = f"promoted {short(published.digest)}, which replaces {previous.uri}"
-        records.finish(service, mine, story, clock, {records.BEFORE: mine.before})
+        held.finish(story, {BEFORE: json.dumps(mine.before)})
     except LostError:
         raise
     except BaseException as error:  # a mistake of ours must not leave it half way either
         reason = _reason(error, step)
-        outcome = restore(service, mine, reason, rollout, say)
+        outcome = restore(held, reason)
         if isinstance(error, QuantlibError):
             raise QuantlibError(f"{reason}\n{outcome}") from None
         say(outcome)
         raise
-    tell(service, document, "Promoted", story, say)
+    held.tell(document, "Promoted", story)
     return f"{service}: {story}"
 
 
-def _take_step(
-    service: Service,
-    mine: Record,
-    step: Step,
-    plan: Plan,
-    rollout: Rollout,
-    questions: Questions | None,
-    say: Say,
-) -> None:
-    clock = rollout.clock
-    mine = records.renew(service, mine, step.name, clock)
+def _take_step(held: Held, step: Step, plan: Plan) -> None:
+    service, say, expected = held.service, held.say, plan.expected
+    held.renew(step.name)
     say(f"{step.name}: applying")
     if not step.is_canary:
-        put_route_back(service, mine, rollout)
-    records.write(service, mine, step.change, clock)
+        put_route_back(held)
+    held.write(step.change)
     beside = step.is_canary and deployment_mode(service.get()) != "Knative"
-    document = wait_until_ready(service, mine, step.name, rollout, say, canary=beside)
+    document = wait_until_ready(held, step.name, canary=beside)
     found = "ready"
-    server = plan.canary
-    if questions is not None and not step.is_canary:
-        server, failures = answering(service, document, rollout)
-        if server is None:
-            raise QuantlibError(f"{service}: cannot be tested: {'; '.join(failures)}")
-    if questions is not None and server is not None:
-        began = clock.monotonic()
-        try:
-            found = questions.test(server)
-        except QuantlibError as error:
-            if step.is_canary:
-                raise
-            seconds = clock.monotonic() - began
-            raise QuantlibError(f"{error}; it answered users for {seconds:.0f} s or more") from None
-    if step.percent and plan.route is not None:
-        _weigh(service, mine, step.percent, document, clock)
-    if step.percent and questions and plan.stable and plan.canary and plan.server:
-        canary = take_fingerprint(plan.canary, questions.prompts)
-        found += f"; {_share(plan.server, plan.stable, canary, step.percent, rollout)}"
-    tell(service, document, "PromotionStep", f"{step.name}: {found}", say)
+    if expected is not None:
+        found = _tested(held, step, plan, document, expected) or found
+    if step.percent and (route := held.record.route):
+        change = weighed(route, document, step.percent)
+        held.write(change, service.route_path(route["metadata"]["name"]))
+    if step.percent and expected and plan.stable is not None and plan.canary and plan.server:
+        canary = take_fingerprint(plan.canary, expected.distinguishing)
+        found += f"; {_share(held.rollout, plan.server, plan.stable, canary, step.percent)}"
+    held.tell(document, "PromotionStep", f"{step.name}: {found}")
 
 
-def _weigh(service: Service, mine: Record, percent: int, document: Document, clock: Clock) -> None:
-    route = mine.route_document
-    assert route is not None
-
-    def change(found: Document) -> Document:
-        return weighed(found, route, document, percent)
-
-    records.write(service, mine, change, clock, route=route["metadata"]["name"])
+def _tested(
+    held: Held, step: Step, plan: Plan, document: Document, expected: Expected
+) -> str | None:
+    """What the smoke test found, where the new checkpoint answers now; None where nobody asks."""
+    if step.is_canary:
+        return smoke_test(plan.canary, expected) if plan.canary else None
+    service, clock = held.service, held.rollout.clock
+    server, failures = answering(service, document, held.rollout.url)
+    if server is None:
+        raise QuantlibError(f"{service}: cannot be tested: {'; '.join(failures)}")
+    began = clock.monotonic()
+    try:
+        return smoke_test(server, expected)
+    except QuantlibError as error:
+        seconds = clock.monotonic() - began
+        raise QuantlibError(f"{error}; it answered users for {seconds:.0f} s or more") from None
 
 
 def _share(
-    server: Server, stable: Fingerprint, canary: Fingerprint, percent: int, rollout: Rollout
+    rollout: Rollout, server: Server, stable: Fingerprint, canary: Fingerprint, percent: int
 ) -> str:
-    """Measures a share until it is as asked.
-
-    Raises:
-        QuantlibError: It never is.
-    """
+    """Measures a share until it is as asked, for a while."""
     clock = rollout.clock
     deadline = clock.monotonic() + _SHARE_SECONDS
     while True:
@@ -195,8 +169,8 @@ def _runtime(service: Service, document: Document) -> tuple[Runtime, list[Proble
         levels = list(service.runtimes())
     except InvalidInputError as error:
         return Runtime(None, "; ".join(problem.what for problem in error.problems)), []
-    problems = runtime_problems(document, levels)
-    return runtime_of(service.kind, document, levels, complete=True), problems
+    runtime = runtime_of(service.kind, document, levels, complete=True)
+    return runtime, list(runtime_problems(document, levels))
 
 
 def _reason(error: BaseException, step: str) -> str:

@@ -25,11 +25,7 @@ class Clone:
     url: str
 
     def git(self, *arguments: str) -> str:
-        """Runs git in the clone.
-
-        Raises:
-            QuantlibError: It fails; the message has what it printed.
-        """
+        """What git prints in the clone; QuantlibError, with what it printed, where it fails."""
         return _git(*arguments, folder=self.folder)
 
     def remote_branch(self, name: str) -> bool:
@@ -40,12 +36,23 @@ class Clone:
         """Whether HEAD rests on a revision."""
         return self.git("merge-base", "HEAD", revision) == self.git("rev-parse", revision)
 
-    def push(self, branch: str) -> None:
-        """Pushes HEAD to a branch of the remote; only ever forwards.
+    def commit(self, message: str) -> None:
+        """Commits everything; InvalidInputError where git does not know who commits."""
+        self.git("add", "--all")
+        try:
+            self.git("commit", "--quiet", "--message", message)
+        except QuantlibError as error:
+            if "Please tell me who you are" not in str(error):
+                raise
+            raise InvalidInputError.one(
+                "git",
+                "does not know who commits",
+                "set GIT_AUTHOR_NAME, GIT_AUTHOR_EMAIL, GIT_COMMITTER_NAME and "
+                "GIT_COMMITTER_EMAIL, or git's user.name and user.email",
+            ) from None
 
-        Raises:
-            QuantlibError: The remote has commits that HEAD does not rest on, or cannot be written.
-        """
+    def push(self, branch: str) -> None:
+        """Pushes HEAD to a branch of the remote, only ever forwards; else raises QuantlibError."""
         try:
             self.git("push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
         except QuantlibError as error:
@@ -103,14 +110,10 @@ def _remote_of(repository: str) -> str:
 
 def _git(*arguments: str, folder: Path) -> str:
     environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    command = ["git", *arguments]
     try:
         done = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_SECONDS
         )
     except FileNotFoundError:
         raise QuantlibError("git is not installed") from None

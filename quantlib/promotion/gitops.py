@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from quantlib.errors import InvalidInputError, Problem, QuantlibError
-from quantlib.promotion.checks import Allowances, git_and_cluster, problems_of
-from quantlib.promotion.description import arguments_for
+from quantlib.errors import InvalidInputError
+from quantlib.promotion.checks import Allowances, problems_of
 from quantlib.promotion.git import Clone, clone_of, without_password
 from quantlib.promotion.overlay import Overlay, find_overlay
-from quantlib.promotion.published import Published
+from quantlib.promotion.published import report_address, short
 from quantlib.promotion.state import State, successor
 from quantlib.promotion.verified_start import other_digest_problems
+from quantlib.publishing.verification import Verified
 
 
 @dataclass(frozen=True)
 class Target:
-    """The service in a repository.
+    """A service in an overlay, whose path is within a repository.
 
     Attributes:
-        repository: A URL or a path.
-        overlay: Path of the overlay within it.
         base: The branch that the change is for; None for the repository's own choice.
-        service: Name of the service.
-        namespace: Of the service.
     """
 
     repository: str
@@ -34,35 +30,24 @@ class Target:
     namespace: str
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """What came of it.
-
-    Attributes:
-        branch: That holds the change; None where nothing had to be changed.
-        message: What was done, in a sentence.
-    """
-
-    branch: str | None
-    message: str
-
-
 def propose(
-    published: Published,
+    published: Verified,
     storage_uri: str,
     target: Target,
     allowances: Allowances,
     in_cluster: Callable[[], State] | None = None,
-) -> Proposal:
-    """Pushes a branch on which the overlay serves a checkpoint.
+) -> str:
+    """Pushes a branch on which the overlay serves a checkpoint, unless it does already.
 
     Args:
         published: The checkpoint.
         storage_uri: Where the service finds it.
         target: The service.
         allowances: What is let pass.
-        in_cluster: Asked what the cluster serves, which the message compares with what git says;
-            None to ask no cluster.
+        in_cluster: Asked what the cluster serves, to compare it with git; None for no cluster.
+
+    Returns:
+        What was done, in a sentence; in a second line how git and the cluster differ.
 
     Raises:
         InvalidInputError: With everything that speaks against it.
@@ -71,38 +56,47 @@ def propose(
     with clone_of(target.repository, target.base) as clone:
         overlay = _overlay(clone, target)
         difference = in_cluster and git_and_cluster(overlay.current(), in_cluster())
-        proposal = _proposed(published, storage_uri, target, allowances, clone, overlay)
-    if difference:
-        return replace(proposal, message=f"{proposal.message}\n{difference}")
-    return proposal
+        done = _proposed(published, storage_uri, target, allowances, clone, overlay)
+    return f"{done}\n{difference}" if difference else done
+
+
+def git_and_cluster(in_git: State, in_cluster: State) -> str | None:
+    """In a line how the two differ in what they serve; None where they do not."""
+    if (in_git.uri, in_git.digest) == (in_cluster.uri, in_cluster.digest):
+        return None
+    return (
+        f"note: git says {in_git.uri or 'nothing'}, and the cluster serves "
+        f"{in_cluster.uri or 'nothing'}: it was changed directly, or has not taken over git yet"
+    )
 
 
 def _proposed(
-    published: Published,
+    published: Verified,
     storage_uri: str,
     target: Target,
     allowances: Allowances,
     clone: Clone,
     overlay: Overlay,
-) -> Proposal:
-    branch = f"promote/{target.service}-{published.short_digest}"
-    current = overlay.current()
-    if current.digest == published.digest and current.uri == storage_uri:
-        return Proposal(None, f"{target.service} serves {published.digest} already")
-    problems = problems_of(published, current, overlay.runtime, allowances)
-    problems += other_digest_problems(overlay.kind.name, overlay.served, published.digest)
+) -> str:
+    current, digest = overlay.current(), published.digest
+    if current.serves(published, storage_uri):
+        return f"{target.service} serves {digest} already"
+    problems = [
+        *problems_of(published, current, overlay.runtime, allowances),
+        *other_digest_problems(overlay.served, digest),
+    ]
     if problems:
         raise InvalidInputError(problems)
+    branch = f"promote/{target.service}-{short(digest)}"
     # A branch that was merged, and reverted since, would propose nothing: it goes on from here.
     if clone.remote_branch(branch) and not clone.holds(f"origin/{branch}"):
         clone.git("checkout", "--quiet", "-B", branch, f"origin/{branch}")
         overlay = _overlay(clone, target)
-        if (there := overlay.current()).digest == published.digest and there.uri == storage_uri:
-            return Proposal(branch, f"the branch {branch} proposes {published.digest} already")
+        if overlay.current().serves(published, storage_uri):
+            return f"the branch {branch} proposes {digest} already"
     else:
         clone.git("checkout", "--quiet", "--no-track", "-B", branch)
-    arguments = arguments_for(published, overlay.kind, storage_uri)
-    wanted = successor(current, published, storage_uri, arguments)
+    wanted = successor(current, published, storage_uri, overlay.kind.name)
     overlay.lay(wanted)
     laid = _overlay(clone, target).current()
     if (laid.uri, laid.arguments) != (wanted.uri, wanted.arguments):
@@ -111,48 +105,29 @@ def _proposed(
             "a later patch of the overlay changes what it serves",
             "name this one last in patches",
         )
-    _commit(clone, commit_message(published, target.service, current))
+    clone.commit(_message(published, target.service, current))
     clone.push(branch)
-    return Proposal(branch, f"pushed {branch} to {without_password(clone.url)}")
+    return f"pushed {branch} to {without_password(clone.url)}"
 
 
 def _overlay(clone: Clone, target: Target) -> Overlay:
     return find_overlay(clone.folder, target.overlay, target.service, target.namespace)
 
 
-def _commit(clone: Clone, message: str) -> None:
-    clone.git("add", "--all")
-    try:
-        clone.git("commit", "--quiet", "--message", message)
-    except QuantlibError as error:
-        if "Please tell me who you are" not in str(error):
-            raise
-        raise InvalidInputError(
-            [
-                Problem(
-                    "git",
-                    "does not know who commits",
-                    "set GIT_AUTHOR_NAME, GIT_AUTHOR_EMAIL, GIT_COMMITTER_NAME and "
-                    "GIT_COMMITTER_EMAIL, or git's user.name and user.email",
-                )
-            ]
-        ) from None
-
-
-def commit_message(published: Published, service: str, current: State) -> str:
+def _message(published: Verified, service: str, current: State) -> str:
     """The message of the commit: what is promoted, and the gate's table."""
-    manifest, report = published.manifest, published.report
+    manifest, evaluation = published.manifest, published.report.evaluation
     lines = [
-        f"Serve {manifest.name} {published.short_digest} as {service}",
+        f"Serve {manifest.name} {short(published.digest)} as {service}",
         "",
         f"Gate: {manifest.gate.outcome}: {manifest.gate.reason}",
         "",
     ]
-    if report.evaluation is not None:
+    if evaluation is not None:
         lines.append(f"{'check':<22} {'value':>10} {'limit':>10}")
         lines += [
             f"{check.name:<22} {check.value:>10.4f} {check.limit:>10.4f}"
-            for check in report.evaluation.gate.checks
+            for check in evaluation.gate.checks
         ]
         lines.append("")
     figures = manifest.figures
@@ -161,7 +136,7 @@ def commit_message(published: Published, service: str, current: State) -> str:
         f"validated with {figures.engine}.",
         "",
         f"Digest: {published.digest}",
-        f"Report: {published.report_address}",
+        f"Report: {report_address(published)}",
         f"Replaces: {current.uri or 'nothing'}",
     ]
     return "\n".join(lines)

@@ -15,10 +15,8 @@ from itertools import pairwise
 from typing import Any
 
 from quantlib.errors import InvalidInputError
-from quantlib.promotion.merging import Document, merged
+from quantlib.promotion.merging import Document, annotations_of, merged
 from quantlib.promotion.state import DESCRIBING, State, without
-
-__all__ = ["KINDS", "Document", "Kind"]
 
 DEFAULT_RUNTIME = "kserve-vllmserver"
 MODEL_FORMAT = "vLLM"
@@ -34,6 +32,7 @@ class Kind:
         name: As ``kind`` of a document.
         api_versions: As ``apiVersion``; the one to prefer first. All have the fields that we use.
         plural: In the paths of the API.
+        pod: Path of the fields in a document that say what else its pods have.
         read: What a document says is served, without annotations.
         write: The ``spec`` to lay over a document so that it serves a state.
         image: The image that runs vLLM, where the document names one.
@@ -42,6 +41,7 @@ class Kind:
     name: str
     api_versions: tuple[str, ...]
     plural: str
+    pod: tuple[str, ...]
     read: Callable[[Document], State]
     write: Callable[[Document, State], Document]
     image: Callable[[Document], str | None]
@@ -53,28 +53,23 @@ class Kind:
             InvalidInputError: It serves no model in a way that can be read.
         """
         try:
-            annotations = document["metadata"].get("annotations") or {}
-            ours = {k: v for k, v in annotations.items() if k in DESCRIBING}
+            noted = {k: v for k, v in annotations_of(document).items() if k in DESCRIBING}
             read = self.read(document)
             if not all(isinstance(word, str) for word in read.arguments):
                 raise TypeError("an argument that is no string")
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise InvalidInputError.one(
-                f"{self.name} {document['metadata'].get('name')}",
-                f"is written in a way that is not understood: {error!r}",
-            ) from None
-        return State(read.uri, read.arguments, ours)
+            what = f"is written in a way that is not understood: {error!r}"
+            raise _refused(document, what) from None
+        return State(read.uri, read.arguments, noted)
 
     def patch(self, document: Document, state: State) -> Document:
         """The least document that makes ``document`` serve a state when laid over it.
 
         Null removes a field.
         """
-        metadata: Document = {"name": document["metadata"]["name"]}
-        if "namespace" in document["metadata"]:
-            metadata["namespace"] = document["metadata"]["namespace"]
-        annotations = document["metadata"].get("annotations") or {}
-        ended = {name: None for name in annotations if name in DESCRIBING}
+        given = document["metadata"]
+        metadata: Document = {k: given[k] for k in ("name", "namespace") if k in given}
+        ended = {name: None for name in annotations_of(document) if name in DESCRIBING}
         metadata["annotations"] = ended | dict(state.annotations)
         return {
             "apiVersion": document["apiVersion"],
@@ -90,36 +85,75 @@ class Kind:
         return changed
 
 
+def pod_of(document: Document) -> Document:
+    """What a service says of its pods: a part of the document, added where it says nothing."""
+    part = document
+    for name in KINDS[document["kind"]].pod:
+        if part.get(name) is None:
+            part[name] = {}
+        part = part[name]
+    return part
+
+
+def _refused(document: Document, what: str, remedy: str = "") -> InvalidInputError:
+    name = document["metadata"].get("name")
+    return InvalidInputError.one(f"{document.get('kind')} {name}", what, remedy)
+
+
+def _require_alone(document: Document, field: str, found: Any) -> None:
+    """Workers have arguments and a copy of the model of their own."""
+    if found is not None:
+        raise _refused(
+            document,
+            f"{field}: a model that is served by several pods together cannot be promoted",
+            "change what it serves by hand",
+        )
+
+
+def _require_no_model(document: Document, words: Sequence[str]) -> None:
+    """KServe tells vLLM where the model is; arguments that name another one win over that."""
+    for word, following in pairwise((*words, "")):
+        name, _, value = word.partition("=")
+        if name == "--model" and not (value or following).startswith(_MOUNT):
+            raise _refused(
+                document,
+                f"its arguments name a model, {value or following}, which is served whatever "
+                "the URI says",
+                "take it out first",
+            )
+
+
+def _container(document: Document, template: Document, name: str) -> Document:
+    containers = (template.get("spec") or template).get("containers") or []
+    named = [each for each in containers if each["name"] == name]
+    if not named and len(containers) == 1:
+        named = containers
+    if not named:
+        what = f"none of its {len(containers)} containers is called {name}"
+        raise _refused(document, what, "call the one that runs vLLM so")
+    return named[0]
+
+
 def _model(document: Document) -> Document:
     predictor = document["spec"].get("predictor", {})
     model = predictor.get("model") or {}
     found = (model.get("modelFormat") or {}).get("name")
     if (found or "").lower() != MODEL_FORMAT.lower():
-        raise InvalidInputError.one(
-            f"InferenceService {document['metadata']['name']}",
+        raise _refused(
+            document,
             f"spec.predictor.model.modelFormat.name is {found}, not {MODEL_FORMAT}",
             f"let it be served by the runtime {DEFAULT_RUNTIME} first",
         )
     for field, holder in (("storage", model), ("storageUris", model), ("storageUris", predictor)):
         if holder.get(field):
             where = "model." if holder is model else ""
-            raise InvalidInputError.one(
-                f"InferenceService {document['metadata']['name']}",
+            raise _refused(
+                document,
                 f"spec.predictor.{where}{field} says what it serves",
                 "name the model with spec.predictor.model.storageUri, which promotion changes",
             )
     _require_alone(document, "spec.predictor.workerSpec", predictor.get("workerSpec"))
     return model
-
-
-def _require_alone(document: Document, field: str, found: Any) -> None:
-    """Workers have arguments and a copy of the model of their own."""
-    if found is not None:
-        raise InvalidInputError.one(
-            f"{document['kind']} {document['metadata']['name']}",
-            f"{field}: a model that is served by several pods together cannot be promoted",
-            "change what it serves by hand",
-        )
 
 
 def _read_inference_service(document: Document) -> State:
@@ -129,38 +163,11 @@ def _read_inference_service(document: Document) -> State:
     return State(model.get("storageUri"), words)
 
 
-def _require_no_model(document: Document, words: Sequence[str]) -> None:
-    """KServe tells vLLM where the model is; arguments that name another one win over that."""
-    for word, following in pairwise((*words, "")):
-        name, _, value = word.partition("=")
-        if name == "--model" and not (value or following).startswith(_MOUNT):
-            raise InvalidInputError.one(
-                f"{document['kind']} {document['metadata']['name']}",
-                f"its arguments name a model, {value or following}, which is served whatever "
-                "the URI says",
-                "take it out first",
-            )
-
-
 def _write_inference_service(document: Document, state: State) -> Document:
     before = _model(document)
     given = {"storageUri": state.uri, "args": list(state.arguments) or None}
     ours = {name: value for name, value in given.items() if value is not None or name in before}
     return {"predictor": {"model": {"modelFormat": before["modelFormat"]} | ours}}
-
-
-def _container(document: Document, template: Document, name: str) -> Document:
-    containers = (template.get("spec") or template).get("containers") or []
-    named = [each for each in containers if each["name"] == name]
-    if not named and len(containers) == 1:
-        named = containers
-    if not named:
-        raise InvalidInputError.one(
-            f"{document['kind']} {document['metadata']['name']}",
-            f"none of its {len(containers)} containers is called {name}",
-            "call the one that runs vLLM so",
-        )
-    return named[0]
 
 
 def _main(document: Document) -> Document:
@@ -174,11 +181,8 @@ def _read_llm_inference_service(document: Document) -> State:
     variables = {each["name"]: each for each in _main(document).get("env") or ()}
     variable = variables.get(_VARIABLE, {})
     if "valueFrom" in variable:
-        raise InvalidInputError.one(
-            f"{document['kind']} {document['metadata']['name']}",
-            f"the value of {_VARIABLE} comes from elsewhere",
-            "write it in the container's env",
-        )
+        what = f"the value of {_VARIABLE} comes from elsewhere"
+        raise _refused(document, what, "write it in the container's env")
     words = shlex.split(variable.get("value", ""))
     _require_no_model(document, words)
     return State((document["spec"].get("model") or {}).get("uri"), tuple(words))
@@ -210,8 +214,8 @@ def _vllm(document: Document) -> Document:
     if any(len(word.split()) > 1 or word.startswith("--") for word in command) or (
         "serve" in command[:-1]
     ):
-        raise InvalidInputError.one(
-            f"Deployment {document['metadata']['name']}",
+        raise _refused(
+            document,
             f"the command of its container {container['name']} is more than what starts vLLM: "
             f"{shlex.join(command)}",
             "move the model and the options to args",
@@ -221,15 +225,16 @@ def _vllm(document: Document) -> Document:
 
 def _read_deployment(document: Document) -> State:
     container = _vllm(document)
-    given = (container.get("args") or [])[len(_command(container)) :]
-    words = [part for word in given for part in _split_model(word)]
+    words: list[str] = []
+    for word in (container.get("args") or [])[len(_command(container)) :]:
+        words += word.split("=", 1) if word.startswith("--model=") else [word]
     if "--model" in words[:-1]:
         uri = words[words.index("--model") + 1]
         return State(uri, tuple(without(words, ["model"])))
     # A line for a shell is one word with spaces.
     if not words or words[0].startswith("-") or len(words[0].split()) > 1:
-        raise InvalidInputError.one(
-            f"Deployment {document['metadata']['name']}",
+        raise _refused(
+            document,
             f"args of its container {container['name']} do not name the model",
             "name it there, first or after --model, and not in command or in a line for a shell",
         )
@@ -239,10 +244,6 @@ def _read_deployment(document: Document) -> State:
 def _command(container: Document) -> list[str]:
     """The command of vLLM, where the arguments begin with it."""
     return ["serve"] if (container.get("args") or [])[:1] == ["serve"] else []
-
-
-def _split_model(word: str) -> list[str]:
-    return word.split("=", 1) if word.startswith("--model=") else [word]
 
 
 def _write_deployment(document: Document, state: State) -> Document:
@@ -256,32 +257,33 @@ def _write_deployment(document: Document, state: State) -> Document:
     return {"template": {"spec": {"containers": [changed]}}}
 
 
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind(
-            "InferenceService",
-            ("serving.kserve.io/v1beta1",),
-            "inferenceservices",
-            _read_inference_service,
-            _write_inference_service,
-            lambda document: _model(document).get("image"),
-        ),
-        Kind(
-            "LLMInferenceService",
-            ("serving.kserve.io/v1alpha2", "serving.kserve.io/v1alpha1"),
-            "llminferenceservices",
-            _read_llm_inference_service,
-            _write_llm_inference_service,
-            lambda document: _main(document).get("image"),
-        ),
-        Kind(
-            "Deployment",
-            ("apps/v1",),
-            "deployments",
-            _read_deployment,
-            _write_deployment,
-            lambda document: _vllm(document).get("image"),
-        ),
-    )
-}
+_KINDS = (
+    Kind(
+        "InferenceService",
+        ("serving.kserve.io/v1beta1",),
+        "inferenceservices",
+        ("spec", "predictor"),
+        _read_inference_service,
+        _write_inference_service,
+        lambda document: _model(document).get("image"),
+    ),
+    Kind(
+        "LLMInferenceService",
+        ("serving.kserve.io/v1alpha2", "serving.kserve.io/v1alpha1"),
+        "llminferenceservices",
+        ("spec", "template"),
+        _read_llm_inference_service,
+        _write_llm_inference_service,
+        lambda document: _main(document).get("image"),
+    ),
+    Kind(
+        "Deployment",
+        ("apps/v1",),
+        "deployments",
+        ("spec", "template", "spec"),
+        _read_deployment,
+        _write_deployment,
+        lambda document: _vllm(document).get("image"),
+    ),
+)
+KINDS = {kind.name: kind for kind in _KINDS}

@@ -14,20 +14,24 @@ _THEIRS = ("status", "apiVersion", "kind")
 _COMPARED_METADATA = ("annotations", "labels", "finalizers", "ownerReferences")
 
 
+def annotations_of(document: Document) -> dict[str, str]:
+    """Its annotations; none where there is no object."""
+    return (document.get("metadata") or {}).get("annotations") or {}
+
+
 def merged(base: Any, patch: Any, *, by_name: bool) -> Any:
     """A patch laid over a document; null removes a field.
 
     Args:
         base: The document.
         patch: What is laid over it.
-        by_name: Whether lists are merged by their entries' names, as those of Kubernetes' own kinds
-            are; else they are replaced.
+        by_name: Whether lists are merged by their entries' names, as Kubernetes' own kinds are,
+            or replaced.
     """
-    if isinstance(base, dict) and isinstance(patch, dict):
+    if isinstance(patch, dict):
+        base = base if isinstance(base, dict) else {}
         laid = {key: merged(base.get(key), value, by_name=by_name) for key, value in patch.items()}
         return {k: v for k, v in (deepcopy(base) | laid).items() if v is not None}
-    if isinstance(patch, dict):
-        return merged({}, patch, by_name=by_name)
     if by_name and _named(base) and _named(patch):
         laid = {each["name"]: each for each in patch}
         known = {each["name"] for each in base}
@@ -62,10 +66,6 @@ def unlike(wanted: Document, found: Document) -> list[str]:
     """Paths of a document that another one lacks, or has another value at.
 
     What it has beyond that is no matter: servers fill in defaults.
-
-    Args:
-        wanted: The document.
-        found: What is compared with it.
     """
     return list(_unlike(_compared(wanted), _compared(found), ""))
 

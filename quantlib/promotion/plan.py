@@ -2,77 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.promotion.cluster import Service
-from quantlib.promotion.kinds import Document
-from quantlib.promotion.merging import merged
+from quantlib.promotion.merging import Document
 from quantlib.promotion.readiness import look
 from quantlib.promotion.record import Record
-from quantlib.promotion.rollout import (
+from quantlib.promotion.rollout import Rollout
+from quantlib.promotion.share import Fingerprint, take_fingerprint
+from quantlib.promotion.smoke import Expected
+from quantlib.promotion.state import State
+from quantlib.promotion.steps import (
     Change,
     Step,
     can_have_a_canary,
     deployment_mode,
     foreign_canary,
     require_canary,
+    require_route,
     steps_of,
     workload_name,
 )
-from quantlib.promotion.routes import require_route
-from quantlib.promotion.server import Server, ServerError, at_url, reachability
-from quantlib.promotion.share import Fingerprint, take_fingerprint
-from quantlib.promotion.state import State
-from quantlib.promotion.verified_start import verified_spec, verifies
-from quantlib.promotion.waiting import Rollout
+from quantlib.promotion.verified_start import verified, verifies
+from quantlib.serving.client import Server, ServerError, at_url
+
+_SECONDS = 10.0
+"""What answers now answers that it does within so long."""
 
 
-@dataclass(frozen=True)
-class Questions:
-    """What the servers are asked.
-
-    Attributes:
-        test: Asks the server; says what it found, or raises.
-        prompts: Tokens that tell one checkpoint from another by how they go on.
-    """
-
-    test: Callable[[Server], str]
-    prompts: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What a promotion finds.
+@dataclass
+class Plan:
+    """What a promotion finds, and what it is going to do.
 
     Attributes:
-        service: The service.
-        document: As it is now.
+        document: The service as it is now.
         before: As it was before the promotion, which may have been begun by another process.
         wanted: What it is to serve.
-        record: Of the promotion that is gone on with; None for a new one.
-        rollout: How it is to go over.
-        questions: What the servers are asked; None for nothing.
-        verify_on_start: Whether pods verify their copy; None for where the cluster can.
-    """
-
-    service: Service
-    document: Document
-    before: Document
-    wanted: State
-    record: Record | None
-    rollout: Rollout
-    questions: Questions | None
-    verify_on_start: bool | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is going to be done.
-
-    Attributes:
-        steps: One after the other.
+        begun: The promotion that is gone on with; None for a new one.
+        expected: What the servers are asked; None for nothing.
         server: Where the service answers; None where nobody asks.
         canary: Where the new checkpoint alone answers while it is beside the other.
         route: The HTTPRoute before anything was changed; None without one.
@@ -80,189 +50,165 @@ class Plan:
         remark: What a person has to know of it.
     """
 
-    steps: list[Step]
+    service: Service
+    document: Document
+    before: Document
+    wanted: State
+    begun: Record | None
+    rollout: Rollout
+    expected: Expected | None
     server: Server | None = None
     canary: Server | None = None
     route: Document | None = None
+    steps: list[Step] = field(default_factory=list)
     stable: Fingerprint | None = None
     remark: str = ""
 
+    def make(self, problems: Iterable[Problem]) -> None:
+        """Finds out what to do, and tries it out on the API server.
 
-def plan_of(situation: Situation, problems: list[Problem]) -> Plan:
-    """What to do.
-
-    Args:
-        situation: What was found.
-        problems: What speaks against it already.
-
-    Raises:
-        InvalidInputError: With everything that speaks against it.
-    """
-    record, questions = situation.record, situation.questions
-    problems = list(problems)
-    if record is None and foreign_canary(situation.document):
-        problems.append(
-            Problem(str(situation.service), "it has a canary that is not ours", "let it end first")
-        )
-    plan = Plan([])
-    try:
-        if situation.rollout.percents:
-            require_canary(situation.document)
-        plan, found = _servers(situation)
-        problems += found
-        plan = _with_steps(situation, plan)
-    except InvalidInputError as error:
-        problems += error.problems
-    if problems:
-        raise InvalidInputError(problems)
-    names = [step.name for step in plan.steps]
-    if record and record.step in names:
-        plan = replace(plan, steps=plan.steps[names.index(record.step) :])
-    if questions and any(step.is_canary and step.percent for step in plan.steps):
-        plan = replace(plan, stable=_stable(situation, plan, questions))
-    return plan
-
-
-def serving(situation: Situation) -> Change:
-    """What makes of a service one that serves the checkpoint, verified on start where asked.
-
-    Raises:
-        InvalidInputError: Its pods cannot verify it.
-    """
-    kind, wanted = situation.service.kind, situation.wanted
-    installed = situation.service.storage_container()
-    chosen = situation.verify_on_start
-    uri, digest = wanted.uri or "", wanted.digest or ""
-
-    def verified(document: Document) -> Document:
-        return {"spec": verified_spec(kind.name, document, uri, digest, installed)}
-
-    verify = chosen or (chosen is None and verifies(kind.name, situation.before))
-    if verify:
-        verified(situation.before)
-    elif chosen is None and installed is not None:
+        Raises:
+            InvalidInputError: With everything that speaks against it, the given problems included.
+        """
+        problems = list(problems)
+        if self.begun is None and foreign_canary(self.document):
+            what = "it has a canary that is not ours"
+            problems.append(Problem(str(self.service), what, "let it end first"))
         try:
-            verified(situation.before)
-            verify = True
-        except InvalidInputError:  # it is for other addresses
-            pass
+            if self.rollout.percents:
+                require_canary(self.document)
+            if self.expected:
+                problems += self._find_servers()
+            self._find_steps()
+        except InvalidInputError as error:
+            problems += error.problems
+        if problems:
+            raise InvalidInputError(problems)
+        names = [step.name for step in self.steps]
+        if self.begun and self.begun.step in names:
+            self.steps = self.steps[names.index(self.begun.step) :]
+        if self.expected and any(step.is_canary and step.percent for step in self.steps):
+            self.stable = self._fingerprint(self.expected)
 
-    def change(document: Document) -> Document:
-        changed = kind.changed(document, wanted)
-        if not verify:
-            return changed
-        laid: Document = merged(changed, verified(changed), by_name=False)
-        return laid
+    def _find_servers(self) -> list[Problem]:
+        """Who is asked; that the service answers there is seen before anything is changed."""
+        service, document, rollout = self.service, self.document, self.rollout
+        second = workload_name(document, canary=True)
+        if rollout.canary_url:
+            self.canary = at_url(rollout.canary_url)
+        elif second and can_have_a_canary(document) and service.may_ask(second):
+            self.canary = service.behind(second)
+        self.server, failures = answering(service, document, rollout.url)
+        # What does not serve now, or is on its way, need not answer yet.
+        if not failures or self.begun or look(service, document).state != "ready":
+            return []
+        remedy = "say with --url where it does, or leave the test out with --no-smoke-test"
+        what = f"it is ready, but does not answer from here: {'; '.join(failures)}"
+        return [Problem(str(service), what, remedy)]
 
-    return change
-
-
-def _servers(situation: Situation) -> tuple[Plan, list[Problem]]:
-    """Who is asked; that the service answers there is seen before anything is changed."""
-    service, document, rollout = situation.service, situation.document, situation.rollout
-    if situation.questions is None:
-        return Plan([]), []
-    second = workload_name(document, canary=True)
-    canary = at_url(rollout.canary_url) if rollout.canary_url else None
-    if canary is None and second and can_have_a_canary(document) and service.may_ask(second):
-        canary = service.behind(second)
-    server, failures = answering(service, document, rollout)
-    # What does not serve now, or is on its way, need not answer yet.
-    if not failures or situation.record or look(service, document).state != "ready":
-        return Plan([], server, canary), []
-    remedy = "say with --url where it does, or leave the test out with --no-smoke-test"
-    what = f"it is ready, but does not answer from here: {'; '.join(failures)}"
-    return Plan([], server, canary), [Problem(str(service), what, remedy)]
-
-
-def answering(
-    service: Service, document: Document, rollout: Rollout
-) -> tuple[Server | None, list[str]]:
-    """Where a service answers from here: the first address that does; why the others do not.
-
-    Where none does, the first one, if there is any.
-    """
-    name = workload_name(document)
-    told = rollout.url or (document.get("status") or {}).get("url")
-    servers = [at_url(told)] if told else []
-    if name and service.kind.name == "InferenceService" and not rollout.url:
-        servers += [service.behind(name)] if service.may_ask(name) else []
-    failures = [] if servers else ["its status names no URL"]
-    for server in servers:
+    def _find_steps(self) -> None:
+        """The steps, beside what serves where that can be and is not to be left out."""
+        before, rollout, asked = self.before, self.rollout, bool(self.rollout.percents)
+        can_share, why_not = can_have_a_canary(before), self._why_no_canary()
+        if asked and why_not:
+            raise InvalidInputError.one("--canary", *why_not)
+        if rollout.route:
+            path = self.service.route_path(rollout.route)
+            self.route = (self.begun and self.begun.route) or self.service.get(path)
+            require_route(self.route, before, can_share=asked and can_share)
+        serve = self._serving()
+        dark = asked or (self.expected is not None and not rollout.in_place)
+        dark = dark and can_share and not why_not
         try:
-            reachability(server)
-            return server, []
-        except ServerError as error:
-            failures.append(str(error))
-    return (servers[0] if servers else None), failures
+            self._try_steps(serve, dark)
+        except InvalidInputError as error:
+            if asked or not dark:
+                raise
+            dark, why_not = False, (error.problems[0].what, "")
+            self._try_steps(serve, dark)
+        if self.expected and not dark and deployment_mode(before) != "Knative":
+            chosen = "--in-place" if rollout.in_place else (why_not or ("it has no canary",))[0]
+            self.remark = f"new pods are tested while they answer users already ({chosen})"
+        if asked and dark and self.route is None:
+            self.remark = (
+                "a dark launch: KServe gives a canary in Standard mode no traffic, and no route "
+                "that would was named with --route"
+            )
 
+    def _try_steps(self, serve: Change, dark: bool) -> None:
+        split = self.route is not None
+        self.steps = steps_of(self.before, serve, self.rollout.percents, dark=dark, split=split)
+        for step in self.steps:
+            self.service.change(self.document, step.change(self.document), dry_run=True)
 
-def _with_steps(situation: Situation, plan: Plan) -> Plan:
-    """The steps, each tried out on the API server."""
-    service, before, rollout = situation.service, situation.before, situation.rollout
-    asked, questions = bool(rollout.percents), situation.questions
-    why_not = _why_no_canary(situation, plan)
-    if asked and why_not:
-        raise InvalidInputError.one("--canary", *why_not)
-    if rollout.route:
-        begun = situation.record and situation.record.route_document
-        route = begun or service.route(rollout.route)
-        require_route(route, before, can_share=asked and can_have_a_canary(before))
-        plan = replace(plan, route=route)
-    serve = serving(situation)
-    dark = can_have_a_canary(before) and not why_not
-    dark = dark and (asked or (questions is not None and not rollout.in_place))
-
-    def tried(dark: bool) -> list[Step]:
-        split = plan.route is not None
-        steps = steps_of(before, serve, rollout.percents, dark=dark, split=split)
-        for step in steps:
-            service.change(situation.document, step.change(situation.document), dry_run=True)
-        return steps
-
-    try:
-        steps = tried(dark)
-    except InvalidInputError as error:
-        if asked or not dark:
-            raise
-        dark, why_not = False, (error.problems[0].what, "")
-        steps = tried(dark)
-    remark = ""
-    if questions and not dark and deployment_mode(before) != "Knative":
-        chosen = "--in-place" if rollout.in_place else (why_not or ("it has no canary",))[0]
-        remark = f"new pods are tested while they answer users already ({chosen})"
-    if asked and dark and plan.route is None:
-        remark = (
-            "a dark launch: KServe gives a canary in Standard mode no traffic, and no route that "
-            "would was named with --route"
-        )
-    return replace(plan, steps=steps, remark=remark)
-
-
-def _why_no_canary(situation: Situation, plan: Plan) -> tuple[str, str] | None:
-    """Why new pods cannot stand beside those that serve, and what would help."""
-    before, kind = situation.before, situation.service.kind
-    if can_have_a_canary(before):
-        if kind.state(before).arguments and not situation.wanted.arguments:
+    def _why_no_canary(self) -> tuple[str, str] | None:
+        """Why new pods cannot stand beside those that serve, and what would help."""
+        nobody_asks = self.expected is not None and self.canary is None
+        if not can_have_a_canary(self.before):
+            if self.rollout.percents and nobody_asks:
+                return (
+                    "the service's own URL answers with both checkpoints by turns",
+                    "say with --canary-url where the new one alone answers, or --no-smoke-test",
+                )
+        elif self.service.kind.state(self.before).arguments and not self.wanted.arguments:
             return "KServe would give a canary without arguments those of the service", ""
-        if situation.questions and plan.canary is None:
+        elif nobody_asks:
             return (
                 "the account may not ask the canary's Service through the API server",
                 "say with --canary-url where it answers, or use the account of manifests/base",
             )
-    elif situation.rollout.percents and situation.questions and plan.canary is None:
-        return (
-            "the service's own URL answers with both checkpoints by turns",
-            "say with --canary-url where the new one alone answers, or --no-smoke-test",
-        )
-    return None
+        return None
+
+    def _serving(self) -> Change:
+        """What makes of a service one that serves the checkpoint, verified on start where asked."""
+        kind, wanted = self.service.kind, self.wanted
+        installed = self.service.storage_container()
+
+        def verifying(document: Document) -> Document:
+            return verified(document, wanted.uri or "", wanted.digest or "", installed)
+
+        chosen = self.rollout.verify_on_start
+        verify = verifies(self.before) if chosen is None else chosen
+        if verify:
+            verifying(self.before)
+        elif chosen is None and installed is not None:
+            with suppress(InvalidInputError):  # it is for other addresses
+                verifying(self.before)
+                verify = True
+
+        def change(document: Document) -> Document:
+            changed = kind.changed(document, wanted)
+            return verifying(changed) if verify else changed
+
+        return change
+
+    def _fingerprint(self, expected: Expected) -> Fingerprint | None:
+        """How what serves now answers, asked where no canary does."""
+        server, name = self.server, workload_name(self.document)
+        if name and self.service.may_ask(name):
+            server = self.service.behind(name)
+        elif self.begun:
+            return None  # both may answer there by now
+        return take_fingerprint(server, expected.distinguishing) if server else None
 
 
-def _stable(situation: Situation, plan: Plan, questions: Questions) -> Fingerprint | None:
-    """How what serves now answers, asked where no canary does."""
-    name = workload_name(situation.document)
-    if name and situation.service.may_ask(name):
-        return take_fingerprint(situation.service.behind(name), questions.prompts)
-    if situation.record or plan.server is None:
-        return None  # both may answer there by now
-    return take_fingerprint(plan.server, questions.prompts)
+def answering(
+    service: Service, document: Document, url: str | None
+) -> tuple[Server | None, list[str]]:
+    """Where a service answers from here, at ``url`` or where its status and its Service are.
+
+    The first address that does, else the first; and why they do not.
+    """
+    name = workload_name(document) if service.kind.name == "InferenceService" else None
+    told = url or (document.get("status") or {}).get("url")
+    servers = [at_url(told)] if told else []
+    if name and not url and service.may_ask(name):
+        servers.append(service.behind(name))
+    failures = [] if servers else ["its status names no URL"]
+    for server in servers:
+        try:
+            server.models(_SECONDS)
+            return server, []
+        except ServerError as error:
+            failures.append(str(error))
+    return (servers[0] if servers else None), failures

@@ -1,4 +1,4 @@
-"""Whether the pods that were last asked for answer, and no others.
+"""Whether the pods that were last asked for answer, and no others; and why they do not.
 
 A service in Standard mode stays Ready while pods of before are: what tells is the Deployment that
 KServe makes of it, whose pods carry the service's own annotations.
@@ -6,18 +6,33 @@ KServe makes of it, whose pods carry the service's own annotations.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from quantlib.errors import QuantlibError
+from quantlib.promotion.api import ForbiddenError, UnreachableError
 from quantlib.promotion.cluster import Service
-from quantlib.promotion.kinds import Document
-from quantlib.promotion.pods import one_line, trouble_of
-from quantlib.promotion.rollout import CANARY, deployment_mode, workload_name
+from quantlib.promotion.merging import Document, annotations_of
+from quantlib.promotion.record import STALE, Held
+from quantlib.promotion.rollout import SETTLE_SECONDS
 from quantlib.promotion.state import PREFIX
+from quantlib.promotion.steps import CANARY, deployment_mode, workload_name
 
-SETTLE_SECONDS = 30.0
-"""Where a status does not say which generation it is of, it has to stay ready for so long."""
+MOST_RESTARTS = 3
+"""A container that ended so often will end again."""
 
+STUCK_SECONDS = 45.0
+"""What a pod has been held up by for so long, and what no waiting changes, is a failure."""
+
+_STUCK = {
+    *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"),
+    *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
+    *("CrashLoopBackOff",),
+}
+_STATES = ("ready", "waiting", "stuck", "failed")
+_TELLING = re.compile(r"error|exception|fatal|refused", re.IGNORECASE)
 _NOT_LOOKED = "its controller has not looked yet"
 _SOURCE = "internal.serving.kserve.io/storage-initializer-sourceuri"
 
@@ -27,7 +42,8 @@ class Readiness:
     """How a service fares.
 
     Attributes:
-        state: ``failed`` is what waiting does not change; ``stuck`` what it hardly changes.
+        state: ``failed`` is what waiting does not change; ``stuck`` what it hardly changes, though
+            a cluster may yet find room.
         reason: Why it is not ready, in one line.
         certain: Whether what was seen is known to be of the latest generation.
     """
@@ -37,14 +53,59 @@ class Readiness:
     certain: bool = True
 
 
-def look(service: Service, document: Document, *, canary: bool = False) -> Readiness:
-    """Looks at the pods that a service was last asked for.
+def wait_until_ready(
+    held: Held,
+    step: str,
+    *,
+    canary: bool = False,
+    timeout: float | None = None,
+    enough: Callable[[], bool] = lambda: False,
+) -> Document:
+    """Waits until the pods that were last asked for answer, and no others.
 
     Args:
-        service: The service.
-        document: The service as it was just read.
-        canary: Whether at the canary's pods.
+        held: The promotion, which is renewed meanwhile.
+        step: What is waited for, in messages.
+        canary: Whether the canary's pods are waited for.
+        timeout: Seconds; None for the rollout's.
+        enough: Whether somebody wants no more waiting.
+
+    Returns:
+        The service as it is then.
+
+    Raises:
+        QuantlibError: They do not get ready.
     """
+    service, rollout, clock = held.service, held.rollout, held.rollout.clock
+    timeout = rollout.timeout if timeout is None else timeout
+    started = renewed = since = clock.monotonic()
+    state, reason = "", ""
+    while clock.monotonic() - started < timeout and not enough():
+        try:
+            document = service.get()
+            seen = look(service, document, canary=canary)
+            if clock.monotonic() - renewed > STALE.total_seconds() / 4:
+                held.renew(step)
+                renewed = clock.monotonic()
+        except UnreachableError as error:
+            seen = Readiness("waiting", str(error))
+        now = clock.monotonic()
+        if seen.state != state:
+            state, since = seen.state, now
+        if state == "ready" and (seen.certain or now - since >= SETTLE_SECONDS):
+            return document
+        if state != "ready" and seen.reason != reason:
+            held.say(f"{step}: {seen.reason}")
+        if state == "failed" or (state == "stuck" and now - since > STUCK_SECONDS):
+            raise QuantlibError(f"{service}: {step}: {seen.reason}")
+        reason = seen.reason or reason
+        clock.sleep(rollout.poll_seconds)
+    what = "nobody waited for it to be ready" if enough() else f"not ready after {timeout:.0f} s"
+    raise QuantlibError(f"{service}: {step}: {what}: {reason}")
+
+
+def look(service: Service, document: Document, *, canary: bool = False) -> Readiness:
+    """Looks at the pods that a service, as it was just read, or its canary was last asked for."""
     if service.kind.name == "Deployment":
         return _rolled_out(service, document)
     name = workload_name(document, canary=canary)
@@ -72,13 +133,12 @@ def _by_status(document: Document, *, canary: bool = False) -> Readiness:
         model = status.get("modelStatus") or {}
         if model.get("transitionStatus") == "BlockedByFailedLoad":
             said = (model.get("lastFailureInfo") or {}).get("message")
-            return Readiness("failed", one_line(said or "the model fails to load"))
+            return Readiness("failed", _one_line(said or "the model fails to load"))
     conditions = {each["type"]: each for each in status.get("conditions") or ()}
     ready = conditions.get("Ready", {})
     if ready.get("status") != "True":
-        return Readiness(
-            "waiting", one_line(ready.get("message") or ready.get("reason") or "not Ready")
-        )
+        said = ready.get("message") or ready.get("reason") or "not Ready"
+        return Readiness("waiting", _one_line(said))
     if canary and "canary" in document["spec"]:
         told = {each.get("name"): each for each in status.get("canaryStatuses") or ()}
         if not told.get(CANARY, {}).get("ready"):
@@ -88,17 +148,14 @@ def _by_status(document: Document, *, canary: bool = False) -> Readiness:
 
 def _made_of(document: Document, workload: Document, *, canary: bool) -> bool:
     """Whether a Deployment is what KServe makes of the service as it is now."""
-    template = workload["spec"]["template"]
-    told = (template.get("metadata") or {}).get("annotations") or {}
     if document["kind"] != "InferenceService":
         return True
-    if _ours(told) != _ours(document["metadata"].get("annotations") or {}):
+    told = annotations_of(workload["spec"]["template"])
+    if _ours(told) != _ours(annotations_of(document)):
         return False
     spec = document["spec"]
-    predictor = (
-        spec["canary"][0]["predictor"] if canary and spec.get("canary") else spec["predictor"]
-    )
-    return told.get(_SOURCE) in (None, predictor["model"].get("storageUri"))
+    part = spec["canary"][0] if canary and spec.get("canary") else spec
+    return told.get(_SOURCE) in (None, part["predictor"]["model"].get("storageUri"))
 
 
 def _ours(annotations: Document) -> Document:
@@ -116,13 +173,67 @@ def _rolled_out(service: Service, deployment: Document) -> Readiness:
     )
     if wanted and (new, available, all_pods) == (wanted, wanted, wanted):
         return Readiness("ready")
-    trouble = trouble_of(service, deployment)
     counts = f"{new} of {wanted} new pods are there"
     if all_pods > new:
         counts += f", {all_pods - new} of before"
-    if trouble is None:
-        return Readiness("waiting", f"{counts}, {available} available in all")
-    state: Literal["failed", "stuck", "waiting"] = "waiting"
-    if trouble.fatal or trouble.stuck:
-        state = "failed" if trouble.fatal else "stuck"
-    return Readiness(state, trouble.reason)
+    try:
+        pods = service.pods(deployment)
+    except ForbiddenError as error:
+        what = f"its pods may not be looked at ({error.problems[0].what})"
+        return Readiness("waiting", what)
+    return max(
+        (trouble for pod in pods for trouble in _troubles(service, pod)),
+        key=lambda trouble: _STATES.index(trouble.state),
+        default=Readiness("waiting", f"{counts}, {available} available in all"),
+    )
+
+
+def _troubles(service: Service, pod: Document) -> Iterator[Readiness]:
+    """What keeps a pod from being ready: what its status and its logs say, each in one line."""
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            said = condition.get("message") or condition.get("reason") or "no node"
+            yield Readiness("waiting", f"pod {name} has no node: {_one_line(said)}")
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(kind) or ():
+            if trouble := _trouble(service, name, container):
+                yield trouble
+
+
+def _trouble(service: Service, pod: str, container: Document) -> Readiness | None:
+    states = [container.get("state") or {}, container.get("lastState") or {}]
+    waiting = states[0].get("waiting") or {}
+    ended: Document = next(filter(None, (state.get("terminated") for state in states)), {})
+    is_stuck = waiting.get("reason") in _STUCK
+    who = f"{container['name']} of pod {pod}"
+    if not ended.get("exitCode") or container.get("ready"):
+        if not is_stuck:
+            return None
+        said = _one_line(waiting.get("message") or "")
+        return Readiness("stuck", ": ".join(filter(None, (who, waiting["reason"], said))))
+    said = _one_line(ended.get("message") or "") or _last_words(
+        service.log(pod, container["name"], previous="terminated" not in states[0])
+    )
+    reason = f"{who} ended with {ended['exitCode']}"
+    if ended.get("reason") not in (None, "Error"):
+        reason += f" ({ended['reason']})"
+    restarts = container.get("restartCount", 0)
+    if restarts:
+        reason += f", {restarts} restarts"
+    if said:
+        reason += f": {said}"
+    if restarts >= MOST_RESTARTS:
+        return Readiness("failed", reason)
+    return Readiness("stuck" if is_stuck else "waiting", reason)
+
+
+def _last_words(log: str) -> str:
+    """The last line of a log that tells of an error, else the last line."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    telling = [line for line in lines if _TELLING.search(line)]
+    return _one_line((telling or lines or [""])[-1])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]

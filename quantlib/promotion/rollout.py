@@ -1,224 +1,63 @@
-"""The steps by which a service goes over to another checkpoint."""
+"""How a service is to go over, and the clock that it goes by."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
 
-from quantlib.errors import InvalidInputError
-from quantlib.promotion.kinds import Document, Kind
-from quantlib.promotion.merging import merged, with_missing
+SETTLE_SECONDS = 30.0
+"""Where a status does not say which generation it is of, it has to stay ready for so long."""
 
-MODE = "serving.kserve.io/deploymentMode"
-CANARY = "canary"
-_NOT_OF_A_CANARY = ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling")
-"""KServe refuses a canary that has one of these: its pods are as many as it says itself."""
+Say = Callable[[str], None]
 
-_OF_VERIFICATION = ("storageContainerName", "initContainers", "volumes")
-_SCALE = ("minReplicas", "maxReplicas")
-_MODES = {
-    "RawDeployment": "Standard",
-    "Standard": "Standard",
-    "Serverless": "Knative",
-    "Knative": "Knative",
-}
 
-Change = Callable[[Document], Document]
+class Clock:
+    """The machine's clock. Tests have one of their own, which waits for nobody."""
+
+    def monotonic(self) -> float:
+        """Seconds since some moment, which never go back."""
+        return time.monotonic()
+
+    def utc(self) -> datetime:
+        """The time of day."""
+        return datetime.now(UTC)
+
+    def sleep(self, seconds: float) -> None:
+        """Waits."""
+        time.sleep(seconds)
+
+    def stamp(self) -> str:
+        """The time of day, as annotations hold it."""
+        return self.utc().isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step.
+class Rollout:
+    """How a service goes over.
 
     Attributes:
-        name: For people, and for the record: a promotion is gone on with at the step of this name.
-        change: What it makes of the service as it is found.
-        is_canary: Whether the new checkpoint is still beside the one that serves.
-        percent: Its share of the traffic; None where it has none that is known.
+        percents: Of the traffic, for the canary; none to go over at once.
+        route: An HTTPRoute that gives the canary its share; None for what the cluster does itself.
+        in_place: Whether new pods replace those that serve without standing beside them first.
+        url: Where the service answers; None for what its status says.
+        canary_url: Where the new checkpoint alone answers while it is beside the other.
+        verify_on_start: Whether pods verify their copy before vLLM starts; None for where the
+            cluster has what that takes.
+        timeout: Seconds that each step gets to be ready.
+        restore_seconds: How long to try to restore while the API server does not answer.
+        poll_seconds: Between looks.
+        clock: By which all this is measured.
     """
 
-    name: str
-    change: Change
-    is_canary: bool = False
-    percent: int | None = None
-
-
-def deployment_mode(document: Document) -> str | None:
-    """``Standard`` or ``Knative``: by the annotation, else by the status; None if neither says."""
-    annotations = document["metadata"].get("annotations") or {}
-    said = annotations.get(MODE) or (document.get("status") or {}).get("deploymentMode")
-    return _MODES.get(said or "")
-
-
-def workload_name(document: Document, *, canary: bool = False) -> str | None:
-    """The Deployment that KServe makes of a service, and its Service; None under Knative.
-
-    Args:
-        document: The service.
-        canary: Whether those of the canary.
-    """
-    name: str = document["metadata"]["name"]
-    if document["kind"] == "LLMInferenceService":
-        return f"{name}-kserve"
-    if document["kind"] == "Deployment" or deployment_mode(document) == "Knative":
-        return None
-    own = CANARY if canary else document["spec"].get("predictor", {}).get("name")
-    return "-".join(filter(None, (name, own, "predictor")))
-
-
-def can_have_a_canary(document: Document) -> bool:
-    """Whether new pods can stand beside those that serve, without traffic of their own."""
-    return document["kind"] == "InferenceService" and deployment_mode(document) == "Standard"
-
-
-def steps_of(
-    before: Document, serve: Change, percents: Sequence[int], *, dark: bool, split: bool
-) -> list[Step]:
-    """The steps from one state to another.
-
-    Under Knative the new revision gets ``canaryTrafficPercent``. In Standard mode a second
-    predictor in ``spec.canary`` serves the new checkpoint: KServe 0.20 gives it pods and a Service,
-    and no traffic, which takes a route.
-
-    Args:
-        before: The service before the promotion.
-        serve: What makes of a service one that serves the checkpoint.
-        percents: Of the traffic, for the canary.
-        dark: Whether new pods first stand beside those that serve, without traffic.
-        split: Whether a route of ours gives the canary its share.
-    """
-
-    def last(document: Document) -> Document:
-        return serve(_without_canary(document, before))
-
-    def canary(percent: int) -> Change:
-        return lambda document: _with_canary(document, before, serve, percent)
-
-    end = Step("all traffic", last)
-    if percents and deployment_mode(before) == "Knative":
-        return [*(_revision(last, percent) for percent in percents), end]
-    steps = [Step("dark launch", canary(0), True, 0 if split else None)] if dark else []
-    if split:
-        shares = (percent for percent in percents if percent)
-        steps += [Step(f"{each} % of traffic", canary(each), True, each) for each in shares]
-    return [*steps, end]
-
-
-def restoring(kind: Kind, before: Document, *, hold_traffic: bool = False) -> Change:
-    """What brings a service back to what it was, with all that it had.
-
-    What others set to another value meanwhile stays so.
-
-    Args:
-        kind: Of the service.
-        before: The service before the promotion.
-        hold_traffic: Under Knative, keeps all traffic on the revision before the canary, since the
-            restored one is a new revision that first has to get ready.
-    """
-    state = kind.state(before)
-
-    def change(document: Document) -> Document:
-        restored = kind.changed(_without_canary(document, before), state)
-        for fields, old in zip(_pod_specs(restored), _pod_specs(before), strict=True):
-            for name in _OF_VERIFICATION:
-                _take_over(fields, old, name)
-        restored["spec"] = with_missing(restored["spec"], before["spec"])
-        return _with_percent(restored, 0) if hold_traffic else restored
-
-    return change
-
-
-def _pod_specs(document: Document) -> list[Document]:
-    """Where a service says what else its pods have."""
-    spec = document["spec"]
-    if document["kind"] == "Deployment":
-        return [spec["template"]["spec"]]
-    return [
-        spec.setdefault("predictor" if document["kind"] == "InferenceService" else "template", {})
-    ]
-
-
-def foreign_canary(document: Document) -> bool:
-    """Whether the service has a canary already; 100 % of the traffic is what ends one."""
-    spec = document["spec"]
-    percent = (spec.get("predictor") or {}).get("canaryTrafficPercent")
-    return bool(spec.get("canary")) or percent not in (None, 100)
-
-
-def _revision(last: Change, percent: int) -> Step:
-    return Step(
-        f"{percent} % of traffic",
-        lambda document: _with_percent(last(document), percent),
-        True,
-        percent,
-    )
-
-
-def _with_percent(document: Document, percent: int) -> Document:
-    predictor = {"canaryTrafficPercent": percent}
-    changed: Document = merged(document, {"spec": {"predictor": predictor}}, by_name=False)
-    return changed
-
-
-def _without_canary(document: Document, before: Document) -> Document:
-    """A service as it is without a canary of ours; its scale is what it was before one."""
-    if document["kind"] != "InferenceService":
-        return document
-    changed = deepcopy(document)
-    predictor, old = changed["spec"]["predictor"], before["spec"]["predictor"]
-    _take_over(predictor, old, "canaryTrafficPercent")
-    if changed["spec"].pop("canary", None):
-        for name in _SCALE:
-            _take_over(predictor, old, name)
-    return changed
-
-
-def _take_over(fields: Document, old: Document, name: str) -> None:
-    fields.pop(name, None)
-    if name in old:
-        fields[name] = old[name]
-
-
-def _with_canary(document: Document, before: Document, serve: Change, percent: int) -> Document:
-    """A service with a second predictor, and as many pods of its own as without one.
-
-    KServe takes the canary's pods from the ``minReplicas`` of the others from the first moment on,
-    before any of them is ready: the others are asked for so many more.
-    """
-    changed = deepcopy(document)
-    predictor, old = changed["spec"]["predictor"], before["spec"]["predictor"]
-    least = int(old.get("minReplicas") or 1)
-    pods = max(1, math.ceil(least * percent / 100))
-    if least > 1:
-        predictor["minReplicas"] = least + pods
-        if (old.get("maxReplicas") or least + pods) < least + pods:
-            predictor["maxReplicas"] = least + pods
-    second: dict[str, Any] = deepcopy(serve(before)["spec"]["predictor"])
-    for name in (*_NOT_OF_A_CANARY, "canaryTrafficPercent"):
-        second.pop(name, None)
-    # A canary's container needs a name; this is the one that KServe gives to a model's.
-    second["model"] = {"name": "kserve-container"} | second["model"]
-    second |= {"name": CANARY, "minReplicas": pods}
-    changed["spec"]["canary"] = [{"trafficPercent": percent, "predictor": second}]
-    return changed
-
-
-def require_canary(document: Document) -> None:
-    """Checks that a canary can be asked for by name.
-
-    Raises:
-        InvalidInputError: The cluster would ignore it.
-    """
-    if document["kind"] != "InferenceService":
-        raise InvalidInputError.one(
-            "--canary", f"a {document['kind']} has no canary", "promote without --canary"
-        )
-    if deployment_mode(document) is None:
-        raise InvalidInputError.one(
-            "--canary",
-            f"neither the annotation {MODE} nor the status says how the service is deployed",
-            f"annotate it with {MODE}: Standard or Knative, as it is, or promote without --canary",
-        )
+    percents: tuple[int, ...] = ()
+    route: str | None = None
+    in_place: bool = False
+    url: str | None = None
+    canary_url: str | None = None
+    verify_on_start: bool | None = None
+    timeout: float = 1800.0
+    restore_seconds: float = 120.0
+    poll_seconds: float = 2.0
+    clock: Clock = Clock()  # noqa: RUF009 (it has no state)

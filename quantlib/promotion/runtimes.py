@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from quantlib.errors import Problem
-from quantlib.promotion.kinds import MODEL_FORMAT, Document, Kind
+from quantlib.promotion.kinds import MODEL_FORMAT, Kind
+from quantlib.promotion.merging import Document
 
 RUNTIMES = ("ServingRuntime", "ClusterServingRuntime")
 """KServe looks for a runtime in the service's namespace first."""
@@ -16,25 +17,10 @@ _CONTAINER = "kserve-container"
 
 @dataclass(frozen=True)
 class Runtime:
-    """What is known of the image that runs vLLM.
-
-    Attributes:
-        image: None where it is not known.
-        source: What names the image, or why it is not known.
-    """
+    """The image that runs vLLM, if it is known, and what names it, or why it is not known."""
 
     image: str | None
     source: str
-
-
-def named_runtime(document: Document) -> str | None:
-    """The runtime that an InferenceService asks for, or else the one that KServe has given it."""
-    status = document.get("status") or {}
-    return (
-        _model(document).get("runtime")
-        or status.get("servingRuntimeName")
-        or status.get("clusterServingRuntimeName")
-    )
 
 
 def runtime_of(
@@ -54,7 +40,9 @@ def runtime_of(
         return Runtime(_tagged(image, document), f"the {kind.name}")
     if kind.name != "InferenceService":
         return Runtime(None, f"the {kind.name} names no image")
-    name = named_runtime(document)
+    status = document.get("status") or {}
+    chosen = status.get("servingRuntimeName") or status.get("clusterServingRuntimeName")
+    name = _model(document).get("runtime") or chosen
     if name is None and not complete:
         return Runtime(None, "the InferenceService names neither an image nor a runtime")
     for level in levels:
@@ -68,24 +56,16 @@ def runtime_of(
     return Runtime(None, missing if complete else f"{missing} in the overlay")
 
 
-def runtime_problems(document: Document, levels: Iterable[list[Document]]) -> list[Problem]:
-    """That KServe has no runtime of the name that an InferenceService asks for.
-
-    Args:
-        document: The service.
-        levels: All runtimes that it may choose from.
-    """
+def runtime_problems(document: Document, levels: Iterable[list[Document]]) -> Iterator[Problem]:
+    """That KServe has no runtime of the name that an InferenceService asks for."""
     name = _model(document).get("runtime")
     known = {each["metadata"]["name"] for level in levels for each in level}
-    if document["kind"] != "InferenceService" or name is None or name in known:
-        return []
-    return [
-        Problem(
+    if document["kind"] == "InferenceService" and name not in {None, *known}:
+        yield Problem(
             f"InferenceService {document['metadata']['name']}",
             f"asks for the runtime {name}, which there is not",
             f"there are: {', '.join(sorted(known)) or 'none'}",
         )
-    ]
 
 
 def _fits(runtime: Document, document: Document, name: str | None) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantlib.errors import QuantlibError
-from quantlib.promotion.server import Completion, Server, together
+from quantlib.serving.client import Completion, Server, together
 
 _NEW_TOKENS = 24
 _VOTES = 5
@@ -23,6 +23,8 @@ _DEVIATIONS = 3.5
 _NEITHER = 0.05
 
 Prompt = tuple[int, ...]
+Fingerprint = dict[Prompt, Completion]
+"""How a checkpoint goes on after prompts; without those answered otherwise a second time."""
 
 
 class ShareError(QuantlibError):
@@ -30,24 +32,10 @@ class ShareError(QuantlibError):
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """How a checkpoint goes on after prompts.
-
-    Attributes:
-        completions: By prompt; without those that it answered otherwise a second time.
-    """
-
-    completions: dict[Prompt, Completion]
-
-
-@dataclass(frozen=True)
 class Share:
-    """Who answered.
+    """Of some requests, how many the canary answered, and how many nobody knows who.
 
     Attributes:
-        canary: Requests that the canary answered.
-        neither: Requests whose answers are as near to the one as to the other.
-        requests: All of them.
         percent: Share of the canary that was asked for.
     """
 
@@ -85,21 +73,12 @@ def requests_for(percent: int) -> int:
 
 
 def take_fingerprint(server: Server, prompts: Sequence[Prompt]) -> Fingerprint:
-    """Asks a server whose checkpoint is known, twice: all at once, and one after the other.
-
-    Raises:
-        ServerError: It does not answer.
-    """
+    """Asks a server whose checkpoint is known, twice: all at once, and one after the other."""
     (model, *_) = server.models()
     once = server.complete(model, prompts, _NEW_TOKENS)
     again = together(lambda prompt: server.complete(model, [prompt], _NEW_TOKENS)[0], prompts)
-    return Fingerprint(
-        {
-            prompt: first
-            for prompt, first, second in zip(prompts, once, again, strict=True)
-            if first == second
-        }
-    )
+    answers = zip(prompts, once, again, strict=True)
+    return {prompt: first for prompt, first, second in answers if first == second}
 
 
 def measure_share(
@@ -124,14 +103,14 @@ def measure_share(
     """
     prompts = _distinguishing(stable, canary)
     (model, *_) = server.models()
-    longest = max(_alike(stable.completions[each], canary.completions[each]) for each in prompts)
+    longest = max(_alike(stable[each], canary[each]) for each in prompts)
     tokens = min(_NEW_TOKENS, longest + 2)
 
     def lead(_: int) -> int:
         """By how much an answer is nearer to the canary's than to the stable checkpoint's."""
         answers = server.complete(model, prompts, tokens)
         return sum(
-            _alike(answer, canary.completions[prompt]) - _alike(answer, stable.completions[prompt])
+            _alike(answer, canary[prompt]) - _alike(answer, stable[prompt])
             for prompt, answer in zip(prompts, answers, strict=True)
         )
 
@@ -143,13 +122,13 @@ def measure_share(
 def _distinguishing(stable: Fingerprint, canary: Fingerprint) -> list[Prompt]:
     """The prompts after which the two part first."""
     found = {
-        prompt: _alike(completion, canary.completions[prompt])
-        for prompt, completion in stable.completions.items()
-        if prompt in canary.completions and completion != canary.completions[prompt]
+        prompt: _alike(completion, canary[prompt])
+        for prompt, completion in stable.items()
+        if prompt in canary and completion != canary[prompt]
     }
     if not found:
         raise ShareError(
-            f"the canary answers all of {len(stable.completions)} prompts as the stable service "
+            f"the canary answers all of {len(stable)} prompts as the stable service "
             "does, so that who answers a request cannot be told"
         )
     return sorted(found, key=found.__getitem__)[:_VOTES]

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 from quantlib.checkpoint.source import StoreSource
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.promotion.published import Published
-from quantlib.promotion.server import Completion, Server, ServerError, together
+from quantlib.promotion.published import report_address
+from quantlib.publishing.verification import Verified
 from quantlib.recipe import parse_recipe
-from quantlib.report.model import Probe as ReportedProbe
+from quantlib.report.model import Probe
+from quantlib.serving.client import Completion, Server, ServerError, together
 from quantlib.steps.texts import windows_without_store
+from quantlib.store import open_store
 from quantlib.text.tokenizer import load_tokenizer
 
 _WORDS = 3
@@ -31,52 +33,24 @@ class SmokeError(QuantlibError):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How far answers may be from the report's.
+class Question:
+    """A prompt of the report, or a probe: a place in the held-out text.
 
     Attributes:
-        agreement: Share of the probes that are to be answered as in the report.
-        seconds: For each answer.
-    """
-
-    agreement: float = 0.9
-    seconds: float = 60.0
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt of the report.
-
-    Attributes:
-        tokens: The prompt.
-        completion: What the validated checkpoint goes on with.
+        tokens: The prompt; what is before the place.
+        text: What the validated checkpoint goes on with.
+        token: The same as a token, of a probe; None of a prompt.
     """
 
     tokens: tuple[int, ...]
-    completion: str
-
-    def is_met(self, answer: Completion) -> bool:
-        """Whether an answer begins as the completion."""
-        start = self.completion.split()[:_WORDS]
-        return answer.text.split()[: len(start)] == start
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A place in the held-out text.
-
-    Attributes:
-        tokens: What is before it.
-        token: What the validated checkpoint goes on with.
-        text: The same as text.
-    """
-
-    tokens: tuple[int, ...]
-    token: int
     text: str
+    token: int | None = None
 
     def is_met(self, answer: Completion) -> bool:
-        """Whether an answer is the token; its text, where the server gives no tokens."""
+        """Whether an answer begins as the report's; after a probe, whether it is the token."""
+        if self.token is None:
+            start = self.text.split()[:_WORDS]
+            return answer.text.split()[: len(start)] == start
         if answer.tokens is None:
             return answer.text.strip() == self.text.strip()
         return answer.tokens[:1] == (self.token,)
@@ -84,17 +58,18 @@ class Probe:
 
 @dataclass(frozen=True)
 class Expected:
-    """What is asked, and what is expected.
+    """What of a report is asked, what is expected, and how far off the answers may be.
 
     Attributes:
-        prompts: Of the report.
-        max_new_tokens: Of a completion.
-        probes: Of the report.
+        agreement: Share of the probes that are to be answered as in the report.
+        seconds: For each answer.
     """
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[Question, ...]
     max_new_tokens: int
-    probes: tuple[Probe, ...]
+    probes: tuple[Question, ...]
+    agreement: float = 0.9
+    seconds: float = 60.0
 
     @property
     def distinguishing(self) -> tuple[tuple[int, ...], ...]:
@@ -103,8 +78,8 @@ class Expected:
         return (*(each.tokens for each in self.prompts), *(each.tokens for each in probes))
 
 
-def expected_of(published: Published) -> Expected:
-    """What a checkpoint's report lets expect.
+def expected_of(published: Verified, agreement: float = 0.9, seconds: float = 60.0) -> Expected:
+    """What a checkpoint's report lets expect, within limits as of :class:`Expected`.
 
     Raises:
         InvalidInputError: It was not validated, or before there were probes; or the held-out text
@@ -112,9 +87,9 @@ def expected_of(published: Published) -> Expected:
     """
     evaluation = published.report.evaluation
     if evaluation is None:
-        raise InvalidInputError.one(published.report_address, "holds no evaluation")
-    probes = _probes_of(published.report_address, evaluation.probes)
-    source = StoreSource(published.store)
+        raise InvalidInputError.one(report_address(published), "holds no evaluation")
+    probes = _probes_of(report_address(published), evaluation.probes)
+    source = StoreSource(open_store(published.address))
     recipe = parse_recipe(published.report.recipe)
     tokenizer = load_tokenizer(source)
     windows = windows_without_store(recipe.validation, source)
@@ -125,76 +100,62 @@ def expected_of(published: Published) -> Expected:
             "promote where that text is at hand, or leave the test out with --no-smoke-test",
         )
 
-    def at(probe: ReportedProbe) -> Probe:
+    def at(probe: Probe) -> Question:
         before = windows.tokens[probe.window, : probe.position].tolist()
         whole = tokenizer.decode([*before, probe.token])
-        return Probe(tuple(before), probe.token, whole[len(tokenizer.decode(before)) :])
+        return Question(tuple(before), whole[len(tokenizer.decode(before)) :], probe.token)
 
-    return Expected(
-        tuple(
-            Prompt(tuple(tokenizer.encode(each.prompt).ids), each.quantized)
-            for each in evaluation.generations
-        ),
-        recipe.validation.max_new_tokens,
-        tuple(map(at, probes)),
+    prompts = tuple(
+        Question(tuple(tokenizer.encode(each.prompt).ids), each.quantized)
+        for each in evaluation.generations
     )
+    new_tokens = recipe.validation.max_new_tokens
+    return Expected(prompts, new_tokens, tuple(map(at, probes)), agreement, seconds)
 
 
-def _probes_of(address: str, probes: tuple[ReportedProbe, ...] | None) -> tuple[ReportedProbe, ...]:
+def _probes_of(address: str, probes: tuple[Probe, ...] | None) -> tuple[Probe, ...]:
+    otherwise = "or leave the test out with --no-smoke-test"
     if probes is None:
         raise InvalidInputError.one(
             address,
             "is from before reports held probes, which the smoke test asks for",
-            "validate and publish the checkpoint again, or leave the test out with --no-smoke-test",
+            f"validate and publish the checkpoint again, {otherwise}",
         )
     if len(probes) < _FEWEST_PROBES:
         raise InvalidInputError.one(
             address,
             f"holds {len(probes)} probes, which are too few to test a server by: in the held-out "
             "text the model is hardly ever sure of the next token",
-            "validate it on more text, or on text of the kind that it was trained on, or leave the "
-            "test out with --no-smoke-test",
+            "validate it on more text, or on text of the kind that it was trained on, " + otherwise,
         )
     return probes
 
 
-def smoke_test(server: Server, expected: Expected, limits: Limits) -> str:
-    """Asks a server, and says what was found.
-
-    Args:
-        server: Who is asked.
-        expected: What is asked and expected.
-        limits: How far off the answers may be.
-
-    Raises:
-        SmokeError: It answers otherwise, too late, or not at all.
-    """
+def smoke_test(server: Server, expected: Expected) -> str:
+    """Asks a server, and says what was found, or raises SmokeError."""
     try:
-        (model, *_) = server.models(limits.seconds)
+        (model, *_) = server.models(expected.seconds)
     except ServerError as error:
         raise SmokeError(str(error)) from None
-    asked: list[tuple[Prompt | Probe, int]] = [
-        *((prompt, expected.max_new_tokens) for prompt in expected.prompts),
-        *((probe, 1) for probe in expected.probes),
-    ]
+    questions = [*expected.prompts, *expected.probes]
     answered: list[bool] = []
 
-    def ask(each: tuple[Prompt | Probe, int]) -> bool:
-        question, tokens = each
-        (answer,) = server.complete(model, [question.tokens], tokens, limits.seconds)
+    def ask(question: Question) -> bool:
+        tokens = expected.max_new_tokens if question.token is None else 1
+        (answer,) = server.complete(model, [question.tokens], tokens, expected.seconds)
         answered.append(True)
         return question.is_met(answer)
 
     try:
-        met = together(ask, asked)
+        met = together(ask, questions)
     except ServerError as error:
         raise SmokeError(
             f"{server.name} stopped answering in the smoke test, after {len(answered)} of "
-            f"{len(asked)} requests: {error}"
+            f"{len(questions)} requests: {error}"
         ) from None
     prompts, probes = len(expected.prompts), len(expected.probes)
     begun, agreeing = sum(met[:prompts]), sum(met[prompts:])
-    needed = math.ceil(limits.agreement * probes)
+    needed = math.ceil(expected.agreement * probes)
     in_words = (
         f"{begun} of {prompts} prompts and {agreeing} of {probes} probes are answered as in the "
         "report"

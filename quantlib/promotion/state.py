@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from quantlib.promotion.published import Published
+from quantlib.errors import InvalidInputError
+from quantlib.promotion.published import report_address
+from quantlib.publishing.verification import Verified
 from quantlib.serving.options import serve_options
+from quantlib.store.receipt import receipt_path
 
 PREFIX = "quantlib.io/"
 DIGEST = PREFIX + "digest"
@@ -32,8 +35,8 @@ DESCRIBING = frozenset(
 )
 """The annotations that go with what is served."""
 
-
 _NUMBER = re.compile(r"-\d+(\.\d+)?")
+_STREAMED = ("s3://", "gs://")
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,13 @@ class State:
         parts = (self.uri or "").rstrip("/").rsplit("/", 2)
         return parts[1] if self.digest and len(parts) == 3 and parts[1] else None
 
+    def serves(self, published: Verified, uri: str) -> bool:
+        """Whether that is a checkpoint from an address."""
+        return (self.digest, self.uri) == (published.digest, uri)
+
 
 def successor(
-    current: State, published: Published, uri: str, arguments: Mapping[str, Any]
+    current: State, published: Verified, uri: str, kind: str, promoted_at: str | None = None
 ) -> State:
     """The state that serves a checkpoint in place of another.
 
@@ -92,24 +99,52 @@ def successor(
         current: What it replaces. Arguments that came from no checkpoint are kept.
         published: What to serve.
         uri: Where the service finds it.
-        arguments: Of vLLM's server, by name; they win over the kept ones.
+        kind: Of the service.
+        promoted_at: When that was begun, where the cluster itself is changed.
+
+    Raises:
+        InvalidInputError: A service of this kind cannot read such a URI.
     """
+    arguments = _arguments(published, uri, kind)
     earlier = current.annotations.get(ARGUMENTS, "")
     replaced = {*arguments, *filter(None, earlier.split(","))}
     words = [*without(current.arguments, replaced), *serve_options(arguments)]
+    manifest, last = published.manifest, published.report.provenance.receipts[-1]
     annotations = {
         DIGEST: published.digest,
-        REPORT: published.report_address,
-        RUN: published.run,
-        ENGINE: published.manifest.figures.engine,
-        PUBLISHED_AT: published.manifest.published_at.isoformat(timespec="seconds"),
-        RELEASE: str(published.manifest.release),
-        MODEL: published.manifest.name,
+        REPORT: report_address(published),
+        RUN: receipt_path(last.step, last.key),
+        ENGINE: manifest.figures.engine,
+        PUBLISHED_AT: manifest.published_at.isoformat(timespec="seconds"),
+        RELEASE: str(manifest.release),
+        MODEL: manifest.name,
         ARGUMENTS: ",".join(sorted(arguments)),
+        PREVIOUS_URI: current.uri or None,
+        PROMOTED_AT: promoted_at,
     }
-    if current.uri:
-        annotations[PREVIOUS_URI] = current.uri
-    return State(uri, tuple(words), annotations)
+    told = {name: said for name, said in annotations.items() if said is not None}
+    return State(uri, tuple(words), told)
+
+
+def _arguments(published: Verified, uri: str, kind: str) -> dict[str, Any]:
+    """Arguments of vLLM's server, by name.
+
+    KServe hands vLLM a folder. In a plain Deployment vLLM itself reads the URI, from object storage
+    with its streaming loader.
+    """
+    option, is_streamed = "--storage-uri", uri.startswith(_STREAMED)
+    if kind != "Deployment":
+        if "://" not in uri:
+            what = f"{uri} is no URI that KServe reads"
+            raise InvalidInputError.one(option, what, "give s3://… or pvc://CLAIM/PATH")
+        return published.serve
+    if "://" in uri and not is_streamed:
+        raise InvalidInputError.one(
+            option,
+            f"vLLM in a Deployment does not read {uri}",
+            "give s3://… or gs://…, or the path where its container has the folder",
+        )
+    return published.serve | ({"load_format": "runai_streamer"} if is_streamed else {})
 
 
 def without(words: Sequence[str], names: Iterable[str]) -> list[str]:

@@ -8,65 +8,56 @@ checkpoint that it has to be. Image and key are those of the ``ClusterStorageCon
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import PurePosixPath
-from typing import Any
 
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.promotion.kinds import Document
+from quantlib.promotion.kinds import pod_of
+from quantlib.promotion.merging import Document
 
 STORAGE_CONTAINER = "quantlib-verified"
 """What ``manifests/components/verified-storage`` calls it."""
 
 INIT_CONTAINER = "quantlib-verify"
+_WHERE = f"ClusterStorageContainer {STORAGE_CONTAINER}"
 _MOUNT = "/mnt/models"
 _CLAIM = "quantlib-published"
 _KEY = "quantlib-release-key"
 _SCRATCH = "quantlib-scratch"
 _KEY_VARIABLE = "QUANTLIB_PUBLIC_KEY"
+_OURS = {"initContainers": (INIT_CONTAINER,), "volumes": (_CLAIM, _KEY, _SCRATCH)}
 
 
-def verifies(kind: str, document: Document) -> bool:
-    """Whether a service's pods verify what they serve, each as :func:`verified_spec` lets them.
-
-    Args:
-        kind: Of the service.
-        document: The service.
-    """
-    pod = _pod_of(kind, document)
-    return pod.get("storageContainerName") == STORAGE_CONTAINER or any(
-        each.get("name") == INIT_CONTAINER for each in pod.get("initContainers") or ()
-    )
+def verifies(document: Document) -> bool:
+    """Whether a service's pods verify what they serve, as :func:`verified` lets them."""
+    named = pod_of(deepcopy(document)).get("storageContainerName") == STORAGE_CONTAINER
+    return named or any(_verifying(document))
 
 
-def other_digest_problems(kind: str, document: Document, digest: str) -> list[Problem]:
-    """What keeps pods of a service from starting with a checkpoint: they verify another one.
-
-    Args:
-        kind: Of the service.
-        document: The service, as it is written by hand.
-        digest: The checkpoint's, with ``sha256:``.
-    """
+def other_digest_problems(document: Document, digest: str) -> Iterator[Problem]:
+    """That pods of a service verify another checkpoint, which keeps them from starting."""
     expected = f"--digest={digest}"
-    return [
-        Problem(
-            f"{kind} {document['metadata']['name']}",
-            f"its init container {INIT_CONTAINER} verifies another checkpoint than {digest}",
-            f"give it {expected} in the same change",
-        )
-        for each in _pod_of(kind, document).get("initContainers") or ()
-        if each.get("name") == INIT_CONTAINER and expected not in (each.get("args") or ())
-    ]
+    for each in _verifying(document):
+        if expected not in (each.get("args") or ()):
+            yield Problem(
+                f"{document['kind']} {document['metadata']['name']}",
+                f"its init container {INIT_CONTAINER} verifies another checkpoint than {digest}",
+                f"give it {expected} in the same change",
+            )
 
 
-def verified_spec(
-    kind: str, document: Document, uri: str, digest: str, installed: Document | None
-) -> Document:
-    """The ``spec`` to lay over a service so that its pods verify a checkpoint before they serve it.
+def _verifying(document: Document) -> Iterator[Document]:
+    for each in pod_of(deepcopy(document)).get("initContainers") or ():
+        if each.get("name") == INIT_CONTAINER:
+            yield each
+
+
+def verified(document: Document, uri: str, digest: str, installed: Document | None) -> Document:
+    """A service whose pods verify a checkpoint before they serve it, and is otherwise as it was.
 
     Args:
-        kind: Of the service.
-        document: The service. What its lists hold stays.
+        document: The service.
         uri: Where its pods find the checkpoint.
         digest: The checkpoint's, with ``sha256:``.
         installed: The ``ClusterStorageContainer`` that verifies; None where there is none.
@@ -77,104 +68,37 @@ def verified_spec(
     """
     container = _installed(installed, uri)
     key = _key_of(container)
-    pod = _pod_of(kind, document)
+    kind, changed = document["kind"], deepcopy(document)
+    pod = pod_of(changed)
     if kind == "InferenceService" and uri.startswith("s3://"):
-        spec: Document = {"storageContainerName": STORAGE_CONTAINER}
-        if verifies(kind, document):
-            spec |= _without_ours(pod)
-    elif match := re.fullmatch(r"pvc://([^/]+)/?(.*?)/?", uri):
+        if verifies(document):
+            _remove_ours(pod)
+        pod["storageContainerName"] = STORAGE_CONTAINER
+        return changed
+    mount = None
+    if match := re.fullmatch(r"pvc://([^/]+)/?(.*?)/?", uri):
         claim, path = match.groups()
-        volume = {
-            "name": _CLAIM,
-            "persistentVolumeClaim": {"claimName": claim, "readOnly": True},
-        }
-        mount = {"name": _CLAIM, "mountPath": _MOUNT, "readOnly": True}
-        if path:
-            mount["subPath"] = path
-        verifying = _verifying(container, key, _MOUNT, digest, mount)
-        spec = _with_ours(pod, verifying, [volume, _key_volume(key)])
-        if pod.get("storageContainerName") == STORAGE_CONTAINER:
-            spec["storageContainerName"] = None
-    elif kind == "Deployment" and (mounted := _mount_below(pod, uri)) is not None:
-        verifying = _verifying(container, key, uri, digest, mounted | {"readOnly": True})
-        spec = _with_ours(pod, verifying, [_key_volume(key)])
-    else:
+        folder = _MOUNT
+        mount = {"name": _CLAIM, "mountPath": _MOUNT} | ({"subPath": path} if path else {})
+        volume = {"claimName": claim, "readOnly": True}
+        volumes = [{"name": _CLAIM, "persistentVolumeClaim": volume}]
+    elif kind == "Deployment":
+        folder, mount, volumes = uri, _mount_below(pod, uri), []
+    if mount is None:
         raise InvalidInputError.one(
             f"{kind} {document['metadata']['name']}",
             f"has no way to verify {uri} before it is served",
             "serve it from a volume, or by an InferenceService, or leave --verify-on-start out",
         )
-    if kind == "InferenceService":
-        return {"predictor": spec}
-    return {"template": spec if kind == "LLMInferenceService" else {"spec": spec}}
-
-
-def _installed(installed: Document | None, uri: str) -> Document:
-    """The container of the ``ClusterStorageContainer``."""
-    where = f"ClusterStorageContainer {STORAGE_CONTAINER}"
-    if installed is None:
-        raise InvalidInputError.one(
-            where,
-            "is not there, or cannot be seen, so nothing would verify what is served",
-            "add manifests/components/verified-storage to the overlay, and kubectl apply -k it",
-        )
-    spec = installed.get("spec") or {}
-    formats = [each.get("prefix") or "" for each in spec.get("supportedUriFormats") or ()]
-    if installed.get("disabled"):
-        raise InvalidInputError.one(where, "is disabled", "enable it")
-    if uri.startswith("s3://") and not any(each and uri.startswith(each) for each in formats):
-        claimed = ", ".join(filter(None, formats)) or "nothing"
-        raise InvalidInputError.one(
-            where, f"is for {claimed}, not for {uri}", "add the prefix to its supportedUriFormats"
-        )
-    container: Document = spec.get("container") or {}
-    if not container.get("image"):
-        raise InvalidInputError.one(where, "names no image", "write its spec.container.image")
-    return container
-
-
-def _pod_of(kind: str, document: Document) -> Document:
-    """What a service says of its pods."""
-    spec = document["spec"]
-    if kind == "InferenceService":
-        return spec.get("predictor") or {}
-    template = spec.get("template") or {}
-    return template if kind == "LLMInferenceService" else template.get("spec") or {}
-
-
-def _key_of(container: Document) -> Document:
-    """In which ConfigMap the release key is: ``name`` and ``key``."""
-    for variable in container.get("env") or ():
-        source = (variable.get("valueFrom") or {}).get("configMapKeyRef")
-        if variable["name"] == _KEY_VARIABLE and source:
-            return {"name": source["name"], "key": source["key"]}
-    raise InvalidInputError.one(
-        f"ClusterStorageContainer {STORAGE_CONTAINER}",
-        f"takes {_KEY_VARIABLE} from no ConfigMap",
-        "name it there by configMapKeyRef",
-    )
-
-
-def _key_volume(key: Document) -> Document:
-    return {"name": _KEY, "configMap": {"name": key["name"]}}
-
-
-def _verifying(
-    container: Document, key: Document, folder: str, digest: str, mount: Document
-) -> Document:
-    """The init container.
-
-    Args:
-        container: Whose image and limits it has.
-        key: Where the release key is.
-        folder: The checkpoint, as it sees it.
-        digest: The checkpoint's.
-        mount: Of the volume that holds it.
-    """
+    _remove_ours(pod)
+    if pod.get("storageContainerName") == STORAGE_CONTAINER:
+        del pod["storageContainerName"]
+    volumes += [{"name": _KEY, "configMap": {"name": key["name"]}}]
+    pod["volumes"] = [*(pod.get("volumes") or ()), *volumes, {"name": _SCRATCH, "emptyDir": {}}]
     kept = ("image", "imagePullPolicy", "resources", "securityContext")
-    return {
+    verifying = {
         "name": INIT_CONTAINER,
-        **{key: deepcopy(container[key]) for key in kept if key in container},
+        **{name: deepcopy(container[name]) for name in kept if name in container},
         "command": ["python", "-m", "quantlib"],
         "args": [
             "verify",
@@ -186,32 +110,56 @@ def _verifying(
         # The line that says why it failed is shown in the pod's status.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
-            mount,
+            mount | {"readOnly": True},
             {"name": _KEY, "mountPath": "/keys", "readOnly": True},
             {"name": _SCRATCH, "mountPath": "/scratch"},
         ],
     }
+    # Who verifies comes after who fetches.
+    pod["initContainers"] = [*(pod.get("initContainers") or ()), verifying]
+    return changed
 
 
-def _without_ours(pod: Document) -> Document:
-    """The lists of a pod without what is ours, where it had some; emptied lists are null."""
-    kept: dict[str, Any] = {}
-    for key, ours in (("initContainers", (INIT_CONTAINER,)), ("volumes", (_CLAIM, _KEY, _SCRATCH))):
-        before = pod.get(key) or []
-        after = [deepcopy(each) for each in before if each.get("name") not in ours]
-        if len(after) != len(before):
-            kept[key] = after or None
-    return kept
+def _installed(installed: Document | None, uri: str) -> Document:
+    """The container of the ``ClusterStorageContainer``."""
+    if installed is None:
+        raise InvalidInputError.one(
+            _WHERE,
+            "is not there, or cannot be seen, so nothing would verify what is served",
+            "add manifests/components/verified-storage to the overlay, and kubectl apply -k it",
+        )
+    spec = installed.get("spec") or {}
+    formats = [each.get("prefix") or "" for each in spec.get("supportedUriFormats") or ()]
+    if installed.get("disabled"):
+        raise InvalidInputError.one(_WHERE, "is disabled", "enable it")
+    if uri.startswith("s3://") and not any(each and uri.startswith(each) for each in formats):
+        what = f"is for {', '.join(filter(None, formats)) or 'nothing'}, not for {uri}"
+        raise InvalidInputError.one(_WHERE, what, "add the prefix to its supportedUriFormats")
+    container: Document = spec.get("container") or {}
+    if not container.get("image"):
+        raise InvalidInputError.one(_WHERE, "names no image", "write its spec.container.image")
+    return container
 
 
-def _with_ours(pod: Document, container: Document, volumes: list[Document]) -> Document:
-    """The lists of a pod with ours in them: who verifies comes after who fetches."""
-    others = {key: deepcopy(pod.get(key) or []) for key in ("initContainers", "volumes")}
-    others |= {key: value or [] for key, value in _without_ours(pod).items()}
-    return {
-        "initContainers": [*others["initContainers"], container],
-        "volumes": [*others["volumes"], *volumes, {"name": _SCRATCH, "emptyDir": {}}],
-    }
+def _key_of(container: Document) -> Document:
+    """In which ConfigMap the release key is: ``name`` and ``key``."""
+    for variable in container.get("env") or ():
+        source: Document = (variable.get("valueFrom") or {}).get("configMapKeyRef") or {}
+        if variable["name"] == _KEY_VARIABLE and source:
+            return source
+    what = f"takes {_KEY_VARIABLE} from no ConfigMap"
+    raise InvalidInputError.one(_WHERE, what, "name it there by configMapKeyRef")
+
+
+def _remove_ours(pod: Document) -> None:
+    """Takes what is ours out of the lists of a pod, and a list that is empty then."""
+    for name, ours in _OURS.items():
+        before = pod.get(name) or []
+        after = [each for each in before if each.get("name") not in ours]
+        if before and not after:
+            del pod[name]
+        elif before:
+            pod[name] = after
 
 
 def _mount_below(pod: Document, folder: str) -> Document | None:

@@ -21,10 +21,9 @@ from kubernetes import client, config
 from promotion.conftest import SERVICES
 from promotion.kserve import NEVER, Fate, Kubelet, Pods
 
-from quantlib.promotion.clock import Clock
 from quantlib.promotion.cluster import Service
 from quantlib.promotion.kinds import KINDS, Document
-from quantlib.promotion.waiting import Rollout
+from quantlib.promotion.rollout import Clock, Rollout
 
 CRDS = Path(__file__).parents[1] / "data" / "kserve-crds"
 

@@ -13,9 +13,7 @@ from promotion.test_smoke import EXPECTED
 from quantlib.promotion.checks import Allowances
 from quantlib.promotion.cluster import Service, find_service
 from quantlib.promotion.direct import promote_directly
-from quantlib.promotion.plan import Questions
 from quantlib.promotion.published import check_published
-from quantlib.promotion.smoke import Limits, smoke_test
 
 BY_HAND = "s3://models/by-hand/"
 
@@ -30,7 +28,6 @@ class Promotion:
     allowances: Allowances = field(default_factory=Allowances)
     said: list[str] = field(default_factory=list)
     interrupt_at: int | None = None
-    verify_on_start: bool | None = None
 
     @property
     def uri(self) -> str:
@@ -50,11 +47,8 @@ class Promotion:
             cluster.behind(service or find_service(cluster.namespace, "tiny")),
             cluster.rollout(**{"url": url} | self.changes),
             self.allowances,
-            Questions(
-                lambda server: smoke_test(server, EXPECTED, Limits()), EXPECTED.distinguishing
-            ),
+            EXPECTED,
             self.say,
-            verify_on_start=self.verify_on_start,
         )
 
 

@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -345,7 +346,7 @@ class Kubelet:
             assert pod is not None
             assert parse_qs(parts.query)["container"] == [pod["spec"]["containers"][-1]["name"]]
             log = self._pods.fate(_source(pod)).log
-            return (log or "").encode()
+            return SimpleNamespace(data=(log or "").encode())
         if "proxy" not in words:
             return self._api.call_api(path, method, **options)
         scheme, name, port = words[words.index("services") + 1].split(":")
@@ -362,7 +363,7 @@ class Kubelet:
         request = urllib.request.Request(self._url_of(source) + asked, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.read()
+                return SimpleNamespace(data=answer.read())
         except urllib.error.HTTPError as error:
             raise _refused(error.code, "the server said so") from None
         except OSError as error:

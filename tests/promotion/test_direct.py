@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.checks import Allowances
 from quantlib.promotion.cluster import find_service
 from quantlib.promotion.kinds import KINDS
-from quantlib.promotion.readiness import SETTLE_SECONDS
-from quantlib.promotion.record import STALE, Record, snapshot, take
+from quantlib.promotion.record import STALE, Held, Record
 from quantlib.promotion.restoring import roll_back
+from quantlib.promotion.rollout import SETTLE_SECONDS
 
 pytestmark = pytest.mark.slow
 _numbers = itertools.count()
@@ -488,9 +488,18 @@ def test_the_api_server_gone_for_long(
     assert "quantlib.io/promotion" not in cluster.annotations()
 
 
-SOMEBODYS = Record(
-    "me", "1", "sha256:1", "begins", "2026-11-01T00:00:00Z", "2026-11-01T00:00:00Z", '{"spec": {}}'
-)
+OBJECT = {"apiVersion": "v1", "kind": "Any", "spec": {}, "metadata": {}}
+SOMEBODYS = {
+    **{"holder": "me", "uid": "1", "digest": "sha256:1", "step": "begins"},
+    **{"began": "2026-11-01T00:00:00Z", "renewed": "2026-11-01T00:00:00Z"},
+    "before": json.dumps(OBJECT),
+}
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+    record = Record.model_validate_json(json.dumps(SOMEBODYS))
+    assert record.before == OBJECT
+    assert json.loads(record.model_dump_json()) == SOMEBODYS | {"route": None}
 
 
 @pytest.mark.parametrize(
@@ -499,9 +508,10 @@ SOMEBODYS = Record(
         "by hand",
         "[]",
         "{}",
-        json.dumps(asdict(replace(SOMEBODYS, renewed="2026-11-01T00:00:00"))),
-        json.dumps(asdict(replace(SOMEBODYS, before="by hand"))),
-        json.dumps(asdict(replace(SOMEBODYS, before="{}"))),
+        json.dumps(SOMEBODYS | {"renewed": "2026-11-01T00:00:00"}),
+        json.dumps(SOMEBODYS | {"before": "by hand"}),
+        json.dumps(SOMEBODYS | {"before": "{}"}),
+        json.dumps(SOMEBODYS | {"before": json.dumps(OBJECT | {"spec": 3})}),
     ],
 )
 def test_a_record_that_somebody_wrote_by_hand(
@@ -525,7 +535,7 @@ def test_a_mistake_of_ours_is_undone_too(
 ) -> None:
     cluster = make_cluster()
     before = cluster.get()
-    monkeypatch.setattr("promotion.driver.smoke_test", lambda *_: 1 // 0)
+    monkeypatch.setattr("quantlib.promotion.direct.smoke_test", lambda *_: 1 // 0)
     promotion = Promotion(cluster, make_published())
     with pytest.raises(ZeroDivisionError):
         promotion.run()
@@ -750,17 +760,18 @@ def test_of_two_that_begin_at_once_one_wins(
     def overtake(method: str) -> None:
         """Lets the other begin between the dry run and the record."""
         if method == "POST" and not cluster.annotations().get("quantlib.io/promotion"):
-            now = cluster.clock.stamp()
+            document, clock = cluster.get(), cluster.clock
             record = Record(
-                "other",
-                cluster.get()["metadata"]["uid"],
-                "sha256:2",
-                "begins",
-                now,
-                now,
-                snapshot(cluster.get()),
+                holder="other",
+                uid=document["metadata"]["uid"],
+                digest="sha256:2",
+                step="begins",
+                began=clock.stamp(),
+                renewed=clock.utc(),
+                before=document,
             )
-            take(service, cluster.get(), service.notes(), record)
+            held = Held(service, record, cluster.rollout(), second.say)
+            held.begin(document, service.notes())
 
     with pytest.raises(QuantlibError, match=r"the promotion of 2 by other .* was first"):
         first.run(hooked(service, before=overtake))

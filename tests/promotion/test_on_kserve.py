@@ -496,7 +496,7 @@ def test_pods_verify_what_they_start_with_where_the_cluster_can(
 ) -> None:
     cluster = make_cluster(mode="Standard")
     before = cluster.get()["spec"]
-    promotion = Promotion(cluster, make_published(), verify_on_start=verify)
+    promotion = Promotion(cluster, make_published(), {"verify_on_start": verify})
     promotion.run()
     name = "quantlib-verified" if verify is None else None
     asked = [spec for spec in cluster.specs if "canary" in spec]
@@ -513,7 +513,7 @@ def test_verifying_is_refused_where_the_cluster_cannot(
 ) -> None:
     cluster = make_cluster(mode="Standard")
     with pytest.raises(InvalidInputError, match="verified-storage"):
-        Promotion(cluster, make_published(), verify_on_start=True).run()
+        Promotion(cluster, make_published(), {"verify_on_start": True}).run()
     assert serves(cluster) == BY_HAND
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from fake_openai import FakeOpenAI, fake_openai
 
-from quantlib.promotion.server import ServerError, at_url
 from quantlib.promotion.share import (
     Fingerprint,
     Share,
@@ -16,6 +15,7 @@ from quantlib.promotion.share import (
     requests_for,
     take_fingerprint,
 )
+from quantlib.serving.client import ServerError, at_url
 
 PROMPTS = ((1, 2, 3), (4,), (5, 6))
 
@@ -157,7 +157,7 @@ def test_a_prompt_that_is_answered_now_so_now_so_is_no_sign(stable: FakeOpenAI) 
 
     stable.backend = answer
     (found,) = fingerprints(stable)
-    assert set(found.completions) == set(PROMPTS[:2])
+    assert set(found) == set(PROMPTS[:2])
 
 
 def test_a_request_that_fails_is_no_share(

@@ -12,32 +12,31 @@ from promotion.conftest import MakePublished
 
 from quantlib.errors import InvalidInputError
 from quantlib.promotion import smoke
-from quantlib.promotion.published import Published, check_published
-from quantlib.promotion.server import at_url
+from quantlib.promotion.published import check_published
 from quantlib.promotion.smoke import (
     Expected,
-    Limits,
-    Probe,
-    Prompt,
+    Question,
     SmokeError,
     expected_of,
     smoke_test,
 )
-from quantlib.report.model import Probe as ReportedProbe
+from quantlib.publishing.verification import Verified
+from quantlib.report.model import Probe
+from quantlib.serving.client import at_url
 
 EXPECTED = Expected(
     prompts=(
-        Prompt((1, 2, 3), " Paris. It is a city."),
-        Prompt((4, 5), " four."),
-        Prompt((6,), " red and blue"),
+        Question((1, 2, 3), " Paris. It is a city."),
+        Question((4, 5), " four."),
+        Question((6,), " red and blue"),
     ),
     max_new_tokens=8,
-    probes=tuple(Probe((100, 200 + index), 300 + index, f" {index}") for index in range(20)),
+    probes=tuple(Question((100, 200 + index), f" {index}", 300 + index) for index in range(20)),
 )
 
 
 def answer_as_expected(fake: FakeOpenAI) -> None:
-    fake.completions = {each.tokens: each.completion for each in EXPECTED.prompts}
+    fake.completions = {each.tokens: each.text for each in EXPECTED.prompts}
     fake.tokens = {each.tokens: each.token for each in EXPECTED.probes}
 
 
@@ -48,8 +47,8 @@ def server() -> Iterator[FakeOpenAI]:
         yield fake
 
 
-def found_at(server: FakeOpenAI, limits: Limits = Limits()) -> str:
-    return smoke_test(at_url(server.url), EXPECTED, limits)
+def found_at(server: FakeOpenAI, **limits: float) -> str:
+    return smoke_test(at_url(server.url), replace(EXPECTED, **limits))
 
 
 def test_the_reports_answers_pass(server: FakeOpenAI) -> None:
@@ -87,9 +86,9 @@ def test_one_probe_in_ten_may_be_missed(server: FakeOpenAI) -> None:
     server.tokens[EXPECTED.probes[2].tokens] = 7
     with pytest.raises(SmokeError, match=r"17 of 20 probes .*; 2 and 18 are required"):
         found_at(server)
-    assert "17 of 20 probes" in found_at(server, Limits(agreement=0.85))
+    assert "17 of 20 probes" in found_at(server, agreement=0.85)
     with pytest.raises(SmokeError, match="2 and 20 are required"):
-        found_at(server, Limits(agreement=1.0))
+        found_at(server, agreement=1.0)
 
 
 def test_text_is_compared_where_no_tokens_are_given(server: FakeOpenAI) -> None:
@@ -104,12 +103,12 @@ def test_text_is_compared_where_no_tokens_are_given(server: FakeOpenAI) -> None:
 def test_slow_broken_and_absent_servers_are_found(server: FakeOpenAI) -> None:
     server.delay = 0.5
     with pytest.raises(SmokeError, match=r"does not answer within 0\.1 s|above 0\.1"):
-        found_at(server, Limits(seconds=0.1))
+        found_at(server, seconds=0.1)
     server.delay, server.broken = 0.0, True
     with pytest.raises(SmokeError, match="answers 500"):
         found_at(server)
     with pytest.raises(SmokeError, match="the connection is refused"):
-        smoke_test(at_url("http://127.0.0.1:9"), EXPECTED, Limits())
+        smoke_test(at_url("http://127.0.0.1:9"), EXPECTED)
 
 
 def test_a_server_that_dies_in_the_test_has_failed_it(server: FakeOpenAI) -> None:
@@ -121,7 +120,7 @@ def test_a_server_that_dies_in_the_test_has_failed_it(server: FakeOpenAI) -> Non
     assert len(server.asked) < 23
 
 
-def with_probes(published: Published, probes: tuple[ReportedProbe, ...] | None) -> Published:
+def with_probes(published: Verified, probes: tuple[Probe, ...] | None) -> Verified:
     evaluation = published.report.evaluation
     assert evaluation is not None
     changed = evaluation.model_copy(update={"probes": probes})
@@ -129,26 +128,26 @@ def with_probes(published: Published, probes: tuple[ReportedProbe, ...] | None) 
 
 
 @pytest.fixture
-def published(make_published: MakePublished) -> Published:
+def published(make_published: MakePublished) -> Verified:
     return check_published(str(make_published()))
 
 
-def test_a_report_of_before_probes_is_refused(published: Published) -> None:
+def test_a_report_of_before_probes_is_refused(published: Verified) -> None:
     with pytest.raises(InvalidInputError, match="validate and publish the checkpoint again"):
         expected_of(with_probes(published, None))
 
 
-def test_too_few_probes_are_no_test(published: Published) -> None:
-    few = tuple(ReportedProbe(window=0, position=1, token=index) for index in range(7))
+def test_too_few_probes_are_no_test(published: Verified) -> None:
+    few = tuple(Probe(window=0, position=1, token=index) for index in range(7))
     with pytest.raises(InvalidInputError, match="holds 7 probes, which are too few"):
         expected_of(with_probes(published, few))
 
 
 def test_probes_are_asked_with_what_is_before_them(
-    published: Published, monkeypatch: pytest.MonkeyPatch
+    published: Verified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = np.arange(24).reshape(2, 12)
-    probes = tuple(ReportedProbe(window=1, position=at, token=90 + at) for at in range(1, 9))
+    probes = tuple(Probe(window=1, position=at, token=90 + at) for at in range(1, 9))
     evaluation = published.report.evaluation
     assert evaluation is not None
     text = evaluation.text
@@ -166,8 +165,8 @@ def test_probes_are_asked_with_what_is_before_them(
     monkeypatch.setattr(smoke, "load_tokenizer", lambda _: Tokenizer())
     monkeypatch.setattr(smoke, "windows_without_store", windows(text.digest))
     expected = expected_of(with_probes(published, probes))
-    assert expected.probes[1] == Probe((12, 13), 92, " 92")
-    assert expected.prompts[1] == Prompt((len("Two and two are"),), " four.")
+    assert expected.probes[1] == Question((12, 13), " 92", 92)
+    assert expected.prompts[1] == Question((len("Two and two are"),), " four.")
     assert expected.distinguishing[:4] == ((24,), (15,), (32,), (12,))
     monkeypatch.setattr(smoke, "windows_without_store", windows("sha256:other"))
     with pytest.raises(InvalidInputError, match="is another here"):

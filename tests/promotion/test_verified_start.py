@@ -12,8 +12,7 @@ from promotion.conftest import DEPLOYMENT, INFERENCE_SERVICE, LLM_INFERENCE_SERV
 
 from quantlib.cli.verify import verify
 from quantlib.errors import InvalidInputError
-from quantlib.promotion.merging import merged
-from quantlib.promotion.verified_start import STORAGE_CONTAINER, verified_spec, verifies
+from quantlib.promotion.verified_start import STORAGE_CONTAINER, verified, verifies
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 DIGEST = f"sha256:{'3f' * 32}"
@@ -49,12 +48,6 @@ def vllm_of(deployment: dict[str, Any]) -> dict[str, Any]:
     return container
 
 
-def laid(document: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
-    """A document with a ``spec`` laid over it as a merge patch, which replaces lists."""
-    laid: Any = merged(document, {"spec": spec}, by_name=False)
-    return laid
-
-
 def pod_of(document: dict[str, Any]) -> dict[str, Any]:
     spec = document["spec"]
     if document["kind"] == "InferenceService":
@@ -65,11 +58,11 @@ def pod_of(document: dict[str, Any]) -> dict[str, Any]:
 
 def test_an_inference_service_names_the_container_that_fetches(installed: Any) -> None:
     document = service("InferenceService")
-    assert not verifies("InferenceService", document)
-    spec = verified_spec("InferenceService", document, S3, DIGEST, installed)
-    assert spec == {"predictor": {"storageContainerName": STORAGE_CONTAINER}}
+    assert not verifies(document)
+    changed = verified(document, S3, DIGEST, installed)
+    assert pod_of(changed) == pod_of(document) | {"storageContainerName": STORAGE_CONTAINER}
     assert installed["metadata"]["name"] == STORAGE_CONTAINER
-    assert verifies("InferenceService", laid(document, spec))
+    assert verifies(changed)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +80,9 @@ def test_a_volume_is_verified_by_an_init_container(
     pod_of(document)["initContainers"] = [{"name": "mine", "image": "mine:1"}]
     pod_of(document).setdefault("volumes", []).append({"name": "mine", "emptyDir": {}})
     before = copy.deepcopy(document)
-    changed = laid(document, verified_spec(kind, document, uri, DIGEST, installed))
+    changed = verified(document, uri, DIGEST, installed)
     assert document == before
-    assert verifies(kind, changed)
+    assert verifies(changed)
     pod = pod_of(changed)
     mine, container = pod["initContainers"]
     assert mine == {"name": "mine", "image": "mine:1"}
@@ -118,29 +111,27 @@ def test_a_volume_is_verified_by_an_init_container(
 @pytest.mark.parametrize("kind", ["InferenceService", "LLMInferenceService"])
 def test_the_next_checkpoint_takes_the_place_of_the_last(installed: Any, kind: str) -> None:
     document = service(kind)
-    once = laid(document, verified_spec(kind, document, PVC, DIGEST, installed))
+    once = verified(document, PVC, DIGEST, installed)
     other = f"sha256:{'0' * 64}"
     uri = f"pvc://another/{'0' * 64}"
-    twice = laid(once, verified_spec(kind, once, uri, other, installed))
-    assert twice == laid(document, verified_spec(kind, document, uri, other, installed))
+    twice = verified(once, uri, other, installed)
+    assert twice == verified(document, uri, other, installed)
 
 
 def test_a_service_that_leaves_its_volume_is_verified_where_it_goes(installed: Any) -> None:
     document = service("InferenceService")
     pod_of(document)["initContainers"] = [{"name": "mine"}]
-    for_volume = verified_spec("InferenceService", document, PVC, DIGEST, installed)
-    mounted = laid(document, for_volume)
-    fetched = laid(mounted, verified_spec("InferenceService", mounted, S3, DIGEST, installed))
+    mounted = verified(document, PVC, DIGEST, installed)
+    fetched = verified(mounted, S3, DIGEST, installed)
     assert pod_of(fetched) == pod_of(document) | {"storageContainerName": STORAGE_CONTAINER}
-    back = laid(fetched, verified_spec("InferenceService", fetched, PVC, DIGEST, installed))
+    back = verified(fetched, PVC, DIGEST, installed)
     assert back == mounted
 
 
 def test_what_is_mounted_deepest_is_what_is_verified(installed: Any) -> None:
     document = service("Deployment")
     vllm_of(document)["volumeMounts"].append({"name": "deep", "mountPath": "/mnt/models/tiny"})
-    spec = verified_spec("Deployment", document, FOLDER, DIGEST, installed)
-    [verifying] = spec["template"]["spec"]["initContainers"]
+    [verifying] = pod_of(verified(document, FOLDER, DIGEST, installed))["initContainers"]
     assert verifying["volumeMounts"][0]["name"] == "deep"
 
 
@@ -168,4 +159,4 @@ def test_what_would_verify_nothing_is_refused(
 ) -> None:
     given = None if change is None else installed | change
     with pytest.raises(InvalidInputError, match=reason):
-        verified_spec(kind, service(kind), uri, DIGEST, given)
+        verified(service(kind), uri, DIGEST, given)

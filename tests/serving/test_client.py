@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from fake_openai import FakeOpenAI, fake_openai
 
-from quantlib.promotion.server import Completion, Server, ServerError, at_url, reachability
+from quantlib.serving.client import Completion, Server, ServerError, at_url
 
 
 @pytest.fixture
@@ -85,13 +85,9 @@ def test_the_slowest_answer_is_remembered(fake: FakeOpenAI) -> None:
     assert 0.3 <= server.slowest < 5
 
 
-def test_what_answers_is_said(fake: FakeOpenAI) -> None:
-    assert reachability(at_url(fake.url)) == f"{fake.url} answers, and serves served"
-
-
 def refusal(url: str, seconds: float = 5.0) -> str:
     with pytest.raises(ServerError) as caught:
-        reachability(at_url(url), seconds)
+        at_url(url).models(seconds)
     said = str(caught.value)
     assert "\n" not in said
     assert said.startswith(f"{url}/v1/models ")

@@ -14,14 +14,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException, IncompleteRead
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from quantlib.errors import QuantlibError
 
-Send: TypeAlias = Callable[[str, Any | None, float], bytes]
+Send = Callable[[str, Any | None, float], bytes]
 """Gives the answer to a path, with a query or without: a GET where the second is None, else a POST
 of it as JSON. The third is the seconds that it may take. Raises ServerError."""
 
@@ -39,12 +39,7 @@ class ServerError(QuantlibError):
 
 @dataclass(frozen=True)
 class Completion:
-    """How a server goes on after a prompt.
-
-    Attributes:
-        text: The text.
-        tokens: The same as tokens; None where the server gives none.
-    """
+    """How a server goes on after a prompt; ``tokens`` is None where it tells none."""
 
     text: str
     tokens: tuple[int, ...] | None
@@ -64,11 +59,7 @@ class Server:
         self._send = send
 
     def models(self, seconds: float = 60.0) -> tuple[str, ...]:
-        """The names under which it serves, at least one.
-
-        Raises:
-            ServerError: It does not say.
-        """
+        """The names under which it serves, at least one, or ServerError."""
         answer = self._ask(_MODELS, None, seconds)
         with self._understood(_MODELS):
             names = tuple(str(model["id"]) for model in answer["data"])
@@ -129,19 +120,6 @@ def _completion(choice: Any) -> Completion:
     return Completion(str(choice["text"]), None if tokens is None else tuple(map(int, tokens)))
 
 
-def reachability(server: Server, seconds: float = 10.0) -> str:
-    """Asks whether a server answers now, which nothing has to be changed for.
-
-    Returns:
-        What it serves, as a sentence.
-
-    Raises:
-        ServerError: Its name does not resolve, it refuses the connection, is late, answers an
-            error, or something else than a list of models.
-    """
-    return f"{server.name} answers, and serves {', '.join(server.models(seconds))}"
-
-
 def together(ask: Callable[[_Item], _Answer], items: Sequence[_Item]) -> list[_Answer]:
     """The answers to all items, a few asked at a time.
 
@@ -160,29 +138,27 @@ def at_url(url: str) -> Server:
     base = url.rstrip("/").removesuffix("/v1")
 
     def send(path: str, body: Any | None, seconds: float) -> bytes:
-        request = urllib.request.Request(
-            base + path,
-            None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
+        content = None if body is None else json.dumps(body).encode()
         try:
-            return _exchange(request, seconds)
-        except ServerError as error:
-            raise ServerError(f"{base}{path} {error}") from None
+            request = urllib.request.Request(
+                base + path, content, {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=seconds) as answer:
+                data: bytes = answer.read()
+                return data
+        except urllib.error.HTTPError as error:
+            what = f"answers {error.code}: {_said(error) or error.reason}"
         except (OSError, HTTPException, ValueError) as error:
-            raise ServerError(f"{base}{path} {_in_words(error, seconds)}") from None
+            what = _in_words(error, seconds)
+        raise ServerError(f"{base}{path} {what}")
 
     return Server(base, send)
 
 
-def _exchange(request: urllib.request.Request, seconds: float) -> bytes:
-    try:
-        with urllib.request.urlopen(request, timeout=seconds) as answer:
-            data: bytes = answer.read()
-            return data
-    except urllib.error.HTTPError as error:
-        said = " ".join(error.read(_BYTES_SAID).decode(errors="replace").split())
-        raise ServerError(f"answers {error.code}: {said or error.reason}") from None
+def _said(error: urllib.error.HTTPError) -> str:
+    with suppress(OSError, HTTPException):
+        return " ".join(error.read(_BYTES_SAID).decode(errors="replace").split())
+    return ""
 
 
 def _in_words(error: Exception, seconds: float) -> str:

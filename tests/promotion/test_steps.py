@@ -9,9 +9,16 @@ from promotion.conftest import SERVICES
 
 from quantlib.errors import InvalidInputError
 from quantlib.promotion.kinds import KINDS
-from quantlib.promotion.rollout import Change, require_canary, restoring, steps_of, workload_name
-from quantlib.promotion.routes import require_route, weighed
 from quantlib.promotion.state import State
+from quantlib.promotion.steps import (
+    Change,
+    require_canary,
+    require_route,
+    restoring,
+    steps_of,
+    weighed,
+    workload_name,
+)
 
 WANTED = State("s3://models/new/", ("--dtype", "bfloat16"), {"quantlib.io/digest": "sha256:1"})
 
@@ -126,7 +133,7 @@ def route(*names: str, **metadata: Any) -> Any:
 
 def test_a_route_gives_shares() -> None:
     before = route("tiny-predictor", "other")
-    shared = weighed(weighed(before, before, service(), 10), before, service(), 50)
+    shared = weighed(before, service(), 50)(weighed(before, service(), 10)(before))
     assert shared["spec"]["hostnames"] == ["x"]
     assert shared["spec"]["rules"] == [
         {
