@@ -193,9 +193,8 @@ def promote(
     With --direct the service itself is changed, step by step. Each step has to get ready and to
     answer as the report says; where one does not, or on Ctrl-C, what was served before is restored.
     """
-    from quantlib.promotion.checks import Allowances
-    from quantlib.promotion.published import check_published
-    from quantlib.promotion.published import storage_uri as address_of
+    from quantlib.promotion.checks import Allowances, check_published
+    from quantlib.promotion.checks import storage_uri as address_of
 
     _require_mode(
         direct,

@@ -9,7 +9,6 @@ from quantlib.promotion.checks import Allowances, managed_problems, problems_of
 from quantlib.promotion.cluster import Service
 from quantlib.promotion.merging import Document
 from quantlib.promotion.plan import Plan, answering
-from quantlib.promotion.published import short
 from quantlib.promotion.readiness import wait_until_ready
 from quantlib.promotion.record import BEFORE, Held, LostError, Record, record_of
 from quantlib.promotion.restoring import put_route_back, restore
@@ -17,7 +16,7 @@ from quantlib.promotion.rollout import Rollout, Say
 from quantlib.promotion.runtimes import Runtime, runtime_of, runtime_problems
 from quantlib.promotion.share import Fingerprint, measure_share, take_fingerprint
 from quantlib.promotion.smoke import Expected, smoke_test
-from quantlib.promotion.state import successor
+from quantlib.promotion.state import short, successor
 from quantlib.promotion.steps import Step, deployment_mode, weighed
 from quantlib.publishing.verification import Verified
 from quantlib.serving.client import Server, ServerError

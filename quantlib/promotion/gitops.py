@@ -9,8 +9,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.promotion.checks import Allowances, problems_of
 from quantlib.promotion.git import Clone, clone_of, without_password
 from quantlib.promotion.overlay import Overlay, find_overlay
-from quantlib.promotion.published import report_address, short
-from quantlib.promotion.state import State, successor
+from quantlib.promotion.state import State, report_address, short, successor
 from quantlib.promotion.verified_start import other_digest_problems
 from quantlib.publishing.verification import Verified
 

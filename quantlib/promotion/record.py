@@ -17,9 +17,8 @@ from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.api import ConflictError, UnreachableError
 from quantlib.promotion.cluster import Service
 from quantlib.promotion.merging import Document, annotations_of
-from quantlib.promotion.published import short
 from quantlib.promotion.rollout import Clock, Rollout, Say
-from quantlib.promotion.state import PREFIX
+from quantlib.promotion.state import PREFIX, short
 
 RECORD = PREFIX + "promotion"
 LAST = PREFIX + "last-promotion"

@@ -11,7 +11,6 @@ from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.api import UnreachableError
 from quantlib.promotion.cluster import Service
 from quantlib.promotion.merging import unlike
-from quantlib.promotion.published import short
 from quantlib.promotion.readiness import wait_until_ready
 from quantlib.promotion.record import (
     BEFORE,
@@ -22,6 +21,7 @@ from quantlib.promotion.record import (
     record_of,
 )
 from quantlib.promotion.rollout import Rollout, Say
+from quantlib.promotion.state import short
 from quantlib.promotion.steps import deployment_mode, restoring, with_rules
 
 _STEP = "restoring"

@@ -81,13 +81,7 @@ def take_fingerprint(server: Server, prompts: Sequence[Prompt]) -> Fingerprint:
     return {prompt: first for prompt, first, second in answers if first == second}
 
 
-def measure_share(
-    server: Server,
-    stable: Fingerprint,
-    canary: Fingerprint,
-    percent: int,
-    requests: int | None = None,
-) -> Share:
+def measure_share(server: Server, stable: Fingerprint, canary: Fingerprint, percent: int) -> Share:
     """Counts who answers.
 
     Args:
@@ -95,7 +89,6 @@ def measure_share(
         stable: Of the checkpoint that served before, taken before anything was changed.
         canary: Of the new checkpoint, taken where it alone answers.
         percent: Share of the canary that was asked for.
-        requests: How many to make; None for as many as the share takes.
 
     Raises:
         ShareError: Both checkpoints answer every prompt alike.
@@ -114,9 +107,8 @@ def measure_share(
             for prompt, answer in zip(prompts, answers, strict=True)
         )
 
-    count = requests_for(percent) if requests is None else requests
-    leads = together(lead, range(count))
-    return Share(sum(each > 0 for each in leads), leads.count(0), count, percent)
+    leads = together(lead, range(requests_for(percent)))
+    return Share(sum(each > 0 for each in leads), leads.count(0), len(leads), percent)
 
 
 def _distinguishing(stable: Fingerprint, canary: Fingerprint) -> list[Prompt]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from quantlib.checkpoint.source import StoreSource
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.promotion.published import report_address
+from quantlib.promotion.state import report_address
 from quantlib.publishing.verification import Verified
 from quantlib.recipe import parse_recipe
 from quantlib.report.model import Probe

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 from quantlib.errors import InvalidInputError
-from quantlib.promotion.published import report_address
 from quantlib.publishing.verification import Verified
 from quantlib.serving.options import serve_options
 from quantlib.store.receipt import receipt_path
@@ -163,3 +162,13 @@ def without(words: Sequence[str], names: Iterable[str]) -> list[str]:
         if not dropping:
             kept.append(word)
     return kept
+
+
+def report_address(published: Verified) -> str:
+    """Where a checkpoint's report is."""
+    return f"{published.address.rstrip('/')}/{published.manifest.report}"
+
+
+def short(digest: str) -> str:
+    """The first digits of a digest, fit for names and messages."""
+    return digest.removeprefix("sha256:")[:12]

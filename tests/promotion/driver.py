@@ -10,10 +10,9 @@ from typing import Any
 from promotion.cluster import Cluster
 from promotion.test_smoke import EXPECTED
 
-from quantlib.promotion.checks import Allowances
+from quantlib.promotion.checks import Allowances, check_published
 from quantlib.promotion.cluster import Service, find_service
 from quantlib.promotion.direct import promote_directly
-from quantlib.promotion.published import check_published
 
 BY_HAND = "s3://models/by-hand/"
 

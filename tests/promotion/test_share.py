@@ -75,7 +75,7 @@ def test_the_prompts_that_tell_go_in_one_request(
 ) -> None:
     prints = fingerprints(stable, canary)
     service.backend = lambda: stable
-    measure_share(at_url(service.url), *prints, 0, requests=1)
+    measure_share(at_url(service.url), *prints, 0)
     # " a" and " b" part after one token, " red and" and " red or" after five.
     assert service.asked[0]["prompt"] == [[5, 6], [4]]
     assert service.asked[0]["max_tokens"] == 7
@@ -121,11 +121,11 @@ def test_an_answer_that_is_neithers_counts_for_the_nearest(
     prints = fingerprints(stable, canary)
     # One of two answers was turned around by rounding; the other has more letters of the canary's.
     service.completions = {PROMPTS[1]: " red or else", PROMPTS[2]: " ?"}
-    assert measure_share(at_url(service.url), *prints, 50, requests=4).canary == 4
+    assert measure_share(at_url(service.url), *prints, 50).canary == 100
     service.completions = {}
-    share = measure_share(at_url(service.url), *prints, 50, requests=4)
-    assert (share.canary, share.neither) == (0, 4)
-    assert "4 as neither of the two does" in str(share)
+    share = measure_share(at_url(service.url), *prints, 50)
+    assert (share.canary, share.neither) == (0, 100)
+    assert "100 as neither of the two does" in str(share)
     assert not share.as_asked
 
 

@@ -12,7 +12,7 @@ from promotion.conftest import MakePublished
 
 from quantlib.errors import InvalidInputError
 from quantlib.promotion import smoke
-from quantlib.promotion.published import check_published
+from quantlib.promotion.checks import check_published
 from quantlib.promotion.smoke import (
     Expected,
     Question,

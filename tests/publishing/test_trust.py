@@ -16,7 +16,7 @@ from published_runs import sign
 from quantlib.cli.unpublish import unpublish as unpublish_command
 from quantlib.cli.verify import verify
 from quantlib.errors import InvalidInputError, VerificationError
-from quantlib.promotion.published import check_published
+from quantlib.promotion.checks import check_published
 from quantlib.publishing.jobs import enter_job, published_of
 from quantlib.publishing.linking import linked_folder
 from quantlib.publishing.signing import KeySigner, PublicKey
