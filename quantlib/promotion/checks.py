@@ -55,7 +55,7 @@ class Allowances:
 
 
 def check_published(address: str, policy: Policy = _ANY_SIGNATURE) -> Verified:
-    """Verifies a published folder file by file.
+    """Verifies a published folder file by file, and that its signature is as the policy asks.
 
     Args:
         address: The folder named by the digest, as a path or ``s3://bucket/prefix/name/digest``.
@@ -63,8 +63,7 @@ def check_published(address: str, policy: Policy = _ANY_SIGNATURE) -> Verified:
 
     Raises:
         InvalidInputError: Its files lie elsewhere.
-        VerificationError: It is not what it says of itself, did not pass the gate, or is not signed
-            as the policy asks.
+        VerificationError: It is not what it says of itself, or did not pass the gate.
         StoreError: It cannot be read.
     """
     store = open_store(address.rstrip("/"))
@@ -77,14 +76,10 @@ def storage_uri(published: Verified, given: str | None = None) -> str:
     """Where a service finds a checkpoint: a folder named by the digest, ending in a slash.
 
     Without the slash, KServe would also fetch other folders whose names start like this one's.
-
-    Args:
-        published: The checkpoint.
-        given: Its folder as the cluster sees it; None for the address that it was published to.
+    ``given`` is the folder as the cluster sees it, where that is not the checkpoint's address.
 
     Raises:
-        InvalidInputError: The folder is not named by the digest, or is one that only this machine
-            sees.
+        InvalidInputError: The folder is not named by the digest, or only this machine sees it.
     """
     address = (given or published.address).rstrip("/")
     digits = published.digest.removeprefix("sha256:")
@@ -130,11 +125,7 @@ def problems_of(
 ) -> Iterator[Problem]:
     """Everything that speaks against serving a checkpoint in place of what serves now.
 
-    Args:
-        published: What is to be served.
-        current: What serves now.
-        runtime: Asked what would run vLLM, where nobody says its version.
-        allowances: What to let pass.
+    ``runtime`` is asked what would run vLLM, where nobody says its version.
     """
     if not allowances.runtime_drift:
         yield from _drift(published, allowances.runtime_version, runtime)

@@ -38,11 +38,7 @@ class LossError(InvalidInputError):
 
 @dataclass(frozen=True)
 class Service:
-    """An object that serves a model, asked by a client of the ``kubernetes`` package.
-
-    Attributes:
-        api_version: In which the object is read and changed.
-    """
+    """An object that serves a model, read and changed in ``api_version`` by a client ``api``."""
 
     api: Any
     kind: Kind
@@ -276,10 +272,7 @@ def _leaves(patch: Document, path: str = "") -> Iterator[str]:
 def find_service(namespace: str, name: str, context: str | None = None) -> Service:
     """The service of a name, of the first kind that has one.
 
-    Args:
-        namespace: Where to look.
-        name: Of the service.
-        context: Of the kubeconfig; None for the current one, or the account of the pod.
+    ``context`` is of the kubeconfig; None for its current one, or for the account of the pod.
 
     Raises:
         InvalidInputError: There is none, it may not be read, or no cluster is configured.

@@ -38,12 +38,7 @@ def propose(
 ) -> str:
     """Pushes a branch on which the overlay serves a checkpoint, unless it does already.
 
-    Args:
-        published: The checkpoint.
-        storage_uri: Where the service finds it.
-        target: The service.
-        allowances: What is let pass.
-        in_cluster: Asked what the cluster serves, to compare it with git; None for no cluster.
+    ``in_cluster`` is asked what the cluster serves, where that is to be compared with git.
 
     Returns:
         What was done, in a sentence; in a second line how git and the cluster differ.

@@ -89,18 +89,13 @@ class Overlay:
 
 
 def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay:
-    """The overlay in a repository, and the service in its resources.
+    """The overlay at a path in a repository, and the service in its resources.
 
     Resources that lie elsewhere than in the repository are not looked at.
 
-    Args:
-        root: Of the repository.
-        path: Of the overlay within it.
-        service: Name of the service.
-        namespace: Which the service must be in, as far as the overlay says it.
-
     Raises:
-        InvalidInputError: There is no such overlay, or no such service in it.
+        InvalidInputError: There is no such overlay, or no such service in it, or it is in another
+            namespace.
     """
     root, folder = root.resolve(), (root / path).resolve()
     where = f"--overlay {path}"

@@ -61,10 +61,10 @@ def wait_until_ready(
     timeout: float | None = None,
     enough: Callable[[], bool] = lambda: False,
 ) -> Document:
-    """Waits until the pods that were last asked for answer, and no others.
+    """Waits until the pods that were last asked for answer, and no others; renews the promotion.
 
     Args:
-        held: The promotion, which is renewed meanwhile.
+        held: The promotion.
         step: What is waited for, in messages.
         canary: Whether the canary's pods are waited for.
         timeout: Seconds; None for the rollout's.

@@ -78,15 +78,10 @@ class Record(BaseModel, frozen=True, extra="forbid"):
     route: _Kept | None = None
 
     def require_abandoned(self, service: Service, digest: str | None, clock: Clock) -> None:
-        """Checks that its holder has not written for long.
-
-        Args:
-            service: The service.
-            digest: Of the checkpoint that is to go on where this one stopped; None to end any.
-            clock: The time.
+        """Checks that it may be ended, or gone on with, with the checkpoint of a digest.
 
         Raises:
-            QuantlibError: It is under way.
+            QuantlibError: Its holder has written not long ago.
             InvalidInputError: It is of another checkpoint.
         """
         if clock.utc() - self.renewed <= STALE:
@@ -107,9 +102,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
 def record_of(notes: Document, uid: str | None = None) -> Record | None:
     """The promotion in progress, if there is one.
 
-    Args:
-        notes: :meth:`quantlib.promotion.cluster.Service.notes`.
-        uid: Of the object; the promotion of another one of its name is over, for that is gone.
+    That of another object of its name, by the uid, is over: that one is gone.
 
     Raises:
         InvalidInputError: The annotation is not as we write it.

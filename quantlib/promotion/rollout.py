@@ -43,12 +43,9 @@ class Rollout:
         in_place: Whether new pods replace those that serve without standing beside them first.
         url: Where the service answers; None for what its status says.
         canary_url: Where the new checkpoint alone answers while it is beside the other.
-        verify_on_start: Whether pods verify their copy before vLLM starts; None for where the
-            cluster has what that takes.
+        verify_on_start: Whether pods verify their copy; None for where the cluster can.
         timeout: Seconds that each step gets to be ready.
         restore_seconds: How long to try to restore while the API server does not answer.
-        poll_seconds: Between looks.
-        clock: By which all this is measured.
     """
 
     percents: tuple[int, ...] = ()

@@ -86,7 +86,7 @@ def measure_share(server: Server, stable: Fingerprint, canary: Fingerprint, perc
 
     Args:
         server: At the service's own address.
-        stable: Of the checkpoint that served before, taken before anything was changed.
+        stable: Of what served before, taken before anything was changed.
         canary: Of the new checkpoint, taken where it alone answers.
         percent: Share of the canary that was asked for.
 

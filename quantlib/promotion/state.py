@@ -92,14 +92,9 @@ class State:
 def successor(
     current: State, published: Verified, uri: str, kind: str, promoted_at: str | None = None
 ) -> State:
-    """The state that serves a checkpoint in place of another.
+    """The state that serves a checkpoint in place of another, whose arguments of its own are kept.
 
-    Args:
-        current: What it replaces. Arguments that came from no checkpoint are kept.
-        published: What to serve.
-        uri: Where the service finds it.
-        kind: Of the service.
-        promoted_at: When that was begun, where the cluster itself is changed.
+    ``promoted_at`` is when that was begun, where the cluster itself is changed.
 
     Raises:
         InvalidInputError: A service of this kind cannot read such a URI.

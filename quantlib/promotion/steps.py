@@ -132,13 +132,8 @@ def steps_of(
 def restoring(kind: Kind, before: Document, *, hold_traffic: bool = False) -> Change:
     """What brings a service back to what it was, with all that it had.
 
-    What others set to another value meanwhile stays so.
-
-    Args:
-        kind: Of the service.
-        before: The service before the promotion.
-        hold_traffic: Under Knative, keeps all traffic on the revision before the canary, since the
-            restored one is a new revision that first has to get ready.
+    What others set to another value meanwhile stays so. Under Knative the restored revision is a
+    new one: ``hold_traffic`` keeps all traffic on the one before the canary until it is ready.
     """
     state = kind.state(before)
 

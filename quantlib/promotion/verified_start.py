@@ -63,8 +63,7 @@ def verified(document: Document, uri: str, digest: str, installed: Document | No
         installed: The ``ClusterStorageContainer`` that verifies; None where there is none.
 
     Raises:
-        InvalidInputError: There is none, it is not for the address, or what serves from there
-            cannot verify.
+        InvalidInputError: Nothing would verify what is served from there.
     """
     container = _installed(installed, uri)
     key = _key_of(container)
