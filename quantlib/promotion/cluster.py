@@ -32,10 +32,6 @@ _KSERVE = "/apis/serving.kserve.io/v1alpha1"
 _REVISION = "deployment.kubernetes.io/revision"
 
 
-class LossError(InvalidInputError):
-    """A change would take more from an object than it says, or less."""
-
-
 @dataclass(frozen=True)
 class Service:
     """An object that serves a model, read and changed in ``api_version`` by a client ``api``."""
@@ -65,8 +61,8 @@ class Service:
 
         Raises:
             ConflictError: It was changed since it was read.
-            LossError: A webhook, or definitions that drop fields, make something else of it;
-                without a dry run, it was changed.
+            InvalidInputError: A webhook, or definitions that drop fields, make something else of
+                it; without a dry run, it was changed.
         """
         patch = merge_patch(before, after)
         if not patch:
@@ -78,7 +74,7 @@ class Service:
         made = self._api.change(path or self._path, patch, **query)
         if lost := unlike(after, made):
             made_of_it = "would make" if dry_run else "made"
-            raise LossError.one(
+            raise InvalidInputError.one(
                 str(self),
                 f"the cluster {made_of_it} something else of a change of "
                 f"{', '.join(sorted(_leaves(patch)))}: not as asked is {', '.join(lost[:5])}",
@@ -93,7 +89,7 @@ class Service:
         start new pods all the time.
         """
         try:
-            return self._api.get(f"{self._leases}/{self._lease}")
+            return self._api.get(self._lease)
         except AbsentError:
             return {}
 
@@ -112,10 +108,10 @@ class Service:
             metadata["ownerReferences"] = [self._reference(owner)]
         if not notes:
             lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
-            metadata["name"] = self._lease
-            return self._api.create(self._leases, lease | {"metadata": metadata})
+            leases, _, metadata["name"] = self._lease.rpartition("/")
+            return self._api.create(leases, lease | {"metadata": metadata})
         metadata["resourceVersion"] = notes["metadata"]["resourceVersion"]
-        return self._api.change(f"{self._leases}/{self._lease}", {"metadata": metadata})
+        return self._api.change(self._lease, {"metadata": metadata})
 
     def deployment(self, name: str) -> Document | None:
         """A Deployment of the namespace; None where it is absent, or not for us to read."""
@@ -236,12 +232,9 @@ class Service:
         return f"{group}/namespaces/{self.namespace}/{self.kind.plural}/{self.name}"
 
     @property
-    def _leases(self) -> str:
-        return f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}/leases"
-
-    @property
     def _lease(self) -> str:
-        return f"quantlib-promote.{self.kind.plural}.{self.name}"
+        group = f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}"
+        return f"{group}/leases/quantlib-promote.{self.kind.plural}.{self.name}"
 
     def _reference(self, document: Document) -> Document:
         named = {"apiVersion": document["apiVersion"], "kind": self.kind.name, "name": self.name}

@@ -12,12 +12,11 @@ from quantlib.promotion.plan import Plan, answering
 from quantlib.promotion.readiness import wait_until_ready
 from quantlib.promotion.record import BEFORE, Held, LostError, Record, record_of
 from quantlib.promotion.restoring import put_route_back, restore
-from quantlib.promotion.rollout import Rollout, Say
+from quantlib.promotion.rollout import Rollout, Say, Step, deployment_mode, weighed
 from quantlib.promotion.runtimes import Runtime, runtime_of, runtime_problems
 from quantlib.promotion.share import Fingerprint, measure_share, take_fingerprint
 from quantlib.promotion.smoke import Expected, smoke_test
 from quantlib.promotion.state import short, successor
-from quantlib.promotion.steps import Step, deployment_mode, weighed
 from quantlib.publishing.verification import Verified
 from quantlib.serving.client import Server, ServerError
 

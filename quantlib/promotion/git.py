@@ -28,13 +28,11 @@ class Clone:
         """What git prints in the clone; QuantlibError, with what it printed, where it fails."""
         return _git(*arguments, folder=self.folder)
 
-    def remote_branch(self, name: str) -> bool:
-        """Whether the remote has a branch of this name."""
-        return bool(self.git("ls-remote", "--heads", "origin", f"refs/heads/{name}").strip())
-
-    def holds(self, revision: str) -> bool:
-        """Whether HEAD rests on a revision."""
-        return self.git("merge-base", "HEAD", revision) == self.git("rev-parse", revision)
+    def has_more(self, branch: str) -> bool:
+        """Whether the remote has a branch of this name, with commits that HEAD does not rest on."""
+        listed = self.git("ls-remote", "--heads", "origin", f"refs/heads/{branch}")
+        tip = f"origin/{branch}"
+        return bool(listed) and self.git("merge-base", "HEAD", tip) != self.git("rev-parse", tip)
 
     def commit(self, message: str) -> None:
         """Commits everything; InvalidInputError where git does not know who commits."""

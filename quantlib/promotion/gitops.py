@@ -83,7 +83,7 @@ def _proposed(
         raise InvalidInputError(problems)
     branch = f"promote/{target.service}-{short(digest)}"
     # A branch that was merged, and reverted since, would propose nothing: it goes on from here.
-    if clone.remote_branch(branch) and not clone.holds(f"origin/{branch}"):
+    if clone.has_more(branch):
         clone.git("checkout", "--quiet", "-B", branch, f"origin/{branch}")
         overlay = _overlay(clone, target)
         if overlay.current().serves(published, storage_uri):

@@ -11,12 +11,9 @@ from quantlib.promotion.cluster import Service
 from quantlib.promotion.merging import Document
 from quantlib.promotion.readiness import look
 from quantlib.promotion.record import Record
-from quantlib.promotion.rollout import Rollout
-from quantlib.promotion.share import Fingerprint, take_fingerprint
-from quantlib.promotion.smoke import Expected
-from quantlib.promotion.state import State
-from quantlib.promotion.steps import (
+from quantlib.promotion.rollout import (
     Change,
+    Rollout,
     Step,
     can_have_a_canary,
     deployment_mode,
@@ -26,6 +23,9 @@ from quantlib.promotion.steps import (
     steps_of,
     workload_name,
 )
+from quantlib.promotion.share import Fingerprint, take_fingerprint
+from quantlib.promotion.smoke import Expected
+from quantlib.promotion.state import State
 from quantlib.promotion.verified_start import verified, verifies
 from quantlib.serving.client import Server, ServerError, at_url
 

@@ -16,9 +16,8 @@ from quantlib.promotion.api import ForbiddenError, UnreachableError
 from quantlib.promotion.cluster import Service
 from quantlib.promotion.merging import Document, annotations_of
 from quantlib.promotion.record import STALE, Held
-from quantlib.promotion.rollout import SETTLE_SECONDS
+from quantlib.promotion.rollout import CANARY, SETTLE_SECONDS, deployment_mode, workload_name
 from quantlib.promotion.state import PREFIX
-from quantlib.promotion.steps import CANARY, deployment_mode, workload_name
 
 MOST_RESTARTS = 3
 """A container that ended so often will end again."""
@@ -150,16 +149,12 @@ def _made_of(document: Document, workload: Document, *, canary: bool) -> bool:
     """Whether a Deployment is what KServe makes of the service as it is now."""
     if document["kind"] != "InferenceService":
         return True
-    told = annotations_of(workload["spec"]["template"])
-    if _ours(told) != _ours(annotations_of(document)):
+    told, noted = annotations_of(workload["spec"]["template"]), annotations_of(document)
+    if any(told.get(k) != noted.get(k) for k in {*told, *noted} if k.startswith(PREFIX)):
         return False
     spec = document["spec"]
     part = spec["canary"][0] if canary and spec.get("canary") else spec
     return told.get(_SOURCE) in (None, part["predictor"]["model"].get("storageUri"))
-
-
-def _ours(annotations: Document) -> Document:
-    return {name: value for name, value in annotations.items() if name.startswith(PREFIX)}
 
 
 def _rolled_out(service: Service, deployment: Document) -> Readiness:

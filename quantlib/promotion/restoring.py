@@ -20,9 +20,8 @@ from quantlib.promotion.record import (
     before_last,
     record_of,
 )
-from quantlib.promotion.rollout import Rollout, Say
+from quantlib.promotion.rollout import Rollout, Say, deployment_mode, restoring, with_rules
 from quantlib.promotion.state import short
-from quantlib.promotion.steps import deployment_mode, restoring, with_rules
 
 _STEP = "restoring"
 

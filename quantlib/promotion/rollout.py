@@ -1,15 +1,40 @@
-"""How a service is to go over, and the clock that it goes by."""
+"""How a service goes over to another checkpoint: as asked for, by steps, and what each makes of it.
+
+Source of what a route is: Gateway API v1, ``HTTPRouteRule.backendRefs`` and their ``weight``.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+from quantlib.errors import InvalidInputError
+from quantlib.promotion.kinds import Kind, pod_of
+from quantlib.promotion.merging import Document, annotations_of, merged, with_missing
+
+MODE = "serving.kserve.io/deploymentMode"
+CANARY = "canary"
 SETTLE_SECONDS = 30.0
 """Where a status does not say which generation it is of, it has to stay ready for so long."""
 
+_NOT_OF_A_CANARY = ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling")
+"""KServe refuses a canary that has one of these: its pods are as many as it says itself."""
+
+_OF_VERIFICATION = ("storageContainerName", "initContainers", "volumes")
+_SCALE = ("minReplicas", "maxReplicas")
+_MODES = {
+    "RawDeployment": "Standard",
+    "Standard": "Standard",
+    "Serverless": "Knative",
+    "Knative": "Knative",
+}
+
+Change = Callable[[Document], Document]
 Say = Callable[[str], None]
 
 
@@ -58,3 +83,208 @@ class Rollout:
     restore_seconds: float = 120.0
     poll_seconds: float = 2.0
     clock: Clock = Clock()  # noqa: RUF009 (it has no state)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        name: For people, and for the record: a promotion is gone on with at the step of this name.
+        change: What it makes of the service as it is found.
+        is_canary: Whether the new checkpoint is still beside the one that serves.
+        percent: Its share of the traffic; None where it has none that is known.
+    """
+
+    name: str
+    change: Change
+    is_canary: bool = False
+    percent: int | None = None
+
+
+def deployment_mode(document: Document) -> str | None:
+    """``Standard`` or ``Knative``: by the annotation, else by the status; None if neither says."""
+    told = (document.get("status") or {}).get("deploymentMode")
+    return _MODES.get(annotations_of(document).get(MODE) or told or "")
+
+
+def workload_name(document: Document, *, canary: bool = False) -> str | None:
+    """The Deployment that KServe makes of a service, and its Service; None under Knative."""
+    name: str = document["metadata"]["name"]
+    if document["kind"] == "LLMInferenceService":
+        return f"{name}-kserve"
+    if document["kind"] == "Deployment" or deployment_mode(document) == "Knative":
+        return None
+    own = CANARY if canary else document["spec"].get("predictor", {}).get("name")
+    return "-".join(filter(None, (name, own, "predictor")))
+
+
+def can_have_a_canary(document: Document) -> bool:
+    """Whether new pods can stand beside those that serve, without traffic of their own."""
+    return document["kind"] == "InferenceService" and deployment_mode(document) == "Standard"
+
+
+def foreign_canary(document: Document) -> bool:
+    """Whether the service has a canary already; 100 % of the traffic is what ends one."""
+    spec = document["spec"]
+    percent = (spec.get("predictor") or {}).get("canaryTrafficPercent")
+    return bool(spec.get("canary")) or percent not in (None, 100)
+
+
+def require_canary(document: Document) -> None:
+    """Refuses a canary that the cluster would ignore, with InvalidInputError."""
+    if document["kind"] != "InferenceService":
+        raise InvalidInputError.one(
+            "--canary", f"a {document['kind']} has no canary", "promote without --canary"
+        )
+    if deployment_mode(document) is None:
+        raise InvalidInputError.one(
+            "--canary",
+            f"neither the annotation {MODE} nor the status says how the service is deployed",
+            f"annotate it with {MODE}: Standard or Knative, as it is, or promote without --canary",
+        )
+
+
+def steps_of(
+    before: Document, serve: Change, percents: Sequence[int], *, dark: bool, split: bool
+) -> list[Step]:
+    """The steps from one state to another.
+
+    Under Knative the new revision gets ``canaryTrafficPercent``. In Standard mode a second
+    predictor in ``spec.canary`` serves the new checkpoint: KServe 0.20 gives it pods and a Service,
+    and no traffic, which takes a route.
+
+    Args:
+        before: The service before the promotion.
+        serve: What makes of a service one that serves the checkpoint.
+        percents: Of the traffic, for the canary.
+        dark: Whether new pods first stand beside those that serve, without traffic.
+        split: Whether a route of ours gives the canary its share.
+    """
+
+    def last(document: Document) -> Document:
+        return serve(_without_canary(document, before))
+
+    def revision(percent: int) -> Change:
+        return lambda document: _with_percent(last(document), percent)
+
+    def canary(percent: int) -> Change:
+        return lambda document: _with_canary(document, before, serve, percent)
+
+    on_knative = deployment_mode(before) == "Knative"
+    steps = [Step("dark launch", canary(0), True, 0 if split else None)] if dark else []
+    if split or on_knative:
+        steps += [
+            Step(f"{each} % of traffic", (revision if on_knative else canary)(each), True, each)
+            for each in percents
+            if each or on_knative
+        ]
+    return [*steps, Step("all traffic", last)]
+
+
+def restoring(kind: Kind, before: Document, *, hold_traffic: bool = False) -> Change:
+    """What brings a service back to what it was, with all that it had.
+
+    What others set to another value meanwhile stays so. Under Knative the restored revision is a
+    new one: ``hold_traffic`` keeps all traffic on the one before the canary until it is ready.
+    """
+    state = kind.state(before)
+
+    def change(document: Document) -> Document:
+        restored = kind.changed(_without_canary(document, before), state)
+        _take_over(pod_of(restored), pod_of(before), _OF_VERIFICATION)
+        restored["spec"] = with_missing(restored["spec"], before["spec"])
+        return _with_percent(restored, 0) if hold_traffic else restored
+
+    return change
+
+
+def _take_over(fields: Document, old: Document, names: Sequence[str]) -> None:
+    for name in names:
+        fields.pop(name, None)
+        if name in old:
+            fields[name] = old[name]
+
+
+def _with_percent(document: Document, percent: int) -> Document:
+    predictor = {"canaryTrafficPercent": percent}
+    changed: Document = merged(document, {"spec": {"predictor": predictor}}, by_name=False)
+    return changed
+
+
+def _without_canary(document: Document, before: Document) -> Document:
+    """A service as it is without a canary of ours; its scale is what it was before one."""
+    if document["kind"] != "InferenceService":
+        return document
+    changed = deepcopy(document)
+    predictor, old = changed["spec"]["predictor"], before["spec"]["predictor"]
+    had_canary = changed["spec"].pop("canary", None)
+    _take_over(predictor, old, ("canaryTrafficPercent", *(_SCALE if had_canary else ())))
+    return changed
+
+
+def _with_canary(document: Document, before: Document, serve: Change, percent: int) -> Document:
+    """A service with a second predictor, and as many pods of its own as without one.
+
+    KServe takes the canary's pods from the ``minReplicas`` of the others from the first moment on,
+    before any of them is ready: the others are asked for so many more.
+    """
+    changed = deepcopy(document)
+    predictor, old = changed["spec"]["predictor"], before["spec"]["predictor"]
+    least = int(old.get("minReplicas") or 1)
+    pods = max(1, math.ceil(least * percent / 100))
+    if least > 1:
+        predictor["minReplicas"] = least + pods
+        if (old.get("maxReplicas") or least + pods) < least + pods:
+            predictor["maxReplicas"] = least + pods
+    second: dict[str, Any] = deepcopy(serve(before)["spec"]["predictor"])
+    for name in (*_NOT_OF_A_CANARY, "canaryTrafficPercent"):
+        second.pop(name, None)
+    # A canary's container needs a name; this is the one that KServe gives to a model's.
+    second["model"] = {"name": "kserve-container"} | second["model"]
+    second |= {"name": CANARY, "minReplicas": pods}
+    changed["spec"]["canary"] = [{"trafficPercent": percent, "predictor": second}]
+    return changed
+
+
+def require_route(route: Document, service: Document, *, can_share: bool) -> None:
+    """Refuses an HTTPRoute that can give no canary a share, with InvalidInputError."""
+    where = f"--route {route['metadata']['name']}"
+    if not can_share:
+        raise InvalidInputError.one(
+            where, "shares traffic with a canary of a service in Standard mode", "give --canary too"
+        )
+    for owner in route["metadata"].get("ownerReferences") or ():
+        if owner.get("controller"):
+            raise InvalidInputError.one(
+                where,
+                f"belongs to {owner['kind']} {owner['name']}, which puts back what is changed",
+                "make a route of your own that leads to the same Service",
+            )
+    main = workload_name(service)
+    if not any(_leads_to(rule, main) for rule in route["spec"].get("rules") or ()):
+        what = f"no rule of it leads to the Service {main}, and to it alone"
+        raise InvalidInputError.one(where, what)
+
+
+def weighed(before: Document, service: Document, percent: int) -> Change:
+    """What gives a canary of the service its share of a route, which was as told before."""
+    rules = deepcopy(before["spec"]["rules"])
+    main, second = workload_name(service), workload_name(service, canary=True)
+    for rule in rules:
+        if _leads_to(rule, main):
+            (backend,) = rule["backendRefs"]
+            rule["backendRefs"] = [
+                backend | {"weight": 100 - percent},
+                backend | {"name": second, "weight": percent},
+            ]
+    return with_rules(rules)
+
+
+def with_rules(rules: list[Document]) -> Change:
+    """What gives a route its rules, and leaves it otherwise as it is found."""
+    return lambda found: found | {"spec": found["spec"] | {"rules": rules}}
+
+
+def _leads_to(rule: Document, name: str | None) -> bool:
+    return [each.get("name") for each in rule.get("backendRefs") or ()] == [name]

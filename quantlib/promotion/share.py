@@ -27,10 +27,6 @@ Fingerprint = dict[Prompt, Completion]
 """How a checkpoint goes on after prompts; without those answered otherwise a second time."""
 
 
-class ShareError(QuantlibError):
-    """Who answers cannot be told."""
-
-
 @dataclass(frozen=True)
 class Share:
     """Of some requests, how many the canary answered, and how many nobody knows who.
@@ -91,7 +87,7 @@ def measure_share(server: Server, stable: Fingerprint, canary: Fingerprint, perc
         percent: Share of the canary that was asked for.
 
     Raises:
-        ShareError: Both checkpoints answer every prompt alike.
+        QuantlibError: Both checkpoints answer every prompt alike.
         ServerError: A request failed.
     """
     prompts = _distinguishing(stable, canary)
@@ -119,7 +115,7 @@ def _distinguishing(stable: Fingerprint, canary: Fingerprint) -> list[Prompt]:
         if prompt in canary and completion != canary[prompt]
     }
     if not found:
-        raise ShareError(
+        raise QuantlibError(
             f"the canary answers all of {len(stable)} prompts as the stable service "
             "does, so that who answers a request cannot be told"
         )

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from fake_openai import FakeOpenAI, fake_openai
 
+from quantlib.errors import QuantlibError
 from quantlib.promotion.share import (
     Fingerprint,
     Share,
-    ShareError,
     measure_share,
     requests_for,
     take_fingerprint,
@@ -142,7 +142,7 @@ def test_two_that_answer_alike_cannot_be_told_apart(
     stable: FakeOpenAI, service: FakeOpenAI
 ) -> None:
     prints = fingerprints(stable, stable)
-    with pytest.raises(ShareError, match="answers all of 3 prompts as the stable service does"):
+    with pytest.raises(QuantlibError, match="answers all of 3 prompts as the stable service does"):
         measure_share(at_url(service.url), *prints, 10)
     assert not service.asked
 

@@ -10,13 +10,12 @@ import pytest
 from fake_openai import FakeOpenAI, fake_openai
 from promotion.conftest import MakePublished
 
-from quantlib.errors import InvalidInputError
+from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion import smoke
 from quantlib.promotion.checks import check_published
 from quantlib.promotion.smoke import (
     Expected,
     Question,
-    SmokeError,
     expected_of,
     smoke_test,
 )
@@ -75,7 +74,9 @@ def test_a_completion_may_end_otherwise(server: FakeOpenAI) -> None:
 
 def test_nonsense_is_found(server: FakeOpenAI) -> None:
     server.completions = {}
-    with pytest.raises(SmokeError, match=r"0 of 3 prompts and 20 of 20 .*; 2 and 18 are required"):
+    with pytest.raises(
+        QuantlibError, match=r"0 of 3 prompts and 20 of 20 .*; 2 and 18 are required"
+    ):
         found_at(server)
 
 
@@ -84,10 +85,10 @@ def test_one_probe_in_ten_may_be_missed(server: FakeOpenAI) -> None:
         server.tokens[EXPECTED.probes[missed].tokens] = 7
     assert "18 of 20 probes" in found_at(server)
     server.tokens[EXPECTED.probes[2].tokens] = 7
-    with pytest.raises(SmokeError, match=r"17 of 20 probes .*; 2 and 18 are required"):
+    with pytest.raises(QuantlibError, match=r"17 of 20 probes .*; 2 and 18 are required"):
         found_at(server)
     assert "17 of 20 probes" in found_at(server, agreement=0.85)
-    with pytest.raises(SmokeError, match="2 and 20 are required"):
+    with pytest.raises(QuantlibError, match="2 and 20 are required"):
         found_at(server, agreement=1.0)
 
 
@@ -96,25 +97,26 @@ def test_text_is_compared_where_no_tokens_are_given(server: FakeOpenAI) -> None:
     server.completions |= {each.tokens: each.text.strip() for each in EXPECTED.probes}
     assert "20 of 20 probes" in found_at(server)
     server.completions |= {each.tokens: " other" for each in EXPECTED.probes[:3]}
-    with pytest.raises(SmokeError, match="17 of 20 probes"):
+    with pytest.raises(QuantlibError, match="17 of 20 probes"):
         found_at(server)
 
 
 def test_slow_broken_and_absent_servers_are_found(server: FakeOpenAI) -> None:
     server.delay = 0.5
-    with pytest.raises(SmokeError, match=r"does not answer within 0\.1 s|above 0\.1"):
+    with pytest.raises(QuantlibError, match=r"does not answer within 0\.1 s|above 0\.1"):
         found_at(server, seconds=0.1)
     server.delay, server.broken = 0.0, True
-    with pytest.raises(SmokeError, match="answers 500"):
+    with pytest.raises(QuantlibError, match="answers 500"):
         found_at(server)
-    with pytest.raises(SmokeError, match="the connection is refused"):
+    with pytest.raises(QuantlibError, match="the connection is refused"):
         smoke_test(at_url("http://127.0.0.1:9"), EXPECTED)
 
 
 def test_a_server_that_dies_in_the_test_has_failed_it(server: FakeOpenAI) -> None:
     server.dies_after = 10
     with pytest.raises(
-        SmokeError, match=r"stopped answering in the smoke test, after \d+ of 23 requests: .*broke"
+        QuantlibError,
+        match=r"stopped answering in the smoke test, after \d+ of 23 requests: .*broke",
     ):
         found_at(server)
     assert len(server.asked) < 23

@@ -9,8 +9,7 @@ from promotion.conftest import SERVICES
 
 from quantlib.errors import InvalidInputError
 from quantlib.promotion.kinds import KINDS
-from quantlib.promotion.state import State
-from quantlib.promotion.steps import (
+from quantlib.promotion.rollout import (
     Change,
     require_canary,
     require_route,
@@ -19,6 +18,7 @@ from quantlib.promotion.steps import (
     weighed,
     workload_name,
 )
+from quantlib.promotion.state import State
 
 WANTED = State("s3://models/new/", ("--dtype", "bfloat16"), {"quantlib.io/digest": "sha256:1"})
 
