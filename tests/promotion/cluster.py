@@ -18,8 +18,8 @@ import pytest
 import yaml
 from kube_api import ApiServer, api_server, missing
 from kubernetes import client, config
-from promotion.conftest import SERVICES
 from promotion.kserve import NEVER, Fate, Kubelet, Pods
+from promotion.services import SERVICES
 
 from quantlib.promotion.cluster import Service
 from quantlib.promotion.kinds import KINDS, Document
@@ -335,7 +335,7 @@ def request(api: Any, method: str, path: str, body: Any = None, content: str = "
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A real API server that knows KServe's kinds."""
     if reason := missing():

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import kube_api
 import pytest
+from fake_openai import FakeOpenAI, fake_openai
+from promotion.answers import answer_as_expected
+from promotion.cluster import Cluster, Line, kubeconfig_through, make_namespace
+from promotion.cluster import server as server  # a fixture
+from promotion.services import INFERENCE_SERVICE
 from report.conftest import WEIGHTS, commit_run
 
 from quantlib.publishing import folder
@@ -19,6 +27,7 @@ from quantlib.steps.publish import publish
 SERVE = {"quantization": "gptq", "dtype": "bfloat16"}
 
 MakePublished = Callable[..., Path]
+_numbers = itertools.count()
 
 
 @pytest.fixture
@@ -68,60 +77,6 @@ class Repository:
         return [line.partition("refs/heads/")[2] for line in listed.splitlines()]
 
 
-INFERENCE_SERVICE = """\
-apiVersion: serving.kserve.io/v1beta1
-kind: InferenceService
-metadata:
-  name: tiny
-spec:
-  predictor:
-    minReplicas: 2
-    model:
-      modelFormat: {name: vLLM}
-      image: vllm/vllm-openai:v0.32.0
-      storageUri: s3://models/by-hand/
-      args: [--gpu-memory-utilization, "0.9", --max-model-len=512]
-      resources: {limits: {nvidia.com/gpu: "1"}}
-"""
-LLM_INFERENCE_SERVICE = """\
-apiVersion: serving.kserve.io/v1alpha2
-kind: LLMInferenceService
-metadata:
-  name: tiny
-spec:
-  model: {uri: s3://models/by-hand/, name: tiny}
-  template:
-    containers:
-    - name: main
-      image: vllm/vllm-openai:v0.32.0
-      env:
-      - {name: HF_HUB_OFFLINE, value: "1"}
-      - {name: VLLM_ADDITIONAL_ARGS, value: --gpu-memory-utilization 0.9 --max-model-len=512}
-"""
-DEPLOYMENT = """\
-apiVersion: apps/v1
-kind: Deployment
-metadata:
-  name: tiny
-spec:
-  selector: {matchLabels: {app: tiny}}
-  template:
-    metadata: {labels: {app: tiny}}
-    spec:
-      containers:
-      - name: proxy
-        image: example.org/proxy:1
-      - name: vllm
-        image: vllm/vllm-openai:v0.32.0
-        args: [s3://models/by-hand/, --gpu-memory-utilization, "0.9", --max-model-len=512]
-"""
-SERVICES = {
-    "InferenceService": INFERENCE_SERVICE,
-    "LLMInferenceService": LLM_INFERENCE_SERVICE,
-    "Deployment": DEPLOYMENT,
-}
-
-
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     """A base with an InferenceService, and an overlay with comments."""
@@ -151,3 +106,47 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     made.git("checkout", "--quiet", "-B", "main")
     made.commit("Serve by hand")
     return made
+
+
+@pytest.fixture
+def line(server: kube_api.ApiServer) -> Iterator[Line]:
+    line = Line(int(server.url.rpartition(":")[2]))
+    yield line
+    line.close()
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeOpenAI]:
+    with fake_openai() as fake:
+        answer_as_expected(fake)
+        yield fake
+
+
+MakeCluster = Callable[..., Cluster]
+
+
+@pytest.fixture
+def make_cluster(
+    server: kube_api.ApiServer,
+    line: Line,
+    fake: FakeOpenAI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> MakeCluster:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    default = server
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig_through(line, server, tmp_path / "kubeconfig")))
+
+    def make(
+        kind: str = "InferenceService", server: kube_api.ApiServer = server, **attributes: Any
+    ) -> Cluster:
+        name = f"serving-{next(_numbers)}"
+        cluster = make_namespace(server, name, kind, **{"url": fake.url} | attributes)
+        if server is not default:
+            monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
+        cluster.look()
+        return cluster
+
+    return make

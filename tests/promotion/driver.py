@@ -7,14 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from promotion.answers import EXPECTED
 from promotion.cluster import Cluster
-from promotion.test_smoke import EXPECTED
+from promotion.services import BY_HAND as BY_HAND
 
 from quantlib.promotion.checks import Allowances, check_published
 from quantlib.promotion.cluster import Service, find_service
 from quantlib.promotion.direct import promote_directly
-
-BY_HAND = "s3://models/by-hand/"
 
 
 @dataclass

@@ -22,18 +22,16 @@ import yaml
 from click.testing import CliRunner
 from fake_openai import FakeOpenAI, fake_openai
 from kubernetes import client, config
+from promotion.answers import answer_as_expected
 from promotion.cluster import (
     Cluster,
     Line,
     kubeconfig_through,
-    make_namespace,
     request,
 )
-from promotion.cluster import server as server  # a fixture
-from promotion.conftest import MakePublished
+from promotion.conftest import MakeCluster, MakePublished
 from promotion.driver import BY_HAND, Promotion, hooked, require_restored, serves
 from promotion.kserve import NEVER, Fate
-from promotion.test_smoke import answer_as_expected
 from urllib3.exceptions import ProtocolError
 
 from quantlib.cli.promote import promote
@@ -47,51 +45,6 @@ from quantlib.promotion.restoring import roll_back
 from quantlib.promotion.rollout import SETTLE_SECONDS
 
 pytestmark = pytest.mark.slow
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def line(server: kube_api.ApiServer) -> Iterator[Line]:
-    line = Line(int(server.url.rpartition(":")[2]))
-    yield line
-    line.close()
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeOpenAI]:
-    with fake_openai() as fake:
-        answer_as_expected(fake)
-        yield fake
-
-
-MakeCluster = Callable[..., Cluster]
-
-
-@pytest.fixture
-def make_cluster(
-    server: kube_api.ApiServer,
-    line: Line,
-    fake: FakeOpenAI,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> MakeCluster:
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    default = server
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig_through(line, server, tmp_path / "kubeconfig")))
-
-    def make(
-        kind: str = "InferenceService", server: kube_api.ApiServer = server, **attributes: Any
-    ) -> Cluster:
-        name = f"serving-{next(_numbers)}"
-        cluster = make_namespace(server, name, kind, **{"url": fake.url} | attributes)
-        if server is not default:
-            monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
-        cluster.look()
-        return cluster
-
-    return make
 
 
 @pytest.mark.parametrize("kind", ["InferenceService", "LLMInferenceService", "Deployment"])

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from promotion.conftest import SERVICES, MakePublished, Repository
+from promotion.conftest import MakePublished, Repository
+from promotion.services import SERVICES
 
 from quantlib.cli.promote import promote
 from quantlib.errors import InvalidInputError, QuantlibError, VerificationError

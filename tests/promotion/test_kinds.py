@@ -4,12 +4,10 @@ from typing import Any
 
 import pytest
 import yaml
-from promotion.conftest import SERVICES
+from promotion.services import BY_HAND, SERVICES
 
 from quantlib.errors import InvalidInputError
 from quantlib.promotion.kinds import KINDS
-
-BY_HAND = "s3://models/by-hand/"
 
 
 def deployment(**container: Any) -> dict[str, Any]:

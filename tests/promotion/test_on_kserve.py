@@ -16,16 +16,11 @@ import pytest
 import yaml
 from fake_openai import FakeOpenAI, fake_openai
 from kubernetes import client, config
+from promotion.answers import answer_as_expected
 from promotion.cluster import existing, install_minimal, install_routes, request
-from promotion.cluster import server as server  # a fixture
-from promotion.conftest import MakePublished
+from promotion.conftest import MakeCluster, MakePublished
 from promotion.driver import BY_HAND, Promotion, hooked, require_restored, serves
 from promotion.kserve import NEVER, Fate
-from promotion.test_direct import MakeCluster
-from promotion.test_direct import fake as fake  # fixtures
-from promotion.test_direct import line as line
-from promotion.test_direct import make_cluster as make_cluster
-from promotion.test_smoke import answer_as_expected
 
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion import direct

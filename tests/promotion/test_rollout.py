@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from promotion.conftest import SERVICES
+from promotion.services import SERVICES
 
 from quantlib.errors import InvalidInputError
 from quantlib.promotion.kinds import KINDS

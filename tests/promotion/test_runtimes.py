@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from promotion.conftest import SERVICES
+from promotion.services import SERVICES
 
 from quantlib.promotion.kinds import KINDS
 from quantlib.promotion.runtimes import Runtime, runtime_of

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_openai import FakeOpenAI, fake_openai
+from promotion.answers import EXPECTED, answer_as_expected
 from promotion.conftest import MakePublished
 
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion import smoke
 from quantlib.promotion.checks import check_published
 from quantlib.promotion.smoke import (
-    Expected,
     Question,
     expected_of,
     smoke_test,
@@ -22,21 +22,6 @@ from quantlib.promotion.smoke import (
 from quantlib.publishing.verification import Verified
 from quantlib.report.model import Probe
 from quantlib.serving.client import at_url
-
-EXPECTED = Expected(
-    prompts=(
-        Question((1, 2, 3), " Paris. It is a city."),
-        Question((4, 5), " four."),
-        Question((6,), " red and blue"),
-    ),
-    max_new_tokens=8,
-    probes=tuple(Question((100, 200 + index), f" {index}", 300 + index) for index in range(20)),
-)
-
-
-def answer_as_expected(fake: FakeOpenAI) -> None:
-    fake.completions = {each.tokens: each.text for each in EXPECTED.prompts}
-    fake.tokens = {each.tokens: each.token for each in EXPECTED.probes}
 
 
 @pytest.fixture

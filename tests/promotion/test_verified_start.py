@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from promotion.conftest import DEPLOYMENT, INFERENCE_SERVICE, LLM_INFERENCE_SERVICE
+from promotion.services import SERVICES
 
 from quantlib.cli.verify import verify
 from quantlib.errors import InvalidInputError
@@ -19,11 +19,6 @@ DIGEST = f"sha256:{'3f' * 32}"
 S3 = f"s3://quantlib/models/tiny/{'3f' * 32}/"
 PVC = f"pvc://models/published/tiny/{'3f' * 32}/"
 FOLDER = f"/mnt/models/tiny/{'3f' * 32}"
-TEXTS = {
-    "InferenceService": INFERENCE_SERVICE,
-    "LLMInferenceService": LLM_INFERENCE_SERVICE,
-    "Deployment": DEPLOYMENT,
-}
 
 
 @pytest.fixture
@@ -34,7 +29,7 @@ def installed() -> dict[str, Any]:
 
 
 def service(kind: str) -> dict[str, Any]:
-    document = yaml.safe_load(TEXTS[kind])
+    document = yaml.safe_load(SERVICES[kind])
     if kind == "Deployment":
         container = vllm_of(document)
         container["volumeMounts"] = [{"name": "model", "mountPath": "/mnt/models"}]
