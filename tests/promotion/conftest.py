@@ -18,7 +18,7 @@ from fake_openai import FakeOpenAI, fake_openai
 from promotion.answers import answer_as_expected
 from promotion.cluster import Cluster, Line, kubeconfig_through, make_namespace
 from promotion.cluster import server as server  # a fixture
-from promotion.services import INFERENCE_SERVICE
+from promotion.services import BY_HAND, INFERENCE_SERVICE
 from report.conftest import WEIGHTS, commit_run
 
 from quantlib.publishing import folder
@@ -150,3 +150,26 @@ def make_cluster(
         return cluster
 
     return make
+
+
+@pytest.fixture
+def canary(fake: FakeOpenAI) -> Iterator[Callable[[Cluster], str]]:
+    """Lets a service answer as its ``canaryTrafficPercent`` says; gives where the new one does."""
+    with fake_openai() as new, fake_openai() as gateway:
+        answer_as_expected(new)
+        new.completions = {key: f"{text} anew" for key, text in fake.completions.items()}
+        turns = itertools.count()
+
+        def split(cluster: Cluster) -> str:
+            def backend() -> FakeOpenAI:
+                predictor = cluster.get()["spec"]["predictor"]
+                is_new = predictor["model"].get("storageUri") != BY_HAND
+                share = predictor.get("canaryTrafficPercent", 100) if is_new else 0
+                return new if next(turns) % 100 < share else fake
+
+            gateway.backend = backend
+            cluster.url = gateway.url
+            cluster.look()
+            return new.url
+
+        yield split

@@ -7,13 +7,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from promotion.answers import EXPECTED
-from promotion.cluster import Cluster
+from promotion.cluster import Cluster, Line, kubeconfig_through
 from promotion.services import BY_HAND as BY_HAND
 
+from quantlib.errors import QuantlibError
 from quantlib.promotion.checks import Allowances, check_published
 from quantlib.promotion.cluster import Service, find_service
 from quantlib.promotion.direct import promote_directly
+
+MANIFESTS = Path(__file__).parents[2] / "manifests"
+
+
+ACCOUNTS = (
+    MANIFESTS / "base" / "accounts.yaml",
+    MANIFESTS / "components" / "promote-deployment" / "role.yaml",
+)
 
 
 @dataclass
@@ -80,3 +91,49 @@ def hooked(
             return answer
 
     return replace(service, api=Api())
+
+
+def abandon(promotion: Promotion, line: Line) -> None:
+    """Runs a promotion that is cut off as soon as the service changes, and not heard of again."""
+    cluster = promotion.cluster
+    ready = cluster.ready
+
+    def cut(document: dict[str, Any]) -> bool:
+        unchanged = cluster.kind.state(document).uri == BY_HAND
+        if not unchanged:
+            line.cut()
+        return unchanged
+
+    cluster.ready = cut
+    with pytest.raises(QuantlibError, match="could not be restored") as failed:
+        promotion.run()
+    assert f"quantlib rollback --service tiny --namespace {cluster.namespace}" in str(failed.value)
+    cluster.ready = ready
+    line.mend()
+
+
+def act_as_account(
+    cluster: Cluster, line: Line, folder: Path, verbs: list[str] | None = None
+) -> None:
+    """Leaves promotion the rights of our manifests, or fewer verbs on services."""
+    path = folder / "accounts.yaml"
+    documents = [
+        each
+        for file in ACCOUNTS
+        for each in yaml.safe_load_all(file.read_text().replace("smollm2", "tiny"))
+        if each["metadata"]["name"].startswith("quantlib-promote")
+    ]
+    for document in documents:
+        if not document["kind"].startswith("Cluster"):
+            document["metadata"]["namespace"] = cluster.namespace
+        for subject in document.get("subjects", ()):
+            subject["namespace"] = cluster.namespace
+        if verbs is not None and document["kind"] == "Role":
+            notes = [rule for rule in document["rules"] if "leases" in rule["resources"]]
+            document["rules"] = [document["rules"][0] | {"verbs": verbs}, *notes]
+    path.write_text(yaml.safe_dump_all(documents))
+    cluster.server.kubectl("apply", "-f", str(path))
+    path_of_token = f"/api/v1/namespaces/{cluster.namespace}/serviceaccounts/quantlib-promote/token"
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    answer = cluster.call("POST", path_of_token, request, "application/json")
+    kubeconfig_through(line, cluster.server, folder / "kubeconfig", answer["status"]["token"])

@@ -19,7 +19,7 @@ from kubernetes import client, config
 from promotion.answers import answer_as_expected
 from promotion.cluster import existing, install_minimal, install_routes, request
 from promotion.conftest import MakeCluster, MakePublished
-from promotion.driver import BY_HAND, Promotion, hooked, require_restored, serves
+from promotion.driver import BY_HAND, Promotion, require_restored, serves
 from promotion.kserve import NEVER, Fate
 
 from quantlib.errors import InvalidInputError, QuantlibError
@@ -409,64 +409,6 @@ def test_a_service_made_anew_is_another_one(
     third = Promotion(cluster, make_published("third", day=2))
     third.run()
     assert serves(cluster) == third.uri
-
-
-REFUSALS = {
-    "conflict": (409, "the object has been modified"),
-    "webhook": (403, 'admission webhook "policy" denied the request: no'),
-    "quota": (403, 'pods "x" is forbidden: exceeded quota: gpus'),
-    "expired token": (401, "Unauthorized"),
-    "lost server": (503, "the server is currently unable to handle the request"),
-}
-
-
-@pytest.mark.parametrize(
-    ("refusal", "lasting"),
-    [
-        ("conflict", False),
-        ("webhook", False),
-        ("quota", True),
-        ("expired token", True),
-        ("lost server", False),
-    ],
-)
-def test_refused_at_each_write(
-    make_cluster: MakeCluster, make_published: MakePublished, refusal: str, lasting: bool
-) -> None:
-    """Once, or from then on: what is served is the old or the new, and the same command goes on."""
-    status, message = REFUSALS[refusal]
-    cluster = make_cluster(mode="Standard")
-    before, folder = cluster.get()["spec"], make_published()
-    for at in itertools.count():
-        writes = itertools.count()
-
-        def refuse(method: str, at: int = at, writes: Iterator[int] = writes) -> None:
-            if method in ("PATCH", "POST"):
-                number = next(writes)
-                if number == at or (lasting and number > at):
-                    error = client.ApiException(status=status)
-                    error.body = json.dumps({"message": message})
-                    raise error
-
-        promotion = Promotion(cluster, folder, {"restore_seconds": 5.0})
-        service = hooked(find_service(cluster.namespace, "tiny"), before=refuse)
-        try:
-            promotion.run(service)
-        except QuantlibError as error:
-            assert error.exit_code in (1, 2)
-        cluster.clock.sleep(STALE.total_seconds() + 1)
-        now = cluster.get()["spec"]
-        model = now["predictor"]["model"]
-        assert model["storageUri"] in (BY_HAND, promotion.uri)
-        assert model["resources"] == before["predictor"]["model"]["resources"]
-        promotion.run()  # the same command finishes it
-        assert serves(cluster) == promotion.uri
-        assert "canary" not in cluster.get()["spec"]
-        roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
-        assert cluster.get()["spec"] == before
-        if next(writes) <= at:
-            break
-    assert at > 8
 
 
 STORAGE = "/apis/serving.kserve.io/v1alpha1/clusterstoragecontainers"
