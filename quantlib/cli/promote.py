@@ -229,11 +229,14 @@ def promote(
         allow_managed,
     )
     if not direct:
-        from quantlib.promotion.gitops import Target, propose
+        from quantlib.promotion.git import clone_of
+        from quantlib.promotion.gitops import propose
+        from quantlib.promotion.overlay import find_overlay
 
-        target = Target(repo or "", overlay or "", base, service, namespace)
         ask = partial(_served, namespace, service) if compare_with_cluster else None
-        click.echo(propose(checked, uri, target, allowances, ask))
+        with clone_of(repo or "", base) as clone:
+            find = partial(find_overlay, clone.folder, overlay or "", service, namespace)
+            click.echo(propose(checked, uri, clone, find, allowances, ask))
         return
     from quantlib.promotion.smoke import expected_of
 

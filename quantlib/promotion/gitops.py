@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from quantlib.errors import InvalidInputError
 from quantlib.promotion.checks import Allowances, problems_of
-from quantlib.promotion.git import Clone, clone_of, without_password
-from quantlib.promotion.overlay import Overlay, find_overlay
+from quantlib.promotion.git import Clone, without_password
+from quantlib.promotion.overlay import Overlay
 from quantlib.promotion.state import State, report_address, short, successor
 from quantlib.promotion.verified_start import other_digest_problems
 from quantlib.publishing.verification import Verified
 
 
-@dataclass(frozen=True)
-class Target:
-    """A service in an overlay, whose path is within a repository.
-
-    Attributes:
-        base: The branch that the change is for; None for the repository's own choice.
-    """
-
-    repository: str
-    overlay: str
-    base: str | None
-    service: str
-    namespace: str
-
-
 def propose(
     published: Verified,
     storage_uri: str,
-    target: Target,
+    clone: Clone,
+    find: Callable[[], Overlay],
     allowances: Allowances,
     in_cluster: Callable[[], State] | None = None,
 ) -> str:
-    """Pushes a branch on which the overlay serves a checkpoint, unless it does already.
+    """Pushes a branch on which an overlay serves a checkpoint, unless it does already.
 
-    ``in_cluster`` is asked what the cluster serves, where that is to be compared with git.
+    Args:
+        published: The checkpoint.
+        storage_uri: Where the service finds it.
+        clone: Of the repository.
+        find: Reads the overlay in the clone.
+        allowances: What is let pass.
+        in_cluster: Asked what the cluster serves, where that is to be compared with git.
 
     Returns:
         What was done, in a sentence; in a second line how git and the cluster differ.
@@ -47,10 +38,8 @@ def propose(
         InvalidInputError: With everything that speaks against it.
         QuantlibError: The remote cannot be written, or somebody pushed to the branch meanwhile.
     """
-    with clone_of(target.repository, target.base) as clone:
-        overlay = _overlay(clone, target)
-        difference = in_cluster and git_and_cluster(overlay.current(), in_cluster())
-        done = _proposed(published, storage_uri, target, allowances, clone, overlay)
+    difference = in_cluster and git_and_cluster(find().current(), in_cluster())
+    done = _proposed(published, storage_uri, clone, find, allowances)
     return f"{done}\n{difference}" if difference else done
 
 
@@ -67,45 +56,41 @@ def git_and_cluster(in_git: State, in_cluster: State) -> str | None:
 def _proposed(
     published: Verified,
     storage_uri: str,
-    target: Target,
-    allowances: Allowances,
     clone: Clone,
-    overlay: Overlay,
+    find: Callable[[], Overlay],
+    allowances: Allowances,
 ) -> str:
-    current, digest = overlay.current(), published.digest
+    overlay, digest = find(), published.digest
+    current, service = overlay.current(), overlay.base["metadata"]["name"]
     if current.serves(published, storage_uri):
-        return f"{target.service} serves {digest} already"
+        return f"{service} serves {digest} already"
     problems = [
         *problems_of(published, current, overlay.runtime, allowances),
         *other_digest_problems(overlay.served, digest),
     ]
     if problems:
         raise InvalidInputError(problems)
-    branch = f"promote/{target.service}-{short(digest)}"
+    branch = f"promote/{service}-{short(digest)}"
     # A branch that was merged, and reverted since, would propose nothing: it goes on from here.
     if clone.has_more(branch):
         clone.git("checkout", "--quiet", "-B", branch, f"origin/{branch}")
-        overlay = _overlay(clone, target)
+        overlay = find()
         if overlay.current().serves(published, storage_uri):
             return f"the branch {branch} proposes {digest} already"
     else:
         clone.git("checkout", "--quiet", "--no-track", "-B", branch)
     wanted = successor(current, published, storage_uri, overlay.kind.name)
     overlay.lay(wanted)
-    laid = _overlay(clone, target).current()
+    laid = find().current()
     if (laid.uri, laid.arguments) != (wanted.uri, wanted.arguments):
         raise InvalidInputError.one(
             overlay.patch_path.name,
             "a later patch of the overlay changes what it serves",
             "name this one last in patches",
         )
-    clone.commit(_message(published, target.service, current))
+    clone.commit(_message(published, service, current))
     clone.push(branch)
     return f"pushed {branch} to {without_password(clone.url)}"
-
-
-def _overlay(clone: Clone, target: Target) -> Overlay:
-    return find_overlay(clone.folder, target.overlay, target.service, target.namespace)
 
 
 def _message(published: Verified, service: str, current: State) -> str:

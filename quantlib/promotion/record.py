@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, PlainSerializer
 
@@ -29,6 +29,7 @@ STALE = timedelta(seconds=120)
 PATIENCE_SECONDS = 15.0
 """How long a change is tried again while the API server does not answer."""
 
+_Read = TypeVar("_Read")
 _ATTEMPTS = 10
 _SECONDS_BETWEEN_TRIES = 0.5
 
@@ -100,41 +101,32 @@ class Record(BaseModel, frozen=True, extra="forbid"):
 
 
 def record_of(notes: Document, uid: str | None = None) -> Record | None:
-    """The promotion in progress, if there is one.
+    """The promotion in progress, if there is one; InvalidInputError where it is not as we write it.
 
     That of another object of its name, by the uid, is over: that one is gone.
-
-    Raises:
-        InvalidInputError: The annotation is not as we write it.
     """
-    if not (text := annotations_of(notes).get(RECORD)):
-        return None
-    try:
-        record = Record.model_validate_json(text)
-    except ValueError:
-        raise InvalidInputError.one(
-            f"annotation {RECORD} of the Lease {notes['metadata']['name']}",
-            f"holds no promotion that quantlib wrote: {text[:200]}",
-            "look at what the service serves, and remove the annotation",
-        ) from None
-    return record if uid in (None, record.uid) else None
+    record = _noted(notes, RECORD, "promotion", Record.model_validate_json)
+    return record if record and uid in (None, record.uid) else None
 
 
 def before_last(notes: Document, uid: str) -> Document | None:
     """What the object of a uid was before the last promotion of it; None where nobody knows.
 
-    Raises:
-        InvalidInputError: The annotation is not as we write it.
+    InvalidInputError where that is not as we write it.
     """
-    text = annotations_of(notes).get(BEFORE)
-    if text is None or _ended(notes, uid):
+    return None if _ended(notes, uid) else _noted(notes, BEFORE, "service", kept)
+
+
+def _noted(notes: Document, name: str, what: str, read: Callable[[str], _Read]) -> _Read | None:
+    if not (text := annotations_of(notes).get(name)):
         return None
     try:
-        return kept(text)
+        return read(text)
     except ValueError:
         raise InvalidInputError.one(
-            f"annotation {BEFORE} of the Lease {notes['metadata']['name']}",
-            f"holds no service that quantlib wrote: {text[:200]}",
+            f"annotation {name} of the Lease {notes['metadata']['name']}",
+            f"holds no {what} that quantlib wrote: {text[:200]}",
+            "look at what the service serves, and remove the annotation",
         ) from None
 
 

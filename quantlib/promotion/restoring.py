@@ -20,7 +20,7 @@ from quantlib.promotion.record import (
     before_last,
     record_of,
 )
-from quantlib.promotion.rollout import Rollout, Say, deployment_mode, restoring, with_rules
+from quantlib.promotion.rollout import Rollout, Say, deployment_mode, restoring
 from quantlib.promotion.state import short
 
 _STEP = "restoring"
@@ -111,8 +111,9 @@ def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
 def put_route_back(held: Held) -> None:
     """Lets a route's traffic go where it went before the promotion."""
     if (route := held.record.route) is not None:
+        rules = {"rules": route["spec"].get("rules")}
         path = held.service.route_path(route["metadata"]["name"])
-        held.write(with_rules(route["spec"].get("rules")), path)
+        held.write(lambda found: found | {"spec": found["spec"] | rules}, path)
 
 
 def _put_back(held: Held) -> None:

@@ -278,11 +278,6 @@ def weighed(before: Document, service: Document, percent: int) -> Change:
                 backend | {"weight": 100 - percent},
                 backend | {"name": second, "weight": percent},
             ]
-    return with_rules(rules)
-
-
-def with_rules(rules: list[Document]) -> Change:
-    """What gives a route its rules, and leaves it otherwise as it is found."""
     return lambda found: found | {"spec": found["spec"] | {"rules": rules}}
 
 
