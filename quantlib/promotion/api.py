@@ -136,7 +136,4 @@ def message_of(error: Any) -> str:
 def _kind_at(path: str) -> str:
     """The plural of a path's objects: what a role names."""
     words = path.split("/")
-    if "namespaces" in words:
-        after = words[words.index("namespaces") + 2 :]
-        return after[0] if after else "namespaces"
-    return words[-1]
+    return words[words.index("namespaces") + 2] if "namespaces" in words else words[-1]

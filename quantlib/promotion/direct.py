@@ -35,14 +35,7 @@ def promote_directly(
 ) -> str:
     """Lets a service serve a checkpoint, and restores what was there where that fails.
 
-    Args:
-        published: The checkpoint.
-        storage_uri: Where the service finds it.
-        service: The service.
-        rollout: How it goes over.
-        allowances: What is let pass.
-        expected: What is asked after each step; None for no test.
-        say: Told what happens.
+    ``expected`` is what is asked after each step, if anything; ``say`` is told what happens.
 
     Returns:
         What was done, in a sentence.

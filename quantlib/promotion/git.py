@@ -67,12 +67,9 @@ class Clone:
 
 @contextmanager
 def clone_of(repository: str, base: str | None) -> Iterator[Clone]:
-    """Clones a repository for a while.
+    """Clones a repository, a URL or a path, for a while; with a base, its branch of that name.
 
-    Args:
-        repository: A URL, or the path of a repository; of a working copy it is the remote
-            ``origin``, and the copy itself is left alone.
-        base: The branch to check out; None for the remote's own choice.
+    Of a working copy it is the remote ``origin`` that is cloned; the copy itself is left alone.
 
     Raises:
         InvalidInputError: There is no such repository or branch.

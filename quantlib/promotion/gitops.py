@@ -23,13 +23,8 @@ def propose(
 ) -> str:
     """Pushes a branch on which an overlay serves a checkpoint, unless it does already.
 
-    Args:
-        published: The checkpoint.
-        storage_uri: Where the service finds it.
-        clone: Of the repository.
-        find: Reads the overlay in the clone.
-        allowances: What is let pass.
-        in_cluster: Asked what the cluster serves, where that is to be compared with git.
+    ``find`` reads the overlay in the clone. ``in_cluster`` is asked what the cluster serves, where
+    that is to be compared with git.
 
     Returns:
         What was done, in a sentence; in a second line how git and the cluster differ.

@@ -18,7 +18,6 @@ from quantlib.errors import InvalidInputError
 from quantlib.promotion.merging import Document, annotations_of, merged
 from quantlib.promotion.state import DESCRIBING, State, without
 
-DEFAULT_RUNTIME = "kserve-vllmserver"
 MODEL_FORMAT = "vLLM"
 _VARIABLE = "VLLM_ADDITIONAL_ARGS"
 _MOUNT = "/mnt/models"
@@ -142,7 +141,7 @@ def _model(document: Document) -> Document:
         raise _refused(
             document,
             f"spec.predictor.model.modelFormat.name is {found}, not {MODEL_FORMAT}",
-            f"let it be served by the runtime {DEFAULT_RUNTIME} first",
+            "let it be served by the runtime kserve-vllmserver first",
         )
     for field, holder in (("storage", model), ("storageUris", model), ("storageUris", predictor)):
         if holder.get(field):

@@ -49,13 +49,9 @@ class Kustomization:
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch.
+    """A patch that a kustomization names: a document to merge, or operations of JSON Patch.
 
-    Attributes:
-        key: Where the kustomization names it.
-        path: Its file; None where it is written in the kustomization.
-        target: What it is for; empty where the patch itself says that.
-        text: A document to merge, or operations of JSON Patch.
+    ``path`` is its file, where it has one; ``target`` what it is for, where it does not say so.
     """
 
     key: str
@@ -90,13 +86,25 @@ class Patch:
         return (patch.get("kind"), patch["metadata"].get("name")) == named
 
 
-def followed(folder: Path, root: Path) -> list[Kustomization]:
+def followed(
+    folder: Path, root: Path, outer: str | None = None, above: tuple[Path, ...] = ()
+) -> Iterator[Kustomization]:
     """The kustomizations that a folder's rests on, as patches are applied, then itself.
 
     Those in the repository; none where the folder holds none. InvalidInputError where one cannot be
-    read, or rests on itself.
+    read, or rests on itself. ``outer`` is the namespace that those ``above`` say.
     """
-    return list(_followed(folder, root, None, ()))
+    path = next((folder / name for name in _NAMES if (folder / name).is_file()), None)
+    if path is None:
+        return
+    if path in above:
+        raise InvalidInputError.one(_shown(path), "rests on itself")
+    settings = settings_of(path)
+    namespace = outer or settings.get("namespace")
+    for inner in _named_paths(folder, settings, root):
+        if inner.is_dir():
+            yield from followed(inner, root, namespace, (*above, path))
+    yield Kustomization(path, settings, namespace)
 
 
 def settings_of(path: Path) -> Document:
@@ -112,22 +120,6 @@ def settings_of(path: Path) -> Document:
     ):
         raise InvalidInputError.one(_shown(path), "is not what kustomize reads")
     return settings
-
-
-def _followed(
-    folder: Path, root: Path, outer: str | None, above: tuple[Path, ...]
-) -> Iterator[Kustomization]:
-    path = next((folder / name for name in _NAMES if (folder / name).is_file()), None)
-    if path is None:
-        return
-    if path in above:
-        raise InvalidInputError.one(_shown(path), "rests on itself")
-    settings = settings_of(path)
-    namespace = outer or settings.get("namespace")
-    for inner in _named_paths(folder, settings, root):
-        if inner.is_dir():
-            yield from _followed(inner, root, namespace, (*above, path))
-    yield Kustomization(path, settings, namespace)
 
 
 def _named_paths(folder: Path, settings: Document, root: Path) -> list[Path]:

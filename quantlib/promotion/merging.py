@@ -22,11 +22,8 @@ def annotations_of(document: Document) -> dict[str, str]:
 def merged(base: Any, patch: Any, *, by_name: bool) -> Any:
     """A patch laid over a document; null removes a field.
 
-    Args:
-        base: The document.
-        patch: What is laid over it.
-        by_name: Whether lists are merged by their entries' names, as Kubernetes' own kinds are,
-            or replaced.
+    ``by_name`` merges lists by their entries' names, as Kubernetes' own kinds do; else they are
+    replaced.
     """
     if isinstance(patch, dict):
         base = base if isinstance(base, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -20,15 +21,9 @@ _HEADER = "# Written by `quantlib promote`: what the service serves.\n"
 
 @dataclass(frozen=True)
 class Overlay:
-    """An overlay that holds a service.
+    """An overlay that holds a service: as it is without our patch, and as it is served with it.
 
-    Attributes:
-        kustomization: Its file.
-        kind: Of the service.
-        base: The service without our patch.
-        served: The service with it.
-        runtimes: KServe's runtimes among the resources.
-        image_setter: What in the kustomizations may set another image than the resources have.
+    ``image_setter`` is what in the kustomizations may set another image than the resources have.
     """
 
     kustomization: Path
@@ -79,13 +74,15 @@ class Overlay:
             # Later patches win.
             lines.insert(begin + len(block), indent + line)
         changed = "\n".join(lines) + "\n"
-        if not _holds(changed, settings | {"patches": [*patches, entry]}):
-            raise InvalidInputError.one(
-                self.kustomization.name,
-                "its patches are written in a way that no line can be added to",
-                f"add `{line}` to them yourself, then run the same command again",
-            )
-        self.kustomization.write_text(changed, encoding="utf-8")
+        with suppress(yaml.YAMLError):
+            if yaml.safe_load(changed) == settings | {"patches": [*patches, entry]}:
+                self.kustomization.write_text(changed, encoding="utf-8")
+                return
+        raise InvalidInputError.one(
+            self.kustomization.name,
+            "its patches are written in a way that no line can be added to",
+            f"add `{line}` to them yourself, then run the same command again",
+        )
 
 
 def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay:
@@ -101,7 +98,7 @@ def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay
     where = f"--overlay {path}"
     if not folder.is_relative_to(root):
         raise InvalidInputError.one(where, "is outside of the repository")
-    kustomizations = followed(folder, root)
+    kustomizations = list(followed(folder, root))
     if not kustomizations:
         what = "holds no kustomization.yaml"
         raise InvalidInputError.one(where, what, "give its path in the repository")
@@ -153,10 +150,3 @@ def _image_setter(kustomization: Kustomization) -> str | None:
         if "image" in patch.text and not patch.text.startswith(_HEADER):
             return patch.key
     return None
-
-
-def _holds(text: str, settings: Document) -> bool:
-    try:
-        return bool(yaml.safe_load(text) == settings)
-    except yaml.YAMLError:
-        return False

@@ -60,14 +60,10 @@ def wait_until_ready(
     timeout: float | None = None,
     enough: Callable[[], bool] = lambda: False,
 ) -> Document:
-    """Waits until the pods that were last asked for answer, and no others; renews the promotion.
+    """Waits until the pods, or the canary's, that were last asked for answer, and no others.
 
-    Args:
-        held: The promotion.
-        step: What is waited for, in messages.
-        canary: Whether the canary's pods are waited for.
-        timeout: Seconds; None for the rollout's.
-        enough: Whether somebody wants no more waiting.
+    Renews the promotion. ``step`` is what is waited for, in messages; ``timeout`` is the rollout's
+    where it is None; ``enough`` is whether somebody wants no more waiting.
 
     Returns:
         The service as it is then.

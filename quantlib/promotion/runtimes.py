@@ -28,13 +28,9 @@ def runtime_of(
 ) -> Runtime:
     """The image that runs vLLM.
 
-    A runtime that is not named is known where KServe's selection has one choice only.
-
-    Args:
-        kind: Of the service.
-        document: The service.
-        levels: The runtimes of its namespace, then those of the cluster; asked for as needed.
-        complete: Whether these are all that KServe may choose from.
+    A runtime that is not named is known where KServe's selection has one choice only. ``levels``
+    are the runtimes of the service's namespace, then those of the cluster, asked for as needed;
+    ``complete`` is whether these are all that KServe may choose from.
     """
     if image := kind.image(document):
         return Runtime(_tagged(image, document), f"the {kind.name}")

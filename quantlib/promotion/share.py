@@ -29,11 +29,7 @@ Fingerprint = dict[Prompt, Completion]
 
 @dataclass(frozen=True)
 class Share:
-    """Of some requests, how many the canary answered, and how many nobody knows who.
-
-    Attributes:
-        percent: Share of the canary that was asked for.
-    """
+    """Of some requests, how many the canary answered, how many nobody knows who, and its share."""
 
     canary: int
     neither: int
@@ -78,17 +74,13 @@ def take_fingerprint(server: Server, prompts: Sequence[Prompt]) -> Fingerprint:
 
 
 def measure_share(server: Server, stable: Fingerprint, canary: Fingerprint, percent: int) -> Share:
-    """Counts who answers.
+    """Counts who answers at a service's own address.
 
-    Args:
-        server: At the service's own address.
-        stable: Of what served before, taken before anything was changed.
-        canary: Of the new checkpoint, taken where it alone answers.
-        percent: Share of the canary that was asked for.
+    The fingerprints are of what served before, taken before anything was changed, and of the new
+    checkpoint, taken where it alone answers; ``percent`` is the share that was asked for it.
 
     Raises:
-        QuantlibError: Both checkpoints answer every prompt alike.
-        ServerError: A request failed.
+        QuantlibError: Both checkpoints answer every prompt alike, or a request failed.
     """
     prompts = _distinguishing(stable, canary)
     (model, *_) = server.models()

@@ -54,11 +54,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Expected:
-    """What of a report is asked, what is expected, and how far off the answers may be.
+    """What of a report is asked and expected.
 
-    Attributes:
-        agreement: Share of the probes that are to be answered as in the report.
-        seconds: For each answer.
+    ``agreement`` is the share of the probes that is needed, ``seconds`` the limit of each answer.
     """
 
     prompts: tuple[Question, ...]
@@ -84,7 +82,20 @@ def expected_of(published: Verified, agreement: float = 0.9, seconds: float = 60
     evaluation = published.report.evaluation
     if evaluation is None:
         raise InvalidInputError.one(report_address(published), "holds no evaluation")
-    probes = _probes_of(report_address(published), evaluation.probes)
+    probes, otherwise = evaluation.probes, "or leave the test out with --no-smoke-test"
+    if probes is None:
+        raise InvalidInputError.one(
+            report_address(published),
+            "is from before reports held probes, which the smoke test asks for",
+            f"validate and publish the checkpoint again, {otherwise}",
+        )
+    if len(probes) < _FEWEST_PROBES:
+        raise InvalidInputError.one(
+            report_address(published),
+            f"holds {len(probes)} probes, which are too few to test a server by: in the held-out "
+            "text the model is hardly ever sure of the next token",
+            f"validate it on more text, or on text of the kind that it was trained on, {otherwise}",
+        )
     source = StoreSource(open_store(published.address))
     recipe = parse_recipe(published.report.recipe)
     tokenizer = load_tokenizer(source)
@@ -93,7 +104,7 @@ def expected_of(published: Verified, agreement: float = 0.9, seconds: float = 60
         raise InvalidInputError.one(
             "held-out text",
             f"{windows.source} is another here than the one that validated the checkpoint",
-            "promote where that text is at hand, or leave the test out with --no-smoke-test",
+            f"promote where that text is at hand, {otherwise}",
         )
 
     def at(probe: Probe) -> Question:
@@ -107,24 +118,6 @@ def expected_of(published: Verified, agreement: float = 0.9, seconds: float = 60
     )
     new_tokens = recipe.validation.max_new_tokens
     return Expected(prompts, new_tokens, tuple(map(at, probes)), agreement, seconds)
-
-
-def _probes_of(address: str, probes: tuple[Probe, ...] | None) -> tuple[Probe, ...]:
-    otherwise = "or leave the test out with --no-smoke-test"
-    if probes is None:
-        raise InvalidInputError.one(
-            address,
-            "is from before reports held probes, which the smoke test asks for",
-            f"validate and publish the checkpoint again, {otherwise}",
-        )
-    if len(probes) < _FEWEST_PROBES:
-        raise InvalidInputError.one(
-            address,
-            f"holds {len(probes)} probes, which are too few to test a server by: in the held-out "
-            "text the model is hardly ever sure of the next token",
-            "validate it on more text, or on text of the kind that it was trained on, " + otherwise,
-        )
-    return probes
 
 
 def smoke_test(server: Server, expected: Expected) -> str:

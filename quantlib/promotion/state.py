@@ -14,23 +14,12 @@ from quantlib.serving.options import serve_options
 from quantlib.store.receipt import receipt_path
 
 PREFIX = "quantlib.io/"
-DIGEST = PREFIX + "digest"
-REPORT = PREFIX + "report"
-RUN = PREFIX + "run"
-ENGINE = PREFIX + "engine"
-PUBLISHED_AT = PREFIX + "published-at"
-RELEASE = PREFIX + "release"
-MODEL = PREFIX + "model"
-"""Which model the service serves: the name that a checkpoint is published under."""
-
-PREVIOUS_URI = PREFIX + "previous-uri"
-ARGUMENTS = PREFIX + "arguments"
-PROMOTED_AT = PREFIX + "promoted-at"
 DESCRIBING = frozenset(
-    {
-        *(DIGEST, REPORT, RUN, ENGINE, PUBLISHED_AT, RELEASE, MODEL),
-        *(PREVIOUS_URI, ARGUMENTS, PROMOTED_AT),
-    }
+    PREFIX + name
+    for name in (
+        *("digest", "report", "run", "engine", "published-at", "release"),
+        *("model", "previous-uri", "arguments", "promoted-at"),
+    )
 )
 """The annotations that go with what is served."""
 
@@ -52,10 +41,14 @@ class State:
     arguments: tuple[str, ...]
     annotations: Mapping[str, str] = field(default_factory=dict)
 
+    def noted(self, name: str) -> str:
+        """An annotation of ours; empty where it is not there."""
+        return self.annotations.get(PREFIX + name, "")
+
     @property
     def digest(self) -> str | None:
         """Of the checkpoint: what the annotation says, if the URI agrees; else None."""
-        digest = self.annotations.get(DIGEST)
+        digest = self.noted("digest")
         if digest and (self.uri or "").rstrip("/").endswith(digest.removeprefix("sha256:")):
             return digest
         return None
@@ -63,7 +56,7 @@ class State:
     @property
     def published_at(self) -> datetime | None:
         """When what is served was published; None where nothing says it."""
-        noted = self.annotations.get(PUBLISHED_AT)
+        noted = self.noted("published-at")
         try:
             when = datetime.fromisoformat(noted) if noted and self.digest else None
         except ValueError:
@@ -73,13 +66,13 @@ class State:
     @property
     def release(self) -> int | None:
         """The number of what is served among the model's releases; None where nothing says it."""
-        noted = self.annotations.get(RELEASE, "")
+        noted = self.noted("release")
         return int(noted) if self.digest and re.fullmatch(r"[0-9]{1,16}", noted) else None
 
     @property
     def model(self) -> str | None:
         """Which model the service is for: what the annotation says, else the URI of ours."""
-        if noted := self.annotations.get(MODEL):
+        if noted := self.noted("model"):
             return noted
         parts = (self.uri or "").rstrip("/").rsplit("/", 2)
         return parts[1] if self.digest and len(parts) == 3 and parts[1] else None
@@ -100,23 +93,23 @@ def successor(
         InvalidInputError: A service of this kind cannot read such a URI.
     """
     arguments = _arguments(published, uri, kind)
-    earlier = current.annotations.get(ARGUMENTS, "")
+    earlier = current.noted("arguments")
     replaced = {*arguments, *filter(None, earlier.split(","))}
     words = [*without(current.arguments, replaced), *serve_options(arguments)]
     manifest, last = published.manifest, published.report.provenance.receipts[-1]
-    annotations = {
-        DIGEST: published.digest,
-        REPORT: report_address(published),
-        RUN: receipt_path(last.step, last.key),
-        ENGINE: manifest.figures.engine,
-        PUBLISHED_AT: manifest.published_at.isoformat(timespec="seconds"),
-        RELEASE: str(manifest.release),
-        MODEL: manifest.name,
-        ARGUMENTS: ",".join(sorted(arguments)),
-        PREVIOUS_URI: current.uri or None,
-        PROMOTED_AT: promoted_at,
+    notes = {
+        "digest": published.digest,
+        "report": report_address(published),
+        "run": receipt_path(last.step, last.key),
+        "engine": manifest.figures.engine,
+        "published-at": manifest.published_at.isoformat(timespec="seconds"),
+        "release": str(manifest.release),
+        "model": manifest.name,
+        "arguments": ",".join(sorted(arguments)),
+        "previous-uri": current.uri or None,
+        "promoted-at": promoted_at,
     }
-    told = {name: said for name, said in annotations.items() if said is not None}
+    told = {PREFIX + name: said for name, said in notes.items() if said is not None}
     return State(uri, tuple(words), told)
 
 

@@ -56,11 +56,8 @@ def _verifying(document: Document) -> Iterator[Document]:
 def verified(document: Document, uri: str, digest: str, installed: Document | None) -> Document:
     """A service whose pods verify a checkpoint before they serve it, and is otherwise as it was.
 
-    Args:
-        document: The service.
-        uri: Where its pods find the checkpoint.
-        digest: The checkpoint's, with ``sha256:``.
-        installed: The ``ClusterStorageContainer`` that verifies; None where there is none.
+    ``uri`` is where its pods find the checkpoint, ``digest`` begins with ``sha256:``, and
+    ``installed`` is the ``ClusterStorageContainer`` that verifies, if there is one.
 
     Raises:
         InvalidInputError: Nothing would verify what is served from there.
@@ -153,12 +150,9 @@ def _key_of(container: Document) -> Document:
 def _remove_ours(pod: Document) -> None:
     """Takes what is ours out of the lists of a pod, and a list that is empty then."""
     for name, ours in _OURS.items():
-        before = pod.get(name) or []
-        after = [each for each in before if each.get("name") not in ours]
-        if before and not after:
-            del pod[name]
-        elif before:
-            pod[name] = after
+        others = [each for each in pod.pop(name, None) or () if each.get("name") not in ours]
+        if others:
+            pod[name] = others
 
 
 def _mount_below(pod: Document, folder: str) -> Document | None:

@@ -8,7 +8,7 @@ import pytest
 
 from quantlib.promotion.checks import Allowances, managed_by, managed_problems
 from quantlib.promotion.gitops import git_and_cluster
-from quantlib.promotion.state import DIGEST, State
+from quantlib.promotion.state import State
 
 FIELDS = {"managedFields": [{"manager": "kubectl"}, {"manager": "argocd-controller"}]}
 
@@ -61,7 +61,7 @@ def test_a_service_that_git_keeps_is_changed_there_unless_that_is_allowed() -> N
 def test_git_and_the_cluster_are_compared_by_what_they_serve() -> None:
     digest = "3f" * 32
     uri = f"s3://models/tiny/{digest}/"
-    noted = State(uri, (), {DIGEST: f"sha256:{digest}"})
+    noted = State(uri, (), {"quantlib.io/digest": f"sha256:{digest}"})
     assert git_and_cluster(noted, State(uri, ("--other",), noted.annotations)) is None
     assert git_and_cluster(noted, State("s3://models/by-hand/", ())) == (
         f"note: git says {uri}, and the cluster serves s3://models/by-hand/: it was changed "
