@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
-from quantlib.checkpoint.quantized import stated_quantization
 from quantlib.compatibility import exact_linears, matches, needs_calibration, resolve_format
 from quantlib.errors import Problem
 from quantlib.formats import format_registry
@@ -27,17 +26,9 @@ def model_problems(
 
     Args:
         recipe: A valid recipe.
-        checkpoint: The model's headers.
+        checkpoint: The model's headers; of a quantized one those of what it stands for.
         adapter: The model's family.
     """
-    if stated := stated_quantization(checkpoint.config):
-        return [
-            Problem(
-                f"config.json: {stated[0]}",
-                "the checkpoint is quantized already",
-                "give the original",
-            )
-        ]
     problems = adapter.problems(checkpoint)
     problems += [
         Problem(name, f"has dtype {info.dtype}", f"supported: {', '.join(FLOAT_DTYPES)}")

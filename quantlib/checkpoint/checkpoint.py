@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from quantlib.errors import InvalidInputError, Problem, StoreError
 __all__ = ["CONFIG_NAME", "FLOAT_DTYPES", "INDEX_NAME", "Checkpoint", "read_config"]
 
 CONFIG_NAME = "config.json"
+_PIECE_BYTES = 1 << 28
 _LFS_POINTER = b"version https://git-lfs"
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 """The dtypes that an unquantized weight may have."""
@@ -76,6 +77,12 @@ class Checkpoint:
         """The bytes of one tensor."""
         info = self.info(name)
         return self.source.read(info.file, info.start, info.bytes)
+
+    def pieces(self, name: str) -> Iterator[bytearray]:
+        """The bytes of one tensor, some hundred MiB at a time."""
+        info = self.info(name)
+        for start in range(info.start, info.end, _PIECE_BYTES):
+            yield self.source.read(info.file, start, min(_PIECE_BYTES, info.end - start))
 
     def info(self, name: str) -> TensorInfo:
         """Where a tensor lies.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -57,15 +58,36 @@ class SafetensorsWriter:
         Raises:
             ValueError: The name is taken, or ``data`` has another length than the shape says.
         """
-        elements = 1
-        for size in shape:
-            elements *= size
-        length = memoryview(data).nbytes
-        if length != elements * DTYPE_BYTES[dtype]:
-            raise ValueError(f"{name}: {length} bytes cannot hold {dtype} {list(shape)}")
+        self.add_pieces(name, dtype, shape, (data,))
+
+    def add_pieces(
+        self,
+        name: str,
+        dtype: str,
+        shape: Sequence[int],
+        pieces: Iterable[bytes | bytearray | memoryview],
+    ) -> None:
+        """Appends a tensor that comes in pieces.
+
+        Args:
+            name: Its name.
+            dtype: Its dtype as safetensors writes it: ``BF16``.
+            shape: Its shape.
+            pieces: Its elements in row-major order, little-endian.
+
+        Raises:
+            ValueError: The name is taken, or the pieces have another length than the shape says.
+        """
         if name in self._entries:
             raise ValueError(f"{name} is written already")
-        self._spool.write(data)
+        length = 0
+        for piece in pieces:
+            self._spool.write(piece)
+            length += memoryview(piece).nbytes
+        if length != math.prod(shape) * DTYPE_BYTES[dtype]:
+            self._spool.seek(self._position)
+            self._spool.truncate()
+            raise ValueError(f"{name}: {length} bytes cannot hold {dtype} {list(shape)}")
         self._entries[name] = {
             "dtype": dtype,
             "shape": list(shape),

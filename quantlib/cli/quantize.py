@@ -210,6 +210,8 @@ def _print_outcome(report: Report, model_path: str, output: Path) -> None:
     size = f"{sizes.bytes_original / 1e6:.0f} MB -> {sizes.bytes_quantized / 1e6:.0f} MB"
     if report.model.source.get("kind") == "gguf":
         size += f" (the .gguf file has {Path(model_path).stat().st_size / 1e6:.0f} MB)"
+    if quantized := report.model.source.get("quantized"):
+        click.echo(f"source: {quantized}")
     click.echo(f"{output}: {size}")
     click.echo(f"report: {output / HTML_NAME}")
     if report.calibration is not None and report.calibration.shipped:

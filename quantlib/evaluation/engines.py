@@ -91,6 +91,22 @@ def choose_engine(
     return choice
 
 
+def dequantized_reason(engine: str, problem: str | None, device: str) -> str | None:
+    """Why an original that is quantized is not judged as it is served; None where it is.
+
+    Args:
+        engine: What judges: vllm or transformers.
+        problem: Why vLLM cannot serve it on a CPU; None where it can.
+        device: auto, cpu or cuda.
+    """
+    if engine == "transformers":
+        return "transformers judges, which has no kernels for it"
+    vllm = installed_vllm()
+    if problem is None or vllm is None or not (vllm.on_cpu or device == "cpu"):
+        return None
+    return f"vLLM judges on a CPU, and {problem}"
+
+
 def _choose(
     requested: str, environment: Mapping[str, str], cpu_problem: str | None
 ) -> EngineChoice:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from quantlib.evaluation.engines import EngineChoice
 from quantlib.evaluation.gate import Figures
 from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
-from quantlib.evaluation.original import make_servable
+from quantlib.evaluation.original import make_plain, make_servable
 from quantlib.evaluation.process import Workers
 from quantlib.progress import progress_bar
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
@@ -45,6 +45,8 @@ class Setting:
         max_new_tokens: At most so many tokens per prompt.
         numerics: What decides how their predictions are rounded, besides the engine.
         tensor_parallel_size: Devices that share a model.
+        dequantized: Why an original that is quantized is judged by what its weights stand for, and
+            not as it is served; None where it is judged as it is.
     """
 
     engine: EngineChoice
@@ -57,6 +59,7 @@ class Setting:
     max_new_tokens: int
     numerics: Mapping[str, Any]
     tensor_parallel_size: int = 1
+    dequantized: str | None = None
 
     @property
     def text(self) -> dict[str, Any]:
@@ -107,7 +110,10 @@ def run_original(store: Store, setting: Setting, model: Receipt, workers: Worker
         output.facts = {"device": outcome.device, "numerics": outcome.numerics}
 
     inputs = {"model": model, "windows": setting.windowed}
-    return commit_step(store, REFERENCE_STEP, setting.parameters(), inputs, work, setting.numerics)
+    parameters = setting.parameters()
+    if setting.dequantized:
+        parameters["dequantized"] = True
+    return commit_step(store, REFERENCE_STEP, parameters, inputs, work, setting.numerics)
 
 
 def run_quantized(
@@ -147,6 +153,7 @@ def run_quantized(
         "engine_version": setting.engine.version,
         "device": outcome.device,
         "fallback_reason": setting.engine.fallback_reason,
+        "dequantized_reason": setting.dequantized,
         "text": setting.text,
         "original": {"perplexity": figures.perplexity_original, "tokens_per_second": None},
         "quantized": {"perplexity": figures.perplexity_quantized, "tokens_per_second": None},
@@ -231,6 +238,8 @@ def _run(
         _materialize(store, model.path(name), folder / name)
     reference_file = None
     if reference is None:
+        if setting.dequantized:
+            make_plain(folder)
         make_servable(folder)
     else:
         reference_file = output.scratch / REFERENCE_NAME

@@ -1,17 +1,57 @@
-"""Makes a folder with a model that came in another dress one that vLLM loads."""
+"""Makes a folder with a model that came in another dress one that an engine loads."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from quantlib.checkpoint.index import read_json
 from quantlib.checkpoint.source import FolderSource
+from quantlib.checkpoint.writer import SafetensorsWriter
+from quantlib.formats.stored import plain
 from quantlib.models import model_registry
 from quantlib.models.servable import renamed_tensors, servable_config, with_causal_architecture
+
+_SHARD_BYTES = 4 << 30
+
+
+def make_plain(folder: Path) -> None:
+    """Replaces a quantized model by the plain one that it stands for; another one stays.
+
+    Args:
+        folder: Holds the model. Links in it are replaced, not written through.
+    """
+    stored = Checkpoint.open(FolderSource(folder))
+    read = plain(stored)
+    if read is stored:
+        return
+    weight_map = {}
+    for number, names in enumerate(_shards(read)):
+        shard = f"plain-{number:05}.safetensors"
+        with SafetensorsWriter(folder / shard) as writer:
+            for name in names:
+                info = read.info(name)
+                writer.add_pieces(name, info.dtype, info.shape, read.pieces(name))
+                weight_map[name] = shard
+            writer.finish()
+    for name in {info.file for info in (*stored.tensors.values(), *stored.copies)}:
+        (folder / name).unlink()
+    _write_json(folder / INDEX_NAME, {"metadata": {}, "weight_map": weight_map})
+    _write_json(folder / CONFIG_NAME, read.config)
+
+
+def _shards(checkpoint: Checkpoint) -> Iterator[list[str]]:
+    """The names of the tensors, file by file."""
+    names: list[str] = []
+    for name in checkpoint.tensors:
+        if names and checkpoint.bytes_of((*names, name)) > _SHARD_BYTES:
+            yield names
+            names = []
+        names.append(name)
+    yield names
 
 
 def make_servable(folder: Path) -> None:
@@ -51,6 +91,6 @@ def _rename_in(path: Path, renamed: Mapping[str, str]) -> None:
     new.replace(path)
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.unlink()
-    path.write_text(json.dumps(value), encoding="utf-8")
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(dict(value)), encoding="utf-8")

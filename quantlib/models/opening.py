@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource
+from quantlib.formats.stored import plain
 from quantlib.models.base import BaseModelAdapter
 from quantlib.models.registry import model_registry
 from quantlib.models.servable import renamed_tensors, servable_config
@@ -18,13 +19,14 @@ def open_model(source: FileSource) -> tuple[Checkpoint, BaseModelAdapter]:
         source: Where its files are.
 
     Returns:
-        The checkpoint, by the names that the adapter goes by, and the adapter.
+        The checkpoint, by the names that the adapter goes by, and the adapter. One that is
+        quantized already is the plain one that it stands for.
 
     Raises:
-        InvalidInputError: Something of it is missing or damaged, or its config asks for what the
-            adapter cannot do.
+        InvalidInputError: Something of it is missing or damaged, it is quantized in a way that is
+            not read, or its config asks for what the adapter cannot do.
     """
-    checkpoint = Checkpoint.open(source)
+    checkpoint = plain(Checkpoint.open(source))
     config = servable_config(checkpoint)
     adapter = model_registry.adapter_for(config)
     renamed = renamed_tensors(checkpoint, adapter)

@@ -202,6 +202,8 @@ class Evaluation(Part):
 
     Attributes:
         fallback_reason: Why another engine judged than the recipe asked for; None where it did.
+        dequantized_reason: Why an original that is quantized itself was judged by what its weights
+            stand for, and not as it is served; None where it was judged as it is.
         kl_mean: Mean KL divergence of the quantized from the original model, in nats.
         kl_method: Which positions and which part of the vocabulary ``kl_mean`` covers.
         top1_agreement: Share of positions whose most likely token is the same.
@@ -213,6 +215,7 @@ class Evaluation(Part):
     engine_version: str
     device: str
     fallback_reason: str | None
+    dequantized_reason: str | None = None
     text: EvaluationText
     original: Performance
     quantized: Performance

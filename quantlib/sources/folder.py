@@ -12,7 +12,7 @@ from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.index import copy_problems
 from quantlib.checkpoint.source import FolderSource
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.sources.inspection import model_files, open_model
+from quantlib.sources.inspection import Kind, kind_of, model_files, open_model
 from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.store import FileRecord, StepOutput
 from quantlib.store.hashing import hash_file
@@ -24,12 +24,12 @@ class ExaminedFolder:
 
     Attributes:
         path: The folder.
-        model_type: The config's ``model_type``.
+        kind: What it is.
         files: The files that belong to the model, with their digests.
     """
 
     path: Path
-    model_type: str
+    kind: Kind
     files: Mapping[str, FileRecord]
 
     def import_into(self, output: StepOutput) -> None:
@@ -103,4 +103,4 @@ def examine_folder(path: Path, progress: ShowProgress) -> ExaminedFolder:
     problems += copy_problems(checkpoint.source, checkpoint.tensors, checkpoint.copies)
     if problems:
         raise InvalidInputError(problems)
-    return ExaminedFolder(path, checkpoint.config["model_type"], files)
+    return ExaminedFolder(path, kind_of(checkpoint), files)

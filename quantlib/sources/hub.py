@@ -33,7 +33,7 @@ from quantlib.progress import Advance
 from quantlib.sources import HubAddress
 from quantlib.sources.arrival import Arrived, bring_model, room_needed
 from quantlib.sources.hub_errors import explained_errors
-from quantlib.sources.inspection import SMALL_FILES, model_files, open_model
+from quantlib.sources.inspection import SMALL_FILES, Kind, kind_of, model_files, open_model
 from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.sources.space import require_space
 from quantlib.store import FileRecord, LocalStore, StepOutput
@@ -181,7 +181,7 @@ def list_files(address: HubAddress, commit: str) -> HubFiles:
 
 def bring_from_hub(
     output: StepOutput, address: HubAddress, commit: str, progress: ShowProgress
-) -> str:
+) -> Kind:
     """Brings a model into the store by huggingface_hub's cache.
 
     All that can be checked of it is checked before a weight is downloaded. A store that is a folder
@@ -195,7 +195,7 @@ def bring_from_hub(
         progress: Shows how far it is.
 
     Returns:
-        The config's ``model_type``.
+        What it is.
 
     Raises:
         InvalidInputError: The model is not there, not open to this token, or cannot be quantized.
@@ -228,7 +228,7 @@ def bring_from_hub(
         return Arrived(record, tuple(problems))
 
     bring_model(output, checkpoint, bring, progress)
-    return str(checkpoint.config["model_type"])
+    return kind_of(checkpoint)
 
 
 def _model_info(address: HubAddress) -> dict[str, Any]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, FLOAT_DTYPES, INDEX_NAME, Checkpoint
 from quantlib.checkpoint.index import SINGLE_NAME, adapter_words, listed
-from quantlib.checkpoint.quantized import stated_quantization
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.formats.stored import described, plain
 from quantlib.store import FileRecord
 from quantlib.store.receipt import files_digest
 
@@ -38,6 +38,8 @@ _QUANTIZED_ENDINGS = ("weight", "zeros", "scales", "_packed", "_scale", "_zero_p
 def open_model(files: FileSource) -> Checkpoint:
     """Opens a model whose config, index and tensor headers show nothing wrong.
 
+    One that is quantized already is opened as it lies, if it is quantized in a way that is read.
+
     Args:
         files: The model's files; other files among them do not matter.
 
@@ -52,13 +54,35 @@ def open_model(files: FileSource) -> Checkpoint:
         raise InvalidInputError.one(root, *adapter_words(files, names))
     checkpoint = Checkpoint.open(files)
     problems = _config_problems(files.describe(CONFIG_NAME), checkpoint.config)
-    if not problems:
-        problems = _dtype_problems(checkpoint)
+    try:
+        read = plain(checkpoint)
+        if not problems:
+            problems = _dtype_problems(read)
+    except InvalidInputError as error:
+        problems += error.problems
     if not any(name in names for name in _VOCABULARIES):
         problems.append(Problem(root, "has no tokenizer", f"add {' or '.join(_VOCABULARIES)}"))
     if problems:
         raise InvalidInputError(problems)
     return checkpoint
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a model is, by its config and headers.
+
+    Attributes:
+        model_type: The config's.
+        quantized: How its weights lie quantized, in words; None where they do not.
+    """
+
+    model_type: str
+    quantized: str | None = None
+
+
+def kind_of(checkpoint: Checkpoint) -> Kind:
+    """What a model is, which :func:`open_model` has opened."""
+    return Kind(str(checkpoint.config["model_type"]), described(checkpoint))
 
 
 def model_files(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -71,23 +95,23 @@ def model_files(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def model_facts(
-    source: Mapping[str, Any], model_type: str, files: Mapping[str, FileRecord]
+    source: Mapping[str, Any], kind: Kind, files: Mapping[str, FileRecord]
 ) -> dict[str, Any]:
     """What the receipt of a fetched model says of it.
 
     Args:
         source: Where the model is from, in words that hold wherever it lay.
-        model_type: The config's ``model_type``.
+        kind: What it is.
         files: The model's files.
 
     Returns:
-        ``source``, ``model_type``, ``digest`` (over all files), ``bytes`` and ``tensors``
-        (of the weight files).
+        ``source`` (with ``quantized``, in words, where it is so already), ``model_type``,
+        ``digest`` (over all files), ``bytes`` and ``tensors`` (of the weight files).
     """
     weights = [record for record in files.values() if record.tensors is not None]
     return {
-        "source": dict(source),
-        "model_type": model_type,
+        "source": dict(source) | ({"quantized": kind.quantized} if kind.quantized else {}),
+        "model_type": kind.model_type,
         "digest": files_digest(files),
         "bytes": sum(record.bytes for record in weights),
         "tensors": sum(record.tensors or 0 for record in weights),
@@ -100,10 +124,6 @@ def _config_problems(where: str, config: Mapping[str, Any]) -> list[Problem]:
         problems.append(
             Problem(where, "names no model_type", "give a folder with a language model")
         )
-    if stated := stated_quantization(config):
-        field, settings = stated
-        method = settings.get("quant_method", "") if isinstance(settings, dict) else ""
-        problems.append(_quantized(where, f"its {field} says {json.dumps(method or settings)}"))
     return problems
 
 
@@ -131,4 +151,5 @@ def _dtype_problems(checkpoint: Checkpoint) -> list[Problem]:
 
 
 def _quantized(where: str, evidence: str) -> Problem:
-    return Problem(where, f"is quantized already: {evidence}", "give the original checkpoint")
+    what = f"is quantized already: {evidence}, and its config does not say how"
+    return Problem(where, what, "give the original checkpoint")

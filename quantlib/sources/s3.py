@@ -6,7 +6,7 @@ from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.source import StoreSource
 from quantlib.progress import Advance
 from quantlib.sources.arrival import Arrived, bring_model, room_needed
-from quantlib.sources.inspection import model_files, open_model
+from quantlib.sources.inspection import Kind, kind_of, model_files, open_model
 from quantlib.sources.scan import ShowProgress, hash_and_scan, hash_and_scan_chunks
 from quantlib.sources.space import require_space
 from quantlib.store import FileRecord, StepOutput
@@ -24,7 +24,7 @@ def versions_digest(files: StoreSource) -> str:
 
 def bring_from_s3(
     output: StepOutput, store: S3Store, files: StoreSource, progress: ShowProgress
-) -> str:
+) -> Kind:
     """Brings a model into the store; where one server has both, it copies what was looked at here.
 
     Args:
@@ -34,7 +34,7 @@ def bring_from_s3(
         progress: Shows how far it is.
 
     Returns:
-        The config's ``model_type``.
+        What it is.
 
     Raises:
         InvalidInputError: It cannot be quantized; what can be checked first, is.
@@ -73,4 +73,4 @@ def bring_from_s3(
         return Arrived(record, tuple(problems))
 
     bring_model(output, checkpoint, bring, progress)
-    return str(checkpoint.config["model_type"])
+    return kind_of(checkpoint)

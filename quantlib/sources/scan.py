@@ -25,8 +25,12 @@ _EXPONENTS: dict[str, tuple[type[np.unsignedinteger], int]] = {
     "BF16": (np.uint16, 0x7F80),
     "F16": (np.uint16, 0x7C00),
     "F32": (np.uint32, 0x7F80_0000),
+    "F8_E5M2": (np.uint8, 0x7C),
+    "F8_E4M3": (np.uint8, 0x7F),
+    "F8_E8M0": (np.uint8, 0xFF),
 }
-"""A number is NaN or Inf exactly if all bits of its exponent are set (IEEE 754, 3.4)."""
+"""A number is NaN or Inf exactly if all bits of its exponent are set (IEEE 754, 3.4); of FP8 E4M3
+and of E8M0, which have no Inf, if all bits but the sign are (OCP Microscaling Formats 1.0, 5.3)."""
 
 
 def count_nonfinite(data: bytes | bytearray | memoryview, dtype: str) -> int:
@@ -34,8 +38,10 @@ def count_nonfinite(data: bytes | bytearray | memoryview, dtype: str) -> int:
 
     Args:
         data: Little-endian numbers.
-        dtype: ``BF16``, ``F16`` or ``F32``.
+        dtype: As safetensors writes it; whole numbers are finite.
     """
+    if dtype not in _EXPONENTS:
+        return 0
     unsigned, exponent = _EXPONENTS[dtype]
     bits = np.frombuffer(data, dtype=unsigned)
     count = 0
@@ -63,7 +69,7 @@ def hash_and_scan(
 
     Args:
         path: The file.
-        tensors: Its tensors; all of a float dtype.
+        tensors: Its tensors.
         advance: Called with the number of bytes read.
 
     Returns:
@@ -87,7 +93,7 @@ def hash_and_scan_chunks(
     Args:
         chunks: The file.
         where: What to call it.
-        tensors: Its tensors; all of a float dtype.
+        tensors: Its tensors.
         advance: Called with the number of bytes read.
 
     Raises:

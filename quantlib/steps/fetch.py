@@ -23,7 +23,7 @@ from quantlib.sources import (
 from quantlib.sources.folder import examine_folder
 from quantlib.sources.gguf import convert_gguf
 from quantlib.sources.gguf_model import open_gguf
-from quantlib.sources.inspection import model_facts
+from quantlib.sources.inspection import Kind, model_facts
 from quantlib.sources.pinned import content_digest, require_pinned, split_pin
 from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.steps.contract import StepCall
@@ -92,7 +92,7 @@ def _fetch_folder(store: Store, path: Path, pinned: str | None, progress: ShowPr
 
     def work(output: StepOutput) -> None:
         model.import_into(output)
-        output.facts |= model_facts({"kind": "folder"}, model.model_type, output.files)
+        output.facts |= model_facts({"kind": "folder"}, model.kind, output.files)
 
     return commit_step(store, STEP, parameters, {}, work)
 
@@ -106,7 +106,8 @@ def _fetch_gguf(store: Store, path: Path, pinned: str | None, progress: ShowProg
     def work(output: StepOutput) -> None:
         types = convert_gguf(model, output, progress)
         source = {"kind": "gguf", "sha256": digest, "types": types}
-        output.facts |= model_facts(source, model.config["model_type"], output.files)
+        kind = Kind(model.config["model_type"])
+        output.facts |= model_facts(source, kind, output.files)
 
     parameters = {"source_kind": "gguf", "sha256": digest}
     return commit_step(store, STEP, parameters, {}, work)
@@ -118,9 +119,9 @@ def _fetch_hub(store: Store, address: HubAddress, progress: ShowProgress) -> Rec
     commit = resolve_commit(address)
 
     def work(output: StepOutput) -> None:
-        model_type = bring_from_hub(output, address, commit, progress)
+        kind = bring_from_hub(output, address, commit, progress)
         source = {"kind": "hub", "repo": address.repo, "commit": commit}
-        output.facts |= model_facts(source, model_type, output.files)
+        output.facts |= model_facts(source, kind, output.files)
 
     parameters = {"source_kind": "hub", "repo": address.repo, "revision": commit}
     return commit_step(store, STEP, parameters, {}, work)
@@ -138,9 +139,9 @@ def _fetch_s3(store: Store, address: str, pinned: str | None, progress: ShowProg
     require_pinned(address, pinned, versions)
 
     def work(output: StepOutput) -> None:
-        model_type = bring_from_s3(output, source, files, progress)
+        kind = bring_from_s3(output, source, files, progress)
         facts = {"kind": "s3", "address": source.address}
-        output.facts |= model_facts(facts, model_type, output.files)
+        output.facts |= model_facts(facts, kind, output.files)
 
     parameters = {
         "source_kind": "s3",

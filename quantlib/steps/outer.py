@@ -1,7 +1,8 @@
 """The tensors outside of a model's blocks as a file of their own.
 
-Embedding, final norm and head are in every checkpoint as they were. The fetch step writes them once
-per model, so that merge need not read them: the checkpoint names the same file.
+Embedding, final norm and head are in every checkpoint as they were, or, where they lay quantized,
+as what their codes stand for. The fetch step writes them once per model, so that merge need not
+read them: the checkpoint names the same file.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def separate_outer(store: Store, model: Receipt) -> Receipt:
 
 
 def copy_tensors(checkpoint: Checkpoint, names: list[str], output: StepOutput, file: str) -> None:
-    """Writes tensors of a checkpoint, as they are, to a file of a step."""
+    """Writes tensors of a checkpoint, as they are read, to a file of a step."""
     with SafetensorsWriter(output.local(file)) as writer:
         for name in names:
             info = checkpoint.info(name)
-            writer.add(name, info.dtype, info.shape, checkpoint.read(name))
+            writer.add_pieces(name, info.dtype, info.shape, checkpoint.pieces(name))
         digest, count = writer.finish()
     output.add(file, sha256=digest, tensors=count)

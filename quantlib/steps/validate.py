@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.errors import InvalidInputError
-from quantlib.evaluation.engines import choose_engine
+from quantlib.evaluation.engines import choose_engine, dequantized_reason
 from quantlib.evaluation.evaluate import (
     REFERENCE_STEP,
     Setting,
@@ -21,6 +22,7 @@ from quantlib.evaluation.evaluate import (
 )
 from quantlib.evaluation.gate import Figures, judge
 from quantlib.evaluation.process import Workers
+from quantlib.formats.stored import stored
 from quantlib.model_compatibility import cpu_problem
 from quantlib.models import open_model
 from quantlib.recipe import Recipe, recipe_from_text
@@ -154,6 +156,10 @@ def _setting(
     _, adapter = open_model(source)
     problem = cpu_problem(recipe.quantization, adapter)
     engine = choose_engine(section.engine, cpu_problem=problem, gpus=gpus)
+    found = stored(Checkpoint.open(source))
+    dequantized = None
+    if found is not None:
+        dequantized = dequantized_reason(engine.name, found.cpu_problem, device)
     return Setting(
         engine=engine,
         device=device,
@@ -165,6 +171,7 @@ def _setting(
         max_new_tokens=section.max_new_tokens,
         numerics=numerics(resolve_device(device), getattr(torch, dtype)),
         tensor_parallel_size=gpus,
+        dequantized=dequantized,
     )
 
 

@@ -163,7 +163,12 @@ BAD: list[tuple[str, Change, list[str], str]] = [
         [],
         "known: gemma2, gemma3_text, granite, llama, mistral, ",
     ),
-    ("quantized", configure(quantization_config={"quant_method": "gptq"}), [], "quantized already"),
+    (
+        "quantized",
+        configure(quantization_config={"quant_method": "hqq"}),
+        [],
+        "quantization_config: says quant_method 'hqq', which is not read; what is: awq, ",
+    ),
     (
         "NaN",
         spoil("model.layers.1.mlp.up_proj.weight", torch.nan),

@@ -207,6 +207,14 @@ def test_groups_targets_and_ignored_modules(tmp_path: Path) -> None:
     assert torch.equal(read_tensor(read, "l.0.gate.weight"), kept)
 
 
+def test_what_older_versions_wrote_is_read(tmp_path: Path) -> None:
+    dense = {"format": "dense", "global_sparsity": 0.1, "sparsity_structure": "unstructured"}
+    older = config("pack-quantized", PACKED, quantization_status="frozen", sparsity_config=dense)
+    del older["quant_method"]
+    checkpoint = write(tmp_path, spoiled(), older)
+    assert plain(checkpoint).info("m.up.weight").shape == (ROWS, COLUMNS)
+
+
 def test_a_row_range_reads_its_bytes_alone(tmp_path: Path) -> None:
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel"}
     checkpoint = write(
@@ -303,8 +311,13 @@ FAULTS: dict[str, tuple[dict[str, Tensor], dict[str, Any], str]] = {
     ),
     "not compressed": (
         spoiled(),
-        config("pack-quantized", PACKED, quantization_status="frozen"),
-        "quantization_status: 'frozen' is not read; what is: compressed",
+        config("pack-quantized", PACKED, quantization_status="calibration"),
+        "quantization_status: 'calibration' is not read; what is: compressed",
+    ),
+    "sparse": (
+        spoiled(),
+        config("pack-quantized", PACKED, sparsity_config={"format": "sparse-bitmask"}),
+        "sparsity_config: sparse weights are not read",
     ),
     "bits": (
         spoiled(),

@@ -100,11 +100,13 @@ def test_damaged_files_are_named(write_model, tmp_path: Path) -> None:
     assert f"names {names}, which are missing" in said(sharded)
 
 
-def test_a_quantized_model_is_refused(write_model, tmp_path: Path) -> None:
+def test_a_model_that_is_quantized_in_a_way_that_is_not_read_is_refused(
+    write_model, tmp_path: Path
+) -> None:
     marked = write_model(
-        tmp_path / "marked", config={"quantization_config": {"quant_method": "gptq"}}
+        tmp_path / "marked", config={"quantization_config": {"quant_method": "hqq"}}
     )
-    assert 'is quantized already: its quantization_config says "gptq"' in said(marked)
+    assert "quantization_config: says quant_method 'hqq', which is not read" in said(marked)
     folder = write_model(tmp_path / "fp8", dtype="F8_E4M3")
     assert "is quantized already: F8_E4M3 in blocks.0.a, blocks.0.b" in said(folder)
     assert "give the original checkpoint" in said(folder)

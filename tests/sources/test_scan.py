@@ -30,6 +30,13 @@ def test_only_nan_and_infinity_count(dtype: str) -> None:
     assert count_nonfinite(b"", dtype) == 0
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bad"), [("F8_E4M3", 2), ("F8_E5M2", 8), ("F8_E8M0", 1), ("U8", 0), ("I32", 0)]
+)
+def test_codes_and_exponents_are_looked_at_where_they_can_be_nan(dtype: str, bad: int) -> None:
+    assert count_nonfinite(bytes(range(256)), dtype) == bad
+
+
 def test_counts_across_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "_SCAN_ELEMENTS", 8)
     values = np.zeros(50, np.float32)

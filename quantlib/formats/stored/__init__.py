@@ -3,6 +3,6 @@
 Importing this package does not import torch.
 """
 
-from quantlib.formats.stored.plain import READERS, described, plain, plain_dtype, stored
+from quantlib.formats.stored.reading import READERS, described, plain, plain_dtype, stored
 
 __all__ = ["READERS", "described", "plain", "plain_dtype", "stored"]

@@ -20,6 +20,7 @@ _OF_ACTIVATIONS = (
     "output_scale",
     "output_zero_point",
     "k_scale",
+    "kv_scale",
     "v_scale",
     "q_scale",
     "prob_scale",

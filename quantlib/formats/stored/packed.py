@@ -41,6 +41,13 @@ _GPTQ_KNOWN = (
     "pack_dtype", "pad_token_id", "quant_method", "static_groups", "sym", "tokenizer",
     "true_sequential", "use_cuda_fp16", "use_exllama",
 )  # fmt: skip
+_OF_TUNING = (
+    "amp", "autoround_version", "data_type", "enable_minmax_tuning", "enable_norm_bias_tuning",
+    "enable_quanted_input", "gradient_accumulate_steps", "iters", "low_gpu_mem_usage", "lr",
+    "minmax_lr", "nsamples", "not_use_best_mse", "provider", "scale_dtype", "seqlen", "seed",
+)  # fmt: skip
+"""What AutoRound adds to a config in GPTQ's format."""
+
 _GPTQ_BITS = (2, 3, 4, 8)
 _CPU_GROUPS = (-1, 32, 64, 128)
 
@@ -169,7 +176,7 @@ def read_gptq(
         faults: Gets what is wrong.
     """
     settings = Settings(given, faults)
-    settings.refuse_unknown(_GPTQ_KNOWN)
+    settings.refuse_unknown((*_GPTQ_KNOWN, *_OF_TUNING))
     layouts = [
         settings.choice(field, ("gptq", "gptq_v2"), "gptq")
         for field in ("checkpoint_format", "format")

@@ -18,6 +18,7 @@ _KNOWN = (
     "quant_method",
     "quantization_status",
     "run_compressed",
+    "sparsity_config",
     "version",
 )
 _OF_GROUPS = ("format", "input_activations", "output_activations", "targets", "weights")
@@ -112,7 +113,11 @@ class Schemes:
     def __init__(self, given: Mapping[str, Any], faults: Faults) -> None:
         settings = Settings(given, faults)
         settings.refuse_unknown(_KNOWN)
-        settings.choice("quantization_status", ("compressed",), "compressed")
+        # Old checkpoints call their status frozen, and lie there compressed all the same.
+        settings.choice("quantization_status", ("compressed", "frozen"), "compressed")
+        sparse = given.get("sparsity_config")
+        if not is_inert(sparse) and not _is_dense(sparse):
+            settings.fault("sparsity_config", "sparse weights are not read")
         overall = settings.choice("format", (*LAYOUTS, _MIXED, "dense"))
         self.ignored = _patterns(settings, "ignore")
         self._targets: list[tuple[str, GroupScheme | None]] = []
@@ -145,6 +150,10 @@ class Schemes:
     def is_ignored(self, module: str) -> bool:
         """Whether the config leaves a module out."""
         return any(_is_name(pattern, module) for pattern in self.ignored)
+
+
+def _is_dense(sparsity: object) -> bool:
+    return isinstance(sparsity, Mapping) and sparsity.get("format") == "dense"
 
 
 def _is_name(target: str, module: str) -> bool:

@@ -1,0 +1,113 @@
+"""A quantized source gives what its dequantized checkpoint gives, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from command import Command
+from quantized_models import KINDS, quantized_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+OPTIONS = [
+    "--group-size", "32", "--num-samples", "8", "--sequence-length", "64", "--num-ranges", "2",
+    "--layer-wise", "--layers", "0,1,2", "--format", "compressed-tensors",
+]  # fmt: skip
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_equals_quantizing_the_dequantized_checkpoint(
+    quantlib: Command, tiny_llama: Path, tmp_path: Path, kind: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "quantization: {ignore: [o_proj]}\nvalidation: {num_samples: 4, sequence_length: 64}\n"
+    )
+    stored, plain = quantized_model(tiny_llama, tmp_path / "models", kind)
+    made = []
+    for model in (stored, plain):
+        output = tmp_path / f"out-{model.name}"
+        done = quantlib(
+            "quantize", "--model-path", model, "--output-path", output, "--config", recipe, *OPTIONS
+        )
+        assert done.returncode == 0, done.stderr
+        made.append((output, done.stdout))
+    (output, said), (expected, _) = made
+    ours, theirs = tensors_of(output), tensors_of(expected)
+    assert set(ours) == set(theirs)
+    assert "model.layers.2.mlp.up_proj.weight_packed" in ours
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype
+        assert torch.equal(tensor, theirs[name]), name
+    for name in ("config.json", "model.safetensors.index.json"):
+        assert (output / name).read_bytes() == (expected / name).read_bytes()
+    # What is left exact stands there dequantized; what was plain, as it was.
+    original, restored = load_file(tiny_llama / "model.safetensors"), tensors_of(plain)
+    for name in ("model.layers.3.mlp.up_proj.weight", "model.layers.0.self_attn.o_proj.weight"):
+        assert torch.equal(ours[name], restored[name])
+        assert ours[name].dtype == torch.bfloat16
+    for name in ("model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"):
+        assert torch.equal(ours[name], original[name])
+    report = json.loads((output / "quantization_report.json").read_text())
+    words = f"{KINDS[kind][2]}, dequantized to BF16 while reading"
+    assert report["model"]["source"] == {"kind": "folder", "quantized": words}
+    assert f"source: {words}" in said
+    assert words in (output / "quantization_report.html").read_text()
+
+
+def test_what_cannot_be_read_is_refused_before_any_work(
+    quantlib: Command, tiny_llama: Path, tmp_path: Path
+) -> None:
+    stored, _ = quantized_model(tiny_llama, tmp_path / "models", "fp8")
+    tensors = load_file(stored / "model.safetensors")
+    del tensors["model.layers.2.mlp.up_proj.weight_scale_inv"]
+    name = "model.layers.1.mlp.up_proj.weight_scale_inv"
+    tensors[name] = tensors[name][:1].clone()
+    save_file(tensors, stored / "model.safetensors", {"format": "pt"})
+    command = ["quantize", "--model-path", stored, "--output-path", tmp_path / "out", *OPTIONS]
+    done = quantlib(*command)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: model.layers.1.mlp.up_proj.weight_scale_inv: has shape [1, 2]; of "
+        "model.layers.1.mlp.up_proj.weight [128, 64] it has to be [4, 2], blocks of 32x32; the "
+        "checkpoint is damaged or of another kind",
+        "error: model.layers.2.mlp.up_proj.weight: is in FP8, but there is no "
+        "model.layers.2.mlp.up_proj.weight_scale_inv; the checkpoint is damaged or of another kind",
+    ]
+    config = json.loads((stored / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (stored / "config.json").write_text(json.dumps(config))
+    done = quantlib(*command)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: config.json: quantization_config: says quant_method 'bitsandbytes', which is not "
+        "read; what is: awq, compressed-tensors, fp8, gptq, mxfp4; give the original checkpoint"
+    ]
+    shutil.rmtree(stored)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nan_among_the_codes_is_found(quantlib: Command, tiny_llama: Path, tmp_path: Path) -> None:
+    stored, _ = quantized_model(tiny_llama, tmp_path / "models", "fp8")
+    tensors = load_file(stored / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"].view(torch.uint8)[3, 5] = 0xFF
+    save_file(tensors, stored / "model.safetensors", {"format": "pt"})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("validation: {num_samples: 4, sequence_length: 64}\n")
+    command = ["quantize", "--model-path", stored, "--output-path", tmp_path / "out", *OPTIONS]
+    done = quantlib(*command, "--config", recipe)
+    assert done.returncode == 2
+    assert "model.layers.1.mlp.up_proj.weight: holds NaN or Inf in 1 of 8192" in done.stderr
