@@ -31,6 +31,8 @@ _CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
+_TOWERS = ("clip_vision_model", "siglip_vision_model")
+
 
 def is_wrapper(name: str) -> bool:
     """Whether a family's models take images too."""
@@ -70,12 +72,12 @@ def make(name: str, folder: Path, *, seed: int = 0, chat_template: bool = False)
 
 
 def name_towers_as_on_hub(folder: Path) -> None:
-    """Gives what SigLIP has in a wrapper the hub's names, which transformers reads and forgets."""
+    """Gives SigLIP and CLIP in a wrapper the hub's names, which transformers reads and forgets."""
     from safetensors.torch import load_file, save_file
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     path = folder / "model.safetensors"
-    if (config.get("vision_config") or {}).get("model_type") != "siglip_vision_model":
+    if (config.get("vision_config") or {}).get("model_type") not in _TOWERS:
         return
     written = r"vision_tower\.(?!vision_model\.)"
     tensors = {

@@ -1,0 +1,133 @@
+"""What scripts/vllm_table.py looks at: tiny models of as many architectures as can be made.
+
+The tests' own (tests/families.py), and every other family of transformers whose config becomes
+small when fields of some names do. A family that is not small then, or is of another kind, raises
+an error: what vLLM makes of it is not known.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from families import FAMILIES
+from zoo import make, name_towers_as_on_hub
+
+_MOST_PARAMETERS = 50_000_000
+
+_SMALL = {
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 512),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embed_dim", "out_hidden_size"), 256),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size"), 512),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "n_heads"), 4),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 256),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 256),
+    **dict.fromkeys(("head_dim", "global_head_dim", "qk_rope_head_dim", "v_head_dim"), 64),
+    **dict.fromkeys(("qk_nope_head_dim", "linear_key_head_dim", "linear_value_head_dim"), 64),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "index_head_dim"), 64),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 8),
+    **dict.fromkeys(("mamba_d_state", "ssm_state_size", "hidden_size_per_layer_input"), 32),
+    **dict.fromkeys(("sliding_window", "index_topk"), 32),
+    **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace", "embed_scale"), 1),
+    **dict.fromkeys(("num_key_value_heads", "n_groups", "index_n_heads"), 2),
+    **dict.fromkeys(("num_channels", "in_channels"), 3),
+    "num_nextn_predict_layers": 0,
+    "q_lora_rank": 128,
+    "kv_lora_rank": 512,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "image_size": 56,
+    "patch_size": 14,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""What fields become, where a config has them; widths are those that vLLM's kernels take."""
+
+_HUB_FIELDS: dict[str, dict[str, Any]] = {
+    "afmoe": {
+        "score_func": "sigmoid",
+        "route_norm": True,
+        "route_scale": 1.0,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "glm4_moe_lite": {"first_k_dense_replace": 1},
+    "qwen3_vl_moe": {"text_config": {"norm_topk_prob": True}},
+    "glm4v_moe": {"text_config": {"head_dim": 64, "use_qk_norm": False}},
+}
+"""Fields of the hub's ``config.json`` that transformers does not write and vLLM reads."""
+
+
+def model_names() -> list[str]:
+    """Names that :func:`write` takes: those of the tests' families, and types of other models."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto import modeling_auto as auto
+
+    known = {config["model_type"] for config in FAMILIES.values()}
+    types = [
+        *auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        *auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    ]
+    others = {name for name in types if name in CONFIG_MAPPING} - known - set(FAMILIES)
+    return [*FAMILIES, *sorted(others)]
+
+
+def write(name: str, folder: Path) -> Path:
+    """Writes a tiny checkpoint.
+
+    Raises:
+        Exception: There is none of that type.
+    """
+    if name in FAMILIES:
+        return make(name, folder)
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = _small(CONFIG_MAPPING[name])
+    if getattr(config, "is_encoder_decoder", False):
+        raise NotImplementedError("an encoder and a decoder")
+    if hasattr(config, "is_decoder"):
+        config.is_decoder = True
+    of_images = type(config) in AutoModelForImageTextToText._model_mapping
+    auto = AutoModelForImageTextToText if of_images else AutoModelForCausalLM
+    with torch.device("meta"):
+        count = sum(each.numel() for each in auto.from_config(config).parameters())
+    if count > _MOST_PARAMETERS:
+        raise NotImplementedError(f"{count / 1e6:.0f} million parameters are left")
+    config.dtype = torch.bfloat16
+    auto.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+    name_towers_as_on_hub(folder)
+    path = folder / "config.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    for field, value in _HUB_FIELDS.get(name, {}).items():
+        written[field] = written[field] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(written), encoding="utf-8")
+    return folder
+
+
+def _small(config_class: Any) -> Any:
+    return config_class(**_small_fields(config_class))
+
+
+def _small_fields(config_class: Any) -> dict[str, Any]:
+    """Arguments that make a config small, and those within it."""
+    fields: set[str] = set()
+    for base in config_class.__mro__:
+        fields |= set(getattr(base, "__annotations__", {}))
+    fields |= set(config_class.attribute_map)
+    found = {name: value for name, value in _SMALL.items() if name in fields}
+    if config_class.sub_configs:
+        default = config_class()
+        for name in config_class.sub_configs:
+            if (within := getattr(default, name, None)) is not None:
+                kind = {"model_type": within.model_type}
+                found[name] = kind | _small_fields(type(within))
+    return found
