@@ -138,6 +138,27 @@ def test_experts_are_chosen_by_their_corrected_scores(
     torch.testing.assert_close(found, expected)
 
 
+def test_vllm_itself_still_answers_wrongly(worker: Any) -> None:
+    """Once this fails, a correction can go."""
+    torch.manual_seed(0)
+    query = torch.ones(TOKENS, HEADS, SIZE)
+    table = torch.cat([torch.zeros(8, SIZE // 2), torch.ones(8, SIZE // 2)], -1)
+    positions = torch.zeros(TOKENS, dtype=torch.int64)
+    worker.ops.rotary_embedding(positions, query, None, SIZE, table, True)
+    assert not torch.equal(query[:, -1, 0], -torch.ones(TOKENS))
+
+    wide = torch.randn(TOKENS, 12, SIZE)
+    out = torch.empty(TOKENS, 4, SIZE)
+    worker.ops.rms_norm(out, wide[:, 2:6], torch.ones(SIZE), 1e-6)
+    assert not torch.equal(out.sign(), wide[:, 2:6].sign())
+
+    logits, correction = torch.zeros(1, 4), torch.tensor([0.0, 9.0, 0.0, 9.0])
+    router = worker.cpu_router.CPURouter(2, 4, e_score_correction_bias=correction)
+    logits[0, 0] = logits[0, 2] = 1.0
+    _, experts = router._compute_routing(logits, logits, None)
+    assert set(experts[0].tolist()) == {0, 2}
+
+
 def test_other_routers_are_left_alone(worker: Any) -> None:
     seen = []
     router = SimpleNamespace(
