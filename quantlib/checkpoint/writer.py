@@ -47,17 +47,7 @@ class SafetensorsWriter:
     def add(
         self, name: str, dtype: str, shape: Sequence[int], data: bytes | bytearray | memoryview
     ) -> None:
-        """Appends a tensor.
-
-        Args:
-            name: Its name.
-            dtype: Its dtype as safetensors writes it: ``BF16``.
-            shape: Its shape.
-            data: Its elements in row-major order, little-endian.
-
-        Raises:
-            ValueError: The name is taken, or ``data`` has another length than the shape says.
-        """
+        """Appends a tensor whose bytes are there; otherwise as :meth:`add_pieces`."""
         self.add_pieces(name, dtype, shape, (data,))
 
     def add_pieces(

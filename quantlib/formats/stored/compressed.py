@@ -46,14 +46,7 @@ Parts = Mapping[str, TensorInfo]
 def read_compressed(
     checkpoint: Checkpoint, given: Mapping[str, Any], dtype: str, faults: Faults
 ) -> Found:
-    """Finds the modules that compressed-tensors compressed.
-
-    Args:
-        checkpoint: The headers.
-        given: The config's ``quantization_config``.
-        dtype: Of the dequantized weights.
-        faults: Gets what is wrong.
-    """
+    """Finds the modules that compressed-tensors compressed."""
     schemes = Schemes(given, faults)
     found, words, problems = Found(), [], []
     if faults:

@@ -106,14 +106,7 @@ def multipliers(info: TensorInfo, scales: Tensor) -> Tensor:
 
 
 def read_fp8(checkpoint: Checkpoint, given: Mapping[str, Any], dtype: str, faults: Faults) -> Found:
-    """Finds the weights in FP8.
-
-    Args:
-        checkpoint: The headers.
-        given: The config's ``quantization_config``.
-        dtype: Of the dequantized weights.
-        faults: Gets what is wrong.
-    """
+    """Finds the weights in FP8."""
     settings = Settings(given, faults)
     settings.refuse_unknown(_KNOWN)
     settings.choice("fmt", (None, "e4m3", "float8_e4m3fn", "float8_e4m3"))

@@ -72,14 +72,7 @@ class Mxfp4Weight(StoredWeight):
 def read_mxfp4(
     checkpoint: Checkpoint, given: Mapping[str, Any], dtype: str, faults: Faults
 ) -> Found:
-    """Finds experts in MXFP4.
-
-    Args:
-        checkpoint: The headers.
-        given: The config's ``quantization_config``.
-        dtype: Of the dequantized weights.
-        faults: Gets what is wrong.
-    """
+    """Finds experts in MXFP4."""
     settings = Settings(given, faults)
     settings.refuse_unknown(_KNOWN)
     plain = settings.names("modules_to_not_convert")

@@ -131,14 +131,7 @@ class GptqWeight(PackedWeight):
 
 
 def read_awq(checkpoint: Checkpoint, given: Mapping[str, Any], dtype: str, faults: Faults) -> Found:
-    """Finds the linears of an AWQ checkpoint.
-
-    Args:
-        checkpoint: The headers.
-        given: The config's ``quantization_config``.
-        dtype: Of the dequantized weights.
-        faults: Gets what is wrong.
-    """
+    """Finds the linears of an AWQ checkpoint."""
     settings = Settings(given, faults)
     settings.refuse_unknown(_AWQ_KNOWN)
     settings.choice("version", ("gemm",), "gemm")
@@ -167,14 +160,7 @@ def read_awq(checkpoint: Checkpoint, given: Mapping[str, Any], dtype: str, fault
 def read_gptq(
     checkpoint: Checkpoint, given: Mapping[str, Any], dtype: str, faults: Faults
 ) -> Found:
-    """Finds the linears of a GPTQ checkpoint, of version 1 or 2.
-
-    Args:
-        checkpoint: The headers.
-        given: The config's ``quantization_config``.
-        dtype: Of the dequantized weights.
-        faults: Gets what is wrong.
-    """
+    """Finds the linears of a GPTQ checkpoint, of version 1 or 2."""
     settings = Settings(given, faults)
     settings.refuse_unknown((*_GPTQ_KNOWN, *_OF_TUNING))
     layouts = [

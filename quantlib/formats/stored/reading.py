@@ -20,6 +20,8 @@ from quantlib.formats.stored.mxfp4 import read_mxfp4
 from quantlib.formats.stored.packed import read_awq, read_gptq
 
 Reader = Callable[[Checkpoint, Mapping[str, Any], str, Faults], Found]
+"""Finds what is quantized, by the headers, the config's ``quantization_config`` and the dtype of
+the dequantized weights; what is wrong goes to the faults."""
 
 READERS: Mapping[str, Reader] = {
     "awq": read_awq,
