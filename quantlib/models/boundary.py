@@ -1,0 +1,138 @@
+"""What crosses from one block to the next, as tensors with names: kept, and restored elsewhere.
+
+Nearly every model hands on hidden states alone. Some hand on a tuple, and some write to dicts that
+they pass to every block, such as keys and values that later blocks share.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import UserDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HIDDEN = "hidden"
+_STEP = re.compile(r"\[(\d+)/(\d+)\]|\{i(-?\d+)\}|\{s([^}]*)\}")
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What one batch brings to a block.
+
+    Attributes:
+        output: What the block before gave: hidden states, or a tuple that begins with them.
+        dicts: The content of the dicts among a block's arguments, by the argument's name.
+    """
+
+    output: Any
+    dicts: Mapping[str, Mapping[Any, Any]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name: ``hidden``, ``hidden[1/2]``, ``shared_kv_states{i3}[0/2]``."""
+        found = dict(_leaves(HIDDEN, self.output))
+        for name, content in self.dicts.items():
+            found |= dict(_leaves(name, dict(content)))
+        return found
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Boundary:
+        """What :meth:`tensors` gave."""
+        trees: dict[str, Any] = {}
+        for name, tensor in tensors.items():
+            root = root_of(name)
+            steps = [_key(match) for match in _STEP.finditer(name[len(root) :])]
+            trees[root] = _grown(trees.get(root), steps, tensor)
+        output = _closed(trees.pop(HIDDEN))
+        return cls(output, {name: _closed(tree) for name, tree in trees.items()})
+
+    def restore(self, arguments: Mapping[str, Any]) -> None:
+        """Fills the dicts among a block's arguments."""
+        for name, content in self.dicts.items():
+            arguments[name].update(content)
+
+
+def joined(boundaries: Sequence[Boundary], axes: Mapping[str, int]) -> dict[str, Tensor]:
+    """The boundaries of consecutive batches as that of one, on the CPU.
+
+    Args:
+        boundaries: One for each batch.
+        axes: Along which axis samples lie, by :func:`root_of` a name, where it is not the first.
+    """
+    parts = [boundary.tensors() for boundary in boundaries]
+    return {
+        name: torch.cat([part[name].cpu() for part in parts], axes.get(root_of(name), 0))
+        for name in parts[0]
+    }
+
+
+def split(
+    tensors: Mapping[str, Tensor], samples: int, axes: Mapping[str, int], device: torch.device
+) -> list[Boundary]:
+    """Boundaries of batches with so many samples each, on a device."""
+    parts = {
+        name: tensor.split(samples, axes.get(root_of(name), 0)) for name, tensor in tensors.items()
+    }
+    count = len(next(iter(parts.values())))
+    return [
+        Boundary.of({name: part[number].to(device) for name, part in parts.items()})
+        for number in range(count)
+    ]
+
+
+def root_of(name: str) -> str:
+    """``hidden``, or the argument, that a tensor of a boundary belongs to."""
+    return name.partition("[")[0].partition("{")[0]
+
+
+def written_dicts(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The dicts among a block's arguments, which blocks may write to."""
+    return {
+        name: value for name, value in arguments.items() if isinstance(value, (dict, UserDict))
+    }
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The hidden states in what a block gives."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (tuple, list)):
+        for at, item in enumerate(value):
+            yield from _leaves(f"{name}[{at}/{len(value)}]", item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            kind = "i" if isinstance(key, int) else "s"
+            yield from _leaves(f"{name}{{{kind}{key}}}", item)
+
+
+def _key(match: re.Match[str]) -> Any:
+    at, count, number, text = match.groups()
+    if at is not None:
+        return (int(at), int(count))
+    return int(number) if number is not None else text
+
+
+def _grown(tree: Any, steps: list[Any], tensor: Tensor) -> Any:
+    if not steps:
+        return tensor
+    tree = {} if tree is None else tree
+    tree[steps[0]] = _grown(tree.get(steps[0]), steps[1:], tensor)
+    return tree
+
+
+def _closed(tree: Any) -> Any:
+    """A tree of dicts with the tuples that its keys tell of."""
+    if not isinstance(tree, dict):
+        return tree
+    first = next(iter(tree))
+    if not isinstance(first, tuple):
+        return {key: _closed(value) for key, value in tree.items()}
+    values = {at: _closed(value) for (at, _), value in tree.items()}
+    return tuple(values.get(at) for at in range(first[1]))

@@ -1,0 +1,179 @@
+"""Experts of a mixture as transformers computes them, one at a time and stopping at their inputs.
+
+transformers lets the function that computes a module of experts be chosen by name
+(``integrations/moe.py``). Ours follows its eager one, expert by expert, and takes the weights of
+an expert where the walk puts them when all batches stand before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+EXPERTS_FUNCTION = "quantlib_walked"
+"""What the function is called among those of transformers."""
+
+Halt = Callable[[nn.Module, int, bool, Tensor, Callable[[], Tensor]], None]
+"""Called at an input of an expert: the experts' module, the expert, whether it is the input of what
+leads back, the tokens, and what gives those that there would be if all came to the expert."""
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds the weights of all experts of a mixture."""
+    return "Experts" in type(module).__name__ and isinstance(
+        getattr(module, "down_proj", None), nn.Parameter
+    )
+
+
+def prepare_experts(module: Any, block: int, name: str) -> None:
+    """Makes a module of experts walkable.
+
+    Args:
+        module: The module.
+        block: The block that it is in.
+        name: Its name within the block.
+    """
+    module.walked_block, module.walked_name = block, name
+    module.walked_weights = {}  # of each expert at hand: its slice of every parameter
+    module.walked_halt = None
+    if type(module).__name__ == "Llama4TextExperts":
+        _prepare_llama4(module)
+
+
+def count_of(module: Any) -> int:
+    """How many experts a module has."""
+    return int(module.down_proj.shape[0])
+
+
+def linear_views(module: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The matrices of one expert ``[out_features, in_features]``, as views that can be written.
+
+    Args:
+        module: The module of the experts, which says how they lie.
+        weights: The expert's slices of its parameters.
+    """
+    first, down = _oriented(module, weights)
+    return {**_split(module, first), "down_proj": down}
+
+
+def bias_views(module: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The biases of one expert by linear; empty where there are none."""
+    if not module.has_bias:
+        return {}
+    first = "gate_up_proj_bias" if module.has_gate else "up_proj_bias"
+    return {**_split(module, weights[first]), "down_proj": weights["down_proj_bias"]}
+
+
+def _split(module: Any, first: Tensor) -> dict[str, Tensor]:
+    if not module.has_gate:
+        return {"up_proj": first}
+    if module.is_concatenated:
+        half = first.shape[0] // 2
+        return {"gate_proj": first[:half], "up_proj": first[half:]}
+    return {"gate_proj": first[0::2], "up_proj": first[1::2]}
+
+
+def _oriented(module: Any, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    first = weights["gate_up_proj" if module.has_gate else "up_proj"]
+    down = weights["down_proj"]
+    return (first.t(), down.t()) if module.is_transposed else (first, down)
+
+
+def _linear(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if module.is_transposed:  # the bias is added after the product was rounded
+        y = x @ weight.t()
+        return y if bias is None else y + bias
+    return functional.linear(x, weight, bias)
+
+
+def expert_inner(module: Any, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """What an expert's down projection reads, of tokens ``[tokens, hidden_size]``."""
+    first, _ = _oriented(module, weights)
+    bias = None
+    if module.has_bias:
+        bias = weights["gate_up_proj_bias" if module.has_gate else "up_proj_bias"]
+    y = _linear(module, x, first, bias)
+    return module._apply_gate(y) if module.has_gate else module.act_fn(y)
+
+
+def expert_output(module: Any, weights: dict[str, Tensor], inner: Tensor) -> Tensor:
+    """What an expert makes of the input of its down projection."""
+    _, down = _oriented(module, weights)
+    return _linear(module, inner, down, weights["down_proj_bias"] if module.has_bias else None)
+
+
+def _expert(module: Any, expert: int, x: Tensor, everyone: Tensor) -> Tensor:
+    """One expert, stopping at both inputs; its weights may change while it stands there."""
+    halt: Halt | None = module.walked_halt
+    if halt is not None:
+        halt(module, expert, False, x, lambda: everyone)
+    inner = expert_inner(module, module.walked_weights[expert], x)
+    if halt is not None:
+        halt(
+            module,
+            expert,
+            True,
+            inner,
+            lambda: expert_inner(module, module.walked_weights[expert], everyone),
+        )
+    return expert_output(module, module.walked_weights[expert], inner)
+
+
+def walked_experts(
+    module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """All experts, one after the other.
+
+    Args:
+        module: The module of the experts.
+        hidden_states: ``[tokens, hidden_size]``.
+        top_k_index: To which experts each token goes, ``[tokens, chosen]``.
+        top_k_weights: With which weights.
+
+    Returns:
+        ``[tokens, hidden_size]``.
+    """
+    final = torch.zeros_like(hidden_states)
+    if hidden_states.device.type == "meta":
+        _expert(module, 0, hidden_states, hidden_states)
+        return final
+    for expert in range(count_of(module)):
+        place, token = torch.where(top_k_index.t() == expert)
+        y = _expert(module, expert, hidden_states[token], hidden_states)
+        y = y * top_k_weights[token, place, None]
+        final.index_add_(0, token, y.to(final.dtype))
+    return final
+
+
+def _llama4_experts(module: Any, hidden_states: Tensor) -> Tensor:
+    """Every expert gets every token, scaled by its score, which is 0 where it is not routed."""
+    by_expert = hidden_states.view(count_of(module), -1, hidden_states.shape[-1])
+    final = torch.zeros_like(by_expert)
+    if by_expert.device.type == "meta":
+        _expert(module, 0, by_expert[0], by_expert[0])
+        return final.view(-1, hidden_states.shape[-1])
+    for expert, tokens in enumerate(by_expert):
+        routed = torch.where((tokens != 0).any(-1))[0]
+        final[expert][routed] = _expert(module, expert, tokens[routed], tokens)
+    return final.view(-1, hidden_states.shape[-1])
+
+
+def _prepare_llama4(module: Any) -> None:
+    """Gives Llama 4's experts what transformers' decorator gives those of the others."""
+    module.has_gate, module.has_bias = True, False
+    module.is_transposed = module.is_concatenated = True
+
+    def apply_gate(gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return up * module.act_fn(gate)
+
+    module._apply_gate = apply_gate
+    module.forward = lambda hidden_states: _llama4_experts(module, hidden_states)
+
+
+ALL_EXPERTS_FUNCTIONS.register(EXPERTS_FUNCTION, walked_experts)

@@ -1,0 +1,179 @@
+"""What a model is made of: its blocks, their linears by shared input, what stays exact. Pure data.
+
+Names of linears and tensors are those of the checkpoint, within the block: ``self_attn.q_proj``.
+``*`` stands for the number of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from pydantic import BaseModel, ConfigDict
+
+ANY_EXPERT = "*"
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Producer(_Data):
+    """What gives a shared input its channels, one by one.
+
+    Dividing an output channel of the producer by a positive number divides the input channels that
+    come from it by that number, and nothing else in the model changes.
+
+    Attributes:
+        name: A norm or a linear within the block: ``input_layernorm``, ``self_attn.v_proj``.
+        norm: Whether it is a norm.
+        offset: What a norm adds to its stored weight.
+        first_row: The row of the linear that gives the first channel, where it gives other things
+            too.
+        head_dim: Channels of a head, where ``repeats`` is not 1.
+        repeats: How many heads of the input in a row come from one head of the producer, as in
+            grouped-query attention.
+    """
+
+    name: str
+    norm: bool = False
+    offset: float = 0.0
+    first_row: int = 0
+    head_dim: int = 1
+    repeats: int = 1
+
+
+class SharedInput(_Data):
+    """Linears of a block that read the same tensor.
+
+    Attributes:
+        name: What messages and files call it: the name of the first linear that reads it.
+        linears: Those that can be quantized, in the order in which they are computed.
+        producer: Where a scale per input channel can be folded; None where it cannot.
+        experts: How many experts have these linears; 0 outside of experts.
+        expert: Which expert of a mixture they belong to; its input is the tokens routed to it.
+            None outside of experts, and where the names stand for all of them.
+    """
+
+    name: str
+    linears: tuple[str, ...]
+    producer: Producer | None = None
+    experts: int = 0
+    expert: int | None = None
+
+    def of_expert(self, expert: int) -> SharedInput:
+        """The same of one expert."""
+        producer = self.producer
+        if producer is not None:
+            producer = producer.model_copy(update={"name": of_expert(producer.name, expert)})
+        return SharedInput(
+            name=of_expert(self.name, expert),
+            linears=tuple(of_expert(linear, expert) for linear in self.linears),
+            producer=producer,
+            experts=self.experts,
+            expert=expert,
+        )
+
+
+class Experts(_Data):
+    """The experts of a mixture.
+
+    Attributes:
+        module: The module of transformers within the block: ``mlp.experts``.
+        count: How many there are.
+        parts: For each parameter of that module, the names of the tensors that hold it: one with
+            all experts, or with ``*`` in their names those of each expert, in the order in which
+            they are concatenated.
+    """
+
+    module: str
+    count: int
+    parts: Mapping[str, tuple[str, ...]]
+
+
+class BlockKind(_Data):
+    """What blocks of one kind have in common.
+
+    Attributes:
+        inputs: Their linears by shared input, in the order of computation.
+        shapes: ``(out_features, in_features)`` of each linear that can be quantized.
+        modules: transformers' name of each of them within the block, where it is another.
+        exact: Linears that are never quantized, and why.
+        experts: The mixtures.
+    """
+
+    inputs: tuple[SharedInput, ...]
+    shapes: Mapping[str, tuple[int, int]]
+    modules: Mapping[str, str] = {}
+    exact: Mapping[str, str] = {}
+    experts: tuple[Experts, ...] = ()
+
+
+class Layout(_Data):
+    """A model.
+
+    Attributes:
+        architecture: The class of transformers: ``LlamaForCausalLM``.
+        prefix: What the names of a block's tensors start with, with ``{}`` for its number.
+        module_prefix: The same of transformers' modules.
+        kinds: The different blocks.
+        kind_of: For each block, which of the kinds it is.
+        embedding: The tensor with the token embedding.
+        head: The linear that gives the logits.
+        tied: Whether the head is the embedding.
+        embeds_cross: Whether blocks after the first need the embedding too.
+        extra: Tensors that belong to no module: copied as they are.
+    """
+
+    architecture: str
+    prefix: str
+    module_prefix: str
+    kinds: tuple[BlockKind, ...]
+    kind_of: tuple[int, ...]
+    embedding: str
+    head: str
+    tied: bool
+    embeds_cross: bool = False
+    extra: tuple[str, ...] = ()
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.kind_of)
+
+    def kind(self, block: int) -> BlockKind:
+        """What a block is made of."""
+        return self.kinds[self.kind_of[block]]
+
+    def inputs(self, block: int) -> tuple[SharedInput, ...]:
+        """The shared inputs of a block, those of each expert one after the other."""
+        return _expanded(self.kind(block).inputs)
+
+
+def of_expert(name: str, expert: int) -> str:
+    """A name with the number of an expert."""
+    return name.replace(ANY_EXPERT, str(expert))
+
+
+def _expanded(inputs: tuple[SharedInput, ...]) -> tuple[SharedInput, ...]:
+    return _expand(tuple(shared.model_dump_json() for shared in inputs))
+
+
+@lru_cache(maxsize=64)
+def _expand(dumped: tuple[str, ...]) -> tuple[SharedInput, ...]:
+    expanded: list[SharedInput] = []
+    mixture: list[SharedInput] = []
+    for shared in (*map(SharedInput.model_validate_json, dumped), None):
+        if shared is not None and shared.experts:
+            mixture.append(shared)
+            continue
+        if mixture:
+            expanded += [
+                each.of_expert(expert)
+                for expert in range(mixture[0].experts)
+                for each in mixture
+            ]
+            mixture = []
+        if shared is not None:
+            expanded.append(shared)
+    return tuple(expanded)

@@ -1,0 +1,99 @@
+"""Which tensor of a checkpoint is which parameter of transformers' modules.
+
+The rules are transformers' own (``conversion_mapping.py``): renamings, and operations that join or
+split tensors. A checkpoint may have been written by any version of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from quantlib.models.layout import ANY_EXPERT
+from quantlib.models.skeleton import Skeleton
+
+_EXPERT_NUMBER = re.compile(r"(?<=experts\.)(\d+)(?=\.)")
+
+
+@dataclass
+class Names:
+    """The tensors behind each parameter.
+
+    Attributes:
+        renamed: The one tensor that is a parameter as it stands, by the parameter's name.
+        converted: The tensors that give parameters by transformers' operations, by the name of the
+            first of those parameters, in the order of their names.
+        target: The parameter, or the first of several, that a tensor goes to.
+        pattern: For a tensor that is converted, which pattern of the conversion it matches.
+        extra: Tensors that belong to no parameter.
+    """
+
+    renamed: dict[str, str] = field(default_factory=dict)
+    converted: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    target: dict[str, str] = field(default_factory=dict)
+    pattern: dict[str, str] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
+    _converters: tuple[WeightConverter, ...] = ()
+
+    @classmethod
+    def of(cls, skeleton: Skeleton, tensors: Iterable[str]) -> Names:
+        """Finds the parameter of every tensor.
+
+        Args:
+            skeleton: The model.
+            tensors: Names of the checkpoint's tensors.
+        """
+        transforms = get_model_conversion_mapping(skeleton.model)
+        renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+        converters = [each for each in transforms if isinstance(each, WeightConverter)]
+        known = skeleton.model.state_dict()
+        prefix = skeleton.model.base_model_prefix
+        names = cls(_converters=tuple(converters))
+        for tensor in sorted(tensors, key=dot_natural_key):
+            key, pattern = rename_source_key(tensor, renamings, converters, prefix, known)
+            if key not in known and tensor in known:
+                key, pattern = tensor, None
+            if key not in known:
+                names.extra.append(tensor)
+                continue
+            names.target[tensor] = key
+            if pattern is None:
+                names.renamed[key] = tensor
+            else:
+                names.converted[key].append(tensor)
+                names.pattern[tensor] = pattern
+        return names
+
+    def expert_parts(self, key: str) -> tuple[str, ...]:
+        """The tensors that a parameter with all experts is made of, in the order of joining.
+
+        Args:
+            key: The parameter's name.
+
+        Returns:
+            One name where a tensor holds all experts, else one for each matrix of an expert with
+            ``*`` in the place of its number. Empty where there is none.
+        """
+        if key in self.renamed:
+            return (self.renamed[key],)
+        by_pattern: dict[str, str] = {}
+        for tensor in self.converted.get(key, ()):
+            by_pattern[self.pattern[tensor]] = _EXPERT_NUMBER.sub(ANY_EXPERT, tensor, count=1)
+        return tuple(by_pattern[pattern] for pattern in self._order(by_pattern))
+
+    def _order(self, by_pattern: Mapping[str, str]) -> list[str]:
+        """Patterns in the order in which the conversion names them."""
+        for converter in self._converters:
+            if set(by_pattern) <= set(converter.source_patterns):
+                return [each for each in converter.source_patterns if each in by_pattern]
+        return list(by_pattern)

@@ -1,0 +1,134 @@
+"""A model of transformers without its weights: modules on the meta device, by the config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantlib.errors import InvalidInputError
+from quantlib.models.experts import EXPERTS_FUNCTION, is_experts, prepare_experts
+
+_REMOTE = "its code is not part of transformers"
+DATA_FREE = "a method without calibration (minmax, hqq) needs no forward"
+
+
+class Skeleton:
+    """The modules of a model.
+
+    Attributes:
+        model: The whole model; a module's parameters are on the meta device until they are read.
+        blocks: Its decoder blocks.
+        prefix: What the names of the blocks' modules start with: ``model.layers.``.
+        experts: The modules with all experts of a mixture, by block and name within the block.
+    """
+
+    def __init__(self, config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> None:
+        """Builds the modules.
+
+        Args:
+            config: The parsed ``config.json``.
+            dtype: The dtype of the parameters.
+
+        Raises:
+            InvalidInputError: transformers does not know the model, or it has no decoder blocks.
+        """
+        own, model_class = _classes(config)
+        settings: dict[str, Any] = {"dtype": dtype, "experts_implementation": EXPERTS_FUNCTION}
+        text = own.get_text_config(decoder=True)
+        if getattr(text, "attn_logit_softcapping", None):
+            settings["attn_implementation"] = "eager"  # torch's fused attention caps no scores
+        try:
+            with torch.device("meta"):
+                self.model = model_class._from_config(own, **settings).eval()
+        except Exception as error:
+            raise InvalidInputError.one(
+                "config.json", f"transformers cannot build {model_class.__name__}: {error}"
+            ) from error
+        self.model.requires_grad_(False)
+        self.config = self.model.config
+        self.text_config = self.config.get_text_config(decoder=True)
+        self.blocks = self._find_blocks()
+        self.prefix = self._name_of(self.blocks) + "."
+        self.experts: dict[int, dict[str, nn.Module]] = {}
+        for index, block in enumerate(self.blocks):
+            found = {name: module for name, module in block.named_modules() if is_experts(module)}
+            for name, module in found.items():
+                prepare_experts(module, index, name)
+            self.experts[index] = found
+
+    @property
+    def base(self) -> nn.Module:
+        """The model without its head."""
+        return self.model.base_model
+
+    @property
+    def embedding(self) -> str:
+        """The name of the module that embeds tokens."""
+        return self._name_of(self.model.get_input_embeddings())
+
+    @property
+    def head(self) -> str | None:
+        """The name of the module that gives the logits."""
+        head = self.model.get_output_embeddings()
+        return None if head is None else self._name_of(head)
+
+    def _find_blocks(self) -> nn.ModuleList:
+        count = getattr(self.text_config, "num_hidden_layers", None)
+        decoder = self.model.get_decoder()
+        for module in decoder.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count and count:
+                return module
+        raise InvalidInputError.one(
+            "config.json",
+            f"{type(self.model).__name__} has no list of {count} decoder blocks",
+            f"add an adapter that finds them, or use {DATA_FREE}",
+        )
+
+    def _name_of(self, wanted: nn.Module) -> str:
+        return next(name for name, module in self.model.named_modules() if module is wanted)
+
+
+def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The config and the class of the model that transformers has for a ``config.json``."""
+    import transformers
+    from transformers import PreTrainedConfig
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        known = f"transformers {transformers.__version__} does not know {model_type!r}"
+        if "auto_map" in config:
+            known += f", and {_REMOTE}"
+        raise InvalidInputError.one("config.json: model_type", known, f"use {DATA_FREE}")
+    fields = {key: value for key, value in config.items() if key != "quantization_config"}
+    try:
+        own = CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats(fields))
+    except Exception as error:
+        raise InvalidInputError.one("config.json", f"transformers refuses it: {error}") from error
+    if getattr(own, "is_encoder_decoder", False):
+        raise InvalidInputError.one(
+            "config.json: model_type", f"{model_type!r} is an encoder and a decoder: not supported"
+        )
+    names = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    for mapping in (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    ):
+        found = mapping.get(model_type)
+        names += [found] if isinstance(found, str) else list(found or ())
+    generative = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+    for name in names:
+        model_class = getattr(transformers, name, None)
+        if model_class is not None and name.endswith(generative):
+            return own, model_class
+    raise InvalidInputError.one(
+        "config.json: architectures",
+        f"transformers has no class of {model_type!r} that gives logits (looked at "
+        f"{', '.join(names) or 'none'})",
+        f"use {DATA_FREE}",
+    )

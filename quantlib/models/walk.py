@@ -1,0 +1,307 @@
+"""A model's own forward, stopped and gone on with: block by block, input by input.
+
+The base model's forward runs once per batch, each in a greenlet of its own. It stops before every
+block, whose weights are read when all batches stand there and freed when all have left; at the
+first linear of every shared input; at both inputs of every expert; and after the block. Whatever
+passes from block to block besides hidden states stays where the model puts it.
+
+Greenlets share the thread's modes: gradients, autocast and the current stream belong to whoever
+resumes them, and a forward may not stop where it has changed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import greenlet
+import torch
+from torch import Tensor, nn
+
+from quantlib.models.boundary import Boundary, first_tensor, written_dicts
+from quantlib.models.experts import linear_views
+from quantlib.models.reading import Reader
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A forward that stands before something.
+
+    Attributes:
+        kind: ``block``, ``linear``, ``expert`` or ``end``.
+        block: Index of the block.
+        name: The module within the block.
+        value: The input; of a block its arguments, at its end what it gives.
+        kwargs: The block's other arguments.
+        expert: Which expert.
+        down: Whether it is the input of the expert's down projection.
+        everyone: What gives the expert's input if all tokens came to it.
+    """
+
+    kind: str
+    block: int
+    name: str = ""
+    value: Any = None
+    kwargs: Mapping[str, Any] | None = None
+    expert: int | None = None
+    down: bool = False
+    everyone: Callable[[], Tensor] | None = None
+
+
+def halt(stop: Stop) -> Any:
+    """Hands a stop to whoever resumes this forward; does nothing outside of a walk."""
+    parent = greenlet.getcurrent().parent
+    return None if parent is None else parent.switch(stop)
+
+
+def _modes() -> tuple[bool, bool, bool, bool]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+    )
+
+
+class Forward:
+    """One batch on its way through the model."""
+
+    def __init__(self, body: Callable[[], None]) -> None:
+        self._greenlet = greenlet.greenlet(lambda _: body())
+        self._modes = _modes()
+
+    def go(self, answer: Any = None) -> Stop | None:
+        """Goes on to the next stop.
+
+        Args:
+            answer: What the stop before is answered with: other arguments or another output.
+
+        Returns:
+            The stop; None at the end of the forward.
+        """
+        stop = self._greenlet.switch(answer)
+        if _modes() != self._modes:
+            raise RuntimeError(f"the model stops within a mode of its own, at {stop}")
+        return stop
+
+    def close(self) -> None:
+        """Ends a forward that is not wanted any more."""
+        if self._greenlet:
+            self._greenlet.throw(greenlet.GreenletExit)
+
+
+class Hooks:
+    """The places where forwards stop."""
+
+    def __init__(self, reader: Reader, blocks: range) -> None:
+        self._handles: list[Any] = []
+        skeleton = reader.skeleton
+        self._experts = [module for index in blocks for module in skeleton.experts[index].values()]
+        for index in blocks:
+            block = skeleton.blocks[index]
+            self._handles += [
+                block.register_forward_pre_hook(_before(index), with_kwargs=True),
+                block.register_forward_hook(_after(index)),
+            ]
+        for module in self._experts:
+            module.walked_halt = _at_expert
+
+    def at(self, block: nn.Module, index: int, leaders: Sequence[str]) -> list[Any]:
+        """Stops at linears of a block, too."""
+        handles = []
+        for name in leaders:
+            hook = _at_linear(index, name)
+            handles.append(block.get_submodule(name).register_forward_pre_hook(hook))
+        return handles
+
+    def remove(self) -> None:
+        """Lets forwards run through."""
+        for handle in self._handles:
+            handle.remove()
+        for module in self._experts:
+            module.walked_halt = None
+
+
+def _before(index: int) -> Callable[..., Any]:
+    return lambda _module, arguments, kwargs: halt(
+        Stop("block", index, value=arguments, kwargs=kwargs)
+    )
+
+
+def _after(index: int) -> Callable[..., Any]:
+    return lambda _module, _arguments, output: halt(Stop("end", index, value=output))
+
+
+def _at_linear(index: int, name: str) -> Callable[..., Any]:
+    def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        halt(Stop("linear", index, name, arguments[0]))
+
+    return hook
+
+
+def _at_expert(
+    module: Any, expert: int, down: bool, x: Tensor, everyone: Callable[[], Tensor]
+) -> None:
+    halt(
+        Stop(
+            "expert",
+            module.walked_block,
+            module.walked_name,
+            x,
+            expert=expert,
+            down=down,
+            everyone=everyone,
+        )
+    )
+
+
+class Walk:
+    """All batches on their way through a range of blocks.
+
+    Attributes:
+        reader: Reads the weights.
+        blocks: The range.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        batches: Sequence[Mapping[str, Any]],
+        blocks: range,
+        boundaries: Sequence[Boundary] | None = None,
+    ) -> None:
+        """Starts the forwards and brings them to the first block.
+
+        Args:
+            reader: Reads the weights; what lies outside of the blocks is read.
+            batches: The arguments of the base model's forward, for each batch.
+            blocks: The blocks to go through.
+            boundaries: What stood before the first of them, for each batch; None where that is the
+                model's first block.
+        """
+        self.reader = reader
+        self.blocks = blocks
+        skeleton = reader.skeleton
+        self._hooks = Hooks(reader, blocks)
+        self._skipped = [skeleton.blocks[index] for index in range(blocks.start)]
+        self._forwards = []
+        self._at: list[Stop | None] = []
+        self._dicts: list[dict[str, Any]] = []
+        for number, batch in enumerate(batches):
+            boundary = None if boundaries is None else boundaries[number]
+            forward = Forward(self._body(dict(batch)))
+            with _replaced(self._skipped, boundary):
+                stop = forward.go()
+            if stop is None or stop.block != blocks.start:
+                raise RuntimeError(f"the forward does not come to block {blocks.start}")
+            if boundary is not None and stop.kwargs is not None:
+                boundary.restore(stop.kwargs)
+            self._dicts.append(written_dicts(stop.kwargs or {}))
+            self._forwards.append(forward)
+            self._at.append(stop)
+
+    def _body(self, batch: dict[str, Any]) -> Callable[[], None]:
+        base = self.reader.skeleton.base
+
+        def body() -> None:
+            base(**batch, use_cache=False)
+
+        return body
+
+    def enter(self, index: int) -> nn.Module:
+        """Reads a block that all batches stand before."""
+        self.reader.read_block(index)
+        return self.reader.skeleton.blocks[index]
+
+    def stops(self, index: int, leaders: Sequence[str] = ()) -> Iterator[list[Stop]]:
+        """Computes a block, all batches going from stop to stop together.
+
+        Args:
+            index: The block that they stand before.
+            leaders: The linears to stop at, within the block.
+
+        Yields:
+            One stop for each batch. While they stand there the weights behind the stop may be
+            changed.
+        """
+        skeleton = self.reader.skeleton
+        handles = self._hooks.at(skeleton.blocks[index], index, leaders)
+        held: tuple[Any, int] | None = None
+        try:
+            self._go()
+            while (stop := self._first()).kind != "end":
+                if stop.kind == "expert" and not stop.down:
+                    module = skeleton.experts[index][stop.name]
+                    assert stop.expert is not None
+                    if held is not None:
+                        held[0].walked_weights.pop(held[1])
+                    held = (module, stop.expert)
+                    module.walked_weights[stop.expert] = self.reader.read_expert(
+                        module, stop.expert
+                    )
+                yield [at for at in self._at if at is not None]
+                self._go()
+        finally:
+            if held is not None:
+                held[0].walked_weights.clear()
+            for handle in handles:
+                handle.remove()
+
+    def leave(self, index: int) -> None:
+        """Frees a block that is computed, and goes on to the next."""
+        self.reader.free(self.reader.skeleton.blocks[index])
+        if index + 1 < self.blocks.stop:
+            self._go()
+
+    def expert_linears(self, stop: Stop) -> dict[str, Tensor]:
+        """The matrices of the expert that the batches stand at, as views that can be written."""
+        module = self.reader.skeleton.experts[stop.block][stop.name]
+        return linear_views(module, module.walked_weights[stop.expert])
+
+    def outputs(self) -> list[Tensor]:
+        """Hidden states after the block whose end the batches stand at."""
+        return [first_tensor(stop.value) for stop in self._at if stop is not None]
+
+    def boundaries(self) -> list[Boundary]:
+        """What each batch brings to the next block, while they stand at the end of one."""
+        return [
+            Boundary(stop.value, {name: dict(value) for name, value in dicts.items() if value})
+            for stop, dicts in zip(self._at, self._dicts, strict=True)
+            if stop is not None
+        ]
+
+    def _first(self) -> Stop:
+        first = self._at[0]
+        if first is None:
+            raise RuntimeError("the forward ended within a block")
+        return first
+
+    def _go(self) -> None:
+        for number, forward in enumerate(self._forwards):
+            self._at[number] = None  # its tensors are the forward's alone
+            self._at[number] = forward.go()
+
+    def close(self) -> None:
+        """Ends all forwards."""
+        for forward in self._forwards:
+            forward.close()
+        self._forwards.clear()
+        self._at.clear()
+        self._hooks.remove()
+
+
+@contextmanager
+def _replaced(blocks: Sequence[nn.Module], boundary: Boundary | None) -> Iterator[None]:
+    """Lets blocks that are computed elsewhere give what came out of the last of them."""
+    if boundary is None:
+        yield
+        return
+    for block in blocks:
+        block.forward = lambda *_, **__: boundary.output
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
