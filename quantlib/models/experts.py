@@ -107,21 +107,24 @@ def expert_output(module: Any, weights: dict[str, Tensor], inner: Tensor) -> Ten
     return _linear(module, inner, down, weights["down_proj_bias"] if module.has_bias else None)
 
 
+def _weights(module: Any, expert: int) -> dict[str, Tensor]:
+    """The slices of an expert at hand; those of the parameters where none was put there."""
+    if expert in module.walked_weights:
+        return dict(module.walked_weights[expert])
+    return {name: parameter[expert] for name, parameter in module.named_parameters()}
+
+
 def _expert(module: Any, expert: int, x: Tensor, everyone: Tensor) -> Tensor:
     """One expert, stopping at both inputs; its weights may change while it stands there."""
-    halt: Halt | None = module.walked_halt
-    if halt is not None:
-        halt(module, expert, False, x, lambda: everyone)
-    inner = expert_inner(module, module.walked_weights[expert], x)
-    if halt is not None:
-        halt(
-            module,
-            expert,
-            True,
-            inner,
-            lambda: expert_inner(module, module.walked_weights[expert], everyone),
-        )
-    return expert_output(module, module.walked_weights[expert], inner)
+    halt: Halt = module.walked_halt or (lambda *_: None)
+
+    def inner(tokens: Tensor) -> Tensor:
+        return expert_inner(module, _weights(module, expert), tokens)
+
+    halt(module, expert, False, x, lambda: everyone)
+    y = inner(x)
+    halt(module, expert, True, y, lambda: inner(everyone))
+    return expert_output(module, _weights(module, expert), y)
 
 
 def walked_experts(

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
@@ -19,7 +18,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.models.experts import count_of
 from quantlib.models.layout import of_expert
 from quantlib.models.names import Names
-from quantlib.models.skeleton import Skeleton
+from quantlib.models.skeleton import Skeleton, allocate_buffers
 
 
 class Reader:
@@ -58,7 +57,7 @@ class Reader:
         )
         for name, module in model.named_modules():
             if not f"{name}.".startswith(self.skeleton.prefix) and wanted(f"{name}."):
-                self._allocate_buffers(module, recurse=False)
+                allocate_buffers(module, self.device)
         model.initialize_weights()
         for module in model.modules():  # blocks are initialized when they come
             if hasattr(module, "_is_hf_initialized"):
@@ -84,9 +83,7 @@ class Reader:
             raise InvalidInputError.one(
                 f"{prefix}{missing[0]}", f"the checkpoint lacks it, and {len(missing) - 1} more"
             )
-        if any(buffer.device.type == "meta" for buffer in block.buffers()):
-            self._allocate_buffers(block, recurse=True)
-            self._initialize(block, prefix)
+        self.skeleton.compute_buffers(index, self.device)
         block.requires_grad_(False)
 
     def read_expert(self, module: Any, expert: int) -> dict[str, Tensor]:
@@ -115,16 +112,6 @@ class Reader:
         part = info.part(name, expert * (info.elements // count), shape)
         data = self.checkpoint.source.read(part.file, part.start, part.bytes)
         return torch.frombuffer(data, dtype=TORCH_DTYPES[info.dtype]).reshape(shape)
-
-    def free(self, module: nn.Module) -> None:
-        """Frees the weights and buffers of a module."""
-        for inner in module.modules():
-            for name, parameter in list(inner._parameters.items()):
-                if parameter is not None and parameter.device.type != "meta":
-                    inner._parameters[name] = nn.Parameter(parameter.to("meta"), False)
-            for name, buffer in list(inner._buffers.items()):
-                if buffer is not None and buffer.device.type != "meta":
-                    inner._buffers[name] = buffer.to("meta")
 
     def _split_by_block(self) -> dict[int, list[str]]:
         prefix = self.skeleton.prefix
@@ -178,22 +165,6 @@ class Reader:
     def _dtype(self, key: str, parameter: Tensor) -> torch.dtype:
         planned = self._plan(key)
         return parameter.dtype if planned is None else planned
-
-    def _allocate_buffers(self, module: nn.Module, *, recurse: bool) -> None:
-        for inner in module.modules() if recurse else (module,):
-            for name, buffer in list(inner._buffers.items()):
-                if buffer is not None and buffer.device.type == "meta":
-                    inner._buffers[name] = torch.empty_like(buffer, device=self.device)
-
-    def _initialize(self, block: nn.Module, prefix: str) -> None:
-        """Computes the buffers that no checkpoint holds, as transformers does after loading."""
-        owners = [
-            module
-            for name, module in self.skeleton.model.named_modules()
-            if isinstance(module, PreTrainedModel) and (not name or prefix.startswith(f"{name}."))
-        ]
-        for module in (*reversed(owners), *block.modules()):
-            owners[-1]._init_weights(module)
 
 
 def _place(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -75,6 +75,31 @@ class Skeleton:
         head = self.model.get_output_embeddings()
         return None if head is None else self._name_of(head)
 
+    def compute_buffers(self, index: int, device: torch.device) -> None:
+        """Computes the buffers of a block that no checkpoint holds, as transformers does."""
+        block = self.blocks[index]
+        if not any(buffer.device.type == "meta" for buffer in block.buffers()):
+            return
+        for module in block.modules():
+            allocate_buffers(module, device)
+        self.initialize(index)
+
+    def initialize(self, index: int) -> None:
+        """Fills what of a block is not marked as filled, as its family does.
+
+        Modules around the block are initialized too: some reach into their blocks.
+        """
+        from transformers import PreTrainedModel
+
+        prefix = f"{self.prefix}{index}."
+        owners = [
+            module
+            for name, module in self.model.named_modules()
+            if isinstance(module, PreTrainedModel) and (not name or prefix.startswith(f"{name}."))
+        ]
+        for module in (*reversed(owners), *self.blocks[index].modules()):
+            owners[-1]._init_weights(module)
+
     def _find_blocks(self) -> nn.ModuleList:
         count = getattr(self.text_config, "num_hidden_layers", None)
         decoder = self.model.get_decoder()
@@ -89,6 +114,24 @@ class Skeleton:
 
     def _name_of(self, wanted: nn.Module) -> str:
         return next(name for name, module in self.model.named_modules() if module is wanted)
+
+
+def allocate_buffers(module: nn.Module, device: torch.device) -> None:
+    """Gives a module's own buffers memory, where they have none."""
+    for name, buffer in list(module._buffers.items()):
+        if buffer is not None and buffer.device.type == "meta":
+            module._buffers[name] = torch.empty_like(buffer, device=device)
+
+
+def free(module: nn.Module) -> None:
+    """Frees the parameters and buffers of a module and of those within it."""
+    for inner in module.modules():
+        for name, parameter in list(inner._parameters.items()):
+            if parameter is not None and parameter.device.type != "meta":
+                inner._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        for name, buffer in list(inner._buffers.items()):
+            if buffer is not None and buffer.device.type != "meta":
+                inner._buffers[name] = buffer.to("meta")
 
 
 def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from quantlib.models.boundary import Boundary, first_tensor, written_dicts
 from quantlib.models.experts import linear_views
 from quantlib.models.reading import Reader
+from quantlib.models.skeleton import Skeleton, free
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,8 @@ class Forward:
 class Hooks:
     """The places where forwards stop."""
 
-    def __init__(self, reader: Reader, blocks: range) -> None:
+    def __init__(self, skeleton: Skeleton, blocks: range) -> None:
         self._handles: list[Any] = []
-        skeleton = reader.skeleton
         self._experts = [module for index in blocks for module in skeleton.experts[index].values()]
         for index in blocks:
             block = skeleton.blocks[index]
@@ -184,7 +184,7 @@ class Walk:
         self.reader = reader
         self.blocks = blocks
         skeleton = reader.skeleton
-        self._hooks = Hooks(reader, blocks)
+        self._hooks = Hooks(skeleton, blocks)
         self._skipped = [skeleton.blocks[index] for index in range(blocks.start)]
         self._forwards = []
         self._at: list[Stop | None] = []
@@ -251,7 +251,7 @@ class Walk:
 
     def leave(self, index: int) -> None:
         """Frees a block that is computed, and goes on to the next."""
-        self.reader.free(self.reader.skeleton.blocks[index])
+        free(self.reader.skeleton.blocks[index])
         if index + 1 < self.blocks.stop:
             self._go()
 

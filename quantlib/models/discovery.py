@@ -1,0 +1,206 @@
+"""Finds out what a model is made of, without reading a weight.
+
+The forward outside of the blocks runs on a few tokens and zeros that take no memory, and every
+block on the meta device. Linears whose input is the same tensor share it, whoever computes what in
+between; where scales can be folded is found by trying (:mod:`quantlib.models.folds`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.errors import InvalidInputError
+from quantlib.models.boundary import Boundary, root_of
+from quantlib.models.experts import count_of
+from quantlib.models.layout import ANY_EXPERT, BlockKind, Experts, Layout, SharedInput
+from quantlib.models.names import Names
+from quantlib.models.skeleton import Skeleton
+from quantlib.models.walk import Forward, Hooks, Stop
+
+_SAMPLES, _LENGTH = 7, 11
+"""Sizes that no model has otherwise, so that the axis of the samples can be told."""
+
+SMALLEST_ROWS = 64
+"""Linears with fewer outputs than a kernel's tile give gates and decays, not features."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """How the model calls one of its blocks: real tensors, of a few tokens."""
+
+    arguments: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one block did: its inputs in order, each with the linears that read it, and its call.
+
+    An input of experts has the name of their module, and whether it is that of what leads back.
+    """
+
+    inputs: list[tuple[list[str], tuple[str, bool] | None]]
+    call: Call
+
+
+def run_on_meta(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
+    """Runs the model on the meta device.
+
+    Returns:
+        What each block did; the axis of the samples in what crosses between blocks, where it is not
+        the first; and whether blocks after the first need the embedding.
+
+    Raises:
+        InvalidInputError: The model cannot be run so.
+    """
+    _fill_outer(skeleton)
+    seen: list[Seen] = []
+    axes: dict[str, int] = {}
+    crosses = False
+    hooks = Hooks(skeleton, range(len(skeleton.blocks)))
+    handles = []
+    for index, block in enumerate(skeleton.blocks):
+        linears = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+        handles += hooks.at(block, index, linears)
+    tokens = torch.full((_SAMPLES, _LENGTH), 5)
+    forward = Forward(lambda: skeleton.base(input_ids=tokens, use_cache=False))
+    try:
+        for index, (found, output, dicts) in enumerate(_blocks(forward, skeleton)):
+            seen.append(found)
+            axes |= _axes(Boundary(output, dicts))
+            if index:
+                crosses = crosses or _has_nan((found.call.arguments, found.call.kwargs))
+    except InvalidInputError:
+        raise
+    except Exception as error:
+        raise InvalidInputError.one(
+            "config.json",
+            f"{type(skeleton.model).__name__} cannot be walked: {type(error).__name__}: {error}",
+            "use a method without calibration (minmax, hqq), or add an adapter",
+        ) from error
+    finally:
+        forward.close()
+        for handle in handles:
+            handle.remove()
+        hooks.remove()
+    return seen, axes, crosses
+
+
+def _blocks(
+    forward: Forward, skeleton: Skeleton
+) -> Iterator[tuple[Seen, Any, Mapping[str, Mapping[Any, Any]]]]:
+    """Lets the forward go through all blocks; yields what each did, its output and its dicts."""
+    from quantlib.models.boundary import written_dicts
+
+    stop = forward.go()
+    for index in range(len(skeleton.blocks)):
+        if stop is None or stop.kind != "block" or stop.block != index:
+            raise ValueError(f"block {index} is not computed in its turn")
+        call = Call(stop.value, dict(stop.kwargs or {}))
+        dicts = written_dicts(call.kwargs)
+        inputs = _Inputs()
+        stop = forward.go((_mapped(_to_meta, stop.value), _mapped(_to_meta, stop.kwargs)))
+        while stop is not None and stop.kind != "end":
+            inputs.add(stop)
+            stop = forward.go()
+        if stop is None:
+            raise ValueError(f"the forward ends within block {index}")
+        output = stop.value
+        yield Seen(inputs.found, call), output, dicts
+        stop = forward.go(_mapped(_zeros_like, output))
+
+
+class _Inputs:
+    """The inputs of a block, in the order in which they arise."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[list[str], tuple[str, bool] | None]] = []
+        self._by_tensor: dict[Any, list[str]] = {}
+        self._kept: list[Tensor] = []  # so that no address is taken twice
+
+    def add(self, stop: Stop) -> None:
+        if stop.kind == "expert":
+            self.found.append(([], (stop.name, stop.down)))
+            return
+        x = stop.value
+        self._kept.append(x)
+        key = (x.untyped_storage()._cdata, x.storage_offset(), x.numel(), x.shape[-1])
+        linears = self._by_tensor.get(key)
+        if linears is None:
+            linears = self._by_tensor[key] = []
+            self.found.append((linears, None))
+        if stop.name not in linears:
+            linears.append(stop.name)
+
+
+def _fill_outer(skeleton: Skeleton) -> None:
+    """Gives what lies outside of the blocks values that take no memory: zeros.
+
+    The embedding gets what is no number, so that it can be seen where it comes to.
+    """
+    embedding = skeleton.model.get_input_embeddings()
+    for name, module in skeleton.model.named_modules():
+        if f"{name}.".startswith(skeleton.prefix):
+            continue
+        for part, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                value = torch.nan if module is embedding else 0.0
+                filled = torch.full((), value, dtype=parameter.dtype).expand(parameter.shape)
+                new = nn.Parameter(filled, requires_grad=False)
+                new._is_hf_initialized = True  # type: ignore[attr-defined]
+                module._parameters[part] = new
+        for part, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[part] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+    skeleton.model.initialize_weights()
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor.to("meta")
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+
+
+def _mapped(function: Any, value: Any) -> Any:
+    """A function on every tensor of nested tuples, lists and dicts.
+
+    A dict that blocks write to is mapped in place: the model looks at that very one.
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_mapped(function, item) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(function, item) for item in value)
+    if type(value) is dict:
+        return {key: _mapped(function, item) for key, item in value.items()}
+    return value
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_floating_point() and value.device.type != "meta" and bool(
+            value.isnan().any()
+        )
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_nan, value))
+    return isinstance(value, dict) and any(map(_has_nan, value.values()))
+
+
+def _axes(boundary: Boundary) -> dict[str, int]:
+    found = {}
+    for name, tensor in boundary.tensors().items():
+        axes = [axis for axis, size in enumerate(tensor.shape) if size == _SAMPLES]
+        if len(axes) != 1:
+            raise ValueError(f"{name} {list(tensor.shape)} of a block has no axis for samples")
+        if axes[0]:
+            found[root_of(name)] = axes[0]
+    return found
