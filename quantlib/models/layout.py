@@ -121,6 +121,8 @@ class Layout(_Data):
         embedding: The tensor with the token embedding.
         head: The linear that gives the logits.
         tied: Whether the head is the embedding.
+        axes: Along which axis samples lie in what crosses between blocks, where it is not the
+            first (:mod:`quantlib.models.boundary`).
         embeds_cross: Whether blocks after the first need the embedding too.
         extra: Tensors that belong to no module: copied as they are.
     """
@@ -133,6 +135,7 @@ class Layout(_Data):
     embedding: str
     head: str
     tied: bool
+    axes: Mapping[str, int] = {}
     embeds_cross: bool = False
     extra: tuple[str, ...] = ()
 

@@ -1,0 +1,223 @@
+"""The layout of a model, from its config and the names of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.errors import InvalidInputError
+from quantlib.models.discovery import Seen, run_on_meta
+from quantlib.models.experts import count_of, linear_shapes
+from quantlib.models.folds import FoldFinder
+from quantlib.models.layout import ANY_EXPERT, BlockKind, Experts, Layout, Producer, SharedInput
+from quantlib.models.names import Names
+from quantlib.models.skeleton import Skeleton
+
+SMALLEST_ROWS = 64
+"""Linears with fewer outputs give gates and decays, one number per head, and no features."""
+
+FEW_OUTPUTS = f"has fewer than {SMALLEST_ROWS} outputs: a gate or decay per head"
+SPLIT_TENSOR = "is stored as a part of another tensor"
+
+
+def find_layout(checkpoint: Checkpoint) -> Layout:
+    """Finds out what a model is made of; no weight is read.
+
+    Args:
+        checkpoint: The config, and the names and shapes of the tensors.
+
+    Raises:
+        InvalidInputError: transformers does not know the model, or it cannot be walked.
+    """
+    skeleton = Skeleton(checkpoint.config)
+    names = Names.of(skeleton, checkpoint.tensors)
+    seen, axes, crosses = run_on_meta(skeleton)
+    prefix = _disk_prefix(skeleton, names)
+    kinds: list[BlockKind] = []
+    known: dict[str, int] = {}
+    kind_of = []
+    for index, found in enumerate(seen):
+        signature = _signature(skeleton, names, index, found, prefix)
+        if signature not in known:
+            known[signature] = len(kinds)
+            kinds.append(_Kind(skeleton, names, index, prefix).of(found))
+        kind_of.append(known[signature])
+    embedding = f"{skeleton.embedding}.weight"
+    head = f"{skeleton.head}.weight"
+    return Layout(
+        architecture=type(skeleton.model).__name__,
+        prefix=prefix,
+        module_prefix=skeleton.prefix + "{}.",
+        kinds=tuple(kinds),
+        kind_of=tuple(kind_of),
+        embedding=names.renamed.get(embedding, embedding).removesuffix(".weight"),
+        head=names.renamed.get(head, head).removesuffix(".weight"),
+        tied=bool(getattr(skeleton.config, "tie_word_embeddings", False)),
+        axes=axes,
+        embeds_cross=crosses,
+        extra=tuple(names.extra),
+    )
+
+
+def _disk_prefix(skeleton: Skeleton, names: Names) -> str:
+    """What the names of a block's tensors start with, ``{}`` standing for its number."""
+    found: dict[str, None] = {}
+    start = f"{skeleton.prefix}0."
+    for tensor, key in names.target.items():
+        if key.startswith(start):
+            before, _, _ = tensor.partition(".0.")
+            found[before + ".{}."] = None
+    if len(found) != 1:
+        raise InvalidInputError.one(
+            "the checkpoint",
+            f"holds no tensors of the first block, {start}*"
+            if not found
+            else f"holds tensors of the first block by different names: {', '.join(found)}",
+            "the config or the names are another model's",
+        )
+    return next(iter(found))
+
+
+def _signature(
+    skeleton: Skeleton, names: Names, index: int, seen: Seen, prefix: str
+) -> str:
+    """Equal for blocks of one kind."""
+    block = skeleton.blocks[index]
+    shapes = sorted((name, tuple(each.shape)) for name, each in block.named_parameters())
+    start = f"{skeleton.prefix}{index}."
+    stored = sorted(
+        tensor.removeprefix(prefix.format(index))
+        for key in (start + name for name, _ in shapes)
+        for tensor in (names.renamed.get(key), *names.converted.get(key, ()))
+        if tensor is not None
+    )
+    return repr((type(block).__name__, seen.inputs, shapes, stored))
+
+
+class _Kind:
+    """One block, and what its parameters are called in the checkpoint."""
+
+    def __init__(self, skeleton: Skeleton, names: Names, index: int, prefix: str) -> None:
+        self._skeleton = skeleton
+        self._names = names
+        self._index = index
+        self._block = skeleton.blocks[index]
+        self._start = f"{skeleton.prefix}{index}."
+        self._prefix = prefix.format(index)
+        self._shapes: dict[str, tuple[int, int]] = {}
+        self._modules: dict[str, str] = {}
+        self._exact: dict[str, str] = {}
+
+    def of(self, seen: Seen) -> BlockKind:
+        """The kind of a block that did so."""
+        folds = FoldFinder(self._skeleton, self._index, seen.call.arguments, seen.call.kwargs)
+        inputs = []
+        experts = tuple(map(self._experts, self._skeleton.experts[self._index]))
+        try:
+            for linears, of_experts in seen.inputs:
+                shared = (
+                    self._dense(linears, folds)
+                    if of_experts is None
+                    else self._of_experts(*of_experts, folds)
+                )
+                if shared is not None:
+                    inputs.append(shared)
+        finally:
+            folds.close()
+        return BlockKind(
+            inputs=tuple(inputs),
+            shapes=self._shapes,
+            modules=self._modules,
+            exact=self._exact,
+            experts=experts,
+        )
+
+    def _dense(self, modules: Sequence[str], folds: FoldFinder) -> SharedInput | None:
+        linears = []
+        for name in modules:
+            module = self._block.get_submodule(name)
+            assert isinstance(module, nn.Linear)
+            linear = self._stored(name)
+            if linear is None:
+                self._exact[name] = SPLIT_TENSOR
+            elif module.out_features < SMALLEST_ROWS:
+                self._exact[linear] = FEW_OUTPUTS
+            elif linear not in self._shapes:
+                linears.append(linear)
+                self._shapes[linear] = (module.out_features, module.in_features)
+                if linear != name:
+                    self._modules[linear] = name
+        if not linears:
+            return None
+        # A linear that stays exact reads the input as it is.
+        whole = len(linears) == len(modules)
+        producer = self._renamed(folds.producer_of(modules)) if whole else None
+        return SharedInput(name=linears[0], linears=tuple(linears), producer=producer)
+
+    def _renamed(self, producer: Producer | None) -> Producer | None:
+        if producer is None:
+            return None
+        stored = self._stored(producer.name)
+        return None if stored is None else producer.model_copy(update={"name": stored})
+
+    def _stored(self, module: str) -> str | None:
+        """The name in the checkpoint of a module whose weight is a tensor of its own."""
+        tensor = self._names.renamed.get(f"{self._start}{module}.weight")
+        if tensor is None or not tensor.endswith(".weight"):
+            return None
+        return tensor.removeprefix(self._prefix).removesuffix(".weight")
+
+    def _experts(self, name: str) -> Experts:
+        module = self._skeleton.experts[self._index][name]
+        parts = {
+            parameter: tuple(
+                part.removeprefix(self._prefix)
+                for part in self._names.expert_parts(f"{self._start}{name}.{parameter}")
+            )
+            for parameter, _ in module.named_parameters()
+        }
+        return Experts(module=name, count=count_of(module), parts=parts)
+
+    def _of_experts(self, name: str, down: bool, folds: FoldFinder) -> SharedInput:
+        module = self._skeleton.experts[self._index][name]
+        shapes = linear_shapes(module)
+        called = self._expert_linears(name, list(shapes))
+        wanted = [linear for linear in shapes if (linear == "down_proj") == down]
+        for linear in wanted:
+            self._shapes[called[linear]] = shapes[linear]
+            self._modules[called[linear]] = f"{name}.{ANY_EXPERT}.{linear}"
+        producer = None
+        if down and folds.gate_is_linear(name):
+            producer = Producer(name=called["up_proj"])
+        linears = tuple(called[linear] for linear in wanted)
+        return SharedInput(
+            name=linears[0], linears=linears, producer=producer, experts=count_of(module)
+        )
+
+    def _expert_linears(self, name: str, linears: Sequence[str]) -> Mapping[str, str]:
+        """What the linears of an expert are called in a checkpoint with a matrix for each."""
+        named = {}
+        start = f"{self._start}{name}."
+        for parameter, own in (
+            ("gate_up_proj", ["gate_proj", "up_proj"]),
+            ("up_proj", ["up_proj"]),
+            ("down_proj", ["down_proj"]),
+        ):
+            parts = self._names.expert_parts(start + parameter)
+            if len(parts) == len(own) and ANY_EXPERT in parts[0]:
+                stored = [part.removeprefix(self._prefix) for part in parts]
+                named |= dict(
+                    zip(own, (part.removesuffix(".weight") for part in stored), strict=True)
+                )
+        return {
+            linear: named.get(linear, f"{self._stacked(name)}.{ANY_EXPERT}.{linear}")
+            for linear in linears
+        }
+
+    def _stacked(self, name: str) -> str:
+        """What the checkpoint calls a module of experts that it stores in one tensor each."""
+        tensor = self._names.renamed.get(f"{self._start}{name}.down_proj", "")
+        stored = tensor.removeprefix(self._prefix).removesuffix(".down_proj")
+        return stored if tensor.endswith(".down_proj") else name
