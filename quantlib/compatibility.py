@@ -187,10 +187,11 @@ def checkpoint_scheme(section: QuantizationSection, adapter: BaseModelAdapter) -
                 modules.append(adapter.linear_name(block, name))
             else:
                 fused.append(adapter.linear_name(block, name))
+        kept = [linear for linear in adapter.linears(block) if linear in linears - within]
         exact += [
-            adapter.linear_name(block, name)
-            for name in (*adapter.linears(block), *adapter.routers(block))
-            if name in adapter.routers(block) or name in linears - within
+            name
+            for linear in (*kept, *adapter.kept_exact(block))
+            for name in adapter.spelled(block, linear)
         ]
     return CheckpointScheme(
         format=resolve_format(section),

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from quantlib.errors import InvalidInputError
 from quantlib.surroundings import cpu_name
-
-if TYPE_CHECKING:
-    from quantlib.models.streamed import StreamedModel
 
 _BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 """Tokens computed at once: enough to keep the kernels busy, few enough for a CPU's caches, and for
@@ -98,16 +94,6 @@ def numerics(device: torch.device, stored: torch.dtype) -> dict[str, Any]:
     }
 
 
-def split_batches(hidden: Tensor, model: StreamedModel) -> list[Tensor]:
-    """Cuts hidden states into batches on the model's device.
-
-    Args:
-        hidden: ``[samples, sequence, hidden_size]``.
-        model: Says where and how it is computed.
-
-    Returns:
-        Tensors of that shape: float32 on a CPU, on an accelerator in the dtype of the products.
-    """
-    samples = max(1, _BATCH_TOKENS[model.device.type] // hidden.shape[1])
-    dtype = torch.float32 if model.device.type == "cpu" else model.dtype
-    return [part.to(model.device, dtype) for part in hidden.split(samples)]
+def batch_samples(device: torch.device, sequence: int) -> int:
+    """How many windows of so many tokens are computed at once."""
+    return max(1, _BATCH_TOKENS[device.type] // sequence)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantlib.checkpoint.source import ReceiptSource
 from quantlib.compatibility import resolve_format
 from quantlib.errors import InvalidInputError
 from quantlib.formats import format_registry
 from quantlib.model_compatibility import sharing_problems
-from quantlib.models import open_model
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.output import write_checkpoint
 from quantlib.quantizers import quantizer_registry
@@ -19,6 +17,7 @@ from quantlib.report.build import build_report
 from quantlib.report.model import Report
 from quantlib.steps.calibrate import calibrate
 from quantlib.steps.fetch import fetch
+from quantlib.steps.layout import open_receipt
 from quantlib.steps.merge import merge
 from quantlib.steps.plan import plan
 from quantlib.steps.quantize import quantize
@@ -107,7 +106,7 @@ class QuantizationManager:
         return QuantizationResult(checkpoint, report)
 
     def _require_shareable(self, model: Receipt) -> None:
-        _, adapter = open_model(ReceiptSource(self.store, model))
+        _, adapter = open_receipt(self.store, model)
         problems = sharing_problems(self.recipe.quantization, adapter, self.gpus, "gpus")
         if problems:
             raise InvalidInputError(problems)

@@ -29,12 +29,7 @@ def model_problems(
         checkpoint: The model's headers; of a quantized one those of what it stands for.
         adapter: The model's family.
     """
-    problems = adapter.problems(checkpoint)
-    problems += [
-        Problem(name, f"has dtype {info.dtype}", f"supported: {', '.join(FLOAT_DTYPES)}")
-        for name, info in checkpoint.tensors.items()
-        if info.dtype not in FLOAT_DTYPES
-    ]
+    problems = _dtype_problems(checkpoint, adapter)
     if problems:
         return problems
     problems = _pattern_problems(recipe.quantization, checkpoint, adapter)
@@ -42,7 +37,7 @@ def model_problems(
     if not problems:
         problems = _fusion_problems(recipe.quantization, adapter)
     problems += _expert_problems(recipe.quantization, adapter)
-    problems += _shape_problems(recipe.quantization, checkpoint, adapter)
+    problems += _shape_problems(recipe.quantization, adapter)
     if recipe.outlier_suppression is not None:
         suppression = recipe.outlier_suppression
         suppressor = outlier_suppression_registry.get_suppressor(suppression.method)
@@ -67,13 +62,23 @@ def model_problems(
     return problems
 
 
+def _dtype_problems(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> list[Problem]:
+    """Weights of blocks that are no floating-point numbers."""
+    prefixes = tuple(adapter.block_prefix(block) for block in range(adapter.blocks))
+    return [
+        Problem(name, f"has dtype {info.dtype}", f"supported: {', '.join(FLOAT_DTYPES)}")
+        for name, info in checkpoint.tensors.items()
+        if info.dtype not in FLOAT_DTYPES and name.startswith(prefixes)
+    ]
+
+
 def _pattern_problems(
     section: QuantizationSection, checkpoint: Checkpoint, adapter: BaseModelAdapter
 ) -> list[Problem]:
     linears = [
         adapter.linear_name(block, linear)
         for block in range(adapter.blocks)
-        for linear in (*adapter.linears(block), *adapter.routers(block))
+        for linear in (*adapter.linears(block), *adapter.kept_exact(block))
     ]
     # What is never quantized may be named too: recipes that other tools share name the head.
     modules = [name.rpartition(".")[0] for name in checkpoint.tensors]
@@ -136,7 +141,7 @@ def quantizes_experts(section: QuantizationSection, adapter: BaseModelAdapter) -
     return any(
         group.expert is not None and not exact.issuperset(group.linears)
         for block, exact in enumerate(exact_linears(section, adapter))
-        for group in adapter.groups(block)
+        for group in adapter.inputs(block)
     )
 
 
@@ -172,7 +177,7 @@ def quantized_sharding(section: QuantizationSection, adapter: BaseModelAdapter) 
         for block, names in enumerate(exact)
         for linear in set(adapter.linears(block)) - names
     }
-    return sharding_of(adapter.config, section.weights, quantized)
+    return sharding_of(adapter.text_config, section.weights, quantized)
 
 
 def sharing_problems(
@@ -197,16 +202,14 @@ def sharing_problems(
     ]
 
 
-def _shape_problems(
-    section: QuantizationSection, checkpoint: Checkpoint, adapter: BaseModelAdapter
-) -> list[Problem]:
+def _shape_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
     shapes: dict[str, tuple[int, int]] = {}
     # Blocks are alike, so that shapes can be judged where a wrong list of layers selects none.
     everywhere = section.model_copy(update={"layers": None})
     for block, exact in enumerate(exact_linears(everywhere, adapter)):
         for linear in adapter.linears(block):
             if linear not in exact:
-                shape = adapter.linear_shape(checkpoint, block, linear)
+                shape = adapter.linear_shape(block, linear)
                 shapes.setdefault(without_expert(linear), shape)
     problems = []
     size = section.weights.group_size

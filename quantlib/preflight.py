@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.header import DTYPE_BYTES
 from quantlib.checkpoint.source import FolderSource
 from quantlib.compatibility import exact_linears, needs_calibration
 from quantlib.errors import Problem, StoreError
@@ -174,14 +175,14 @@ def required_bytes(
     """
     section = recipe.quantization
     total = sum(info.bytes for info in checkpoint.tensors.values())
-    codes = 0
+    stored, codes = DTYPE_BYTES[adapter.stored_dtype(checkpoint)], 0
     for block, exact in enumerate(exact_linears(section, adapter)):
         for linear in set(adapter.linears(block)) - exact:
-            info = checkpoint.info(f"{adapter.linear_name(block, linear)}.weight")
-            total -= info.bytes
-            codes += info.elements * section.weights.bits // 8
+            rows, columns = adapter.linear_shape(block, linear)
+            total -= rows * columns * stored
+            codes += rows * columns * section.weights.bits // 8
     hidden = 0
     if needs_calibration(recipe):
         tokens = recipe.calibration.num_samples * recipe.calibration.sequence_length
-        hidden = recipe.num_ranges * tokens * checkpoint.config["hidden_size"] * 4
+        hidden = recipe.num_ranges * tokens * adapter.text_config["hidden_size"] * 4
     return total + codes * 5 // 4, hidden

@@ -1,8 +1,8 @@
-"""Whether a config says that its weights are quantized."""
+"""Whether weights are quantized, by what the config and the names of the tensors say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
@@ -25,3 +25,16 @@ def stated_quantization(config: Mapping[str, Any]) -> tuple[str, Any] | None:
                 continue
         return field, settings
     return None
+
+
+SCALES = (".weight_scale", ".scales")
+"""What every format adds to a quantized linear."""
+
+
+def quantized_modules(tensors: Iterable[str]) -> set[str]:
+    """Full names of the linears that a checkpoint holds codes of.
+
+    Args:
+        tensors: Names of its tensors.
+    """
+    return {name.rpartition(".")[0] for name in tensors if name.endswith(SCALES)}

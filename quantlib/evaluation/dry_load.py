@@ -21,7 +21,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import installed_vllm
 from quantlib.keeper import kept
 from quantlib.model_compatibility import cpu_problem
-from quantlib.models import BaseModelAdapter
+from quantlib.models import BaseModelAdapter, Layout
 from quantlib.models.servable import with_causal_architecture
 from quantlib.process_group import SECONDS_TO_END, end_kept, last_lines
 from quantlib.quantizers import quantizer_registry
@@ -46,6 +46,7 @@ class DryLoadJob(BaseModel):
         quantization: The recipe's section.
         tensors: Dtype, as safetensors writes it, and shape of the original's tensors.
         dtype: What the model is served in.
+        layout: What the model is made of.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +54,7 @@ class DryLoadJob(BaseModel):
     quantization: dict[str, Any]
     tensors: dict[str, tuple[str, tuple[int, ...]]]
     dtype: str
+    layout: Layout
 
 
 class DryLoadOutcome(BaseModel):
@@ -112,6 +114,7 @@ def dry_load(
         quantization=section.model_dump(mode="json"),
         tensors={name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()},
         dtype=serving_dtype(adapter.config),
+        layout=adapter.layout,
     )
 
     def work(output: StepOutput) -> None:

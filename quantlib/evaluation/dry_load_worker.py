@@ -146,19 +146,19 @@ def final_tensors(folder: Path, job: DryLoadJob) -> Iterator[tuple[str, Tensor]]
         },
     )
     section = QuantizationSection.model_validate(job.quantization)
-    adapter = model_registry.adapter_for(config)
+    adapter = model_registry.adapter_of(config)(config, job.layout)
     made_by = format_registry.get_format(resolve_format(section))
     quantized: dict[str, tuple[int, int]] = {}
+    replaced: set[str] = set()
     for block, exact in enumerate(exact_linears(section, adapter)):
-        for linear in adapter.linears(block):
-            if linear not in exact:
-                shape = adapter.linear_shape(original, block, linear)
-                quantized[adapter.linear_name(block, linear)] = shape
+        chosen = [linear for linear in adapter.linears(block) if linear not in exact]
+        replaced |= adapter.replaced(original, block, chosen)
+        for linear in chosen:
+            quantized[adapter.linear_name(block, linear)] = adapter.linear_shape(block, linear)
     for name, info in original.tensors.items():
-        if name.removesuffix(".weight") not in quantized:
+        if name not in replaced:
             yield name, torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
-    first = adapter.linear_name(0, adapter.linears(0)[0])
-    stored = TORCH_DTYPES[original.info(f"{first}.weight").dtype]
+    stored = TORCH_DTYPES[adapter.stored_dtype(original)]
     for name, shape in quantized.items():
         made = _without_codes(shape, section, stored)
         for part, tensor in made_by.tensors(made, section.activations).items():

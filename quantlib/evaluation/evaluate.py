@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Setting:
         tensor_parallel_size: Devices that share a model.
         dequantized: Why an original that is quantized is judged by what its weights stand for, and
             not as it is served; None where it is judged as it is.
+        renamed: The names that vLLM knows for tensors that the original stores by others.
     """
 
     engine: EngineChoice
@@ -60,6 +61,7 @@ class Setting:
     numerics: Mapping[str, Any]
     tensor_parallel_size: int = 1
     dequantized: str | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> dict[str, Any]:
@@ -240,7 +242,7 @@ def _run(
     if reference is None:
         if setting.dequantized:
             make_plain(folder)
-        make_servable(folder)
+        make_servable(folder, setting.renamed)
     else:
         reference_file = output.scratch / REFERENCE_NAME
         _materialize(store, reference.path(REFERENCE_NAME), reference_file)

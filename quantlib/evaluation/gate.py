@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quantlib.calibration.experts import Experts
+from quantlib.blockwise.experts import Experts
 from quantlib.recipe import Thresholds
 from quantlib.report.text import percent
 

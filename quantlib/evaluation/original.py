@@ -12,8 +12,7 @@ from quantlib.checkpoint.index import read_json
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.formats.stored import plain
-from quantlib.models import model_registry
-from quantlib.models.servable import renamed_tensors, servable_config, with_causal_architecture
+from quantlib.models.servable import servable_config, with_causal_architecture
 
 _SHARD_BYTES = 4 << 30
 
@@ -54,18 +53,18 @@ def _shards(checkpoint: Checkpoint) -> Iterator[list[str]]:
     yield names
 
 
-def make_servable(folder: Path) -> None:
+def make_servable(folder: Path, renamed: Mapping[str, str]) -> None:
     """Rewrites config, index and headers where they differ from what vLLM reads; most need none.
 
     Args:
         folder: Holds the model. Links in it are replaced, not written through.
+        renamed: The names that vLLM knows, for tensors that are stored by others.
     """
     source = FolderSource(folder)
     checkpoint = Checkpoint.open(source)
     config = with_causal_architecture(servable_config(checkpoint))
     if config != checkpoint.config:
         _write_json(folder / CONFIG_NAME, config)
-    renamed = renamed_tensors(checkpoint, model_registry.adapter_for(config))
     if not renamed:
         return
     for name in {info.file for info in (*checkpoint.tensors.values(), *checkpoint.copies)}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ from quantlib.evaluation.metrics import (
 
 if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
+
+
+_OF_EXPERT = re.compile(r"experts\.\d+\.")
 
 
 class TransformersEngine:
@@ -118,11 +122,11 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, **settings)
 
     from quantlib.checkpoint.checkpoint import Checkpoint
+    from quantlib.checkpoint.quantized import quantized_modules
     from quantlib.checkpoint.source import FolderSource
     from quantlib.checkpoint.tensors import read_tensor
     from quantlib.formats import format_registry
     from quantlib.formats.dequantize import dequantized_state
-    from quantlib.models import model_registry
 
     checkpoint = Checkpoint.open(FolderSource(folder))
     quantization = checkpoint.config["quantization_config"]
@@ -135,15 +139,11 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     if activations is not None:
         format = format_registry.get(quantization["quant_method"])()
         _, is_quantized = format.read_scheme(quantization)
-        adapter = model_registry.adapter_for(checkpoint.config)
-        for block in range(adapter.blocks):
-            for group in adapter.groups(block):
-                if group.expert is not None and is_quantized(
-                    adapter.linear_name(block, group.linears[0])
-                ):
-                    raise QuantlibError(
-                        "transformers cannot round the inputs of experts: judge with vLLM on a GPU"
-                    )
+        for name in quantized_modules(checkpoint.tensors):
+            if _OF_EXPERT.search(name) and is_quantized(name):
+                raise QuantlibError(
+                    "transformers cannot round the inputs of experts: judge with vLLM on a GPU"
+                )
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and is_quantized(name):
                 scale = None

@@ -5,124 +5,174 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import TensorInfo
-from quantlib.errors import Problem
+from quantlib.models.layout import ANY_EXPERT, Layout, SharedInput
 
 if TYPE_CHECKING:
     import torch
 
-    from quantlib.models.decoder import DecoderBlock
     from quantlib.models.streamed import StreamedModel
 
-
-@dataclass(frozen=True)
-class Producer:
-    """What gives a group its input, channel by channel.
-
-    Dividing an output channel of the producer by a positive number divides the input channels that
-    come from it by that number, and nothing else in the model changes.
-
-    Attributes:
-        name: A norm or a linear within the block: ``input_layernorm``, ``self_attn.v_proj``.
-        norm: Whether it is a norm.
-        first_row: The row of the linear that gives the first channel, where it gives other things
-            too.
-        head_dim: Channels of a head, where ``repeats`` is not 1.
-        repeats: How many heads of the input in a row come from one head of the producer, as in
-            grouped-query attention.
-    """
-
-    name: str
-    norm: bool = False
-    first_row: int = 0
-    head_dim: int = 1
-    repeats: int = 1
-
-
-@dataclass(frozen=True)
-class LinearGroup:
-    """Linears of a block that share an input.
-
-    Attributes:
-        name: What the input is: ``attention_input``.
-        linears: Their names within the block, in the order in which vLLM fuses them.
-        producer: Where a scale per input channel can be folded; None where it cannot.
-        expert: Which expert of a mixture they belong to; its input is the tokens routed to it.
-            None outside of experts.
-    """
-
-    name: str
-    linears: tuple[str, ...]
-    producer: Producer | None = None
-    expert: int | None = None
+_EXPERT_NUMBER = re.compile(r"\.\d+\.")
 
 
 def without_expert(linear: str) -> str:
     """The name that the same linear has in every expert: ``mlp.experts.*.up_proj``."""
-    return re.sub(r"\.\d+\.", ".*.", linear)
+    return _EXPERT_NUMBER.sub(f".{ANY_EXPERT}.", linear)
 
 
 class BaseModelAdapter(ABC):
-    """A model family.
+    """A model family: what its :class:`Layout` says, and what it does not say.
 
-    An adapter holds names and arithmetic, never weights.
+    An adapter holds names, never weights.
 
     Attributes:
+        exact: Patterns of linears that are never quantized, by name within the block, and why.
         config: The parsed ``config.json``.
+        layout: What the model is made of.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    exact: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, config: Mapping[str, Any], layout: Layout) -> None:
         self.config = config
+        self.layout = layout
+
+    @classmethod
+    def find_layout(cls, checkpoint: Checkpoint) -> Layout:
+        """Finds out what a model is made of; no weight is read.
+
+        Raises:
+            InvalidInputError: It is no model that can be walked.
+        """
+        from quantlib.models.finding import find_layout
+
+        return find_layout(checkpoint)
 
     @property
-    @abstractmethod
+    def text_config(self) -> Mapping[str, Any]:
+        """The part of the config that says what the language model is like."""
+        inner = self.config.get("text_config")
+        return inner if isinstance(inner, Mapping) else self.config
+
+    @property
     def blocks(self) -> int:
         """Number of blocks."""
+        return self.layout.blocks
 
     @property
-    @abstractmethod
     def max_sequence_length(self) -> int:
         """Tokens that the model was made for."""
+        return int(self.text_config.get("max_position_embeddings") or 2048)
 
-    @abstractmethod
+    @property
+    def embedding(self) -> str:
+        """Name of the token embedding; it is never quantized."""
+        return self.layout.embedding
+
+    @property
+    def head(self) -> str:
+        """Name of the linear that gives the logits; it is never quantized."""
+        return self.layout.head
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return self.layout.tied
+
     def block_prefix(self, block: int) -> str:
         """What the names of a block's tensors start with: ``model.layers.3.``."""
+        return self.layout.prefix.format(block)
 
-    @abstractmethod
-    def groups(self, block: int) -> tuple[LinearGroup, ...]:
-        """The linears of a block, in the order in which their inputs arise."""
+    def kept_exact(self, block: int) -> Mapping[str, str]:
+        """Linears of a block that are never quantized, and why."""
+        kind = self.layout.kind(block)
+        named = {
+            linear: why
+            for linear in kind.shapes
+            for pattern, why in self.exact.items()
+            if fnmatchcase(linear, pattern)
+        }
+        return {**kind.exact, **named}
+
+    def inputs(self, block: int) -> tuple[SharedInput, ...]:
+        """The linears of a block that can be quantized, by the input that they share.
+
+        They stand in the order in which the inputs arise, those of each expert one after the other.
+        """
+        kept = self.kept_exact(block)
+        return tuple(
+            part
+            for shared in self.layout.inputs(block)
+            if (part := _without(shared, kept)) is not None
+        )
+
+    def linears(self, block: int) -> tuple[str, ...]:
+        """Names of all linears of a block that can be quantized."""
+        return tuple(linear for shared in self.inputs(block) for linear in shared.linears)
+
+    def linear_name(self, block: int, linear: str) -> str:
+        """The full name of a linear: ``model.layers.3.mlp.up_proj``."""
+        return self.block_prefix(block) + linear
+
+    def linear_shape(self, block: int, linear: str) -> tuple[int, int]:
+        """``(out_features, in_features)`` of a linear."""
+        shapes = self.layout.kind(block).shapes
+        return shapes[linear] if linear in shapes else shapes[without_expert(linear)]
+
+    def block_tensors(self, checkpoint: Checkpoint, block: int) -> tuple[str, ...]:
+        """Full names of a block's tensors, in the order of the file."""
+        prefix = self.block_prefix(block)
+        return tuple(name for name in checkpoint.tensors if name.startswith(prefix))
+
+    def replaced(self, checkpoint: Checkpoint, block: int, quantized: Collection[str]) -> set[str]:
+        """Full names of the tensors whose place quantized linears take."""
+        prefix = self.block_prefix(block)
+        names = {f"{prefix}{linear}.weight" for linear in quantized}
+        templates = {without_expert(linear) for linear in quantized}
+        for experts in self.layout.kind(block).experts:
+            for parameter, parts in experts.parts.items():
+                if parameter.endswith("bias") or ANY_EXPERT in parts[0]:
+                    continue
+                owners = self.stacked_linears(block, experts.module, parameter)
+                if templates.intersection(owners):
+                    names.add(prefix + parts[0])
+        return names.intersection(checkpoint.tensors)
+
+    def stacked_linears(self, block: int, module: str, parameter: str) -> tuple[str, ...]:
+        """The linears of an expert that lie together in a tensor with all experts."""
+        own = ("gate_proj", "up_proj") if parameter == "gate_up_proj" else (parameter,)
+        modules = self.layout.kind(block).modules
+        return tuple(
+            linear
+            for linear, name in modules.items()
+            if name in {f"{module}.{ANY_EXPERT}.{each}" for each in own}
+        )
+
+    def stored_dtype(self, checkpoint: Checkpoint) -> str:
+        """The dtype of the linears, as safetensors writes it."""
+        for block in range(self.blocks):
+            prefix = self.block_prefix(block)
+            for linear in self.linears(block):
+                info = checkpoint.tensors.get(f"{prefix}{linear}.weight")
+                if info is not None:
+                    return info.dtype
+            for experts in self.layout.kind(block).experts:
+                return checkpoint.info(prefix + experts.parts["down_proj"][0]).dtype
+        return checkpoint.info(f"{self.embedding}.weight").dtype
 
     @abstractmethod
     def fused(self, block: int) -> Mapping[str, tuple[str, ...]]:
         """The linears that vLLM fuses, by the name that it gives the fused one or all of them."""
 
-    def routers(self, block: int) -> tuple[str, ...]:
-        """Names of a block's linears that choose experts; they are never quantized."""
-        return ()
-
-    @property
-    @abstractmethod
-    def embedding(self) -> str:
-        """Name of the token embedding; it is never quantized."""
-
-    @property
-    @abstractmethod
-    def head(self) -> str:
-        """Name of the linear that gives the logits; it is never quantized."""
-
-    @property
-    def tied(self) -> bool:
-        """Whether the head is the embedding."""
-        return False
-
-    @abstractmethod
-    def problems(self, checkpoint: Checkpoint) -> list[Problem]:
-        """What is missing or misshapen in a checkpoint of this family."""
+    def spelled(self, block: int, linear: str) -> tuple[str, ...]:
+        """The names by which vLLM may ask for a linear that stays exact; its own among them."""
+        return (self.linear_name(block, linear),)
 
     @abstractmethod
     def load_model(self, checkpoint: Checkpoint, device: torch.device) -> StreamedModel:
@@ -138,10 +188,6 @@ class BaseModelAdapter(ABC):
     ) -> None:
         """Writes what makes files of tensors a checkpoint: the index and the config."""
 
-    @abstractmethod
-    def build_block(self, model: StreamedModel, block: int) -> DecoderBlock:
-        """Reads one block and makes it computable."""
-
     def format_problem(self, format_name: str, exact: Sequence[Collection[str]]) -> str | None:
         """Why vLLM cannot read the family in a format that it reads otherwise; None where it can.
 
@@ -151,27 +197,16 @@ class BaseModelAdapter(ABC):
         """
         return None
 
-    def arranged(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint with the names and shapes that the adapter and vLLM go by.
 
-        A family that is stored in several layouts says here which bytes of a file are which linear.
-        """
-        return checkpoint
-
-    def linears(self, block: int) -> tuple[str, ...]:
-        """Names of all linears of a block that can be quantized."""
-        return tuple(linear for group in self.groups(block) for linear in group.linears)
-
-    def linear_name(self, block: int, linear: str) -> str:
-        """The full name of a linear: ``model.layers.3.mlp.up_proj``."""
-        return self.block_prefix(block) + linear
-
-    def linear_shape(self, checkpoint: Checkpoint, block: int, linear: str) -> tuple[int, int]:
-        """``(out_features, in_features)`` of a linear."""
-        rows, columns = checkpoint.info(self.linear_name(block, linear) + ".weight").shape
-        return rows, columns
-
-    def block_tensors(self, checkpoint: Checkpoint, block: int) -> tuple[str, ...]:
-        """Full names of a block's tensors, in the order of the file."""
-        prefix = self.block_prefix(block)
-        return tuple(name for name in checkpoint.tensors if name.startswith(prefix))
+def _without(shared: SharedInput, kept: Collection[str]) -> SharedInput | None:
+    """A shared input without linears that stay exact, which read it as it is."""
+    linears = tuple(
+        linear
+        for linear in shared.linears
+        if linear not in kept and without_expert(linear) not in kept
+    )
+    if linears == shared.linears:
+        return shared
+    if not linears:
+        return None
+    return shared.model_copy(update={"linears": linears, "producer": None, "name": linears[0]})

@@ -90,9 +90,7 @@ def root_of(name: str) -> str:
 
 def written_dicts(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The dicts among a block's arguments, which blocks may write to."""
-    return {
-        name: value for name, value in arguments.items() if isinstance(value, (dict, UserDict))
-    }
+    return {name: value for name, value in arguments.items() if isinstance(value, (dict, UserDict))}
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -1,13 +1,14 @@
 """Which fields of a config are known; one that is not may change what the model computes.
 
-The fields of each family are those of transformers' class for it; a test compares them. Other
-programs add to a config what they know of themselves: where that is known to say nothing of the
-function, it stands in :data:`HARMLESS`.
+A family's fields are those of transformers' class for it. Other programs add to a config what they
+know of themselves: where that is known to say nothing of the function, it stands in
+:data:`HARMLESS`; and what vLLM reads and transformers has in its code, in :data:`SERVED`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantlib.errors import Problem
@@ -19,45 +20,20 @@ def _words(text: str) -> frozenset[str]:
 
 _GUIDE = "docs/extension_guide.md"
 
-OF_ALL = _words(
+OF_ALL = _words("head_dim rope_parameters rope_scaling rope_theta sliding_window_pattern")
+"""What transformers reads of every family, whether its class says so or not."""
+
+SERVED = _words(
     """
-    attention_bias attention_dropout bos_token_id eos_token_id head_dim hidden_act hidden_size
-    initializer_range intermediate_size layer_types max_position_embeddings mlp_bias
-    num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps
-    rope_parameters rope_scaling rope_theta sliding_window tie_word_embeddings use_cache vocab_size
+    aux_loss_alpha block_auto_adjust_ff_dim block_dim block_ff_dim block_ffn_dim_multiplier
+    block_mlp_init_scale block_multiple_of block_norm_eps block_out_init_scale block_use_swiglu
+    block_use_xavier_init conv_dim conv_dim_out conv_L_cache conv_use_xavier_init ep_size
+    first_k_dense_replace moe_layer_freq n_group norm_topk_prob num_nextn_predict_layers
+    num_mtp_layers num_mtp_modules mtp_transformer_layers scoring_func seq_aux topk_group
+    topk_method use_mtp use_pos_enc use_qk_norm use_routing_bias
     """
 )
-"""What the adapters read for every family, and what concerns training, generation or caching."""
-
-_MIXTURE = """
-    num_experts num_experts_per_tok num_local_experts output_router_logits router_aux_loss_coef
-"""
-_GEMMA = """
-    attn_logit_softcapping final_logit_softcapping hidden_activation query_pre_attn_scalar
-    use_bidirectional_attention
-"""
-_QWEN = "max_window_layers use_sliding_window use_mrope"
-
-OF_FAMILY: Mapping[str, frozenset[str]] = {
-    model_type: _words(fields)
-    for model_type, fields in {
-        "llama": "pretraining_tp",
-        "mistral": "",
-        "qwen2": _QWEN,
-        "qwen3": _QWEN,
-        "gemma2": _GEMMA,
-        "gemma3_text": _GEMMA
-        + " sliding_window_pattern _sliding_window_pattern rope_local_base_freq",
-        "granite": "attention_multiplier embedding_multiplier logits_scaling residual_multiplier",
-        "olmo2": "",
-        "phi3": "embd_pdrop original_max_position_embeddings partial_rotary_factor resid_pdrop",
-        "mixtral": _MIXTURE + " router_jitter_noise",
-        "qwen3_moe": _MIXTURE
-        + _QWEN
-        + " decoder_sparse_step mlp_only_layers moe_intermediate_size norm_topk_prob",
-    }.items()
-}
-"""What a family has besides."""
+"""Fields of configs on the hub that vLLM reads, or that training read."""
 
 HARMLESS = _words(
     """
@@ -82,25 +58,28 @@ _MOST_SHOWN = 60
 _INERT_WORDS = ("", "default", "none")
 
 
-def field_problems(config: Mapping[str, Any], known: Collection[str]) -> Iterator[Problem]:
+def field_problems(config: Mapping[str, Any], own: Any, where: str = "") -> Iterator[Problem]:
     """The fields that nobody here knows and whose value could change what the model computes.
 
     Args:
-        config: The parsed ``config.json``.
-        known: Further fields that its adapter knows.
+        config: The parsed ``config.json``, or a part of it.
+        own: transformers' config of it.
+        where: The field that holds the part.
     """
-    model_type = str(config.get("model_type"))
-    if model_type not in OF_FAMILY:
-        return
-    expected = OF_ALL | OF_FAMILY[model_type] | HARMLESS | set(known)
+    known = {field.name for field in dataclasses.fields(own)} | own.attribute_map.keys()
+    known |= OF_ALL | SERVED | HARMLESS
     for field, value in config.items():
-        if field not in expected and not _is_inert(value):
+        inner = getattr(own, field, None)
+        if field in getattr(own, "sub_configs", ()) and isinstance(value, Mapping):
+            if "text" in field and dataclasses.is_dataclass(inner):
+                yield from field_problems(value, inner, f"{where}{field}.")
+        elif field not in known and not _is_inert(value):
             shown = repr(value)
             if len(shown) > _MOST_SHOWN:
                 shown = shown[: _MOST_SHOWN - 1] + "…"
             yield Problem(
-                f"config.json: {field}",
-                f"{shown} is unknown for {model_type}, and may change what the model computes",
+                f"config.json: {where}{field}",
+                f"{shown} is unknown for {own.model_type}, and may change what the model computes",
                 f"remove it if it does not, else add an adapter: {_GUIDE}",
             )
 

@@ -14,19 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.errors import InvalidInputError
 from quantlib.models.boundary import Boundary, root_of
-from quantlib.models.experts import count_of
-from quantlib.models.layout import ANY_EXPERT, BlockKind, Experts, Layout, SharedInput
-from quantlib.models.names import Names
 from quantlib.models.skeleton import Skeleton
 from quantlib.models.walk import Forward, Hooks, Stop
 
 _SAMPLES, _LENGTH = 7, 11
 """Sizes that no model has otherwise, so that the axis of the samples can be told."""
 
-SMALLEST_ROWS = 64
+SMALLEST_ROWS = 32
 """Linears with fewer outputs than a kernel's tile give gates and decays, not features."""
 
 
@@ -187,8 +183,8 @@ def _mapped(function: Any, value: Any) -> Any:
 
 def _has_nan(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return value.is_floating_point() and value.device.type != "meta" and bool(
-            value.isnan().any()
+        return (
+            value.is_floating_point() and value.device.type != "meta" and bool(value.isnan().any())
         )
     if isinstance(value, (list, tuple)):
         return any(map(_has_nan, value))

@@ -53,7 +53,9 @@ def count_of(module: Any) -> int:
 def linear_shapes(module: Any) -> dict[str, tuple[int, int]]:
     """``(out_features, in_features)`` of the matrices of one expert."""
     weights = {name: parameter[0] for name, parameter in module.named_parameters()}
-    return {name: (view.shape[0], view.shape[1]) for name, view in linear_views(module, weights).items()}
+    return {
+        name: (view.shape[0], view.shape[1]) for name, view in linear_views(module, weights).items()
+    }
 
 
 def linear_views(module: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:

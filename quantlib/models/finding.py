@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -12,10 +13,11 @@ from quantlib.models.discovery import Seen, run_on_meta
 from quantlib.models.experts import count_of, linear_shapes
 from quantlib.models.folds import FoldFinder
 from quantlib.models.layout import ANY_EXPERT, BlockKind, Experts, Layout, Producer, SharedInput
-from quantlib.models.names import Names
+from quantlib.models.missing import tensor_problems
+from quantlib.models.names import Names, servable_names
 from quantlib.models.skeleton import Skeleton
 
-SMALLEST_ROWS = 64
+SMALLEST_ROWS = 32
 """Linears with fewer outputs give gates and decays, one number per head, and no features."""
 
 FEW_OUTPUTS = f"has fewer than {SMALLEST_ROWS} outputs: a gate or decay per head"
@@ -32,7 +34,13 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
         InvalidInputError: transformers does not know the model, or it cannot be walked.
     """
     skeleton = Skeleton(checkpoint.config)
-    names = Names.of(skeleton, checkpoint.tensors)
+    renamed = servable_names(skeleton, checkpoint.tensors)
+    tensors = {renamed.get(name, name): info for name, info in checkpoint.tensors.items()}
+    names = Names.of(skeleton, tensors)
+    problems = skeleton.field_problems
+    problems += tensor_problems(skeleton, names, replace(checkpoint, tensors=tensors))
+    if problems:
+        raise InvalidInputError(problems)
     seen, axes, crosses = run_on_meta(skeleton)
     prefix = _disk_prefix(skeleton, names)
     kinds: list[BlockKind] = []
@@ -55,6 +63,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
         embedding=names.renamed.get(embedding, embedding).removesuffix(".weight"),
         head=names.renamed.get(head, head).removesuffix(".weight"),
         tied=bool(getattr(skeleton.config, "tie_word_embeddings", False)),
+        renamed=renamed,
         axes=axes,
         embeds_cross=crosses,
         extra=tuple(names.extra),
@@ -80,9 +89,7 @@ def _disk_prefix(skeleton: Skeleton, names: Names) -> str:
     return next(iter(found))
 
 
-def _signature(
-    skeleton: Skeleton, names: Names, index: int, seen: Seen, prefix: str
-) -> str:
+def _signature(skeleton: Skeleton, names: Names, index: int, seen: Seen, prefix: str) -> str:
     """Equal for blocks of one kind."""
     block = skeleton.blocks[index]
     shapes = sorted((name, tuple(each.shape)) for name, each in block.named_parameters())
@@ -198,7 +205,7 @@ class _Kind:
 
     def _expert_linears(self, name: str, linears: Sequence[str]) -> Mapping[str, str]:
         """What the linears of an expert are called in a checkpoint with a matrix for each."""
-        named = {}
+        named: dict[str, str] = {}
         start = f"{self._start}{name}."
         for parameter, own in (
             ("gate_up_proj", ["gate_proj", "up_proj"]),

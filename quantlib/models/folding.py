@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlib.models.base import Producer
-from quantlib.models.decoder import DecoderBlock
+from quantlib.models.layout import Producer
+from quantlib.models.streamed import Block
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,13 @@ class Fold:
         stored: The dtype in which the block's tensors are stored.
     """
 
-    block: DecoderBlock
+    block: Block
     producer: Producer
     rows: Tensor
     stored: torch.dtype
 
     @classmethod
-    def of(
-        cls, block: DecoderBlock, producer: Producer, in_features: int, stored: torch.dtype
-    ) -> Fold:
+    def of(cls, block: Block, producer: Producer, in_features: int, stored: torch.dtype) -> Fold:
         """The fold of a group with ``in_features`` input channels."""
         device = block.tensors[f"{producer.name}.weight"].device
         channels = torch.arange(in_features, device=device)
@@ -62,10 +60,10 @@ class Fold:
         """
         if not self.producer.norm:
             return scales
-        offset = self.block.settings.norms.offset
+        offset = self.producer.offset
         before = self._norm_weight() + offset
         after = self.tensors(scales)[f"{self.producer.name}.weight"].float() + offset
-        divided = before / after
+        divided = (before / after)[self.rows]
         return torch.where(divided.isfinite() & (divided > 0), divided, scales)
 
     def divisors(self, scales: Tensor) -> Tensor:
@@ -84,7 +82,7 @@ class Fold:
         name = self.producer.name
         divisors = self.divisors(scales)
         if self.producer.norm:
-            offset = self.block.settings.norms.offset
+            offset = self.producer.offset
             return {
                 f"{name}.weight": ((self._norm_weight() + offset) / divisors - offset).to(
                     self.stored

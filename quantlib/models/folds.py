@@ -71,7 +71,8 @@ class FoldFinder:
         Returns:
             The producer by the name of its module; None where there is none.
         """
-        columns = self._block.get_submodule(linears[0]).in_features
+        first: Any = self._block.get_submodule(linears[0])
+        columns = int(first.in_features)
         before = self._order[: self._order.index(linears[0])]
         for name in reversed(before):
             for candidate in self._candidates(name, columns):
@@ -98,7 +99,7 @@ class FoldFinder:
         return _close(expert_inner(module, copied, x) * scales, expected)
 
     def _candidates(self, name: str, columns: int) -> Iterator[Producer]:
-        module = self._block.get_submodule(name)
+        module: Any = self._block.get_submodule(name)
         if not isinstance(module, nn.Linear):
             width = len(module.weight)
             if columns % width == 0 and (offset := self._offset_of(name)) is not None:

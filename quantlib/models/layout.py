@@ -121,6 +121,7 @@ class Layout(_Data):
         embedding: The tensor with the token embedding.
         head: The linear that gives the logits.
         tied: Whether the head is the embedding.
+        renamed: The names that vLLM and transformers know, for tensors that are stored by others.
         axes: Along which axis samples lie in what crosses between blocks, where it is not the
             first (:mod:`quantlib.models.boundary`).
         embeds_cross: Whether blocks after the first need the embedding too.
@@ -135,6 +136,7 @@ class Layout(_Data):
     embedding: str
     head: str
     tied: bool
+    renamed: Mapping[str, str] = {}
     axes: Mapping[str, int] = {}
     embeds_cross: bool = False
     extra: tuple[str, ...] = ()
@@ -172,9 +174,7 @@ def _expand(dumped: tuple[str, ...]) -> tuple[SharedInput, ...]:
             continue
         if mixture:
             expanded += [
-                each.of_expert(expert)
-                for expert in range(mixture[0].experts)
-                for each in mixture
+                each.of_expert(expert) for expert in range(mixture[0].experts) for each in mixture
             ]
             mixture = []
         if shared is not None:

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, Mistral, SmolLM2: no biases that matter, no norms within the attention."""
+"""Llama 2, 3 and 4, Mistral, SmolLM2."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from quantlib.models.huggingface import BaseHuggingFaceAdapter
 from quantlib.models.registry import model_registry
 
 
-@model_registry.register("llama", "mistral")
+@model_registry.register("llama", "llama4_text", "mistral")
 class LlamaAdapter(BaseHuggingFaceAdapter):
-    """Llama-family decoders, Mistral's sliding window included."""
+    """The family of Llama: nothing differs from what its layout says."""

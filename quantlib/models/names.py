@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -97,3 +97,54 @@ class Names:
             if set(by_pattern) <= set(converter.source_patterns):
                 return [each for each in converter.source_patterns if each in by_pattern]
         return list(by_pattern)
+
+
+def servable_names(skeleton: Skeleton, tensors: Collection[str]) -> dict[str, str]:
+    """The names that vLLM knows for tensors that are stored by others; empty where none are.
+
+    A checkpoint that was saved from the base model names its tensors without ``model.``; one that
+    was cut out of a larger model has something else in front. transformers repairs the first; vLLM
+    repairs nothing.
+
+    Args:
+        skeleton: The model.
+        tensors: Names of the checkpoint's tensors.
+    """
+    names = Names.of(skeleton, tensors)
+    first = f"{skeleton.prefix}0."
+    base = f"{skeleton.model.base_model_prefix}."
+    if of_first := [name for name, key in names.target.items() if key.startswith(first)]:
+        if not all(names.target[name] == base + name for name in of_first):
+            return {}
+        return {name: key for name, key in names.target.items() if key == base + name}
+    return _with_prefix(skeleton, tensors)
+
+
+def _with_prefix(skeleton: Skeleton, tensors: Collection[str]) -> dict[str, str]:
+    """The same where something else stands in front than transformers knows."""
+    _, _, first_block = f"{skeleton.prefix}0.".rpartition(".layers.")
+    first_block = f"layers.{first_block}"
+    root = skeleton.prefix.removesuffix("layers.")
+    head = skeleton.head or "lm_head"
+    prefixes = {name.partition(first_block)[0] for name in tensors if first_block in name}
+    if len(prefixes) != 1:
+        return {}
+    (prefix,) = prefixes
+    if prefix and not prefix.endswith("."):
+        return {}
+    renamed = {}
+    for name in tensors:
+        before, found, after = name.partition(f"{head}.")
+        if found and after in ("weight", "bias") and prefix.startswith(before):
+            new = found + after
+        elif name.startswith(prefix):
+            new = root + name.removeprefix(prefix)
+        else:
+            continue
+        if new != name:
+            renamed[name] = new
+    # Nothing may land on a name that is taken.
+    kept = set(tensors) - renamed.keys()
+    if len(set(renamed.values())) < len(renamed) or not kept.isdisjoint(renamed.values()):
+        return {}
+    return renamed

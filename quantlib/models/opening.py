@@ -8,27 +8,34 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource
 from quantlib.formats.stored import plain
 from quantlib.models.base import BaseModelAdapter
+from quantlib.models.layout import Layout
 from quantlib.models.registry import model_registry
-from quantlib.models.servable import renamed_tensors, servable_config
+from quantlib.models.servable import servable_config
 
 
-def open_model(source: FileSource) -> tuple[Checkpoint, BaseModelAdapter]:
+def open_model(
+    source: FileSource, layout: Layout | None = None
+) -> tuple[Checkpoint, BaseModelAdapter]:
     """Reads the config and the headers of a model; no weight.
 
     Args:
         source: Where its files are.
+        layout: What it is made of, where that was found out before; finding it out imports
+            transformers.
 
     Returns:
-        The checkpoint, by the names that the adapter goes by, and the adapter. One that is
-        quantized already is the plain one that it stands for.
+        The checkpoint, by the names that vLLM goes by, and the adapter. One that is quantized
+        already is the plain one that it stands for.
 
     Raises:
         InvalidInputError: Something of it is missing or damaged, it is quantized in a way that is
-            not read, or its config asks for what the adapter cannot do.
+            not read, or it cannot be walked.
     """
     checkpoint = plain(Checkpoint.open(source))
-    config = servable_config(checkpoint)
-    adapter = model_registry.adapter_for(config)
-    renamed = renamed_tensors(checkpoint, adapter)
+    checkpoint = replace(checkpoint, config=servable_config(checkpoint))
+    adapter = model_registry.adapter_of(checkpoint.config)
+    if layout is None:
+        layout = adapter.find_layout(checkpoint)
+    renamed = layout.renamed
     tensors = {renamed.get(name, name): info for name, info in checkpoint.tensors.items()}
-    return adapter.arranged(replace(checkpoint, config=config, tensors=tensors)), adapter
+    return replace(checkpoint, tensors=tensors), adapter(checkpoint.config, layout)

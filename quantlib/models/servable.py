@@ -1,21 +1,13 @@
-"""A model as vLLM takes it, where it came in another dress.
-
-A checkpoint that was saved from the base model names its tensors without ``model.``; one that was
-cut out of a larger model or saved within a wrapper has something else in front. transformers
-repairs the first; vLLM repairs nothing.
-"""
+"""A config as vLLM takes it, where it came in another dress."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.quantized import QUANTIZATION_FIELDS, stated_quantization
-
-if TYPE_CHECKING:
-    from quantlib.models.base import BaseModelAdapter
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
@@ -55,39 +47,3 @@ def with_causal_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     if causal is None or named[0] not in (None, modeling_auto.MODEL_MAPPING_NAMES.get(model_type)):
         return dict(config)
     return dict(config) | {"architectures": [causal]}
-
-
-def renamed_tensors(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> dict[str, str]:
-    """The names that vLLM knows for tensors that are stored by others; empty where none are.
-
-    Only what stands in front of the names differs: nothing, ``language_model.model.``, and the
-    like in place of ``model.``.
-    """
-    root, _, first_block = adapter.block_prefix(0).partition(".")
-    root += "."
-    if any(name.startswith(root + first_block) for name in checkpoint.tensors):
-        return {}
-    prefixes = {
-        name.partition(first_block)[0] for name in checkpoint.tensors if first_block in name
-    }
-    if len(prefixes) != 1:
-        return {}
-    (prefix,) = prefixes
-    if prefix and not prefix.endswith("."):
-        return {}
-    renamed = {}
-    for name in checkpoint.tensors:
-        before, head, after = name.partition(f"{adapter.head}.")
-        if head and after in ("weight", "bias") and prefix.startswith(before):
-            new = head + after
-        elif name.startswith(prefix):
-            new = root + name.removeprefix(prefix)
-        else:
-            continue
-        if new != name:
-            renamed[name] = new
-    # Nothing may land on a name that is taken.
-    kept = checkpoint.tensors.keys() - renamed.keys()
-    if len(set(renamed.values())) < len(renamed) or not kept.isdisjoint(renamed.values()):
-        return {}
-    return renamed

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from quantlib.errors import InvalidInputError
+from quantlib.models.config_fields import field_problems
 from quantlib.models.experts import EXPERTS_FUNCTION, is_experts, prepare_experts
 
 _REMOTE = "its code is not part of transformers"
@@ -22,6 +23,7 @@ class Skeleton:
         model: The whole model; a module's parameters are on the meta device until they are read.
         blocks: Its decoder blocks.
         prefix: What the names of the blocks' modules start with: ``model.layers.``.
+        field_problems: Fields of the config that nobody knows.
         experts: The modules with all experts of a mixture, by block and name within the block.
     """
 
@@ -36,6 +38,7 @@ class Skeleton:
             InvalidInputError: transformers does not know the model, or it has no decoder blocks.
         """
         own, model_class = _classes(config)
+        self.field_problems = list(field_problems(config, own))
         settings: dict[str, Any] = {"dtype": dtype, "experts_implementation": EXPERTS_FUNCTION}
         text = own.get_text_config(decoder=True)
         if getattr(text, "attn_logit_softcapping", None):
@@ -52,7 +55,7 @@ class Skeleton:
         self.text_config = self.config.get_text_config(decoder=True)
         self.blocks = self._find_blocks()
         self.prefix = self._name_of(self.blocks) + "."
-        self.experts: dict[int, dict[str, nn.Module]] = {}
+        self.experts: dict[int, dict[str, Any]] = {}
         for index, block in enumerate(self.blocks):
             found = {name: module for name, module in block.named_modules() if is_experts(module)}
             for name, module in found.items():

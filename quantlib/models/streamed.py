@@ -1,21 +1,168 @@
-"""A model whose weights are read when they are needed."""
+"""A model whose weights are read when they are needed, by the names of its checkpoint."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
-from quantlib.compute import product_dtype
-from quantlib.models.decoder import DecoderBlock
-from quantlib.models.rotary import Rotary
+from quantlib.checkpoint.tensors import TORCH_DTYPES
+from quantlib.compute import batch_samples, product_dtype
+from quantlib.models.base import without_expert
+from quantlib.models.boundary import joined, split
+from quantlib.models.experts import bias_views, linear_views
+from quantlib.models.layout import SharedInput
+from quantlib.models.reading import Reader
+from quantlib.models.skeleton import Skeleton, free
+from quantlib.models.walk import Walk
 
 if TYPE_CHECKING:
     from quantlib.models.huggingface import BaseHuggingFaceAdapter
+
+
+class Block:
+    """One block with its weights.
+
+    Attributes:
+        index: Which block it is.
+        inputs: Its linears by shared input, in the order of computation.
+        tensors: Its tensors by name within the block; those of an expert while the walk stands at
+            it. One that is set counts for what comes after it, in the dtype of the model; it is
+            read as it was set.
+        device: Where it is computed.
+        dtype: The dtype of its matrix products.
+        stored: Names of its tensors in the checkpoint.
+    """
+
+    def __init__(self, model: StreamedModel, index: int) -> None:
+        self.index = index
+        prefix = model.adapter.block_prefix(index)
+        self.stored = {
+            name.removeprefix(prefix)
+            for name in model.adapter.block_tensors(model.checkpoint, index)
+        }
+        self.inputs = model.adapter.inputs(index)
+        self.device = model.device
+        self.dtype = model.dtype
+        self.tensors = _BlockTensors(model, index)
+        self._model = model
+        self._held: tuple[Any, int] | None = None
+
+    def stand_at(self, shared: SharedInput) -> None:
+        """Reads the expert that linears belong to, without any tokens; frees the one before."""
+        if shared.expert is None:
+            return
+        module = self._model.experts_of(self.index, shared)
+        if self._held == (module, shared.expert):
+            return
+        if self._held is not None:
+            self._held[0].walked_weights.clear()
+        self._held = (module, shared.expert)
+        module.walked_weights[shared.expert] = self._model.reader.read_expert(module, shared.expert)
+
+    def weight(self, linear: str) -> Tensor:
+        """The weight of a linear, ``[out_features, in_features]``."""
+        return self.tensors[f"{linear}.weight"]
+
+
+class _BlockTensors(MutableMapping[str, Tensor]):
+    """The parameters of a block's modules by what the checkpoint calls them."""
+
+    def __init__(self, model: StreamedModel, index: int) -> None:
+        self._skeleton = model.reader.skeleton
+        self._targets = model.reader.names.target
+        self._prefix = model.adapter.block_prefix(index)
+        self._set: dict[str, Tensor] = {}
+        self._index = index
+        self._experts = {}
+        for experts in model.adapter.layout.kind(index).experts:
+            self._experts[experts.module] = experts
+        self._modules = {
+            linear: module
+            for linear, module in model.adapter.layout.kind(index).modules.items()
+            if "*" in linear
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = self._set.get(name)
+        if found is None:
+            found = self._parameter(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        parameter = self._parameter(name)
+        if parameter is None:
+            raise KeyError(name)
+        self._set[name] = value
+        parameter.copy_(value)
+
+    def __delitem__(self, name: str) -> None:
+        del self._set[name]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._set or self._parameter(name) is not None)
+
+    def __iter__(self) -> Iterator[str]:
+        return (
+            name.removeprefix(self._prefix)
+            for name in self._targets
+            if name.startswith(self._prefix)
+        )
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def forget(self, linear: str) -> None:
+        """Frees what was set of a linear that is done."""
+        self._set.pop(f"{linear}.weight", None)
+
+    def _parameter(self, name: str) -> Tensor | None:
+        for linear, module in self._modules.items():
+            if (view := self._of_expert(name, linear, module)) is not None:
+                return view
+        key = self._targets.get(self._prefix + name)
+        if key is None:
+            return None
+        path, _, part = key.rpartition(".")
+        found = getattr(self._skeleton.model.get_submodule(path), part)
+        return found if isinstance(found, Tensor) and found.device.type != "meta" else None
+
+    def _of_expert(self, name: str, linear: str, module: str) -> Tensor | None:
+        linear_name, _, part = name.rpartition(".")
+        before, _, after = linear.partition("*")
+        if not (linear_name.startswith(before) and linear_name.endswith(after)):
+            return None
+        number = linear_name[len(before) : len(linear_name) - len(after)]
+        path, _, own = module.rpartition(".*.")
+        experts: Any = self._skeleton.experts[self._index].get(path)
+        if not number.isdecimal() or experts is None:
+            return None
+        weights = experts.walked_weights.get(int(number))
+        if weights is None:
+            return None
+        views = linear_views if part == "weight" else bias_views
+        return views(experts, weights).get(own)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """All batches standing before linears that read the same tensor.
+
+    Attributes:
+        shared: The linears.
+        inputs: What they read, ``[..., in_features]``, of each batch.
+        everyone: What gives the same if all tokens came to the expert; empty outside of experts.
+    """
+
+    shared: SharedInput
+    inputs: list[Tensor]
+    everyone: list[Callable[[], Tensor]]
 
 
 class StreamedModel:
@@ -25,8 +172,9 @@ class StreamedModel:
         adapter: The model's family.
         checkpoint: Its weights.
         device: Where it is computed.
-        dtype: The dtype of its matrix products.
+        dtype: The dtype in which it is computed.
         stored_dtype: The dtype that the checkpoint's linears are stored in.
+        reader: Reads the weights into transformers' modules.
     """
 
     def __init__(
@@ -35,36 +183,176 @@ class StreamedModel:
         self.adapter = adapter
         self.checkpoint = checkpoint
         self.device = device
-        first_linear = adapter.linear_name(0, adapter.linears(0)[0])
-        self.stored_dtype = TORCH_DTYPES[checkpoint.info(f"{first_linear}.weight").dtype]
+        self.stored_dtype = TORCH_DTYPES[adapter.stored_dtype(checkpoint)]
         self.dtype = product_dtype(device, self.stored_dtype)
+        self._reader: Reader | None = None
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor on the device, in the wider of its own dtype and that of the products."""
-        stored = read_tensor(self.checkpoint, name)
-        return stored.to(self.device, torch.promote_types(stored.dtype, self.dtype))
+    @property
+    def reader(self) -> Reader:
+        """Made when it is first asked for: a model that is only looked up needs no modules."""
+        if self._reader is None:
+            skeleton = Skeleton(self.adapter.config, self.dtype)
+            self._reader = Reader(skeleton, self.checkpoint, self.device, self.dtype)
+        return self._reader
 
-    def rotary(self, block: int) -> Rotary:
-        """A block's rotary embedding."""
-        return Rotary.from_parameters(
-            self.adapter.rope_parameters(block),
-            self.adapter.head_dim,
-            self.adapter.max_sequence_length,
-            self.device,
-        )
+    def block(self, index: int) -> Block:
+        """Reads one block, apart from its experts, without any tokens."""
+        self.reader.read_block(index)
+        return Block(self, index)
 
-    def block(self, index: int) -> DecoderBlock:
-        """One block with its weights."""
-        return self.adapter.build_block(self, index)
+    def each(self, blocks: range) -> Iterator[Block]:
+        """Reads blocks one after the other, without any tokens."""
+        for index in blocks:
+            yield self.block(index)
+            self.free(index)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """The first block's input.
+    def free(self, index: int) -> None:
+        """Frees a block that was read without any tokens."""
+        free(self.reader.skeleton.blocks[index])
+        for module in self.reader.skeleton.experts[index].values():
+            module.walked_weights.clear()
+
+    def experts_of(self, index: int, shared: SharedInput) -> Any:
+        """The module with all experts that linears of one belong to."""
+        modules = self.adapter.layout.kind(index).modules
+        path = modules[without_expert(shared.linears[0])].partition(".*.")[0]
+        return self.reader.skeleton.experts[index][path]
+
+    def walk(
+        self,
+        tokens: Tensor,
+        blocks: range,
+        boundary: Mapping[str, Tensor] | None = None,
+    ) -> BlockWalk:
+        """Sends tokens through a range of blocks.
 
         Args:
             tokens: int64 ``[samples, sequence]``.
-
-        Returns:
-            ``[samples, sequence, hidden_size]`` in the checkpoint's dtype, on the CPU.
+            blocks: The range.
+            boundary: What :meth:`BlockWalk.boundary` gave before the first of them; None for the
+                model's first block.
         """
-        table = read_tensor(self.checkpoint, f"{self.adapter.embedding}.weight")
-        return self.adapter.scale_embeddings(functional.embedding(tokens, table))
+        return BlockWalk(self, tokens, blocks, boundary)
+
+    def read_outer(self, *, embedding: bool) -> None:
+        """Reads what lies outside of the blocks and is needed for them.
+
+        Args:
+            embedding: Whether the embeddings are needed.
+        """
+        skeleton = self.reader.skeleton
+        head = f"{skeleton.head}."
+        needed = self.adapter.needed_outside(skeleton)
+
+        def wanted(key: str) -> bool:
+            if key.startswith(head) or not needed(key):
+                return False
+            return embedding or not key.startswith(f"{skeleton.embedding}.")
+
+        self.reader.read_outer(wanted)
+
+
+class BlockWalk:
+    """Tokens on their way through a range of blocks."""
+
+    def __init__(
+        self,
+        model: StreamedModel,
+        tokens: Tensor,
+        blocks: range,
+        boundary: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._model = model
+        self._blocks = blocks
+        layout = model.adapter.layout
+        embeds = boundary is None or layout.embeds_cross
+        model.read_outer(embedding=embeds)
+        skeleton = model.reader.skeleton
+        samples = batch_samples(model.device, tokens.shape[1])
+        batches: list[dict[str, Any]] = []
+        for part in tokens.split(samples):
+            if embeds:
+                batches.append({"input_ids": part.to(model.device)})
+            else:
+                shape = (*part.shape, skeleton.text_config.hidden_size)
+                zeros = torch.zeros((), dtype=model.dtype, device=model.device).expand(shape)
+                batches.append({"inputs_embeds": zeros})
+        boundaries = None
+        if boundary is not None:
+            cast = {
+                name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in boundary.items()
+            }
+            boundaries = split(cast, samples, layout.axes, model.device)
+        self._walk = Walk(model.reader, batches, blocks, boundaries)
+        # Every batch is embedded: the table is the largest thing in memory.
+        free(skeleton.model.get_input_embeddings())
+
+    def __iter__(self) -> Iterator[Block]:
+        """Reads each block in its turn; goes on when the caller is done with it."""
+        try:
+            for index in self._blocks:
+                self._walk.enter(index)
+                block = Block(self._model, index)
+                self._done = False
+                yield block
+                if not self._done:
+                    self.pass_through(block)
+                self._walk.leave(index)
+        finally:
+            self._walk.close()
+
+    def standings(self, block: Block, wanted: Sequence[SharedInput]) -> Iterator[Standing]:
+        """Computes a block, stopping at shared inputs.
+
+        Args:
+            block: The block that the tokens stand before.
+            wanted: Where to stop; experts are stopped at in any case where the block has some.
+
+        Yields:
+            The shared inputs in the order of computation.
+        """
+        self._done = True
+        kind = self._model.adapter.layout.kind(block.index)
+        dense = {
+            kind.modules.get(shared.linears[0], shared.linears[0]): shared
+            for shared in wanted
+            if shared.expert is None
+        }
+        experts = {
+            (kind.modules[shared.linears[0]].partition(".*.")[0], _is_down(kind, shared)): shared
+            for shared in kind.inputs
+            if shared.experts
+        }
+        names = {shared.name for shared in wanted}
+        for stops in self._walk.stops(block.index, list(dense)):
+            first = stops[0]
+            if first.kind == "linear":
+                shared = dense[first.name]
+            else:
+                assert first.expert is not None
+                shared = experts[first.name, first.down].of_expert(first.expert)
+                if shared.name not in names:
+                    continue
+            yield Standing(
+                shared,
+                [stop.value for stop in stops],
+                [stop.everyone for stop in stops if stop.everyone is not None],
+            )
+
+    def pass_through(self, block: Block) -> None:
+        """Computes a block without stopping."""
+        for _ in self.standings(block, ()):
+            pass
+
+    def boundary(self) -> dict[str, Tensor]:
+        """What the block that was just computed hands on, on the CPU, in the dtype of the model."""
+        return joined(self._walk.boundaries(), self._model.adapter.layout.axes)
+
+    def close(self) -> None:
+        """Ends the walk early."""
+        self._walk.close()
+
+
+def _is_down(kind: Any, shared: SharedInput) -> bool:
+    return kind.modules[shared.linears[0]].endswith(".down_proj")

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from quantlib.calibration.statistics import ChannelObserver, TokenSample
-from quantlib.models.base import LinearGroup
-from quantlib.models.decoder import DecoderBlock
+from quantlib.blockwise.statistics import ChannelObserver, TokenSample
+from quantlib.models.layout import SharedInput
+from quantlib.models.streamed import Block
 from quantlib.outlier_suppression.base import ChannelStatistics
 from quantlib.outlier_suppression.settings import SAMPLE_TOKENS
 from quantlib.outlier_suppression.smooth_quant import smoothing_scales
@@ -31,8 +31,8 @@ class AlphaErrors:
 
     def __init__(
         self,
-        block: DecoderBlock,
-        groups: Sequence[LinearGroup],
+        block: Block,
+        groups: Sequence[SharedInput],
         tokens: int,
         alphas: Sequence[float],
         section: QuantizationSection,
@@ -51,32 +51,31 @@ class AlphaErrors:
         self._activations = section.activations
         self._nearest = MinMaxQuantizer(section.model_copy(update={"options": {}}))
         self._channels = ChannelObserver(block)
-        size = section.weights.group_size
-        self._samples = {
-            group.name: TokenSample(tokens, min(SAMPLE_TOKENS, tokens // 4))
-            for group in groups
-            # What the group size does not divide stays exact.
-            if size == -1 or block.tensors[f"{group.linears[0]}.weight"].shape[1] % size == 0
-        }
+        self._tokens = tokens
+        self._group_size = section.weights.group_size
+        self._tried = {group.name for group in groups}
+        self._found: dict[str, Tensor] = {}
 
-    def __call__(self, group: LinearGroup, x: Tensor) -> None:
-        """Observes tokens, ``[batch, sequence, in_features]``."""
-        sample = self._samples.get(group.name)
-        self._channels(group, x if sample is None else sample.add(x))
+    def __call__(self, shared: SharedInput, inputs: Sequence[Tensor]) -> None:
+        """Observes tokens, ``[..., in_features]`` of each batch."""
+        size, columns = self._group_size, inputs[0].shape[-1]
+        # What the group size does not divide stays exact.
+        if shared.name not in self._tried or (size != -1 and columns % size):
+            self._channels(shared, inputs)
+            return
+        sample = TokenSample(self._tokens, min(SAMPLE_TOKENS, self._tokens // 4))
+        self._channels(shared, [sample.add(x) for x in inputs])
+        others = {name: value.cpu().numpy() for name, value in self._channels.tensors().items()}
+        statistics = ChannelStatistics.of(shared, others)
+        x = sample.tokens().float()
+        self._found[f"{shared.name}.alpha_errors"] = self._errors(shared, x, statistics)
+        self._channels(shared, inputs)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those of :class:`ChannelObserver` and ``<group>.alpha_errors``, float32 ``[alphas]``."""
-        others = {name: value.cpu().numpy() for name, value in self._channels.tensors().items()}
-        errors = {}
-        for group in self._block.groups:
-            if group.name in self._samples:
-                x = self._samples.pop(group.name).tokens().float()
-                statistics = ChannelStatistics.of(group, others)
-                errors[f"{group.name}.alpha_errors"] = self._errors(group, x, statistics)
-                self._channels(group, x)
-        return self._channels.tensors() | errors
+        """Those of :class:`ChannelObserver` and ``<input>.alpha_errors``, float32 ``[alphas]``."""
+        return self._channels.tensors() | self._found
 
-    def _errors(self, group: LinearGroup, x: Tensor, statistics: ChannelStatistics) -> Tensor:
+    def _errors(self, group: SharedInput, x: Tensor, statistics: ChannelStatistics) -> Tensor:
         """The sum over a group's linears of the energy of the error over that of the output."""
         weights = self._weights(group)
         outputs = {name: x @ weight.t() for name, weight in weights.items()}
@@ -101,8 +100,8 @@ class AlphaErrors:
         step = largest / 127 if self._activations == "int8-static" else None
         return round_input(x, "float" if self._activations == "fp8" else "int", step)
 
-    def _weights(self, group: LinearGroup) -> Mapping[str, Tensor]:
-        return {name: self._block.tensors[f"{name}.weight"].float() for name in group.linears}
+    def _weights(self, group: SharedInput) -> Mapping[str, Tensor]:
+        return {name: self._block.weight(name).float() for name in group.linears}
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> float:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from quantlib.errors import Problem
 from quantlib.models import BaseModelAdapter
-from quantlib.models.base import LinearGroup
+from quantlib.models.layout import SharedInput
 from quantlib.recipe import QuantizationSection
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from quantlib.models.decoder import DecoderBlock
+    from quantlib.models.streamed import Block
 
 
 class Options(BaseModel):
@@ -31,11 +31,11 @@ class Options(BaseModel):
 class BlockObserver(Protocol):
     """Collects what a suppressor wants to know of one block.
 
-    Called with each group and its input, as :meth:`DecoderBlock.forward` does.
+    Called with each shared input in turn, and what all batches bring to it.
     """
 
-    def __call__(self, group: LinearGroup, x: Tensor) -> None:
-        """Observes tokens, ``[batch, sequence, in_features]``."""
+    def __call__(self, shared: SharedInput, inputs: Sequence[Tensor]) -> None:
+        """Observes tokens, ``[..., in_features]`` of each batch."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The statistics, float32, by name within the block."""
@@ -55,7 +55,7 @@ class ChannelStatistics:
     weight_absmax: np.ndarray
 
     @classmethod
-    def of(cls, group: LinearGroup, statistics: Mapping[str, np.ndarray]) -> ChannelStatistics:
+    def of(cls, group: SharedInput, statistics: Mapping[str, np.ndarray]) -> ChannelStatistics:
         """The extremes that :class:`ChannelObserver` collected of a group.
 
         Channels that come from the same channel of the producer (query heads that share a value
@@ -109,13 +109,13 @@ class BaseOutlierSuppressor(ABC):
 
     def problems(self, adapter: BaseModelAdapter) -> list[Problem]:
         """What of the settings does not go with a model."""
-        groups = (group for block in range(adapter.blocks) for group in adapter.groups(block))
-        if any(self.scaled(group) for group in groups):
+        shared = (each for block in range(adapter.blocks) for each in adapter.inputs(block))
+        if any(self.scaled(each) for each in shared):
             return []
         return [
             Problem(
                 "outlier_suppression",
-                f"no group of linears of {adapter.config['model_type']} has a place for the scales",
+                f"no linears of {adapter.config['model_type']} have a place for the scales",
                 "choose other pairs, or leave it out",
             )
         ]
@@ -131,9 +131,7 @@ class BaseOutlierSuppressor(ABC):
         """
         return {}
 
-    def observer(
-        self, block: DecoderBlock, tokens: int, section: QuantizationSection
-    ) -> BlockObserver:
+    def observer(self, block: Block, tokens: int, section: QuantizationSection) -> BlockObserver:
         """What collects a block's statistics: the extremes of each group's channels.
 
         Args:
@@ -141,17 +139,17 @@ class BaseOutlierSuppressor(ABC):
             tokens: How many calibration tokens will come.
             section: The recipe's ``quantization``.
         """
-        from quantlib.calibration.statistics import ChannelObserver
+        from quantlib.blockwise.statistics import ChannelObserver
 
         return ChannelObserver(block)
 
     @abstractmethod
-    def scaled(self, group: LinearGroup) -> bool:
+    def scaled(self, group: SharedInput) -> bool:
         """Whether the suppressor scales the input of a group, where nothing in it stays exact."""
 
     @abstractmethod
     def scales(
-        self, block: int, groups: Sequence[LinearGroup], statistics: Mapping[str, np.ndarray]
+        self, block: int, groups: Sequence[SharedInput], statistics: Mapping[str, np.ndarray]
     ) -> BlockScales:
         """What the inputs of a block's groups are divided by.
 
@@ -162,15 +160,20 @@ class BaseOutlierSuppressor(ABC):
         """
 
     def apply(
-        self, block: DecoderBlock, scales: Mapping[str, torch.Tensor], stored: torch.dtype
+        self,
+        block: Block,
+        inputs: Sequence[SharedInput],
+        scales: Mapping[str, torch.Tensor],
+        stored: torch.dtype,
     ) -> dict[str, torch.Tensor]:
         """Folds scales into a block; its function does not change.
 
-        They go into what gives each group's input, and into the group's linears.
+        They go into what gives each shared input, and into the linears that read it.
 
         Args:
             block: The block.
-            scales: float32 ``[in_features]`` by the name of the group.
+            inputs: The shared inputs to do it for.
+            scales: float32 ``[in_features]`` by the name of the shared input.
             stored: The dtype in which the block's other tensors are stored.
 
         Returns:
@@ -180,25 +183,25 @@ class BaseOutlierSuppressor(ABC):
         from quantlib.models.folding import Fold
 
         changed: dict[str, torch.Tensor] = {}
-        for group in block.groups:
-            if group.name not in scales or group.producer is None:
+        for shared in inputs:
+            if shared.name not in scales or shared.producer is None:
                 continue
-            scale = scales[group.name].to(block.rotary.frequencies.device)
-            fold = Fold.of(block, group.producer, len(scale), stored)
+            scale = scales[shared.name].to(block.device)
+            fold = Fold.of(block, shared.producer, len(scale), stored)
             effective = fold.effective(scale)
-            for linear in group.linears:
+            for linear in shared.linears:
                 _multiply(block, linear, effective)
-            if group.producer.norm:
+            if shared.producer.norm:
                 folded = fold.tensors(scale)
             else:
                 folded = fold.bias(scale)
-                _multiply(block, group.producer.name, 1 / fold.divisors(scale)[:, None])
-            block.tensors |= folded
+                _multiply(block, shared.producer.name, 1 / fold.divisors(scale)[:, None])
+            for name, tensor in folded.items():
+                block.tensors[name] = tensor
             changed |= folded
         return changed
 
 
-def _multiply(block: DecoderBlock, linear: str, factors: torch.Tensor) -> None:
+def _multiply(block: Block, linear: str, factors: torch.Tensor) -> None:
     # The product is float32: rounding here would add to the error of quantizing.
-    weight = block.tensors[f"{linear}.weight"]
-    block.tensors[f"{linear}.weight"] = weight * factors
+    block.tensors[f"{linear}.weight"] = block.weight(linear) * factors

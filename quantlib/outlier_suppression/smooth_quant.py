@@ -6,6 +6,7 @@ Models", 2023, equation 4.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 
 from quantlib.errors import Problem
 from quantlib.models import BaseModelAdapter
-from quantlib.models.base import LinearGroup
+from quantlib.models.layout import SharedInput
 from quantlib.outlier_suppression.base import (
     BaseOutlierSuppressor,
     BlockObserver,
@@ -27,12 +28,15 @@ from quantlib.recipe import QuantizationSection
 if TYPE_CHECKING:
     import numpy as np
 
-    from quantlib.models.decoder import DecoderBlock
+    from quantlib.models.streamed import Block
 
 CANDIDATES = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """The alphas among which ``auto`` chooses."""
 
 _SMALLEST = 1e-5
+
+_ATTENTION = re.compile(r"attn|attention|mixer|mamba|conv")
+"""In the name of a module: it mixes tokens."""
 
 Pair = Literal["norms", "value_output", "up_down"]
 Alpha = Annotated[float, Field(ge=0, le=1, strict=True)]
@@ -77,13 +81,14 @@ class SmoothQuantOptions(Options):
         return value
 
 
-def pair_of(group: LinearGroup) -> Pair | None:
+def pair_of(group: SharedInput) -> Pair | None:
     """Which of the pairs a group and what gives its input are; None where nothing can be folded."""
     if group.producer is None:
         return None
     if group.producer.norm:
         return "norms"
-    return "value_output" if group.name == "attention_output" else "up_down"
+    inner = group.producer.name.rpartition(".")[0]
+    return "value_output" if _ATTENTION.search(inner) else "up_down"
 
 
 def smoothing_scales(statistics: ChannelStatistics, alpha: float) -> np.ndarray:
@@ -129,23 +134,21 @@ class SmoothQuantSuppressor(BaseOutlierSuppressor):
             "activations": section.activations,
         }
 
-    def observer(
-        self, block: DecoderBlock, tokens: int, section: QuantizationSection
-    ) -> BlockObserver:
+    def observer(self, block: Block, tokens: int, section: QuantizationSection) -> BlockObserver:
         """The extremes of each channel; for ``auto`` also the error of every candidate."""
         if self.options.alpha != "auto":
             return super().observer(block, tokens, section)
         from quantlib.outlier_suppression.alpha_errors import AlphaErrors
 
-        groups = [group for group in block.groups if self.scaled(group)]
+        groups = [group for group in block.inputs if self.scaled(group)]
         return AlphaErrors(block, groups, tokens, CANDIDATES, section)
 
-    def scaled(self, group: LinearGroup) -> bool:
+    def scaled(self, group: SharedInput) -> bool:
         """Whether the recipe names the pair that the group belongs to."""
         return pair_of(group) in self.options.pairs
 
     def scales(
-        self, block: int, groups: Sequence[LinearGroup], statistics: Mapping[str, np.ndarray]
+        self, block: int, groups: Sequence[SharedInput], statistics: Mapping[str, np.ndarray]
     ) -> BlockScales:
         """Equation 4, with the block's alpha."""
         import numpy as np

@@ -82,27 +82,27 @@ def model_sizes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapte
     groups = []
     if touched:
         largest = max(touched, key=elements.__getitem__)
-        for group in adapter.groups(largest):
+        for group in adapter.inputs(largest):
             linears = tuple(linear for linear in group.linears if linear not in exact[largest])
             if linears:
-                shapes = [adapter.linear_shape(checkpoint, largest, linear) for linear in linears]
+                shapes = [adapter.linear_shape(largest, linear) for linear in linears]
                 groups.append(GroupSize(shapes[0][1], tuple(rows for rows, _ in shapes), linears))
     total = quantized = sum(info.bytes for info in checkpoint.tensors.values())
     weights = recipe.quantization.weights
+    stored = DTYPE_BYTES[adapter.stored_dtype(checkpoint)]
     for block, kept in enumerate(exact):
         for linear in set(adapter.linears(block)) - kept:
-            info = checkpoint.info(f"{adapter.linear_name(block, linear)}.weight")
-            scaled = weights.group_size if weights.group_size > 0 else info.shape[1]
-            codes = info.elements * weights.bits // 8
-            quantized += codes + 2 * info.elements // scaled - info.bytes
-    first = checkpoint.info(f"{adapter.linear_name(0, adapter.linears(0)[0])}.weight")
+            rows, columns = adapter.linear_shape(block, linear)
+            scaled = weights.group_size if weights.group_size > 0 else columns
+            codes = rows * columns * weights.bits // 8
+            quantized += codes + 2 * rows * columns // scaled - rows * columns * stored
     return ModelSizes(
         blocks=adapter.blocks,
         quantized_blocks=sum(
             len(kept) < len(adapter.linears(block)) for block, kept in enumerate(exact)
         ),
-        hidden_size=checkpoint.config["hidden_size"],
-        stored_bytes=DTYPE_BYTES[first.dtype],
+        hidden_size=adapter.text_config["hidden_size"],
+        stored_bytes=stored,
         groups=tuple(groups),
         largest_block_elements=max(elements),
         block_elements=sum(elements),

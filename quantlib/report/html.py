@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from quantlib.calibration.experts import Experts
+from quantlib.blockwise.experts import Experts
 from quantlib.report._templates import environment
 from quantlib.report.chart import error_chart, measure_of, summarize
 from quantlib.report.model import Check, Generation, Report

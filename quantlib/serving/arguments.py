@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quantlib.checkpoint.quantized import stated_quantization
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.quantized import quantized_modules, stated_quantization
+from quantlib.checkpoint.source import FolderSource
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import installed_vllm
 from quantlib.foreign_json import parse_mapping
 from quantlib.formats import format_registry
-from quantlib.models import model_registry
 from quantlib.recipe import WeightScheme
 from quantlib.serving.options import serve_options, serving_dtype
 from quantlib.serving.tensor_parallel import ROW_PARALLEL, Sharding, sharding_of
@@ -72,10 +73,10 @@ def checkpoint_sharding(folder: Path) -> Sharding | None:
         return sharding_of(config, None)
     quantization = stated[1]
     try:
+        modules = quantized_modules(Checkpoint.open(FolderSource(folder)).tensors)
         weights, is_quantized = format_registry.get_format(
             str(quantization.get("quant_method"))
         ).read_scheme(quantization)
-        adapter = model_registry.adapter_for(config)
     except (InvalidInputError, KeyError, TypeError, ValueError):
         return sharding_of(
             config,
@@ -86,12 +87,7 @@ def checkpoint_sharding(folder: Path) -> Sharding | None:
     quantized = [
         part
         for part in ROW_PARALLEL
-        if any(
-            is_quantized(adapter.linear_name(block, linear))
-            for block in range(adapter.blocks)
-            for linear in adapter.linears(block)
-            if linear.rpartition(".")[2] == part
-        )
+        if any(is_quantized(name) for name in modules if name.rpartition(".")[2] == part)
     ]
     return sharding_of(config, weights, quantized)
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quantlib.checkpoint.source import FolderSource, ReceiptSource
+from quantlib.checkpoint.source import FolderSource
 from quantlib.compatibility import needs_calibration, needs_hidden_states
-from quantlib.models import open_model
 from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
 from quantlib.progress import progress_bar
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.summary import step_summary
 from quantlib.steps.contract import StepCall
 from quantlib.steps.kept import Kept
+from quantlib.steps.layout import open_receipt
 from quantlib.steps.plan import parse_range
 from quantlib.steps.texts import input_of, read_windows
 from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step
@@ -47,8 +47,10 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
         device: auto, cpu or cuda.
 
     Returns:
-        A receipt with one file of hidden states per range, ``[samples, sequence, hidden_size]`` in
-        the checkpoint's dtype, and one of statistics; with no file where nothing is needed.
+        A receipt with one file per range of what stands before its first block: hidden states,
+        ``[samples, sequence, hidden_size]`` in the dtype of the model, and whatever else crosses
+        between its blocks; that of the first block is empty, for the windows say it. And one file
+        of statistics; no file where nothing is needed.
     """
     ranges = [parse_range(text) for text in plan.facts["ranges"]]
     needed = needs_hidden_states(recipe.quantization)
@@ -75,7 +77,7 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
 
     windowed = input_of(store, plan, "calibration")
     windows = read_windows(store, windowed)
-    checkpoint, adapter = open_model(ReceiptSource(store, model))
+    checkpoint, adapter = open_receipt(store, model)
     streamed = adapter.load_model(checkpoint, resolve_device(device))
 
     def work(output: StepOutput) -> None:
@@ -108,39 +110,40 @@ def _collect(
     import torch
 
     from quantlib.checkpoint.tensors import read_tensors, write_tensors
-    from quantlib.compute import split_batches
 
     kept = Kept(output)
     stop = max([observed_to, *boundaries])
+    tokens = torch.from_numpy(windows.tokens)
+
+    def keep_boundary(index: int, boundary: dict[str, Tensor]) -> None:
+        digest, count = write_tensors(output.local(hidden_name(index)), boundary)
+        output.add(hidden_name(index), sha256=digest, tensors=count)
+
     with torch.no_grad(), progress_bar("calibrate", stop, "blocks") as advance:
-        first = _restore(output, kept)
+        first, boundary = _restore(output, kept), None
         if first:
             output.remarks.append(f"{first} of {stop} blocks were kept by an earlier run.")
-            inputs = read_tensors(FolderSource(kept.folder), hidden_name(first))
-            batches = [inputs[name].to(streamed.device) for name in sorted(inputs)]
-        else:
-            batches = split_batches(streamed.embed(torch.from_numpy(windows.tokens)), streamed)
+            boundary = read_tensors(FolderSource(kept.folder), hidden_name(first))
         advance(first)
-        for index in range(first, stop + 1):
-            if index in boundaries and hidden_name(index) not in output.files:
-                hidden = torch.cat([batch.to(streamed.stored_dtype).cpu() for batch in batches])
-                digest, count = write_tensors(output.local(hidden_name(index)), {"hidden": hidden})
-                output.add(hidden_name(index), sha256=digest, tensors=count)
-                del hidden
-            if index == stop:
-                break
-            block = streamed.block(index)
-            observer = None
+        if 0 in boundaries and hidden_name(0) not in output.files:
+            keep_boundary(0, {})
+        blocks = range(first, stop)
+        walk = streamed.walk(tokens, blocks, boundary) if blocks else None
+        for block in walk or ():
+            assert walk is not None
+            index = block.index
             if suppressor is not None and index < observed_to:
-                observer = suppressor.observer(block, windows.tokens.size, recipe.quantization)
-            for number, batch in enumerate(batches):
-                batches[number] = block.forward(batch, observer)
-            if observer is not None:
+                observer = suppressor.observer(block, tokens.numel(), recipe.quantization)
+                for standing in walk.standings(block, block.inputs):
+                    observer(standing.shared, standing.inputs)
                 found = {f"{index}.{name}": value for name, value in observer.tensors().items()}
                 write_tensors(kept.path(_statistics(index)), found)
+            else:
+                walk.pass_through(block)
+            if index + 1 in boundaries:
+                keep_boundary(index + 1, walk.boundary())
             if index + 1 < stop and kept.due:
-                numbered = {f"{number:06}": batch for number, batch in enumerate(batches)}
-                write_tensors(kept.path(hidden_name(index + 1)), numbered)
+                write_tensors(kept.path(hidden_name(index + 1)), walk.boundary())
                 files = {name: record.model_dump() for name, record in output.files.items()}
                 observed = [_statistics(done) for done in range(min(index + 1, observed_to))]
                 kept.save([hidden_name(index + 1), *observed], {"next": index + 1, "files": files})

@@ -27,7 +27,6 @@ from quantlib.sources.inspection import Kind, model_facts
 from quantlib.sources.pinned import content_digest, require_pinned, split_pin
 from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.steps.contract import StepCall
-from quantlib.steps.outer import separate_outer
 from quantlib.steps.texts import bring_texts
 from quantlib.store import Receipt, StepOutput, Store, commit_step, open_store, read_lineage
 from quantlib.store.receipt import files_digest
@@ -76,7 +75,6 @@ def main(call: StepCall) -> None:
     # First, since they are small: what is not there is refused before the model is fetched.
     texts = bring_texts(store, recipe)
     model = fetch(store, source)
-    separate_outer(store, model)
     call.write_receipt("model", store, model)
     call.write_receipt("texts", store, texts)
     pages = [step_summary(store, model)]

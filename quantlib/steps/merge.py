@@ -19,13 +19,13 @@ from quantlib.compatibility import checkpoint_scheme, exact_linears
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.foreign_json import parse_mapping
 from quantlib.formats import format_registry
-from quantlib.models import open_model
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.summary import step_summary
 from quantlib.serving.options import serving_dtype
 from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, VllmConfig
 from quantlib.steps.contract import StepCall
+from quantlib.steps.layout import open_receipt
 from quantlib.steps.outer import OUTER_NAME, copy_tensors, separate_outer
 from quantlib.steps.plan import parse_range
 from quantlib.steps.quantize import BLOCKS_NAME, LINEARS_NAME
@@ -101,7 +101,7 @@ def _merge(
     output: StepOutput,
 ) -> None:
     source = ReceiptSource(store, model)
-    original, adapter = open_model(source)
+    original, adapter = open_receipt(store, model)
     covered = {block for receipt in ranges for block in range(*_range_of(receipt))}
     uncovered = [block for block in range(adapter.blocks) if block not in covered]
     count = len(ranges) + 1 + bool(uncovered)

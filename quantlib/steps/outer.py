@@ -1,16 +1,15 @@
 """The tensors outside of a model's blocks as a file of their own.
 
-Embedding, final norm and head are in every checkpoint as they were, or, where they lay quantized,
-as what their codes stand for. The fetch step writes them once per model, so that merge need not
-read them: the checkpoint names the same file.
+Embedding, final norm, head, towers and whatever else is not in a block are in every checkpoint as
+they were, or, where they lay quantized, as what their codes stand for. The plan step writes them
+once per model, so that merge need not read them: the checkpoint names the same file.
 """
 
 from __future__ import annotations
 
 from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
-from quantlib.models import open_model
+from quantlib.steps.layout import open_receipt
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
 STEP = "outer"
@@ -29,7 +28,7 @@ def separate_outer(store: Store, model: Receipt) -> Receipt:
     """
 
     def work(output: StepOutput) -> None:
-        checkpoint, adapter = open_model(ReceiptSource(store, model))
+        checkpoint, adapter = open_receipt(store, model)
         inner = tuple(adapter.block_prefix(block) for block in range(adapter.blocks))
         names = [name for name in checkpoint.tensors if not name.startswith(inner)]
         copy_tensors(checkpoint, names, output, OUTER_NAME)

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.index import same_bytes
-from quantlib.checkpoint.source import FileSource, ReceiptSource
+from quantlib.checkpoint.source import FileSource
 from quantlib.compatibility import exact_linears
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
@@ -26,6 +26,8 @@ from quantlib.planning.estimate import MOST_RANGES
 from quantlib.planning.show import markdown
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.steps.contract import StepCall
+from quantlib.steps.layout import open_receipt
+from quantlib.steps.outer import separate_outer
 from quantlib.steps.resolved import resolved_quantization, resolved_suppression
 from quantlib.steps.texts import make_all_windows, text_problems
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
@@ -68,8 +70,7 @@ def plan(
         InvalidInputError: Recipe, model and texts do not go together, or a step does not fit the
             hardware; all problems at once. Or vLLM refuses the model.
     """
-    source = ReceiptSource(store, model)
-    checkpoint, adapter = open_model(source)
+    checkpoint, adapter = open_receipt(store, model)
     windows, problems = make_all_windows(store, recipe, texts, checkpoint, adapter)
     unsuited = model_problems(recipe, checkpoint, adapter)
     if not unsuited:
@@ -163,7 +164,7 @@ def plan_ranges(
     for block, exact in enumerate(exact_linears(recipe.quantization, adapter)):
         for linear in adapter.linears(block):
             if linear not in exact:
-                rows, columns = adapter.linear_shape(checkpoint, block, linear)
+                rows, columns = adapter.linear_shape(block, linear)
                 sizes[block] += rows * columns
     quantized = [block for block, size in enumerate(sizes) if size]
     count = min(wanted, len(quantized))
@@ -212,7 +213,8 @@ def main(call: StepCall) -> None:
     texts = call.receipt("texts")
     receipt = plan(store, recipe, model, texts, num_ranges, hardware, parallel, limits)
     ranges = receipt.facts["ranges"]
-    opened = open_model(ReceiptSource(store, model))
+    separate_outer(store, model)
+    opened = open_receipt(store, model)
     estimate = _estimated(recipe, opened, hardware, parallel, limits, len(ranges))
     call.write_receipt("plan", store, receipt)
     call.write_artifact("summary", markdown(estimate).encode())

@@ -7,7 +7,7 @@ wait for each other. Finished blocks are kept: a range that is interrupted goes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,6 @@ from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.compatibility import exact_linears, needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
-from quantlib.models import open_model
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.progress import progress_bar
 from quantlib.quantizers import quantizer_registry
@@ -26,16 +25,19 @@ from quantlib.report.summary import step_summary
 from quantlib.steps.calibrate import hidden_name
 from quantlib.steps.contract import StepCall
 from quantlib.steps.kept import Kept
+from quantlib.steps.layout import open_receipt
 from quantlib.steps.plan import parse_range
 from quantlib.steps.resolved import resolved_quantization, resolved_suppression
 from quantlib.steps.smooth import SCALES_NAME
+from quantlib.steps.texts import input_of, read_windows
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantlib.models.streamed import StreamedModel
-    from quantlib.quantizers.block import QuantizedBlock
+    from quantlib.blockwise.quantize import QuantizedBlock, Smooth
+    from quantlib.models import SharedInput
+    from quantlib.models.streamed import Block, StreamedModel
 
 BLOCKS_NAME = "blocks.safetensors"
 LINEARS_NAME = "linears.json"
@@ -69,6 +71,8 @@ def quantize(
         QuantizationError: A linear could not be quantized.
     """
     start, stop = parse_range(block_range)
+    import torch
+
     from quantlib.compute import numerics, resolve_device
 
     parameters = {
@@ -77,13 +81,19 @@ def quantize(
         "outlier_suppression": resolved_suppression(recipe.outlier_suppression),
         "min_expert_tokens": recipe.calibration.min_expert_tokens,
     }
-    checkpoint, adapter = open_model(ReceiptSource(store, model))
+    checkpoint, adapter = open_receipt(store, model)
     streamed = adapter.load_model(checkpoint, resolve_device(device))
 
     def work(output: StepOutput) -> None:
-        _quantize_blocks(
-            store, recipe, range(start, stop), streamed, calibration, smoothing, output
-        )
+        windows = None
+        if needs_hidden_states(recipe.quantization):
+            tokens = read_windows(store, input_of(store, calibration, "windows")).tokens
+            windows = torch.from_numpy(tokens)
+        blocks = range(start, stop)
+        with torch.no_grad():
+            _quantize_blocks(
+                store, recipe, blocks, streamed, windows, calibration, smoothing, output
+            )
 
     inputs = {"model": model, "calibration": calibration, "smoothing": smoothing}
     rounding = numerics(streamed.device, streamed.stored_dtype)
@@ -95,74 +105,79 @@ def _quantize_blocks(
     recipe: Recipe,
     blocks: range,
     streamed: StreamedModel,
+    windows: Tensor | None,
     calibration: Receipt,
     smoothing: Receipt,
     output: StepOutput,
 ) -> None:
+    from quantlib.blockwise.quantize import quantize_block
     from quantlib.checkpoint.tensors import read_tensors, write_tensors
-    from quantlib.compute import split_batches
-    from quantlib.quantizers.block import quantize_block
 
     section = recipe.quantization
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
     exact_of = exact_linears(section, streamed.adapter)
-    scales: dict[str, Tensor] = {}
-    suppressor = None
-    if recipe.outlier_suppression is not None:
-        suppressor = outlier_suppression_registry.get_suppressor(recipe.outlier_suppression.method)(
-            recipe.outlier_suppression.options
-        )
-        own = tuple(f"{index}." for index in blocks)
-        scales = read_tensors(ReceiptSource(store, smoothing), SCALES_NAME, own)
+    smooth = _smoothing(store, recipe, blocks, streamed, smoothing)
     kept = Kept(output)
     state = kept.resume() or {"next": blocks.start, "errors": []}
     first, errors = state["next"], list(state["errors"])
-    batches: list[Tensor] = []
-    if needs_hidden_states(section):
+    walk = None
+    if windows is not None:
+        boundary = None
         if first > blocks.start:
-            inputs = read_tensors(FolderSource(kept.folder), hidden_name(first))
-            batches = [inputs[name].to(streamed.device) for name in sorted(inputs)]
-        else:
-            hidden = read_tensors(ReceiptSource(store, calibration), hidden_name(blocks.start))
-            batches = split_batches(hidden.pop("hidden"), streamed)
+            boundary = read_tensors(FolderSource(kept.folder), hidden_name(first))
+        elif first:
+            boundary = read_tensors(ReceiptSource(store, calibration), hidden_name(first))
+        walk = streamed.walk(windows, range(first, blocks.stop), boundary)
     with progress_bar(f"quantize {blocks.start}:{blocks.stop}", len(blocks), "blocks") as advance:
         if first > blocks.start:
             note = f"{first - blocks.start} of {len(blocks)} blocks were kept by an earlier run."
             output.remarks.append(note)
             advance(first - blocks.start)
-        for index in range(first, blocks.stop):
-            block = streamed.block(index)
-            smoothed: dict[str, Tensor] = {}
-            if suppressor is not None:
-                of_block = {
-                    group.name: scales[f"{index}.{group.name}"]
-                    for group in block.groups
-                    if f"{index}.{group.name}" in scales
-                }
-                smoothed = suppressor.apply(block, of_block, streamed.stored_dtype)
+        for block in walk or streamed.each(range(first, blocks.stop)):
+            index = block.index
             quantized = quantize_block(
                 block,
-                batches,
+                walk,
                 quantizer,
                 exact_of[index],
                 streamed.stored_dtype,
+                smooth=smooth,
                 static_activations=section.activations == "int8-static",
                 min_expert_tokens=recipe.calibration.min_expert_tokens,
-                last=index == blocks[-1],
             )
             errors += [error.as_json() for error in quantized.errors]
-            changed = smoothed | quantized.changed
-            _write_block(section, streamed, index, quantized, changed, kept.path(_block(index)))
+            _write_block(section, streamed, index, quantized, kept.path(_block(index)))
             if index < blocks[-1] and kept.due:
                 names = [_block(done) for done in range(blocks.start, index + 1)]
-                if batches:
+                if walk is not None:
                     names.append(hidden_name(index + 1))
-                    numbered = {f"{number:06}": batch for number, batch in enumerate(batches)}
-                    write_tensors(kept.path(names[-1]), numbered)
+                    write_tensors(kept.path(names[-1]), walk.boundary())
                 kept.save(names, {"next": index + 1, "errors": errors})
             advance(1)
     _join(kept.folder, [_block(index) for index in blocks], output)
     output.add_json(LINEARS_NAME, errors)
+
+
+def _smoothing(
+    store: Store, recipe: Recipe, blocks: range, streamed: StreamedModel, smoothing: Receipt
+) -> Smooth | None:
+    """What folds the suppressor's scales into a block; None where nothing is suppressed."""
+    from quantlib.checkpoint.tensors import read_tensors
+
+    if recipe.outlier_suppression is None:
+        return None
+    suppressor = outlier_suppression_registry.get_suppressor(recipe.outlier_suppression.method)(
+        recipe.outlier_suppression.options
+    )
+    own = tuple(f"{index}." for index in blocks)
+    scales = read_tensors(ReceiptSource(store, smoothing), SCALES_NAME, own)
+
+    def smooth(block: Block, inputs: Sequence[SharedInput]) -> dict[str, Tensor]:
+        names = {shared.name: f"{block.index}.{shared.name}" for shared in inputs}
+        found = {name: scales[full] for name, full in names.items() if full in scales}
+        return suppressor.apply(block, inputs, found, streamed.stored_dtype)
+
+    return smooth
 
 
 def _block(index: int) -> str:
@@ -174,7 +189,6 @@ def _write_block(
     streamed: StreamedModel,
     index: int,
     quantized: QuantizedBlock,
-    changed: Mapping[str, Tensor],
     path: Path,
 ) -> None:
     """Writes all tensors of a block in the checkpoint's final format."""
@@ -183,17 +197,20 @@ def _write_block(
     adapter, checkpoint = streamed.adapter, streamed.checkpoint
     checkpoint_format = format_registry.get_format(resolve_format(section))
     prefix = adapter.block_prefix(index)
+    replaced = adapter.replaced(checkpoint, index, quantized.linears)
     with SafetensorsWriter(path) as writer:
+        for linear, made in quantized.linears.items():
+            tensors = checkpoint_format.tensors(made, section.activations)
+            for part, tensor in tensors.items():
+                write_tensor(writer, f"{prefix}{linear}.{part}", tensor)
+        for linear, weight in quantized.unstacked.items():
+            write_tensor(writer, f"{prefix}{linear}.weight", weight)
         for name in adapter.block_tensors(checkpoint, index):
             local = name.removeprefix(prefix)
-            linear = quantized.linears.get(local.removesuffix(".weight"))
-            if linear is not None and local.endswith(".weight"):
-                module = name.removesuffix(".weight")
-                tensors = checkpoint_format.tensors(linear, section.activations)
-                for part, tensor in tensors.items():
-                    write_tensor(writer, f"{module}.{part}", tensor)
-            elif local in changed:
-                write_tensor(writer, name, changed[local])
+            if name in replaced:
+                continue
+            if local in quantized.changed:
+                write_tensor(writer, name, quantized.changed[local])
             else:
                 info = checkpoint.info(name)
                 writer.add(name, info.dtype, info.shape, checkpoint.read(name))

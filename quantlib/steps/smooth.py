@@ -9,12 +9,12 @@ from quantlib.checkpoint.header import read_header
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.compatibility import exact_linears
-from quantlib.models import open_model
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.summary import step_summary
 from quantlib.steps.calibrate import STATISTICS_NAME
 from quantlib.steps.contract import StepCall
+from quantlib.steps.layout import open_receipt
 from quantlib.steps.resolved import resolved_suppression
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
@@ -52,7 +52,7 @@ def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -
         if section is None:
             return
         suppressor = outlier_suppression_registry.get_suppressor(section.method)(section.options)
-        _, adapter = open_model(ReceiptSource(store, model))
+        _, adapter = open_receipt(store, model)
         source = ReceiptSource(store, calibration)
         statistics = Checkpoint(source, {}, read_header(source, STATISTICS_NAME))
 
@@ -67,7 +67,7 @@ def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -
                 }
                 groups = [
                     group
-                    for group in adapter.groups(block)
+                    for group in adapter.inputs(block)
                     if group.producer is not None
                     and suppressor.scaled(group)
                     and exact.isdisjoint([group.producer.name, *group.linears])

@@ -24,13 +24,13 @@ from quantlib.evaluation.gate import Figures, judge
 from quantlib.evaluation.process import Workers
 from quantlib.formats.stored import stored
 from quantlib.model_compatibility import cpu_problem
-from quantlib.models import open_model
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
 from quantlib.report.html import render_brief_html, render_html
 from quantlib.report.model import HTML_NAME, JSON_NAME
 from quantlib.report.summary import step_summary
 from quantlib.steps.contract import ARTIFACT_BYTES, StepCall
+from quantlib.steps.layout import open_receipt
 from quantlib.steps.texts import input_of, read_windows
 from quantlib.store import Receipt, StepOutput, Store, commit_step, read_lineage
 from quantlib.text.tokenizer import load_tokenizer
@@ -153,7 +153,7 @@ def _setting(
     windowed = input_of(store, planned, "evaluation")
     source = ReceiptSource(store, model)
     dtype = checkpoint.facts["serve"]["dtype"]
-    _, adapter = open_model(source)
+    _, adapter = open_receipt(store, model)
     problem = cpu_problem(recipe.quantization, adapter)
     engine = choose_engine(section.engine, cpu_problem=problem, gpus=gpus)
     found = stored(Checkpoint.open(source))
@@ -172,6 +172,7 @@ def _setting(
         numerics=numerics(resolve_device(device), getattr(torch, dtype)),
         tensor_parallel_size=gpus,
         dequantized=dequantized,
+        renamed=adapter.layout.renamed,
     )
 
 

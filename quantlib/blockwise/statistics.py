@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from quantlib.models.base import LinearGroup
-from quantlib.models.decoder import DecoderBlock
+from quantlib.models.layout import SharedInput
+from quantlib.models.streamed import Block
 
 PANEL_COLUMNS = 192
 """Columns of the Hessian handled at once; smaller panels skip more of the lower triangle."""
@@ -45,30 +47,29 @@ class HessianAccumulator:
 
 
 class ChannelObserver:
-    """The largest magnitude per input channel, of each group's input and weights, in one block.
+    """The largest magnitude per input channel, of each shared input and its weights, in one block.
 
-    Called with each group and its input, as :meth:`DecoderBlock.forward` does.
+    Called with each shared input and what all batches bring to it.
     """
 
-    def __init__(self, block: DecoderBlock) -> None:
+    def __init__(self, block: Block) -> None:
         self._block = block
-        self._inputs: dict[str, Tensor] = {}
+        self._found: dict[str, Tensor] = {}
 
-    def __call__(self, group: LinearGroup, x: Tensor) -> None:
-        """Observes tokens, ``[..., in_features]``."""
-        before = self._inputs.setdefault(group.name, torch.zeros(x.shape[-1], device=x.device))
-        tokens = x.flatten(0, -2).abs()
-        if len(tokens):
-            self._inputs[group.name] = torch.maximum(before, tokens.amax(0).float())
+    def __call__(self, shared: SharedInput, inputs: Sequence[Tensor]) -> None:
+        """Observes tokens, ``[..., in_features]`` of each batch."""
+        weights = torch.cat([self._block.weight(linear) for linear in shared.linears])
+        largest = torch.zeros(weights.shape[1], device=weights.device)
+        for x in inputs:
+            tokens = x.flatten(0, -2).abs()
+            if len(tokens):
+                largest = torch.maximum(largest, tokens.amax(0).float())
+        self._found[f"{shared.name}.input_absmax"] = largest
+        self._found[f"{shared.name}.weight_absmax"] = weights.abs().amax(0).float()
 
     def tensors(self) -> dict[str, Tensor]:
-        """``<group>.input_absmax`` and ``.weight_absmax``, float32 ``[in_features]``."""
-        tensors = {}
-        for group in self._block.groups:
-            weights = [self._block.tensors[f"{linear}.weight"] for linear in group.linears]
-            tensors[f"{group.name}.input_absmax"] = self._inputs[group.name]
-            tensors[f"{group.name}.weight_absmax"] = torch.cat(weights).abs().amax(0).float()
-        return tensors
+        """``<input>.input_absmax`` and ``.weight_absmax``, float32 ``[in_features]``."""
+        return self._found
 
 
 class TokenSample:

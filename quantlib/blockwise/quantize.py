@@ -1,18 +1,19 @@
-"""Quantizes one block: its groups of linears one after the other, each on quantized inputs."""
+"""Quantizes one block: its linears by shared input, each on what the quantized ones before give."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from quantlib.calibration.statistics import PANEL_COLUMNS, HessianAccumulator
+from quantlib.blockwise.statistics import PANEL_COLUMNS, HessianAccumulator
 from quantlib.errors import QuantizationError
-from quantlib.models.decoder import DecoderBlock, finish
 from quantlib.models.folding import Fold
+from quantlib.models.layout import SharedInput
+from quantlib.models.streamed import Block, BlockWalk, Standing
 from quantlib.quantized import QuantizedLinear
 from quantlib.quantizers.base import BaseQuantizer, GroupInputs
 
@@ -57,84 +58,107 @@ class QuantizedBlock:
 
     Attributes:
         linears: By name within the block.
+        unstacked: Weights of experts that stay exact where others of the same mixture do not, so
+            that the tensor with all of them goes; by name within the block, as stored.
         changed: Other tensors that are not what they were, by name within the block, as stored.
         errors: One per quantized linear.
     """
 
     linears: dict[str, QuantizedLinear]
+    unstacked: dict[str, Tensor]
     changed: dict[str, Tensor]
     errors: list[LinearError]
 
 
-@torch.no_grad()
+Smooth = Callable[[Block, Sequence[SharedInput]], dict[str, Tensor]]
+"""Folds an outlier suppressor's scales into a block, for the given shared inputs; gives what
+changed besides the weights of linears."""
+
+
 def quantize_block(
-    block: DecoderBlock,
-    batches: list[Tensor],
+    block: Block,
+    walk: BlockWalk | None,
     quantizer: BaseQuantizer,
     exact: Collection[str],
     stored: torch.dtype,
     *,
+    smooth: Smooth | None = None,
     static_activations: bool = False,
     min_expert_tokens: int = 1,
-    last: bool = False,
 ) -> QuantizedBlock:
     """Quantizes a block and moves the calibration tokens through it.
 
-    Each group of linears is calibrated on inputs that the quantized groups before it give, and no
+    Linears that share an input are calibrated on what the quantized ones before them give, and no
     linear is computed twice.
 
     Args:
         block: The block; its weights become the dequantized ones, for the input that it has.
-        batches: The block's inputs, ``[samples, sequence, hidden_size]`` each; replaced by its
-            outputs. Empty without calibration.
+        walk: The calibration tokens, which stand before it; None without calibration.
         quantizer: The method.
         exact: Names within the block of the linears that stay exact.
         stored: The dtype in which scales are stored.
+        smooth: Folds scales into the block before it is quantized.
         static_activations: Whether the quantized linears' inputs get one scale each.
         min_expert_tokens: An expert that fewer tokens are routed to is calibrated on all tokens
             that enter its mixture.
-        last: Whether no other block takes this one's outputs, which are then not computed.
 
     Raises:
         QuantizationError: A linear could not be quantized.
     """
-    result = QuantizedBlock({}, {}, [])
-    walks = [block.walk(hidden) for hidden in batches]
-    batches.clear()  # the walks hold what they need
-    for group in block.groups:
-        names = [name for name in group.linears if name not in exact]
-        seen = _Inputs(quantizer.needs_hessian and bool(names), static_activations and bool(names))
-        for walk in walks:
-            seen.add(next(walk)[1])
+    job = _Job(block, quantizer, stored, QuantizedBlock({}, {}, {}, []))
+    wanted = [
+        shared
+        for shared in block.inputs
+        if shared.expert is not None or not set(shared.linears) <= set(exact)
+    ]
+    standings = _untouched(block, wanted) if walk is None else walk.standings(block, wanted)
+    if smooth is not None:
+        dense = [shared for shared in block.inputs if shared.expert is None]
+        job.result.changed.update(smooth(block, dense))
+    smoothed = -1
+    for standing in standings:
+        shared = standing.shared
+        if smooth is not None and shared.expert is not None and shared.expert != smoothed:
+            smoothed = shared.expert
+            of_expert = [each for each in block.inputs if each.expert == smoothed]
+            job.result.changed.update(smooth(block, of_expert))
+        names = [name for name in shared.linears if name not in exact]
+        if shared.expert is not None:
+            for linear in shared.linears:
+                if linear in exact and f"{linear}.weight" not in block.stored:
+                    job.result.unstacked[linear] = block.weight(linear).to(stored).clone()
+        if not names:
+            continue
+        seen = _Inputs(quantizer.needs_hessian, static_activations)
+        for x in standing.inputs:
+            seen.add(x)
         calibrated_on: Literal["routed", "all"] | None = None
         expert_tokens = None
-        if names and walks and group.expert is not None:
+        if walk is not None and shared.expert is not None:
             expert_tokens, calibrated_on = seen.tokens, "routed"
             if expert_tokens < min_expert_tokens:
                 calibrated_on = "all"
                 seen = _Inputs(quantizer.needs_hessian, static_activations)
-                for walk in walks:
-                    seen.add(walk.send(True)[1])
-        if not names:
-            continue
-        fold = None
-        if group.producer is not None and len(names) == len(group.linears):
-            columns = block.tensors[f"{names[0]}.weight"].shape[1]
-            fold = Fold.of(block, group.producer, columns, stored)
-        inputs = GroupInputs(seen.hessian(), fold)
-        errors = _quantize_group(block, names, inputs, quantizer, stored, seen.scale(), result)
-        result.errors.extend(
+                for everyone in standing.everyone:
+                    seen.add(everyone())
+        inputs = GroupInputs(seen.hessian(), job.fold(shared, names))
+        job.result.errors.extend(
             replace(
                 error,
-                expert=group.expert,
+                expert=shared.expert,
                 expert_tokens=expert_tokens,
                 calibrated_on=calibrated_on,
             )
-            for error in errors
+            for error in job.quantize(names, inputs, seen.scale())
         )
-    if not last:
-        batches += [finish(walk) for walk in walks]
-    return result
+    return job.result
+
+
+def _untouched(block: Block, wanted: Sequence[SharedInput]) -> Iterator[Standing]:
+    """The shared inputs in their order, without any tokens."""
+    for shared in wanted:
+        block.stand_at(shared)
+        yield Standing(shared, [], [])
 
 
 class _Inputs:
@@ -169,48 +193,70 @@ class _Inputs:
         return torch.tensor([max(self._largest, 1e-12) / 127])
 
 
-def _quantize_group(
-    block: DecoderBlock,
-    names: list[str],
-    inputs: GroupInputs,
-    quantizer: BaseQuantizer,
-    stored: torch.dtype,
-    input_scale: Tensor | None,
-    result: QuantizedBlock,
-) -> list[LinearError]:
-    """Quantizes linears that share an input and adds them to the result, apart from the errors."""
-    weights = {name: block.tensors[f"{name}.weight"].float() for name in names}
-    try:
-        group = quantizer.quantize(weights, inputs, stored)
-    except QuantizationError as error:
-        raise QuantizationError(f"block {block.index}: {error.linear}", error.what) from None
-    if group.input_scales is not None:
-        _fold(inputs, group.input_scales, result)
-    hessian = inputs.hessian
-    errors = []
-    for name, linear in group.linears.items():
-        weight, restored = weights[name], linear.dequantize()
+@dataclass(frozen=True)
+class _Job:
+    """One block on its way."""
+
+    block: Block
+    quantizer: BaseQuantizer
+    stored: torch.dtype
+    result: QuantizedBlock
+
+    def fold(self, shared: SharedInput, names: Sequence[str]) -> Fold | None:
+        """Where scales of an input can go: into a norm, or into a linear that is quantized itself.
+
+        Args:
+            shared: The input.
+            names: Those of its linears that are quantized.
+        """
+        producer = shared.producer
+        if producer is None or len(names) < len(shared.linears):
+            return None
+        if not producer.norm and producer.name not in self.result.linears:
+            return None
+        columns = self.block.weight(names[0]).shape[1]
+        return Fold.of(self.block, producer, columns, self.stored)
+
+    def quantize(
+        self, names: list[str], inputs: GroupInputs, input_scale: Tensor | None
+    ) -> list[LinearError]:
+        """Quantizes linears that share an input and adds them to the result, but for the errors."""
+        block, result = self.block, self.result
+        weights = {name: block.weight(name).float() for name in names}
+        try:
+            group = self.quantizer.quantize(weights, inputs, self.stored)
+        except QuantizationError as error:
+            raise QuantizationError(f"block {block.index}: {error.linear}", error.what) from None
         if group.input_scales is not None:
-            # The walks go on with the input as it was.
-            restored = restored / group.input_scales
-        change = restored - weight
-        errors.append(
-            LinearError(
-                block=block.index,
-                linear=name,
-                relative_error=None if hessian is None else _energy_ratio(change, weight, hessian),
-                relative_weight_error=_energy_ratio(change, weight, None),
-                damping=group.damping,
-                damping_attempts=group.damping_attempts,
+            _fold(inputs, group.input_scales, result)
+        hessian = inputs.hessian
+        errors = []
+        for name, linear in group.linears.items():
+            weight, restored = weights[name], linear.dequantize()
+            if group.input_scales is not None:
+                # The walk goes on with the input as it was.
+                restored = restored / group.input_scales
+            change = restored - weight
+            errors.append(
+                LinearError(
+                    block=block.index,
+                    linear=name,
+                    relative_error=None
+                    if hessian is None
+                    else _energy_ratio(change, weight, hessian),
+                    relative_weight_error=_energy_ratio(change, weight, None),
+                    damping=group.damping,
+                    damping_attempts=group.damping_attempts,
+                )
             )
-        )
-        block.tensors[f"{name}.weight"] = restored.to(block.dtype)
-        result.linears[name] = replace(linear, input_scale=input_scale)
-    return errors
+            block.tensors[f"{name}.weight"] = restored
+            block.tensors.forget(name)
+            result.linears[name] = replace(linear, input_scale=input_scale)
+        return errors
 
 
 def _fold(inputs: GroupInputs, scales: Tensor, result: QuantizedBlock) -> None:
-    """Folds scales into what was quantized before, or into what stays exact."""
+    """Folds scales into a norm, or into a linear that was quantized before."""
     fold = inputs.fold
     if fold is None:
         raise ValueError("the quantizer scales an input that has to stay")
