@@ -67,7 +67,7 @@ def field_problems(config: Mapping[str, Any], own: Any, where: str = "") -> Iter
         where: The field that holds the part.
     """
     known = {field.name for field in dataclasses.fields(own)} | own.attribute_map.keys()
-    known |= OF_ALL | SERVED | HARMLESS
+    known |= type(own)().to_dict().keys() | OF_ALL | SERVED | HARMLESS
     for field, value in config.items():
         inner = getattr(own, field, None)
         if field in getattr(own, "sub_configs", ()) and isinstance(value, Mapping):

@@ -84,7 +84,8 @@ class Forward:
         """
         stop = self._greenlet.switch(answer)
         if _modes() != self._modes:
-            raise RuntimeError(f"the model stops within a mode of its own, at {stop}")
+            where = "its end" if stop is None else f"{stop.kind} {stop.name} of block {stop.block}"
+            raise RuntimeError(f"gradients or autocast are not what they were, at {where}")
         return stop
 
     def close(self) -> None:

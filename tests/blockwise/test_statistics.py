@@ -3,10 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantlib.calibration.statistics import ChannelObserver, HessianAccumulator, TokenSample
-from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.source import FolderSource
-from quantlib.models import model_registry
+from walking import opened
+
+from quantlib.blockwise.statistics import ChannelObserver, HessianAccumulator, TokenSample
 
 
 @pytest.mark.parametrize("channels", [64, 384, 1000])
@@ -35,35 +34,28 @@ def test_hessian_of_short_tokens_is_rounded_little() -> None:
 
 
 def test_observer_keeps_the_extremes_of_all_batches(tiny_llama: Path) -> None:
-    checkpoint = Checkpoint.open(FolderSource(tiny_llama))
-    adapter = model_registry.adapter_for(checkpoint.config)
-    block = adapter.load_model(checkpoint, torch.device("cpu")).block(1)
+    block = opened(tiny_llama).block(1)
     observer = ChannelObserver(block)
-    for batch in (torch.ones(1, 2, 64), torch.full((1, 2, 64), -3.0)):
-        for group in block.groups:
-            width = block.tensors[f"{group.linears[0]}.weight"].shape[1]
-            observer(group, batch[..., :1].expand(1, 2, width))
+    for shared in block.inputs:
+        width = block.weight(shared.linears[0]).shape[1]
+        observer(shared, [torch.ones(1, 2, width), torch.full((1, 2, width), -3.0)])
     tensors = observer.tensors()
     assert len(tensors) == 8
-    assert (tensors["mlp_input.input_absmax"] == 3).all()
-    both = torch.cat([block.tensors["mlp.gate_proj.weight"], block.tensors["mlp.up_proj.weight"]])
-    assert torch.equal(tensors["mlp_input.weight_absmax"], both.abs().amax(0))
+    assert (tensors["mlp.gate_proj.input_absmax"] == 3).all()
+    both = torch.cat([block.weight("mlp.gate_proj"), block.weight("mlp.up_proj")])
+    assert torch.equal(tensors["mlp.gate_proj.weight_absmax"], both.abs().amax(0).float())
 
 
 def test_observer_takes_batches_without_tokens(tiny_llama: Path) -> None:
-    checkpoint = Checkpoint.open(FolderSource(tiny_llama))
-    adapter = model_registry.adapter_for(checkpoint.config)
-    block = adapter.load_model(checkpoint, torch.device("cpu")).block(1)
+    block = opened(tiny_llama).block(1)
     observer = ChannelObserver(block)
-    for group in block.groups:
-        width = block.tensors[f"{group.linears[0]}.weight"].shape[1]
-        observer(group, torch.ones(0, width))
-        if group.name == "mlp_input":
-            observer(group, torch.full((2, width), -2.0))
-            observer(group, torch.ones(0, width))
+    for shared in block.inputs:
+        empty = torch.ones(0, block.weight(shared.linears[0]).shape[1])
+        more = [torch.full((2, empty.shape[1]), -2.0), empty]
+        observer(shared, [empty, *(more if shared.name == "mlp.gate_proj" else [])])
     tensors = observer.tensors()
-    assert (tensors["mlp_input.input_absmax"] == 2).all()
-    assert (tensors["attention_input.input_absmax"] == 0).all()
+    assert (tensors["mlp.gate_proj.input_absmax"] == 2).all()
+    assert (tensors["self_attn.q_proj.input_absmax"] == 0).all()
 
 
 def test_a_sample_is_spread_over_all_tokens() -> None:

@@ -1,0 +1,173 @@
+"""Experts are calibrated on the tokens that reach them, or on all where those are too few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from walking import forward, hidden_states, inputs_of, opened, quantized, walk_of
+
+from quantlib.blockwise.quantize import LinearError, quantize_block
+from quantlib.blockwise.statistics import HessianAccumulator
+from quantlib.models.streamed import Block, StreamedModel
+from quantlib.quantizers import GPTQQuantizer, GroupInputs, MinMaxQuantizer
+from quantlib.recipe import QuantizationSection, WeightScheme
+
+pytestmark = pytest.mark.usefixtures("float32_products")
+SECTION = QuantizationSection(weights=WeightScheme(bits=4, group_size=32))
+EXPERTS = 8
+
+
+class Recorder(MinMaxQuantizer):
+    """Rounds to nearest, and keeps the Hessians that it is given."""
+
+    needs_hessian = True
+
+    def __init__(self, section: QuantizationSection) -> None:
+        super().__init__(section.model_copy(update={"method": "minmax"}))
+        self.hessians: dict[str, Tensor] = {}
+
+    def quantize(self, weights: Any, inputs: GroupInputs, stored: torch.dtype) -> Any:
+        assert inputs.hessian is not None
+        self.hessians.update(dict.fromkeys(weights, inputs.hessian))
+        return super().quantize(weights, inputs, stored)
+
+
+@pytest.fixture(scope="module")
+def folder(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(
+        tmp_path_factory.mktemp("m"),
+        "qwen3_moe",
+        dtype="float32",
+        num_experts=EXPERTS,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+    )
+
+
+@pytest.fixture
+def model(folder: Path) -> StreamedModel:
+    return opened(folder)
+
+
+@pytest.fixture
+def hidden() -> Tensor:
+    return hidden_states()
+
+
+def run(model: StreamedModel, hidden: Tensor, quantizer: Any, minimum: int) -> Any:
+    return quantized(model, hidden, quantizer, min_expert_tokens=minimum)
+
+
+def by_expert(errors: list[LinearError]) -> dict[int, LinearError]:
+    return {error.expert: error for error in errors if error.expert is not None}
+
+
+def hessian_of(x: Tensor) -> Tensor:
+    accumulator = HessianAccumulator(x.shape[-1], x.device)
+    accumulator.add(x)
+    return accumulator.hessian()
+
+
+def test_tokens_are_counted_and_experts_see_theirs(model: StreamedModel, hidden: Tensor) -> None:
+    recorder = Recorder(SECTION)
+    result, outputs = run(model, hidden, recorder, minimum=1)
+    seen = inputs_of(model, hidden, written=result)
+    errors = by_expert(result.errors)
+    assert set(errors) == set(range(EXPERTS))
+    for expert, error in errors.items():
+        assert error.expert_tokens == len(seen[f"mlp.experts.{expert}.gate_proj"])
+        assert error.calibrated_on == "routed"
+        for linear in ("gate_proj", "down_proj"):
+            name = f"mlp.experts.{expert}.{linear}"
+            expected, found = hessian_of(seen[name]), recorder.hessians[name]
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert sum(error.expert_tokens for error in errors.values()) == 2 * 8 * 64
+    again = forward(model, hidden, written=result)
+    torch.testing.assert_close(outputs, again, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_has_no_experts(model: StreamedModel, hidden: Tensor) -> None:
+    result, _ = run(model, hidden, Recorder(SECTION), minimum=1)
+    (error,) = (error for error in result.errors if error.linear == "self_attn.o_proj")
+    assert (error.expert, error.expert_tokens, error.calibrated_on) == (None, None, None)
+
+
+def test_experts_with_too_few_tokens_see_all(model: StreamedModel, hidden: Tensor) -> None:
+    recorder = Recorder(SECTION)
+    plain, _ = run(model, hidden, Recorder(SECTION), minimum=1)
+    counts = sorted(error.expert_tokens for error in by_expert(plain.errors).values())
+    minimum = counts[EXPERTS // 2]
+    result, outputs = run(model, hidden, recorder, minimum)
+    errors = by_expert(result.errors)
+    few = [expert for expert, error in errors.items() if error.calibrated_on == "all"]
+    assert few == [expert for expert, e in errors.items() if e.expert_tokens < minimum]
+    assert 0 < len(few) < EXPERTS
+    walk = walk_of(model, hidden, 1)
+    for block in walk:
+        for standing in walk.standings(block, block.inputs):
+            shared = standing.shared
+            inputs = standing.inputs
+            for linear in shared.linears:
+                block.tensors[f"{linear}.weight"] = result.linears[linear].dequantize()
+            if shared.expert is not None:
+                routed = sum(len(x) for x in inputs)
+                assert errors[shared.expert].expert_tokens == routed
+            if shared.expert in few:
+                inputs = [everyone() for everyone in standing.everyone]
+                assert sum(len(x) for x in inputs) == 8 * 64
+            for linear in shared.linears:
+                torch.testing.assert_close(
+                    recorder.hessians[linear],
+                    hessian_of(torch.cat(inputs)),
+                    rtol=1e-3,
+                    atol=1e-4,
+                )
+    again = forward(model, hidden, written=result)
+    torch.testing.assert_close(outputs, again, rtol=1e-5, atol=1e-5)
+
+
+def test_batches_do_not_matter(
+    model: StreamedModel, hidden: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided = []
+    for samples in (1, 8):
+        monkeypatch.setattr("quantlib.models.streamed.batch_samples", lambda *_, n=samples: n)
+        result, _ = run(model, hidden, Recorder(SECTION), 130)
+        decided.append([(e.linear, e.expert_tokens, e.calibrated_on) for e in result.errors])
+    assert decided[0] == decided[1]
+
+
+def test_gptq_quantizes_an_expert_that_no_token_reaches(
+    model: StreamedModel, hidden: Tensor
+) -> None:
+    def route(block: Block) -> None:
+        # All experts but the last get the same score, and the first of them are taken.
+        router = block.tensors["mlp.gate.weight"].clone()
+        router[:-1] = router[:1]
+        router[-1] = 0
+        block.tensors["mlp.gate.weight"] = router
+
+    result, _ = quantized(model, hidden, GPTQQuantizer(SECTION), change=route)
+    errors = by_expert(result.errors)
+    idle = [expert for expert, error in errors.items() if error.expert_tokens == 0]
+    assert idle
+    for expert in idle:
+        assert errors[expert].calibrated_on == "all"
+        assert errors[expert].relative_error is not None
+        assert 0 < errors[expert].relative_error < 0.1
+        assert f"mlp.experts.{expert}.down_proj" in result.linears
+
+
+def test_without_calibration_there_are_no_counts(model: StreamedModel) -> None:
+    quantizer = MinMaxQuantizer(SECTION.model_copy(update={"method": "minmax"}))
+    result = quantize_block(model.block(0), None, quantizer, (), torch.float32, min_expert_tokens=9)
+    for error in by_expert(result.errors).values():
+        assert (error.expert_tokens, error.calibrated_on) == (None, None)
+    assert "mlp.experts.7.down_proj" in result.linears
+    assert "mlp.gate" not in result.linears
