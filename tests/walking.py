@@ -23,9 +23,7 @@ def opened(folder: Path) -> StreamedModel:
     return adapter.load_model(checkpoint, torch.device("cpu"))
 
 
-def hidden_states(
-    samples: int = 8, sequence: int = 64, width: int = 64, seed: int = 0
-) -> Tensor:
+def hidden_states(samples: int = 8, sequence: int = 64, width: int = 64, seed: int = 0) -> Tensor:
     """Normally distributed hidden states ``[samples, sequence, width]``."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(samples, sequence, width, generator=generator)

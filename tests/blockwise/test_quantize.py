@@ -30,9 +30,7 @@ def test_reported_errors_are_measured_on_the_quantized_inputs(model: StreamedMod
     result, _ = quantized(model, HIDDEN, GPTQQuantizer(SECTION))
     seen = inputs_of(model, HIDDEN, written=result)
     by_linear = {
-        linear: seen[shared.name]
-        for shared in model.adapter.inputs(1)
-        for linear in shared.linears
+        linear: seen[shared.name] for shared in model.adapter.inputs(1) for linear in shared.linears
     }
     original = weights_of(model)
     for error in result.errors:
