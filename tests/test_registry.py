@@ -1,7 +1,7 @@
 import pytest
 
 from quantlib.errors import UnknownNameError
-from quantlib.models import LlamaAdapter, QwenAdapter, model_registry
+from quantlib.models import BaseHuggingFaceAdapter, LlamaAdapter, QwenAdapter, model_registry
 from quantlib.outlier_suppression import SmoothQuantSuppressor, outlier_suppression_registry
 from quantlib.quantizers import AWQQuantizer, GPTQQuantizer, MinMaxQuantizer, quantizer_registry
 from quantlib.registry import Registry
@@ -42,6 +42,7 @@ def test_the_parts_that_ship() -> None:
     assert (
         model_registry.get_adapter("llama") is model_registry.get_adapter("mistral") is LlamaAdapter
     )
-    assert model_registry.get_adapter("qwen2") is QwenAdapter
-    assert issubclass(model_registry.get_adapter("qwen3"), QwenAdapter)
+    assert model_registry.get_adapter("qwen2") is model_registry.get_adapter("qwen3") is QwenAdapter
+    # A family without an adapter of its own has that of all.
+    assert model_registry.get_adapter("gemma3_text") is BaseHuggingFaceAdapter
     assert outlier_suppression_registry.get_suppressor("smooth-quant") is SmoothQuantSuppressor

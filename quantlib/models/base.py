@@ -199,14 +199,17 @@ class BaseModelAdapter(ABC):
 
 
 def _without(shared: SharedInput, kept: Collection[str]) -> SharedInput | None:
-    """A shared input without linears that stay exact, which read it as it is."""
+    """A shared input without linears that stay exact: they read and give what they did."""
     linears = tuple(
         linear
         for linear in shared.linears
         if linear not in kept and without_expert(linear) not in kept
     )
-    if linears == shared.linears:
-        return shared
     if not linears:
         return None
+    if linears == shared.linears:
+        producer = shared.producer
+        if producer is None or producer.norm or without_expert(producer.name) not in kept:
+            return shared
+        return shared.model_copy(update={"producer": None})
     return shared.model_copy(update={"linears": linears, "producer": None, "name": linears[0]})

@@ -20,16 +20,26 @@ def _words(text: str) -> frozenset[str]:
 
 _GUIDE = "docs/extension_guide.md"
 
-OF_ALL = _words("head_dim rope_parameters rope_scaling rope_theta sliding_window_pattern")
+OF_ALL = _words(
+    """
+    head_dim partial_rotary_factor rope_parameters rope_scaling rope_theta sliding_window_pattern
+    """
+)
 """What transformers reads of every family, whether its class says so or not."""
+
+SIZES = _words(
+    "intermediate_size moe_intermediate_size num_experts num_hidden_layers num_local_experts"
+)
+"""What tensors would have other shapes or names with, which is refused for itself."""
 
 SERVED = _words(
     """
     aux_loss_alpha block_auto_adjust_ff_dim block_dim block_ff_dim block_ffn_dim_multiplier
     block_mlp_init_scale block_multiple_of block_norm_eps block_out_init_scale block_use_swiglu
     block_use_xavier_init conv_dim conv_dim_out conv_L_cache conv_use_xavier_init ep_size
-    first_k_dense_replace moe_layer_freq n_group norm_topk_prob num_nextn_predict_layers
-    num_mtp_layers num_mtp_modules mtp_transformer_layers scoring_func seq_aux topk_group
+    first_k_dense_replace hybrid_override_pattern moe_layer_freq n_group norm_topk_prob
+    num_nextn_predict_layers num_mtp_layers num_mtp_modules mtp_transformer_layers rotary_dim
+    scoring_func seq_aux topk_group
     topk_method use_mtp use_pos_enc use_qk_norm use_routing_bias
     """
 )
@@ -49,7 +59,8 @@ HARMLESS = _words(
     do_sample early_stopping length_penalty min_length no_repeat_ngram_size
     encoder_no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores
     remove_invalid_values repetition_penalty return_dict_in_generate temperature top_k top_p
-    typical_p diversity_penalty exponential_decay_length_penalty unk_token_id
+    typical_p diversity_penalty exponential_decay_length_penalty unk_token_id bos_token_id
+    eos_token_id pad_token_id
     """
 )
 """What says nothing of the function: origin, tokenizer, generation, the tools that wrote it."""
@@ -67,10 +78,10 @@ def field_problems(config: Mapping[str, Any], own: Any, where: str = "") -> Iter
         where: The field that holds the part.
     """
     known = {field.name for field in dataclasses.fields(own)} | own.attribute_map.keys()
-    known |= type(own)().to_dict().keys() | OF_ALL | SERVED | HARMLESS
+    known |= type(own)().to_dict().keys() | OF_ALL | SIZES | SERVED | HARMLESS
     for field, value in config.items():
-        inner = getattr(own, field, None)
         if field in getattr(own, "sub_configs", ()) and isinstance(value, Mapping):
+            inner = getattr(own, field, None)
             if "text" in field and dataclasses.is_dataclass(inner):
                 yield from field_problems(value, inner, f"{where}{field}.")
         elif field not in known and not _is_inert(value):

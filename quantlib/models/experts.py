@@ -41,6 +41,7 @@ def prepare_experts(module: Any, block: int, name: str) -> None:
     module.walked_block, module.walked_name = block, name
     module.walked_weights = {}  # of each expert at hand: its slice of every parameter
     module.walked_halt = None
+    module.walked_limit = None  # how many experts are computed, where it need not be all
     if type(module).__name__ == "Llama4TextExperts":
         _prepare_llama4(module)
 
@@ -153,7 +154,7 @@ def walked_experts(
     if hidden_states.device.type == "meta":
         _expert(module, 0, hidden_states, hidden_states)
         return final
-    for expert in range(count_of(module)):
+    for expert in range(count_of(module))[: module.walked_limit]:
         place, token = torch.where(top_k_index.t() == expert)
         y = _expert(module, expert, hidden_states[token], hidden_states)
         y = y * top_k_weights[token, place, None]

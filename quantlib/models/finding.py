@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from quantlib.checkpoint.checkpoint import Checkpoint
@@ -21,9 +22,11 @@ SMALLEST_ROWS = 32
 """Linears with fewer outputs give gates and decays, one number per head, and no features."""
 
 FEW_OUTPUTS = f"has fewer than {SMALLEST_ROWS} outputs: a gate or decay per head"
+NO_LINEAR = "is no linear that reads features: a router, a convolution, or one that is not used"
 SPLIT_TENSOR = "is stored as a part of another tensor"
 
 
+@torch.no_grad()  # as all walks: parts of some models are, and modes may not change on the way
 def find_layout(checkpoint: Checkpoint) -> Layout:
     """Finds out what a model is made of; no weight is read.
 
@@ -133,6 +136,7 @@ class _Kind:
                     inputs.append(shared)
         finally:
             folds.close()
+        self._add_other_matrices()
         return BlockKind(
             inputs=tuple(inputs),
             shapes=self._shapes,
@@ -140,6 +144,17 @@ class _Kind:
             exact=self._exact,
             experts=experts,
         )
+
+    def _add_other_matrices(self) -> None:
+        """Routers and convolutions: vLLM has linears for some of them."""
+        within = tuple(f"{name}." for name in self._skeleton.experts[self._index])
+        for name, parameter in self._block.named_parameters():
+            module, _, last = name.rpartition(".")
+            if parameter.dim() < 2 or last != "weight" or name.startswith(within or "\0"):
+                continue
+            linear = self._stored(module)
+            if linear is not None and linear not in self._shapes:
+                self._exact.setdefault(linear, NO_LINEAR)
 
     def _dense(self, modules: Sequence[str], folds: FoldFinder) -> SharedInput | None:
         linears = []

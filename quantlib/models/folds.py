@@ -1,28 +1,36 @@
 """Finds where the scales of a shared input can be folded, by trying.
 
-A block of real size is filled with made-up weights: of a large matrix only one row and one column
-are drawn, and the rest follows from them (a Hankel matrix), so that it takes no memory. Then every
+A block of real size is filled with made-up weights that take no memory: a large linear adds up a
+few of its inputs for each output, with random factors. Then every
 norm and linear of a fitting size before the input is tried, the last first: if its channels are
 divided by scales and the input of the linears is multiplied by them, the block gives what it gave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quantlib.models.boundary import first_tensor
-from quantlib.models.experts import expert_inner
+from quantlib.models.experts import expert_inner, prepare_experts
 from quantlib.models.layout import Producer
 from quantlib.models.skeleton import Skeleton, free
 
 _TOLERANCE = 1e-3
 _LARGE = 1 << 16
 """Parameters with more elements are made up, smaller ones drawn."""
+
+_TERMS = 6
+"""Inputs that an output of a large linear is made of."""
+
+_EXPERTS = 8
+"""Experts that are computed; the others give nothing."""
 
 _MOST_PARTS = 3
 """Of how many equal parts of a linear's output one may be what is looked for."""
@@ -49,18 +57,27 @@ class FoldFinder:
         self._generator = torch.Generator().manual_seed(0)
         self._arguments, self._kwargs = self._drawn(arguments), self._drawn(dict(kwargs))
         self._head_dim = _head_dim(skeleton)
-        _fill(skeleton, index, self._generator)
         self._experts = skeleton.experts[index]
         self._order: list[str] = []
         self._norm_calls: dict[str, tuple[Any, Any, Tensor]] = {}
-        with self._watched():
-            self._expected = self._run()
+        _fill(skeleton, index, self._generator)
+        try:
+            self._expected = self._first_run()
+        except (RuntimeError, NotImplementedError):  # the block reads a weight by itself
+            self.close()
+            _fill(skeleton, index, self._generator, whole=True)
+            self._expected = self._first_run()
 
     def close(self) -> None:
         """Frees the block."""
         free(self._block)
+        for linear in self._block.modules():
+            linear.__dict__.pop("forward", None)
         for module in self._experts.values():
             module.walked_weights = {}
+            module.walked_limit = None
+            if "Llama4" in type(module).__name__:
+                prepare_experts(module, module.walked_block, module.walked_name)
 
     def producer_of(self, linears: Sequence[str]) -> Producer | None:
         """What the scales of an input can be folded into.
@@ -171,9 +188,14 @@ class FoldFinder:
             for handle in handles:
                 handle.remove()
 
+    def _first_run(self) -> Tensor:
+        self._order.clear()
+        with self._watched():
+            return self._run()
+
     def _run(self) -> Tensor:
         kwargs = {
-            name: dict(value) if type(value) is dict else value
+            name: copy(value) if isinstance(value, (dict, UserDict)) else value
             for name, value in self._kwargs.items()
         }
         return first_tensor(self._block(*self._arguments, **kwargs)).clone()
@@ -207,6 +229,8 @@ class FoldFinder:
 
     def _drawn(self, value: Any) -> Any:
         """Random numbers for hidden states, and for whatever depends on the embedding."""
+        if isinstance(value, Tensor) and value.device.type == "meta":
+            return torch.randn(value.shape, generator=self._generator).to(value.dtype)
         if isinstance(value, Tensor) and value.is_floating_point():
             first = value.flatten()[:1]
             if not value.numel() or first.isnan().any() or value.stride().count(0) == value.dim():
@@ -214,7 +238,7 @@ class FoldFinder:
             return value
         if isinstance(value, tuple):
             return tuple(map(self._drawn, value))
-        if type(value) is dict:
+        if isinstance(value, (dict, UserDict)):
             return {key: self._drawn(item) for key, item in value.items()}
         return value
 
@@ -225,7 +249,17 @@ def _head_dim(skeleton: Skeleton) -> int:
     return int(given or text.hidden_size // text.num_attention_heads)
 
 
-def _fill(skeleton: Skeleton, index: int, generator: torch.Generator) -> None:
+def _fill(
+    skeleton: Skeleton, index: int, generator: torch.Generator, *, whole: bool = False
+) -> None:
+    """Fills a block.
+
+    Args:
+        skeleton: The model.
+        index: Which block.
+        generator: Draws the numbers.
+        whole: Whether large linears get a matrix, and not only something that they do.
+    """
     block = skeleton.blocks[index]
     experts: dict[int, Any] = {id(module): module for module in skeleton.experts[index].values()}
     for module in block.modules():
@@ -235,6 +269,10 @@ def _fill(skeleton: Skeleton, index: int, generator: torch.Generator) -> None:
                 for name, parameter in module.named_parameters()
             }
             experts[id(module)].walked_weights = _OfAll(one)
+            experts[id(module)].walked_limit = _EXPERTS
+            continue
+        if isinstance(module, nn.Linear) and module.weight.numel() > _LARGE and not whole:
+            module.forward = _cheap(module, generator)
             continue
         for name, parameter in list(module._parameters.items()):
             if parameter is None:
@@ -249,6 +287,24 @@ def _fill(skeleton: Skeleton, index: int, generator: torch.Generator) -> None:
         weight = module._parameters.get("weight")
         if weight is not None and weight.dim() == 1:
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
+
+
+def _cheap(linear: nn.Linear, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """What stands for a large linear: each output is a sum of a few inputs."""
+    first = torch.arange(linear.out_features)
+    shifts = torch.randint(linear.in_features, (_TERMS,), generator=generator)
+    factors = torch.randn(_TERMS, linear.out_features, generator=generator) * _TERMS**-0.5
+    bias = torch.zeros(())
+    if linear.bias is not None:
+        bias = torch.randn(linear.out_features, generator=generator) * 0.1
+
+    def forward(x: Tensor) -> Tensor:
+        y = bias.expand(*x.shape[:-1], linear.out_features)
+        for shift, factor in zip(shifts, factors, strict=True):
+            y = y + x[..., (first + shift) % linear.in_features] * factor
+        return y
+
+    return forward
 
 
 class _OfAll(dict[int, Any]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +12,8 @@ from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.remote_code import without_code
 from quantlib.models.base import BaseModelAdapter, without_expert
-from quantlib.models.layout import ANY_EXPERT
+from quantlib.models.fusion import VllmNames, vllm_names
+from quantlib.models.layout import ANY_EXPERT, of_expert
 from quantlib.models.servable import with_causal_architecture
 
 if TYPE_CHECKING:
@@ -53,21 +55,40 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
     }
 
     def fused(self, block: int) -> Mapping[str, tuple[str, ...]]:
-        """The linears that vLLM fuses, by the name that it gives the fused one or all of them."""
+        """The linears that vLLM fuses, by the name that it gives the fused one or all of them.
+
+        What the pinned vLLM was not asked about is taken to be fused as in most families.
+        """
         linears = self.linears(block)
-        found: dict[str, tuple[str, ...]] = {}
-        experts: dict[str, list[str]] = {}
-        for linear in linears:
-            if ANY_EXPERT in (template := without_expert(linear)):
-                experts.setdefault(template.partition(f".{ANY_EXPERT}.")[0], []).append(linear)
-                continue
-            path, _, last = linear.rpartition(".")
-            for fused, parts in _FUSED.items():
-                if last == parts[0]:
-                    named = tuple(f"{path}.{part}" for part in parts)
-                    if whole := tuple(name for name in named if name in linears):
-                        found[f"{path}.{fused}"] = whole
-        return found | {name: tuple(of) for name, of in experts.items()}
+        if self._vllm is None:
+            return _usually_fused(linears)
+        prefix = self.block_prefix(block)
+        fused = self._vllm.fused([prefix + linear for linear in linears])
+        return {
+            name.removeprefix(prefix): tuple(part.removeprefix(prefix) for part in parts)
+            for name, parts in fused.items()
+        }
+
+    def kept_exact(self, block: int) -> Mapping[str, str]:
+        """Linears of a block that are never quantized, and why."""
+        kept = super().kept_exact(block)
+        if self._vllm is None:
+            return kept
+        never = {
+            linear: "vLLM takes no codes for it"
+            for linear in self.layout.kind(block).shapes
+            if self._vllm.never(self.linear_name(block, of_expert(linear, 0)))
+        }
+        return {**kept, **never}
+
+    def spelled(self, block: int, linear: str) -> tuple[str, ...]:
+        """The names by which vLLM may ask for a linear that stays exact; its own among them."""
+        name = self.linear_name(block, linear)
+        return (name,) if self._vllm is None else self._vllm.spelled(name)
+
+    @cached_property
+    def _vllm(self) -> VllmNames | None:
+        return vllm_names(self.layout.architecture, self.blocks)
 
     def load_model(self, checkpoint: Checkpoint, device: torch.device) -> StreamedModel:
         """Opens a model whose weights are read block by block.
@@ -127,6 +148,22 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
                         f"hidden size, {hidden}, is no multiple of 128"
                     )
         return None
+
+
+def _usually_fused(linears: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    experts: dict[str, list[str]] = {}
+    for linear in linears:
+        if ANY_EXPERT in (template := without_expert(linear)):
+            experts.setdefault(template.partition(f".{ANY_EXPERT}.")[0], []).append(linear)
+            continue
+        path, _, last = linear.rpartition(".")
+        for fused, parts in _FUSED.items():
+            if last == parts[0]:
+                named = tuple(f"{path}.{part}" for part in parts)
+                if whole := tuple(name for name in named if name in linears):
+                    found[f"{path}.{fused}"] = whole
+    return found | {name: tuple(of) for name, of in experts.items()}
 
 
 def _write_json(path: Path, value: Any) -> None:

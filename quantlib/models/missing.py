@@ -63,7 +63,8 @@ def _missing(skeleton: Skeleton, checkpoint: Checkpoint, key: str) -> Problem:
         return Problem(key, what)
     embedding = f"{skeleton.embedding}.weight"
     bare = embedding.removeprefix(f"{skeleton.model.base_model_prefix}.")
-    if bare != embedding and bare in checkpoint.tensors:
+    held = checkpoint.tensors.get(embedding)
+    if bare != embedding and held is not None and held.name == bare:
         what += f", as is usual without the prefix 'model.' (it holds {bare})"
     remedy = "set tie_word_embeddings to true in config.json if the embedding is the head too"
     return Problem(key, what, remedy)

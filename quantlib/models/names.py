@@ -114,9 +114,13 @@ def servable_names(skeleton: Skeleton, tensors: Collection[str]) -> dict[str, st
     first = f"{skeleton.prefix}0."
     base = f"{skeleton.model.base_model_prefix}."
     if of_first := [name for name, key in names.target.items() if key.startswith(first)]:
-        if not all(names.target[name] == base + name for name in of_first):
+        if not all((base + name).startswith(first) for name in of_first):
             return {}
-        return {name: key for name, key in names.target.items() if key == base + name}
+        return {
+            name: base + name
+            for name, key in names.target.items()
+            if key.startswith(base) and not name.startswith(base)
+        }
     return _with_prefix(skeleton, tensors)
 
 

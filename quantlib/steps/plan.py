@@ -86,7 +86,7 @@ def plan(
         wanted = estimate_run(recipe, checkpoint, adapter, hardware, parallel).chosen.ranges
 
     def work(output: StepOutput) -> None:
-        ranges = plan_ranges(recipe, checkpoint, adapter, wanted)
+        ranges = plan_ranges(recipe, adapter, wanted)
         output.facts["ranges"] = [f"{start}:{stop}" for start, stop in ranges]
         output.facts["blocks"] = adapter.blocks
         output.remarks.append(dry_load(store, recipe.quantization, model, checkpoint, adapter))
@@ -144,7 +144,7 @@ def _estimated(
 
 
 def plan_ranges(
-    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter, wanted: int
+    recipe: Recipe, adapter: BaseModelAdapter, wanted: int
 ) -> list[tuple[int, int]]:
     """Consecutive ranges with about equally many parameters to quantize.
 
@@ -153,7 +153,6 @@ def plan_ranges(
 
     Args:
         recipe: Which blocks are quantized.
-        checkpoint: Their shapes.
         adapter: The model's family.
         wanted: Number of ranges; fewer where there are fewer quantized blocks.
 

@@ -1,13 +1,19 @@
 """Fields of a config that nobody knows."""
 
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import zoo
 from transformers import AutoConfig
 
+from quantlib.checkpoint.source import FolderSource
 from quantlib.errors import InvalidInputError
-from quantlib.models import model_registry
-from quantlib.models.config_fields import HARMLESS, OF_ALL, OF_FAMILY
+from quantlib.models import open_model
+from quantlib.models.config_fields import field_problems
 
 LLAMA = {
     "model_type": "llama",
@@ -19,30 +25,21 @@ LLAMA = {
 }
 
 
-def refused(**fields: Any) -> list[str]:
-    with pytest.raises(InvalidInputError) as caught:
-        model_registry.adapter_for(LLAMA | fields)
-    return [str(problem) for problem in caught.value.problems]
+def found(config: dict[str, Any]) -> list[str]:
+    own = AutoConfig.for_model(**copy.deepcopy(config))
+    return [str(problem) for problem in field_problems(config, own)]
 
 
-def test_every_family_is_in_the_table() -> None:
-    shipped = {
-        name
-        for name in model_registry
-        if model_registry.get_adapter(name).__module__.startswith("quantlib.models.")
-    }
-    assert set(OF_FAMILY) == shipped
-
-
-@pytest.mark.parametrize("model_type", OF_FAMILY)
-def test_the_table_is_transformers(model_type: str) -> None:
-    written = AutoConfig.for_model(model_type).to_dict()
-    assert written.keys() - OF_ALL - OF_FAMILY[model_type] - HARMLESS == set()
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_what_transformers_writes_and_the_hub_has_is_known(family: str) -> None:
+    own = AutoConfig.for_model(**copy.deepcopy(zoo.FAMILIES[family]))
+    written = own.to_dict() | zoo.HUB_FIELDS.get(family, {})
+    assert list(field_problems(written, own)) == []
 
 
 def test_a_field_that_could_change_the_function_is_refused() -> None:
-    found = refused(residual_multiplier_new=0.3, no_rope_layers=[1, 0, 1, 0], qk_norm=True)
-    assert found == [
+    fields = {"residual_multiplier_new": 0.3, "no_rope_layers": [1, 0, 1, 0], "qk_norm": True}
+    assert found(LLAMA | fields) == [
         "config.json: residual_multiplier_new: 0.3 is unknown for llama, and may change what the "
         "model computes; remove it if it does not, else add an adapter: docs/extension_guide.md",
         "config.json: no_rope_layers: [1, 0, 1, 0] is unknown for llama, and may change what the "
@@ -51,12 +48,34 @@ def test_a_field_that_could_change_the_function_is_refused() -> None:
         "remove it if it does not, else add an adapter: docs/extension_guide.md",
     ]
     # Another family's field is unknown too.
-    assert "residual_multiplier: 0.22 is unknown for llama" in refused(residual_multiplier=0.22)[0]
+    (line,) = found(LLAMA | {"residual_multiplier": 0.22})
+    assert "residual_multiplier: 0.22 is unknown for llama" in line
+
+
+def test_a_field_of_the_language_model_in_a_wrapper_is_named_with_its_place() -> None:
+    config = zoo.FAMILIES["gemma3_images"]
+    text = {**config["text_config"], "residual_multiplier": 0.22}
+    vision = {**config["vision_config"], "something": 0.5}  # text does not go through it
+    (line,) = found({**config, "text_config": text, "vision_config": vision})
+    assert line.startswith("config.json: text_config.residual_multiplier: 0.22 is unknown for gem")
+
+
+def test_opening_a_model_names_all_of_them(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {"qk_norm": True, "residual_multiplier": 0.22}
+    path.write_text(json.dumps(config))
+    with pytest.raises(InvalidInputError) as caught:
+        open_model(FolderSource(folder))
+    assert [problem.where for problem in caught.value.problems] == [
+        "config.json: qk_norm",
+        "config.json: residual_multiplier",
+    ]
 
 
 @pytest.mark.parametrize("value", [None, False, 0, 0.0, 1, 1.0, [], {}, "", "default", "none"])
 def test_a_value_that_asks_for_nothing_passes(value: Any) -> None:
-    model_registry.adapter_for(LLAMA | {"something_new": value})
+    assert found(LLAMA | {"something_new": value}) == []
 
 
 @pytest.mark.parametrize(
@@ -69,4 +88,4 @@ def test_a_value_that_asks_for_nothing_passes(value: Any) -> None:
     ],
 )
 def test_what_real_configs_hold_besides(fields: dict[str, Any]) -> None:
-    model_registry.adapter_for(LLAMA | fields)
+    assert found(LLAMA | fields) == []

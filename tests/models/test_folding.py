@@ -1,34 +1,36 @@
 """Folded scales leave a block's function as it was."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from walking import forward, hidden_states, opened, quantized
 
-from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.source import FolderSource
-from quantlib.models import model_registry
 from quantlib.models.folding import Fold
-from quantlib.models.streamed import StreamedModel
+from quantlib.models.layout import SharedInput
+from quantlib.models.streamed import Block, StreamedModel
 from quantlib.outlier_suppression import SmoothQuantSuppressor
 from quantlib.quantizers import GroupInputs, MinMaxQuantizer, QuantizedGroup
-from quantlib.quantizers.block import quantize_block
 from quantlib.recipe import QuantizationSection, WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")
 SECTION = QuantizationSection(method="minmax", weights=WeightScheme(bits=8, group_size=32))
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+HIDDEN = hidden_states(2, 24)
 
 
 @pytest.fixture(params=["llama", "qwen2", "gemma2", "gemma3_text", "phi3", "olmo2"])
-def model(request: Any, make_model: Any, tmp_path: Path) -> StreamedModel:
-    folder = make_model(tmp_path / "m", request.param, dtype="float32", **GROUPED)
-    checkpoint = Checkpoint.open(FolderSource(folder))
-    adapter = model_registry.adapter_for(checkpoint.config)
-    return adapter.load_model(checkpoint, torch.device("cpu"))
+def model(request: Any, make_model: Callable[..., Path], tmp_path: Path) -> StreamedModel:
+    return opened(make_model(tmp_path / "m", request.param, dtype="float32", **GROUPED))
+
+
+def fold_of(model: StreamedModel, block: Block, shared: SharedInput, stored: torch.dtype) -> Fold:
+    assert shared.producer is not None
+    _, columns = model.adapter.linear_shape(block.index, shared.linears[0])
+    return Fold.of(block, shared.producer, columns, stored)
 
 
 class ScalingQuantizer(MinMaxQuantizer):
@@ -47,55 +49,55 @@ class ScalingQuantizer(MinMaxQuantizer):
 
 
 @pytest.mark.parametrize("exact_attention", [False, True])
-@torch.no_grad()
 def test_a_quantizer_may_scale_every_input(model: StreamedModel, exact_attention: bool) -> None:
-    hidden = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(0))
-    batches = [hidden.clone()]
-    block = model.block(1)
-    exact = block.groups[0].linears if exact_attention else ()
-    reference = model.block(1).forward(hidden)
-    result = quantize_block(block, batches, ScalingQuantizer(SECTION), exact, torch.float32)
-    written = model.block(1)
-    written.tensors |= result.changed
-    for name, linear in result.linears.items():
-        written.tensors[f"{name}.weight"] = linear.dequantize()
-    output = written.forward(hidden)
-    torch.testing.assert_close(output, batches[0], rtol=1e-3, atol=1e-3)
-    error = (output - reference).norm() / reference.norm()
-    assert error < 0.04
-    attention, values, mlp, _ = (group.producer for group in block.groups)
-    changed = {f"{values.name}.bias"} & set(written.tensors) if values else set()
-    changed |= {f"{values.name}.weight"} if values and exact_attention else set()
-    changed |= {f"{attention.name}.weight"} if attention and not exact_attention else set()
-    changed |= {f"{mlp.name}.weight"} if mlp else set()
-    assert set(result.changed) == changed
+    inputs = model.adapter.inputs(1)
+    exact = inputs[0].linears if exact_attention else ()
+    reference = forward(model, HIDDEN)
+    blocks: list[Block] = []
+    result, output = quantized(
+        model, HIDDEN, ScalingQuantizer(SECTION), exact, change=blocks.append
+    )
+    again = forward(model, HIDDEN, written=result)
+    torch.testing.assert_close(again, output, rtol=1e-3, atol=1e-3)
+    assert (again - reference).norm() / reference.norm() < 0.04
+    attention, values, mlp, _ = (shared.producer for shared in inputs)
+    changed = {attention, mlp} - {None} if not exact_attention else {mlp} - {None}
+    names = {f"{producer.name}.weight" for producer in changed}
+    # Scales are folded into a linear where it is quantized too; what is exact stays as it is.
+    if values and not exact_attention:
+        names |= {f"{values.name}.bias"} & blocks[0].stored
+    assert set(result.changed) == names
 
 
 @pytest.mark.parametrize("model", ["llama", "gemma2", "phi3"], indirect=True)
-@torch.no_grad()
 def test_smoothing_keeps_the_function(model: StreamedModel) -> None:
-    hidden = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(0))
-    before, after = model.block(1), model.block(1)
     generator = torch.Generator().manual_seed(1)
-    scales = {}
-    for group in after.groups:
-        assert group.producer is not None
-        columns = after.tensors[f"{group.linears[0]}.weight"].shape[1]
-        wanted = torch.rand(columns, generator=generator) * 4 + 0.5
-        scales[group.name] = Fold.of(after, group.producer, columns, torch.float32).tie(wanted)
-    changed = SmoothQuantSuppressor({}).apply(after, scales, torch.float32)
-    torch.testing.assert_close(after.forward(hidden), before.forward(hidden), rtol=1e-3, atol=1e-3)
-    for name in changed:
-        assert not torch.allclose(after.tensors[name], before.tensors[name])
+    changed: dict[str, Tensor] = {}
+
+    def smooth(block: Block) -> None:
+        before = {name: block.tensors[name].clone() for name in block.tensors}
+        scales = {}
+        for shared in block.inputs:
+            fold = fold_of(model, block, shared, torch.float32)
+            scales[shared.name] = fold.tie(
+                torch.rand(len(fold.rows), generator=generator) * 4 + 0.5
+            )
+        assert len(scales) == 4
+        suppressor = SmoothQuantSuppressor({})
+        changed.update(suppressor.apply(block, block.inputs, scales, torch.float32))
+        for name, tensor in changed.items():
+            assert torch.equal(block.tensors[name], tensor)
+            assert not torch.allclose(tensor, before[name])
+
+    found, expected = forward(model, HIDDEN, change=smooth), forward(model, HIDDEN)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert len(changed) == 2
 
 
 @pytest.mark.parametrize("model", ["gemma2", "gemma3_text"], indirect=True)
-@torch.no_grad()
 def test_the_rounding_of_a_norm_is_made_up_for(model: StreamedModel) -> None:
     block = model.block(0)
-    producer = block.groups[0].producer
-    assert producer is not None
-    fold = Fold.of(block, producer, 64, torch.bfloat16)
+    fold = fold_of(model, block, block.inputs[0], torch.bfloat16)
     scales = torch.linspace(0.3, 7, 64)
     effective = fold.effective(scales)
     before = block.tensors["input_layernorm.weight"] + 1
@@ -107,9 +109,7 @@ def test_the_rounding_of_a_norm_is_made_up_for(model: StreamedModel) -> None:
 
 def test_heads_that_share_values_share_scales(model: StreamedModel) -> None:
     block = model.block(0)
-    producer = block.groups[1].producer
-    assert producer is not None
-    fold = Fold.of(block, producer, 64, torch.bfloat16)
+    fold = fold_of(model, block, block.inputs[1], torch.bfloat16)
     tied = fold.tie(torch.linspace(0.5, 4, 64)).unflatten(0, (2, 2, 16))
     assert torch.equal(tied[:, 0], tied[:, 1])
     expected = torch.linspace(0.5, 4, 64).unflatten(0, (2, 2, 16)).log().mean(1).exp()

@@ -1,7 +1,7 @@
 """Models in another dress: names with another prefix, configs that leave things out."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,11 @@ def redressed(folder: Path, prefix: str, head: str = "", **config: object) -> Pa
     return folder
 
 
+def renamed_in(folder: Path) -> Mapping[str, str]:
+    _, adapter = open_model(FolderSource(folder))
+    return adapter.layout.renamed
+
+
 def edit_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text()) | changes
@@ -69,7 +74,6 @@ def test_other_prefixes_are_read(
     redressed(folder, prefix, head)
     checkpoint, adapter = open_model(FolderSource(folder))
     assert checkpoint.tensors.keys() == wanted.tensors.keys()
-    assert adapter.problems(checkpoint) == []
     name = f"{adapter.linear_name(1, 'self_attn.q_proj')}.weight"
     assert checkpoint.info(name).name.startswith(prefix)
 
@@ -98,7 +102,7 @@ def test_what_is_written_is_what_vllm_knows(
     assert kept - {"lm_head.weight"} <= index["weight_map"].keys()
     assert all(name.startswith("model.") for name in index["weight_map"])
 
-    make_servable(folder)
+    make_servable(folder, renamed_in(folder))
     state = load_file(folder / "model.safetensors")
     assert torch.equal(state["model.norm.weight"], reference.state_dict()["model.norm.weight"])
     assert all(name.startswith("model.") for name in state)
@@ -114,7 +118,7 @@ def test_links_are_replaced_and_not_written_through(make_model: MakeModel, tmp_p
     linked.mkdir()
     for path in folder.iterdir():
         (linked / path.name).symlink_to(path)
-    make_servable(linked)
+    make_servable(linked, renamed_in(linked))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert (linked / "tokenizer.json").is_symlink()
     assert "model.norm.weight" in load_file(linked / "model.safetensors")
@@ -123,7 +127,7 @@ def test_links_are_replaced_and_not_written_through(make_model: MakeModel, tmp_p
 def test_a_model_that_needs_nothing_is_left_alone(make_model: MakeModel, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "m")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    make_servable(folder)
+    make_servable(folder, renamed_in(folder))
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
@@ -138,7 +142,8 @@ def test_a_config_that_says_nothing_of_quantization_and_dtype(
     _, adapter = open_model(source)
     assert "quantization_config" not in adapter.config
     assert adapter.config["torch_dtype"] == "float16"
-    make_servable(folder)
+    assert adapter.layout.renamed == {}
+    make_servable(folder, renamed_in(folder))
     written = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in written
     assert written["architectures"] == ["LlamaForCausalLM"]

@@ -1,6 +1,6 @@
 """The error that ``alpha: auto`` goes by, against one computed here from the block's weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +8,67 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from walking import forward, hidden_states, opened
 
-from quantlib.calibration.statistics import ChannelObserver, TokenSample
-from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.source import FolderSource
-from quantlib.models import model_registry
-from quantlib.models.decoder import DecoderBlock
+from quantlib.blockwise.statistics import ChannelObserver, TokenSample
+from quantlib.models.layout import SharedInput
+from quantlib.models.streamed import Block, StreamedModel
 from quantlib.outlier_suppression import SmoothQuantSuppressor
 from quantlib.outlier_suppression.smooth_quant import CANDIDATES
 from quantlib.recipe import QuantizationSection
 
+pytestmark = pytest.mark.usefixtures("float32_products")
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 OPTIONS = {"alpha": "auto", "pairs": ["norms", "value_output", "up_down"]}
 
 
 @pytest.fixture
-def block(make_model: Callable[..., Path], tmp_path: Path) -> DecoderBlock:
-    """A block with outlier channels behind both norms and in v and up."""
-    folder = make_model(tmp_path / "m", dtype="float32", **GROUPED)
-    checkpoint = Checkpoint.open(FolderSource(folder))
-    adapter = model_registry.adapter_for(checkpoint.config)
-    block = adapter.load_model(checkpoint, torch.device("cpu")).block(0)
+def model(
+    make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> StreamedModel:
+    """A model of which every sample is a batch."""
+    monkeypatch.setattr("quantlib.models.streamed.batch_samples", lambda *_: 1)
+    return opened(make_model(tmp_path / "m", dtype="float32", **GROUPED))
+
+
+def add_outliers(block: Block) -> None:
+    """Outlier channels behind both norms and in v and up."""
     for name, factor in (("input_layernorm", 60), ("post_attention_layernorm", 20)):
         block.tensors[f"{name}.weight"][[3, 40]] *= factor
     for name in ("self_attn.v_proj", "mlp.up_proj"):
         block.tensors[f"{name}.weight"][5] *= 40
-    return block
+
+
+def observed(
+    model: StreamedModel, hidden: Tensor, observe: Callable[[Block, SharedInput, Any], None]
+) -> None:
+    """Calls a function with a block that has outliers, and what comes to its shared inputs."""
+    blocks: list[Block] = []
+
+    def change(block: Block) -> None:
+        add_outliers(block)
+        blocks.append(block)
+
+    def at_input(shared: SharedInput, inputs: Sequence[Tensor]) -> None:
+        observe(blocks[0], shared, inputs)
+
+    forward(model, hidden, at_input, change)
+
+
+def observer_tensors(
+    model: StreamedModel, hidden: Tensor, make: Callable[[Block], Any]
+) -> dict[str, Tensor]:
+    """What an observer of the block found."""
+    made: list[Any] = []
+
+    def observe(block: Block, shared: SharedInput, inputs: Any) -> None:
+        if not made:
+            made.append(make(block))
+        made[0](shared, inputs)
+
+    observed(model, hidden, observe)
+    tensors: dict[str, Tensor] = made[0].tensors()
+    return tensors
 
 
 def int8(values: Tensor, steps: Tensor) -> Tensor:
@@ -41,22 +76,18 @@ def int8(values: Tensor, steps: Tensor) -> Tensor:
 
 
 def brute_force(
-    block: DecoderBlock, hidden: Tensor, held_out: Tensor, alpha: float, static: bool
+    case: dict[str, tuple[Tensor, list[Tensor]]], held_out: Tensor, alpha: float, static: bool
 ) -> float:
     """The sum of all linears' relative errors: weights and int8 inputs rounded to nearest.
 
     On the tokens that are held out of the extremes.
     """
-    inputs: dict[str, Tensor] = {}
-    block.forward(hidden, lambda group, x: inputs.update({group.name: x.flatten(0, 1).double()}))
     total = 0.0
-    for group in block.groups:
-        x = inputs[group.name]
-        weights = [block.tensors[f"{name}.weight"].double() for name in group.linears]
+    for name, (x, weights) in case.items():
         seen, x = x[~held_out], x[held_out]
         largest_x = seen.abs().amax(0)
         largest_w = torch.cat(weights).abs().amax(0)
-        if group.name == "attention_output":  # heads 0 and 1 read value head 0, 2 and 3 the other
+        if name == "self_attn.o_proj":  # heads 0 and 1 read value head 0, 2 and 3 the other
             for kind in (largest_x, largest_w):
                 heads = kind.view(2, 2, 16)
                 heads.copy_(heads.amax(1, keepdim=True).expand(2, 2, 16).clone())
@@ -80,10 +111,8 @@ def brute_force(
 
 
 @pytest.mark.parametrize("activations", ["int8", "int8-static"])
-@pytest.mark.usefixtures("float32_products")
-@torch.no_grad()
-def test_auto_finds_what_trying_every_alpha_finds(block: DecoderBlock, activations: str) -> None:
-    hidden = torch.randn(4, 32, 64, generator=torch.Generator().manual_seed(1))
+def test_auto_finds_what_trying_every_alpha_finds(model: StreamedModel, activations: str) -> None:
+    hidden = hidden_states(4, 32, seed=1)
     section = QuantizationSection.model_validate(
         {
             "method": "gptq",
@@ -94,44 +123,46 @@ def test_auto_finds_what_trying_every_alpha_finds(block: DecoderBlock, activatio
         }
     )
     suppressor = SmoothQuantSuppressor(OPTIONS)
-    observer = suppressor.observer(block, 128, section)
-    for part in hidden.split(1):
-        block.forward(part, observer)
-    statistics = {name: value.numpy() for name, value in observer.tensors().items()}
+    found = observer_tensors(model, hidden, lambda block: suppressor.observer(block, 128, section))
+    statistics = {name: value.numpy() for name, value in found.items()}
     sample = TokenSample(128, 32)
     sample.add(torch.arange(128)[:, None])
     held_out = torch.zeros(128, dtype=torch.bool)
     held_out[sample.tokens()[:, 0]] = True
+    case: dict[str, tuple[Tensor, list[Tensor]]] = {}
+
+    def keep(block: Block, shared: SharedInput, inputs: Sequence[Tensor]) -> None:
+        weights = [block.weight(name).double() for name in shared.linears]
+        case[shared.name] = (torch.cat(list(inputs)).flatten(0, 1).double(), weights)
+
+    observed(model, hidden, keep)
     static = activations != "int8"
-    expected = [brute_force(block, hidden, held_out, alpha, static) for alpha in CANDIDATES]
-    measured = sum(statistics[f"{group.name}.alpha_errors"] for group in block.groups)
+    expected = [brute_force(case, held_out, alpha, static) for alpha in CANDIDATES]
+    measured = sum(statistics[f"{name}.alpha_errors"] for name in case)
     assert measured == pytest.approx(expected, rel=0.01)
     assert max(expected) > 1.3 * min(expected), "no alpha is better, so this test could not fail"
-    chosen = suppressor.scales(0, block.groups, statistics)
+    chosen = suppressor.scales(1, model.adapter.inputs(1), statistics)
     assert chosen.alpha == CANDIDATES[int(np.argmin(expected))]
 
 
-@torch.no_grad()
-def test_extremes_are_those_of_all_tokens(block: DecoderBlock) -> None:
-    hidden = torch.randn(2, 32, 64, generator=torch.Generator().manual_seed(1))
-    plain = ChannelObserver(block)
-    observer = SmoothQuantSuppressor(OPTIONS).observer(block, 64, QuantizationSection())
-    for part in hidden.split(1):
-        block.forward(part, plain)
-        block.forward(part, observer)
-    found = observer.tensors()
-    assert all(torch.equal(found[name], wanted) for name, wanted in plain.tensors().items())
+def test_extremes_are_those_of_all_tokens(model: StreamedModel) -> None:
+    hidden, suppressor = hidden_states(2, 32, seed=1), SmoothQuantSuppressor(OPTIONS)
+    plain = observer_tensors(model, hidden, ChannelObserver)
+    section = QuantizationSection()
+    found = observer_tensors(model, hidden, lambda block: suppressor.observer(block, 64, section))
+    assert found.keys() > plain.keys()
+    assert all(torch.equal(found[name], wanted) for name, wanted in plain.items())
 
 
-@torch.no_grad()
-def test_what_is_rounded_decides_the_errors(block: DecoderBlock) -> None:
-    hidden = torch.randn(1, 32, 64, generator=torch.Generator().manual_seed(1))
+def test_what_is_rounded_decides_the_errors(model: StreamedModel) -> None:
+    hidden, suppressor = hidden_states(seed=1), SmoothQuantSuppressor({"alpha": "auto"})
 
-    def errors(**section: Any) -> np.ndarray:
-        suppressor = SmoothQuantSuppressor({"alpha": "auto"})
-        observer = suppressor.observer(block, 32, QuantizationSection.model_validate(section))
-        block.forward(hidden, observer)
-        return observer.tensors()["mlp_input.alpha_errors"].numpy()
+    def errors(**fields: Any) -> np.ndarray:
+        section = QuantizationSection.model_validate(fields)
+        found = observer_tensors(
+            model, hidden, lambda block: suppressor.observer(block, 512, section)
+        )
+        return found["mlp.gate_proj.alpha_errors"].numpy()
 
     eight = {"bits": 8, "group_size": -1}
     weights_only = errors(method="minmax", weights=eight)
@@ -141,13 +172,15 @@ def test_what_is_rounded_decides_the_errors(block: DecoderBlock) -> None:
     assert (with_inputs < four_bits).all()
 
 
-@torch.no_grad()
-def test_what_cannot_be_quantized_is_not_measured(block: DecoderBlock) -> None:
+def test_what_cannot_be_quantized_is_not_measured(model: StreamedModel) -> None:
     section = QuantizationSection.model_validate(
         {"method": "gptq", "weights": {"bits": 4, "group_size": 128}}
     )
-    observer = SmoothQuantSuppressor(OPTIONS).observer(block, 32, section)
-    block.forward(torch.randn(1, 32, 64), observer)
-    measured = {name for name in observer.tensors() if name.endswith("alpha_errors")}
+    suppressor = SmoothQuantSuppressor(OPTIONS)
+    found = observer_tensors(
+        model, hidden_states(1, 32), lambda block: suppressor.observer(block, 32, section)
+    )
     # 64 columns are no group of 128; down_proj has 128.
-    assert measured == {"mlp_output.alpha_errors"}
+    assert {name for name in found if name.endswith("alpha_errors")} == {
+        "mlp.down_proj.alpha_errors"
+    }

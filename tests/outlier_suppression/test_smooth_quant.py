@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -6,31 +6,35 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
+from walking import forward, hidden_states, opened
 
-from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.source import FolderSource
-from quantlib.models import model_registry
-from quantlib.models.base import LinearGroup, Producer
-from quantlib.models.streamed import StreamedModel
+from quantlib.models.layout import Producer, SharedInput
+from quantlib.models.streamed import Block, StreamedModel
 from quantlib.outlier_suppression import SmoothQuantSuppressor
 from quantlib.outlier_suppression.smooth_quant import CANDIDATES, pair_of
 from quantlib.recipe import QuantizationSection
 
 ALL_PAIRS = ["norms", "value_output", "up_down"]
-NORM = LinearGroup("mlp_input", ("mlp.gate_proj", "mlp.up_proj"), Producer("norm", norm=True))
-SHARED = LinearGroup(
-    "attention_output", ("self_attn.o_proj",), Producer("self_attn.v_proj", head_dim=2, repeats=2)
-)
 
 
-def statistics_of(group: LinearGroup, inputs: list[float], weights: list[float]) -> dict[str, Any]:
+def shared_input(*linears: str, **producer: Any) -> SharedInput:
+    place = Producer(**producer) if producer else None
+    return SharedInput(name=linears[0], linears=linears, producer=place)
+
+
+NORM = shared_input("mlp.gate_proj", "mlp.up_proj", name="norm", norm=True)
+SHARED = shared_input("self_attn.o_proj", name="self_attn.v_proj", head_dim=2, repeats=2)
+
+
+def statistics_of(group: SharedInput, inputs: list[float], weights: list[float]) -> dict[str, Any]:
     return {
         f"{group.name}.input_absmax": np.array(inputs, np.float32),
         f"{group.name}.weight_absmax": np.array(weights, np.float32),
     }
 
 
-def scales_of(options: Mapping[str, Any], group: LinearGroup, *extremes: list[float]) -> np.ndarray:
+def scales_of(options: Mapping[str, Any], group: SharedInput, *extremes: list[float]) -> np.ndarray:
     chosen = SmoothQuantSuppressor(options).scales(0, [group], statistics_of(group, *extremes))
     return chosen.scales[group.name]
 
@@ -58,7 +62,7 @@ def test_each_block_has_its_alpha() -> None:
     for block, expected in ((0, 0.25), (1, 16.0)):
         chosen = suppressor.scales(block, [NORM], statistics)
         assert chosen.alpha == float(block)
-        assert chosen.scales["mlp_input"] == pytest.approx([expected])
+        assert chosen.scales["mlp.gate_proj"] == pytest.approx([expected])
 
 
 def test_auto_takes_the_least_sum_over_the_scaled_groups() -> None:
@@ -67,11 +71,14 @@ def test_auto_takes_the_least_sum_over_the_scaled_groups() -> None:
     errors[0, 2], errors[1, 2] = 0.1, 2.0  # best for one group, worst for both
     errors[:, 4] = 0.8
     statistics = statistics_of(NORM, [16.0], [1.0]) | statistics_of(SHARED, [1.0] * 8, [1.0] * 8)
-    statistics |= {"mlp_input.alpha_errors": errors[0], "attention_output.alpha_errors": errors[1]}
+    statistics |= {
+        "mlp.gate_proj.alpha_errors": errors[0],
+        "self_attn.o_proj.alpha_errors": errors[1],
+    }
     assert suppressor.scales(0, [NORM, SHARED], statistics).alpha == CANDIDATES[4]
     alone = suppressor.scales(0, [NORM], statistics)
     assert alone.alpha == CANDIDATES[2]
-    assert alone.scales["mlp_input"] == pytest.approx([16.0 ** CANDIDATES[2]])
+    assert alone.scales["mlp.gate_proj"] == pytest.approx([16.0 ** CANDIDATES[2]])
 
 
 @pytest.mark.parametrize(
@@ -96,60 +103,59 @@ def test_other_options_are_refused(options: dict[str, Any]) -> None:
 def model(request: Any, make_model: Callable[..., Path], tmp_path: Path) -> StreamedModel:
     """With two value heads for four query heads; qwen2 with biases."""
     grouped = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-    return open_model(make_model(tmp_path / "m", request.param, dtype="float32", **grouped))
-
-
-def open_model(folder: Path) -> StreamedModel:
-    checkpoint = Checkpoint.open(FolderSource(folder))
-    adapter = model_registry.adapter_for(checkpoint.config)
-    return adapter.load_model(checkpoint, torch.device("cpu"))
+    return opened(make_model(tmp_path / "m", request.param, dtype="float32", **grouped))
 
 
 SECTION = QuantizationSection.model_validate(
     {"method": "minmax", "weights": {"bits": 8, "group_size": -1}, "activations": "int8"}
 )
-GROUPS = {
-    "norms": ("attention_input", "mlp_input"),
-    "value_output": ("attention_output",),
-    "up_down": ("mlp_output",),
+NORMS = {"input_layernorm.weight", "post_attention_layernorm.weight"}
+INPUTS = {
+    "norms": ("self_attn.q_proj", "mlp.gate_proj"),
+    "value_output": ("self_attn.o_proj",),
+    "up_down": ("mlp.down_proj",),
 }
 
 
 @pytest.mark.usefixtures("float32_products")
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("pairs", [["norms"], ["value_output"], ["up_down"], ALL_PAIRS])
-@torch.no_grad()
 def test_folding_keeps_the_function_and_scales_the_inputs(
     model: StreamedModel, pairs: list[str], stored: torch.dtype
 ) -> None:
-    hidden = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(0))
-    before, after = model.block(0), model.block(0)
+    hidden = hidden_states(2, 16)
     suppressor = SmoothQuantSuppressor({"pairs": pairs})
-    observer = suppressor.observer(before, 32, SECTION)
-    plain: dict[str, torch.Tensor] = {}
+    observers: list[Any] = []
+    plain: dict[str, Tensor] = {}
 
-    def observe(group: LinearGroup, x: torch.Tensor) -> None:
-        observer(group, x)
-        plain[group.name] = x
+    def observe(shared: SharedInput, inputs: Sequence[Tensor]) -> None:
+        observers[0](shared, inputs)
+        plain[shared.name] = torch.cat(list(inputs))
 
-    expected = before.forward(hidden, observe)
-    statistics = {name: value.numpy() for name, value in observer.tensors().items()}
-    groups = [group for group in before.groups if suppressor.scaled(group)]
-    assert {group.name for group in groups} == {name for pair in pairs for name in GROUPS[pair]}
-    chosen = suppressor.scales(0, groups, statistics).scales
+    def watch(block: Block) -> None:
+        observers.append(suppressor.observer(block, 32, SECTION))
+
+    expected = forward(model, hidden, observe, watch)
+    statistics = {name: value.numpy() for name, value in observers[0].tensors().items()}
+    inputs = [shared for shared in model.adapter.inputs(1) if suppressor.scaled(shared)]
+    assert {shared.name for shared in inputs} == {name for pair in pairs for name in INPUTS[pair]}
+    chosen = suppressor.scales(1, inputs, statistics).scales
     scales = {name: torch.from_numpy(values) for name, values in chosen.items()}
     assert all(scale.std() > 0.1 for scale in scales.values())
-    changed = suppressor.apply(after, scales, stored)
-    assert all(tensor.dtype is stored for tensor in changed.values())
-    expected_changes = {"input_layernorm.weight", "post_attention_layernorm.weight"}
-    if "norms" not in pairs:
-        expected_changes = set()
-    if "value_output" in pairs and "self_attn.v_proj.bias" in after.tensors:
-        expected_changes.add("self_attn.v_proj.bias")
-    assert set(changed) == expected_changes
+    changed: dict[str, Tensor] = {}
 
-    found: dict[str, torch.Tensor] = {}
-    output = after.forward(hidden, lambda group, x: found.update({group.name: x}))
+    def fold(block: Block) -> None:
+        changed.update(suppressor.apply(block, inputs, scales, stored))
+
+    found: dict[str, Tensor] = {}
+    output = forward(
+        model, hidden, lambda shared, x: found.update({shared.name: torch.cat(list(x))}), fold
+    )
+    wanted_changes = NORMS if "norms" in pairs else set()
+    if "value_output" in pairs and model.adapter.config["model_type"] == "qwen2":
+        wanted_changes = wanted_changes | {"self_attn.v_proj.bias"}
+    assert set(changed) == wanted_changes
+    assert all(tensor.dtype is stored for tensor in changed.values())
     # A norm's rounding to bfloat16 is made up for; a bias's is not.
     exact = stored is torch.float32 or not any(name.endswith("bias") for name in changed)
     tolerance = 1e-4 if exact else 2e-2
@@ -161,6 +167,6 @@ def test_folding_keeps_the_function_and_scales_the_inputs(
 
 
 def test_pairs_are_told_from_the_producer() -> None:
-    down = LinearGroup("mlp_output", ("mlp.down_proj",), Producer("mlp.up_proj"))
-    assert [pair_of(group) for group in (NORM, SHARED, down)] == ALL_PAIRS
-    assert pair_of(LinearGroup("mlp_output", ("mlp.down_proj",))) is None
+    down = shared_input("mlp.down_proj", name="mlp.up_proj")
+    assert [pair_of(shared) for shared in (NORM, SHARED, down)] == ALL_PAIRS
+    assert pair_of(shared_input("mlp.down_proj")) is None

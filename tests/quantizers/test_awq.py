@@ -4,15 +4,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from walking import forward, hidden_states, opened, quantized
 
-from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.source import FolderSource
 from quantlib.errors import QuantizationError
-from quantlib.models import model_registry
 from quantlib.models.folding import Fold
 from quantlib.models.streamed import StreamedModel
 from quantlib.quantizers import AWQQuantizer, GroupInputs, MinMaxQuantizer, QuantizedGroup
-from quantlib.quantizers.block import QuantizedBlock, quantize_block
 from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
 from quantlib.quantizers.scales import SHRINKS, range_scales
 from quantlib.recipe import QuantizationSection, WeightScheme
@@ -24,16 +21,9 @@ SALIENT = [3, 17, 40]
 @pytest.fixture(scope="module")
 def model(make_model: Any, tmp_path_factory: pytest.TempPathFactory) -> StreamedModel:
     """Four query heads of which two in a row share a key and value head."""
-    folder = make_model(
-        tmp_path_factory.mktemp("awq") / "grouped",
-        dtype="float32",
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-    )
-    checkpoint = Checkpoint.open(FolderSource(folder))
-    adapter = model_registry.adapter_for(checkpoint.config)
-    return adapter.load_model(checkpoint, torch.device("cpu"))
+    folder = tmp_path_factory.mktemp("awq") / "grouped"
+    grouped = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    return opened(make_model(folder, dtype="float32", **grouped))
 
 
 def section(symmetric: bool, **options: Any) -> QuantizationSection:
@@ -41,9 +31,9 @@ def section(symmetric: bool, **options: Any) -> QuantizationSection:
     return QuantizationSection(method="awq", weights=weights, options=options)
 
 
-def fold_of(model: StreamedModel, group: int, stored: torch.dtype = torch.float32) -> Fold:
+def fold_of(model: StreamedModel, shared: int, stored: torch.dtype = torch.float32) -> Fold:
     block = model.block(0)
-    producer = block.groups[group].producer
+    producer = block.inputs[shared].producer
     assert producer is not None
     return Fold.of(block, producer, 64, stored)
 
@@ -162,28 +152,17 @@ def test_activations_that_overflow_name_the_linears() -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@torch.no_grad()
 def test_a_block_is_closer_than_by_rounding_and_folds_its_scales(
     model: StreamedModel, symmetric: bool
 ) -> None:
-    tokens = torch.randint(0, 512, (8, 64), generator=torch.Generator().manual_seed(0))
-    hidden = model.embed(tokens).float()
+    hidden = hidden_states() / 2
     # Two channels of the residual stream dominate, as in trained models.
     hidden[..., [5, 50]] *= 10
-    reference = model.block(0).forward(hidden)
-
-    def run(quantizer: Any) -> tuple[QuantizedBlock, Tensor]:
-        batches = list(hidden.split(4))
-        result = quantize_block(model.block(0), batches, quantizer, (), torch.float32)
-        return result, torch.cat(batches)
-
-    result, output = run(AWQQuantizer(section(symmetric)))
-    written = model.block(0)
-    written.tensors |= result.changed
-    for name, linear in result.linears.items():
-        written.tensors[f"{name}.weight"] = linear.dequantize()
-    torch.testing.assert_close(written.forward(hidden), output, rtol=1e-3, atol=1e-3)
+    reference = forward(model, hidden)
+    result, output = quantized(model, hidden, AWQQuantizer(section(symmetric)))
+    again = forward(model, hidden, written=result)
+    torch.testing.assert_close(again, output, rtol=1e-3, atol=1e-3)
     assert set(result.changed) == {"input_layernorm.weight", "post_attention_layernorm.weight"}
 
-    _, rounded = run(MinMaxQuantizer(section(symmetric)))
+    _, rounded = quantized(model, hidden, MinMaxQuantizer(section(symmetric)))
     assert (output - reference).norm() < 0.8 * (rounded - reference).norm()

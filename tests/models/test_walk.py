@@ -1,0 +1,196 @@
+"""Walking a model block by block gives what transformers gives, for every family of the zoo."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import zoo
+from torch import Tensor, nn
+from walking import opened
+
+from quantlib.checkpoint.source import FolderSource
+from quantlib.models import open_model
+from quantlib.models.base import without_expert
+from quantlib.models.boundary import HIDDEN, root_of
+from quantlib.models.streamed import StreamedModel
+
+pytestmark = pytest.mark.usefixtures("float32_products", "sample_by_sample")
+TOKENS = torch.randint(3, 490, (2, 48), generator=torch.Generator().manual_seed(1))
+TOLERANCE = {"llama4_text": 1e-5}
+"""transformers multiplies the tokens of all experts at once there, and the walk one by one."""
+
+TRANSPOSED = {"GptOssExperts", "Llama4TextExperts"}
+
+
+@pytest.fixture(scope="module", params=zoo.FAMILIES)
+def family(request: Any) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = zoo.make(family, tmp_path_factory.mktemp("zoo") / family)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def stream(folder: Path) -> Callable[[], StreamedModel]:
+    """Opens the model; what it is made of is found once."""
+    _, adapter = open_model(FolderSource(folder))
+
+    def again() -> StreamedModel:
+        checkpoint, same = open_model(FolderSource(folder), adapter.layout)
+        return same.load_model(checkpoint, torch.device("cpu"))
+
+    return again
+
+
+@pytest.fixture
+def sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantlib.models.streamed.batch_samples", lambda *_: 1)
+
+
+def read_whole(folder: Path) -> Any:
+    """The model as transformers reads it."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    settings = {"dtype": torch.float32, "experts_implementation": "eager"}
+    if getattr(config, "attn_logit_softcapping", None):
+        settings["attn_implementation"] = "eager"  # the default one caps no scores
+    (name,) = config.architectures
+    return getattr(transformers, name).from_pretrained(folder, **settings).eval()
+
+
+def blocks_of(whole: Any, model: StreamedModel) -> nn.ModuleList:
+    prefix = model.adapter.layout.module_prefix.removesuffix(".{}.")
+    found = whole.get_submodule(prefix)
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def states_of(whole: Any, model: StreamedModel) -> list[Tensor]:
+    """What transformers gives after every block."""
+    found: list[list[Tensor]] = []
+
+    def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        found[-1].append((output[0] if isinstance(output, tuple) else output).clone())
+
+    for block in blocks_of(whole, model):
+        block.register_forward_hook(keep)
+    for sample in TOKENS.split(1):
+        found.append([])
+        whole.base_model(input_ids=sample, use_cache=False)
+    axis = model.adapter.layout.axes.get(HIDDEN, 0)
+    return [torch.cat(samples, axis) for samples in zip(*found, strict=True)]
+
+
+def hidden(boundary: Mapping[str, Tensor]) -> Tensor:
+    return next(tensor for name, tensor in boundary.items() if root_of(name) == HIDDEN)
+
+
+def assert_same(family: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for block, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if family in TOLERANCE:
+            torch.testing.assert_close(one, other, rtol=TOLERANCE[family], atol=TOLERANCE[family])
+        else:
+            assert torch.equal(one, other), f"block {block}: {(one - other).abs().max()}"
+
+
+def rounded(weight: Tensor, linear: str = "") -> Tensor:
+    """To few values; to fewer still where it is an expert's gate."""
+    step = weight.abs().amax(1, keepdim=True) / (5 if linear.endswith("*.gate_proj") else 7)
+    return (weight / step).round() * step
+
+
+def round_whole(whole: Any, model: StreamedModel) -> None:
+    """Rounds all linears that can be quantized, those of experts where they lie together."""
+    for index, block in enumerate(blocks_of(whole, model)):
+        modules = model.adapter.layout.kind(index).modules
+        linears = {without_expert(name) for name in model.adapter.linears(index)}
+        for linear in (modules.get(name, name) for name in linears):
+            path, of_expert, own = linear.partition(".*.")
+            module: Any = block.get_submodule(path)
+            if not of_expert:
+                module.weight.copy_(rounded(module.weight))
+                continue
+            for weight in expert_weights(module, own):
+                weight.copy_(rounded(weight, linear))
+
+
+def expert_weights(module: Any, linear: str) -> Iterator[Tensor]:
+    """The same matrix of every expert, ``[out_features, in_features]``."""
+    kind = type(module).__name__
+    gate_up = getattr(module, "gate_up_proj", None)
+    fused = gate_up is not None and linear != "down_proj"
+    for weight in gate_up if fused else getattr(module, linear):
+        rows = weight.t() if kind in TRANSPOSED else weight
+        if fused and kind == "GptOssExperts":
+            rows = rows[linear == "up_proj" :: 2]
+        elif fused:
+            rows = rows.chunk(2)[linear == "up_proj"]
+        yield rows
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_of_transformers(
+    family: str, folder: Path, stream: Callable[[], StreamedModel]
+) -> None:
+    model = stream()
+    expected = states_of(read_whole(folder), model)
+    kept = []
+    walk = model.walk(TOKENS, range(model.adapter.blocks))
+    for block in walk:
+        walk.pass_through(block)
+        kept.append(walk.boundary())
+    assert_same(family, [hidden(boundary) for boundary in kept], expected)
+
+    # Another worker starts at each block with what the one before it kept.
+    again = stream()
+    for index in range(1, again.adapter.blocks):
+        walk = again.walk(TOKENS, range(index, index + 1), kept[index - 1])
+        for block in walk:
+            walk.pass_through(block)
+            found = walk.boundary()
+        assert found.keys() == kept[index].keys()
+        assert all(torch.equal(found[name], kept[index][name]) for name in found)
+
+
+@torch.no_grad()
+def test_weights_may_change_while_the_walk_stands_before_them(
+    family: str, folder: Path, stream: Callable[[], StreamedModel]
+) -> None:
+    model = stream()
+    whole = read_whole(folder)
+    round_whole(whole, model)
+    expected = states_of(whole, model)
+    found = []
+    walk = model.walk(TOKENS, range(model.adapter.blocks))
+    for block in walk:
+        stood_at: list[str] = []
+        modules = model.adapter.layout.kind(block.index).modules
+        for standing in walk.standings(block, block.inputs):
+            stood_at += standing.shared.linears
+            for linear in standing.shared.linears:
+                module = modules.get(without_expert(linear), linear)
+                block.tensors[f"{linear}.weight"] = rounded(block.weight(linear), module)
+        assert sorted(stood_at) == sorted(model.adapter.linears(block.index))
+        found.append(hidden(walk.boundary()))
+    assert_same(family, found, expected)
+
+
+def test_modes_may_not_change_between_stops(tiny_llama: Path) -> None:
+    with torch.no_grad():
+        walk = opened(tiny_llama).walk(TOKENS, range(1))
+        blocks = iter(walk)
+        block = next(blocks)
+        standings = walk.standings(block, block.inputs)
+        next(standings)
+    with pytest.raises(RuntimeError, match="gradients or autocast are not what they were, at"):
+        next(standings)
+    walk.close()
