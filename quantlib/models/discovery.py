@@ -22,9 +22,6 @@ from quantlib.models.walk import Forward, Hooks, Stop
 _SAMPLES, _LENGTH = 7, 11
 """Sizes that no model has otherwise, so that the axis of the samples can be told."""
 
-SMALLEST_ROWS = 32
-"""Linears with fewer outputs than a kernel's tile give gates and decays, not features."""
-
 
 @dataclass(frozen=True)
 class Call:
@@ -78,7 +75,7 @@ def run_on_meta(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
         raise InvalidInputError.one(
             "config.json",
             f"{type(skeleton.model).__name__} cannot be walked: {type(error).__name__}: {error}",
-            "use a method without calibration (minmax, hqq), or add an adapter",
+            "add an adapter: docs/extension_guide.md",
         ) from error
     finally:
         forward.close()

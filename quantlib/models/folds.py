@@ -272,7 +272,7 @@ def _fill(
             experts[id(module)].walked_limit = _EXPERTS
             continue
         if isinstance(module, nn.Linear) and module.weight.numel() > _LARGE and not whole:
-            module.forward = _cheap(module, generator)
+            module.__dict__["forward"] = _cheap(module, generator)
             continue
         for name, parameter in list(module._parameters.items()):
             if parameter is None:

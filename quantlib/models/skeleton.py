@@ -13,7 +13,7 @@ from quantlib.models.config_fields import field_problems
 from quantlib.models.experts import EXPERTS_FUNCTION, is_experts, prepare_experts
 
 _REMOTE = "its code is not part of transformers"
-DATA_FREE = "a method without calibration (minmax, hqq) needs no forward"
+_ONLY = "only what transformers has can be walked"
 
 
 class Skeleton:
@@ -112,7 +112,7 @@ class Skeleton:
         raise InvalidInputError.one(
             "config.json",
             f"{type(self.model).__name__} has no list of {count} decoder blocks",
-            f"add an adapter that finds them, or use {DATA_FREE}",
+            "add an adapter that finds them: docs/extension_guide.md",
         )
 
     def _name_of(self, wanted: nn.Module) -> str:
@@ -149,7 +149,7 @@ def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
         known = f"transformers {transformers.__version__} does not know {model_type!r}"
         if "auto_map" in config:
             known += f", and {_REMOTE}"
-        raise InvalidInputError.one("config.json: model_type", known, f"use {DATA_FREE}")
+        raise InvalidInputError.one("config.json: model_type", known, _ONLY)
     fields = {key: value for key, value in config.items() if key != "quantization_config"}
     try:
         own = CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats(fields))
@@ -176,5 +176,5 @@ def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
         "config.json: architectures",
         f"transformers has no class of {model_type!r} that gives logits (looked at "
         f"{', '.join(names) or 'none'})",
-        f"use {DATA_FREE}",
+        _ONLY,
     )

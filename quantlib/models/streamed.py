@@ -13,7 +13,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import TORCH_DTYPES
 from quantlib.compute import batch_samples, product_dtype
 from quantlib.models.base import without_expert
-from quantlib.models.boundary import joined, split
+from quantlib.models.boundary import HIDDEN, joined, root_of, split
 from quantlib.models.experts import bias_views, linear_views
 from quantlib.models.layout import SharedInput
 from quantlib.models.reading import Reader
@@ -220,19 +220,28 @@ class StreamedModel:
 
     def walk(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None,
         blocks: range,
         boundary: Mapping[str, Tensor] | None = None,
     ) -> BlockWalk:
         """Sends tokens through a range of blocks.
 
         Args:
-            tokens: int64 ``[samples, sequence]``.
+            tokens: int64 ``[samples, sequence]``; None where only their hidden states count.
             blocks: The range.
             boundary: What :meth:`BlockWalk.boundary` gave before the first of them; None for the
                 model's first block.
         """
+        if tokens is None:
+            assert boundary is not None
+            tokens = self._any_tokens(boundary)
         return BlockWalk(self, tokens, blocks, boundary)
+
+    def _any_tokens(self, boundary: Mapping[str, Tensor]) -> Tensor:
+        """Tokens as many as there are hidden states."""
+        axis = self.adapter.layout.axes.get(HIDDEN, 0)
+        hidden = next(tensor for name, tensor in boundary.items() if root_of(name) == HIDDEN)
+        return torch.zeros(hidden.shape[axis : axis + 2], dtype=torch.int64)
 
     def read_outer(self, *, embedding: bool) -> None:
         """Reads what lies outside of the blocks and is needed for them.

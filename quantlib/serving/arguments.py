@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.quantized import quantized_modules, stated_quantization
-from quantlib.checkpoint.source import FolderSource
+from quantlib.checkpoint.quantized import stated_quantization
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import installed_vllm
 from quantlib.foreign_json import parse_mapping
@@ -73,7 +71,6 @@ def checkpoint_sharding(folder: Path) -> Sharding | None:
         return sharding_of(config, None)
     quantization = stated[1]
     try:
-        modules = quantized_modules(Checkpoint.open(FolderSource(folder)).tensors)
         weights, is_quantized = format_registry.get_format(
             str(quantization.get("quant_method"))
         ).read_scheme(quantization)
@@ -87,7 +84,11 @@ def checkpoint_sharding(folder: Path) -> Sharding | None:
     quantized = [
         part
         for part in ROW_PARALLEL
-        if any(is_quantized(name) for name in modules if name.rpartition(".")[2] == part)
+        if any(
+            is_quantized(f"model.layers.{block}.{place}.{part}")
+            for block in range(int(config.get("num_hidden_layers", 1)))
+            for place in ("self_attn", "mlp")
+        )
     ]
     return sharding_of(config, weights, quantized)
 

@@ -143,9 +143,7 @@ def _estimated(
     return estimate_run(recipe, *model, hardware, parallel, product_bytes, ranges, gpus)
 
 
-def plan_ranges(
-    recipe: Recipe, adapter: BaseModelAdapter, wanted: int
-) -> list[tuple[int, int]]:
+def plan_ranges(recipe: Recipe, adapter: BaseModelAdapter, wanted: int) -> list[tuple[int, int]]:
     """Consecutive ranges with about equally many parameters to quantize.
 
     The ranges reach from the first to the last block that is quantized. Blocks between them that

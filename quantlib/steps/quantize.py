@@ -84,9 +84,11 @@ def quantize(
     checkpoint, adapter = open_receipt(store, model)
     streamed = adapter.load_model(checkpoint, resolve_device(device))
 
+    calibrated = needs_hidden_states(recipe.quantization)
+
     def work(output: StepOutput) -> None:
         windows = None
-        if needs_hidden_states(recipe.quantization):
+        if calibrated and (start == 0 or adapter.layout.embeds_cross):
             tokens = read_windows(store, input_of(store, calibration, "windows")).tokens
             windows = torch.from_numpy(tokens)
         blocks = range(start, stop)
@@ -121,7 +123,7 @@ def _quantize_blocks(
     state = kept.resume() or {"next": blocks.start, "errors": []}
     first, errors = state["next"], list(state["errors"])
     walk = None
-    if windows is not None:
+    if needs_hidden_states(section):
         boundary = None
         if first > blocks.start:
             boundary = read_tensors(FolderSource(kept.folder), hidden_name(first))

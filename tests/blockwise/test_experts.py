@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-
 from walking import forward, hidden_states, inputs_of, opened, quantized, walk_of
 
 from quantlib.blockwise.quantize import LinearError, quantize_block

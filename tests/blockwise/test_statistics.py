@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from walking import opened
 
 from quantlib.blockwise.statistics import ChannelObserver, HessianAccumulator, TokenSample

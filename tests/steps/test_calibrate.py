@@ -37,17 +37,16 @@ def test_hidden_states_and_statistics_are_those_of_transformers(
         states = reference(tokens, output_hidden_states=True).hidden_states
         normalized = reference.model.layers[3].input_layernorm(states[3])
     source = ReceiptSource(store, receipt)
-    for block in (0, 2):
-        hidden = read_tensors(source, hidden_name(block))["hidden"]
-        assert hidden.dtype == torch.bfloat16
-        torch.testing.assert_close(hidden.float(), states[block], rtol=2**-7, atol=1e-4)
+    assert read_tensors(source, hidden_name(0)) == {}  # the windows say it
+    hidden = read_tensors(source, hidden_name(2))["hidden"]
+    torch.testing.assert_close(hidden.float(), states[2], rtol=2**-6, atol=2**-6)
     statistics = read_tensors(source, STATISTICS_NAME)
     assert len(statistics) == 4 * 4 * 2
     torch.testing.assert_close(
-        statistics["3.attention_input.input_absmax"],
+        statistics["3.self_attn.q_proj.input_absmax"],
         normalized.flatten(0, 1).abs().amax(0),
-        rtol=1e-4,
-        atol=1e-5,
+        rtol=2**-6,
+        atol=2**-6,
     )
 
 
@@ -95,5 +94,5 @@ def test_statistics_are_shared_by_all_that_they_serve(
     assert errors == {
         f"{block}.{group}.alpha_errors"
         for block in range(4)
-        for group in ("attention_input", "mlp_input")
+        for group in ("self_attn.q_proj", "mlp.gate_proj")
     }

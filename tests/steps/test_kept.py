@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from quantlib.models.walk import Walk
 from quantlib.blockwise import quantize as quantizing
+from quantlib.models.walk import Walk
 from quantlib.recipe import Recipe
 from quantlib.steps.calibrate import calibrate
 from quantlib.steps.fetch import fetch

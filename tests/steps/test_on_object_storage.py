@@ -19,6 +19,7 @@ from quantlib.steps.merge import merge
 from quantlib.steps.outer import separate_outer
 from quantlib.steps.publish import publish
 from quantlib.steps.quantize import quantize
+from quantlib.steps.texts import input_of
 from quantlib.steps.validate import validate
 from quantlib.store import LocalStore, open_store
 
@@ -77,6 +78,10 @@ def test_a_quantize_worker_reads_its_own_blocks(made: Any, proxy: s3.Proxy) -> N
         names = [n for b in range(start, stop) for n in adapter.block_tensors(checkpoint, b)]
         own = checkpoint.bytes_of(names)
         boundary = made.calibration.files[hidden_name(start)].bytes
+        if start == 0:  # the tokens and their embedding stand for it
+            windows = input_of(made.store, made.calibration, "windows")
+            boundary += sum(record.bytes for record in windows.files.values())
+            boundary += checkpoint.info(f"{adapter.embedding}.weight").bytes
         proxy.requests.clear()
         again = quantize(
             made.store,

@@ -98,7 +98,7 @@ def test_smoothing_is_folded_into_norms_and_linears(
     blocks = blocks_of(made)
     original = Checkpoint.open(FolderSource(tiny_llama))
     scales = load(bytes(store.read(made.smoothing.path("scales.safetensors"))))
-    scale = scales["1.mlp_input"]
+    scale = scales["1.mlp.gate_proj"]
     prefix = "model.layers.1."
     norm = read_tensor(original, f"{prefix}post_attention_layernorm.weight").float()
     assert torch.equal(

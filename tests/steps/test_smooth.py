@@ -69,7 +69,7 @@ def test_what_stays_exact_is_left_alone(
     )
     made = run_steps(store, recipe, tiny_llama)
     # o is exact itself, down gets its input from up, which is exact.
-    assert set(scales_of(made)) == {"0.attention_input", "2.attention_input"}
+    assert set(scales_of(made)) == {"0.self_attn.q_proj", "2.self_attn.q_proj"}
     assert made.smoothing.facts["alpha"] == [0.1, None, 0.3, None]
     blocks = read_tensors(ReceiptSource(store, made.quantized[0]), "blocks.safetensors")
     original = read_tensors(FolderSource(tiny_llama), "model.safetensors")
@@ -94,7 +94,7 @@ def test_a_group_of_which_a_part_stays_exact_is_left_alone(
         quantization=W8A8 | {"ignore": ["gate_proj"]}, outlier_suppression=smooth_quant()
     )
     made = run_steps(store, recipe, tiny_llama)
-    assert set(scales_of(made)) == {f"{block}.attention_input" for block in range(4)}
+    assert set(scales_of(made)) == {f"{block}.self_attn.q_proj" for block in range(4)}
 
 
 def test_a_list_that_does_not_fit_the_model_is_refused_before_work(

@@ -82,7 +82,7 @@ def test_a_folder_becomes_plain(tiny_llama: Path, tmp_path: Path) -> None:
         (folder / path.name).symlink_to(path)
     held = {path: path.read_bytes() for path in source.iterdir()}
     make_plain(folder)
-    make_servable(folder)
+    make_servable(folder, {})
     made = Checkpoint.open(FolderSource(folder))
     assert stored(made) is None
     assert set(made.tensors) == set(before.tensors)
