@@ -21,7 +21,7 @@ from quantlib.sources.folder import folder_problems
 
 def contents(folder: Path) -> dict[str, Tensor]:
     assert folder_problems(folder) == []
-    checkpoint, adapter = open_model(FolderSource(folder))
+    checkpoint, _ = open_model(FolderSource(folder))
     return {name: read_tensor(checkpoint, name) for name in checkpoint.tensors}
 
 
