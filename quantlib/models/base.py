@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,11 +34,13 @@ class BaseModelAdapter(ABC):
 
     Attributes:
         exact: Patterns of linears that are never quantized, by name within the block, and why.
+        computed_as: The model type by which transformers knows the modules, where it is another.
         config: The parsed ``config.json``.
         layout: What the model is made of.
     """
 
     exact: ClassVar[Mapping[str, str]] = {}
+    computed_as: ClassVar[str | None] = None
 
     def __init__(self, config: Mapping[str, Any], layout: Layout) -> None:
         self.config = config
@@ -52,7 +55,14 @@ class BaseModelAdapter(ABC):
         """
         from quantlib.models.finding import find_layout
 
-        return find_layout(checkpoint)
+        return find_layout(replace(checkpoint, config=cls.transformers_config(checkpoint.config)))
+
+    @classmethod
+    def transformers_config(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The config by which transformers builds the modules."""
+        if cls.computed_as is None:
+            return config
+        return {**config, "model_type": cls.computed_as, "architectures": None}
 
     @property
     def text_config(self) -> Mapping[str, Any]:

@@ -18,10 +18,10 @@ from quantlib.models.missing import tensor_problems
 from quantlib.models.names import Names, servable_names
 from quantlib.models.skeleton import Skeleton
 
-SMALLEST_ROWS = 32
-"""Linears with fewer outputs give gates and decays, one number per head, and no features."""
+SMALLEST_SIDE = 32
+"""Linears with fewer outputs or inputs give gates and decays, one number per head, or read a few."""
 
-FEW_OUTPUTS = f"has fewer than {SMALLEST_ROWS} outputs: a gate or decay per head"
+FEW_OUTPUTS = f"has fewer than {SMALLEST_SIDE} outputs or inputs: a gate per head, no features"
 NO_LINEAR = "is no linear that reads features: a router, a convolution, or one that is not used"
 SPLIT_TENSOR = "is stored as a part of another tensor"
 
@@ -164,7 +164,7 @@ class _Kind:
             linear = self._stored(name)
             if linear is None:
                 self._exact[name] = SPLIT_TENSOR
-            elif module.out_features < SMALLEST_ROWS:
+            elif min(module.out_features, module.in_features) < SMALLEST_SIDE:
                 self._exact[linear] = FEW_OUTPUTS
             elif linear not in self._shapes:
                 linears.append(linear)

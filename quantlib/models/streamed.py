@@ -191,7 +191,7 @@ class StreamedModel:
     def reader(self) -> Reader:
         """Made when it is first asked for: a model that is only looked up needs no modules."""
         if self._reader is None:
-            skeleton = Skeleton(self.adapter.config, self.dtype)
+            skeleton = Skeleton(self.adapter.transformers_config(self.adapter.config), self.dtype)
             self._reader = Reader(skeleton, self.checkpoint, self.device, self.dtype)
         return self._reader
 
