@@ -6,10 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.writer import SafetensorsWriter
-from quantlib.models import model_registry
+from quantlib.models import open_model
 
 
 def write_deeper_model(source: Path, target: Path, times: int) -> None:
@@ -20,8 +19,7 @@ def write_deeper_model(source: Path, target: Path, times: int) -> None:
         target: Folder to write.
         times: How often the blocks are repeated.
     """
-    checkpoint = Checkpoint.open(FolderSource(source))
-    adapter = model_registry.adapter_for(checkpoint.config)
+    checkpoint, adapter = open_model(FolderSource(source))
     target.mkdir(parents=True, exist_ok=True)
     with SafetensorsWriter(target / "model.safetensors") as writer:
         for name, info in checkpoint.tensors.items():

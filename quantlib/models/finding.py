@@ -19,7 +19,7 @@ from quantlib.models.names import Names, servable_names
 from quantlib.models.skeleton import Skeleton
 
 SMALLEST_SIDE = 32
-"""Linears with fewer outputs or inputs give gates and decays, one number per head, or read a few."""
+"""Linears with fewer outputs or inputs give gates and decays, one number a head, or read few."""
 
 FEW_OUTPUTS = f"has fewer than {SMALLEST_SIDE} outputs or inputs: a gate per head, no features"
 NO_LINEAR = "is no linear that reads features: a router, a convolution, or one that is not used"

@@ -294,8 +294,10 @@ class BlockWalk:
             }
             boundaries = split(cast, samples, layout.axes, model.device)
         self._walk = Walk(model.reader, batches, blocks, boundaries)
-        # Every batch is embedded: the table is the largest thing in memory.
+        # Every batch is embedded: the table, which may be the head's too, is the largest thing.
         free(skeleton.model.get_input_embeddings())
+        if (head := skeleton.model.get_output_embeddings()) is not None:
+            free(head)
 
     def __iter__(self) -> Iterator[Block]:
         """Reads each block in its turn; goes on when the caller is done with it."""

@@ -20,7 +20,7 @@ from quantlib.evaluation import dry_load as module
 from quantlib.evaluation.dry_load import SWITCH_VARIABLE, DryLoadJob, DryLoadOutcome, dry_load
 from quantlib.evaluation.dry_load_worker import final_tensors, in_words
 from quantlib.evaluation.engines import InstalledVllm
-from quantlib.models import model_registry
+from quantlib.models import open_model
 from quantlib.quantizers import quantizer_registry
 from quantlib.quantizers.minmax import MinMaxQuantizer
 from quantlib.recipe import Recipe
@@ -35,8 +35,7 @@ W8 = {"bits": 8, "group_size": -1}
 
 def load(store: LocalStore, recipe: Recipe, source: Path, **environment: str) -> str:
     model = fetch(store, str(source))
-    checkpoint = Checkpoint.open(ReceiptSource(store, model))
-    adapter = model_registry.adapter_for(checkpoint.config)
+    checkpoint, adapter = open_model(ReceiptSource(store, model))
     return dry_load(store, recipe.quantization, model, checkpoint, adapter, environment)
 
 
@@ -135,12 +134,13 @@ def test_the_tensors_that_are_tried_are_those_of_the_checkpoint(
     weights = {"bits": 4, "group_size": 32} | quantization.get("weights", {})
     recipe = small_recipe(quantization=quantization | {"weights": weights})
     made = run_steps(store, recipe, tiny_llama)
-    original = Checkpoint.open(ReceiptSource(store, made.model))
+    original, adapter = open_model(ReceiptSource(store, made.model))
     (tmp_path / "config.json").write_text(json.dumps(original.config))
     job = DryLoadJob(
         quantization=recipe.quantization.model_dump(mode="json"),
         tensors={name: (info.dtype, info.shape) for name, info in original.tensors.items()},
         dtype="bfloat16",
+        layout=adapter.layout,
     )
     tried = {
         name: (DTYPE_NAMES[tensor.dtype], tuple(tensor.shape))
