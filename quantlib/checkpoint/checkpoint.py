@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from quantlib.checkpoint.header import TensorInfo, read_header
@@ -72,6 +72,20 @@ class Checkpoint:
         if problems:
             raise InvalidInputError(problems)
         return cls(source=source, config=config, tensors=tensors, copies=copies)
+
+    def renamed(self, names: Mapping[str, Sequence[str]]) -> Checkpoint:
+        """The same by other names.
+
+        Args:
+            names: By name: another, or those of equal parts that lie one after the other. Those
+                that are not given stay.
+        """
+        tensors: dict[str, TensorInfo] = {}
+        for name, info in self.tensors.items():
+            new = names.get(name, (name,))
+            infos = [info] if len(new) == 1 else info.parts(new)  # a whole one keeps its own name
+            tensors.update(zip(new, infos, strict=True))
+        return replace(self, tensors=tensors)
 
     def read(self, name: str) -> bytearray:
         """The bytes of one tensor."""

@@ -7,6 +7,7 @@ https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantlib.checkpoint.source import FileSource
@@ -93,6 +94,20 @@ class TensorInfo:
         if end > self.end:
             raise ValueError(f"{name}: {list(shape)} reaches beyond the end of {self.name}")
         return TensorInfo(name, self.dtype, shape, self.file, start, end)
+
+    def parts(self, names: Sequence[str]) -> list[TensorInfo]:
+        """The tensor by another name, or cut into equal matrices that lie one after the other.
+
+        Args:
+            names: What to call it, or each of them.
+        """
+        if len(names) == 1:
+            return [self.part(names[0], 0, self.shape)]
+        rows = math.prod(self.shape[:-1]) // len(names)
+        shape = (rows, self.shape[-1])
+        return [
+            self.part(name, number * math.prod(shape), shape) for number, name in enumerate(names)
+        ]
 
 
 def read_header(source: FileSource, name: str) -> dict[str, TensorInfo]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +13,18 @@ from typing import Any, Self
 from quantlib.checkpoint.header import DTYPE_BYTES
 
 _CHUNK_BYTES = 4 << 20
+
+
+def encode_header(entries: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """What stands in a safetensors file before the data.
+
+    Args:
+        entries: By name of tensor: ``dtype``, ``shape`` and ``data_offsets``.
+    """
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":"))
+    data = header.encode()
+    data += b" " * (-len(data) % 8)
+    return len(data).to_bytes(8, "little") + data
 
 
 class SafetensorsWriter:
@@ -92,15 +104,10 @@ class SafetensorsWriter:
             The hexadecimal sha256 of the file, and how many tensors it holds.
         """
         self._spool.close()
-        header = json.dumps(
-            {"__metadata__": {"format": "pt"}} | self._entries, separators=(",", ":")
-        ).encode()
-        header += b" " * (-len(header) % 8)
-        digest = hashlib.sha256()
+        header = encode_header(self._entries)
+        digest = hashlib.sha256(header)
         with self.path.open("wb") as file, self._spool_path.open("rb") as spool:
-            for start in (len(header).to_bytes(8, "little"), header):
-                digest.update(start)
-                file.write(start)
+            file.write(header)
             while chunk := spool.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 file.write(chunk)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Setting:
     numerics: Mapping[str, Any]
     tensor_parallel_size: int = 1
     dequantized: str | None = None
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def text(self) -> dict[str, Any]:

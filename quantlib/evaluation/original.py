@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
+from quantlib.checkpoint.header import read_header
 from quantlib.checkpoint.index import read_json
 from quantlib.checkpoint.source import FolderSource
-from quantlib.checkpoint.writer import SafetensorsWriter
+from quantlib.checkpoint.writer import SafetensorsWriter, encode_header
 from quantlib.formats.stored import plain
 from quantlib.models.servable import servable_config, with_causal_architecture
 
@@ -53,12 +54,13 @@ def _shards(checkpoint: Checkpoint) -> Iterator[list[str]]:
     yield names
 
 
-def make_servable(folder: Path, renamed: Mapping[str, str]) -> None:
+def make_servable(folder: Path, renamed: Mapping[str, Sequence[str]]) -> None:
     """Rewrites config, index and headers where they differ from what vLLM reads; most need none.
 
     Args:
         folder: Holds the model. Links in it are replaced, not written through.
-        renamed: The names that vLLM knows, for tensors that are stored by others.
+        renamed: The names that vLLM knows, for tensors that are stored by others: one, or those of
+            equal parts that lie one after the other.
     """
     source = FolderSource(folder)
     checkpoint = Checkpoint.open(source)
@@ -68,24 +70,33 @@ def make_servable(folder: Path, renamed: Mapping[str, str]) -> None:
     if not renamed:
         return
     for name in {info.file for info in (*checkpoint.tensors.values(), *checkpoint.copies)}:
-        _rename_in(folder / name, renamed)
+        _rename_in(folder, name, renamed)
     if INDEX_NAME in source.names():
         index = read_json(source, INDEX_NAME)
         weight_map = index["weight_map"].items()
-        index["weight_map"] = {renamed.get(name, name): file for name, file in weight_map}
+        index["weight_map"] = {
+            new: file for name, file in weight_map for new in renamed.get(name, (name,))
+        }
         _write_json(folder / INDEX_NAME, index)
 
 
-def _rename_in(path: Path, renamed: Mapping[str, str]) -> None:
+def _rename_in(folder: Path, name: str, renamed: Mapping[str, Sequence[str]]) -> None:
     """Writes a safetensors file again with tensors under other names; the data stays the same."""
-    new = path.with_name(f"{path.name}.renamed")
+    header = read_header(FolderSource(folder), name)
+    path, new = folder / name, folder / f"{name}.renamed"
     with path.open("rb") as file, new.open("wb") as target:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        text = json.dumps({renamed.get(name, name): entry for name, entry in header.items()})
-        data = text.encode()
-        data += b" " * (-len(data) % 8)
-        target.write(len(data).to_bytes(8, "little") + data)
+        data = 8 + int.from_bytes(file.read(8), "little")
+        entries = {
+            part.name: {
+                "dtype": part.dtype,
+                "shape": part.shape,
+                "data_offsets": [part.start - data, part.end - data],
+            }
+            for tensor, info in header.items()
+            for part in info.parts(renamed.get(tensor, (tensor,)))
+        }
+        target.write(encode_header(entries))
+        file.seek(data)
         shutil.copyfileobj(file, target, 16 << 20)
     new.replace(path)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -38,10 +37,9 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     """
     skeleton = Skeleton(checkpoint.config)
     renamed = servable_names(skeleton, checkpoint.tensors)
-    tensors = {renamed.get(name, name): info for name, info in checkpoint.tensors.items()}
-    names = Names.of(skeleton, tensors)
-    problems = skeleton.field_problems
-    problems += tensor_problems(skeleton, names, replace(checkpoint, tensors=tensors))
+    checkpoint = checkpoint.renamed(renamed)
+    names = Names.of(skeleton, checkpoint.tensors)
+    problems = skeleton.field_problems + tensor_problems(skeleton, names, checkpoint)
     if problems:
         raise InvalidInputError(problems)
     seen, axes, crosses = run_on_meta(skeleton)

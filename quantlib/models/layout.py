@@ -121,7 +121,8 @@ class Layout(_Data):
         embedding: The tensor with the token embedding.
         head: The linear that gives the logits.
         tied: Whether the head is the embedding.
-        renamed: The names that vLLM and transformers know, for tensors that are stored by others.
+        renamed: The names that vLLM and transformers know, for tensors that are stored by others:
+            one, or those of equal parts that lie one after the other.
         axes: Along which axis samples lie in what crosses between blocks, where it is not the
             first (:mod:`quantlib.models.boundary`).
         embeds_cross: Whether blocks after the first need the embedding too.
@@ -136,7 +137,7 @@ class Layout(_Data):
     embedding: str
     head: str
     tied: bool
-    renamed: Mapping[str, str] = {}
+    renamed: Mapping[str, tuple[str, ...]] = {}
     axes: Mapping[str, int] = {}
     embeds_cross: bool = False
     extra: tuple[str, ...] = ()

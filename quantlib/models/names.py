@@ -17,6 +17,7 @@ from transformers.core_model_loading import (
     WeightRenaming,
     dot_natural_key,
     rename_source_key,
+    revert_weight_conversion,
 )
 
 from quantlib.models.layout import ANY_EXPERT
@@ -99,29 +100,60 @@ class Names:
         return list(by_pattern)
 
 
-def servable_names(skeleton: Skeleton, tensors: Collection[str]) -> dict[str, str]:
+def servable_names(skeleton: Skeleton, tensors: Collection[str]) -> dict[str, tuple[str, ...]]:
     """The names that vLLM knows for tensors that are stored by others; empty where none are.
 
     A checkpoint that was saved from the base model names its tensors without ``model.``; one that
-    was cut out of a larger model has something else in front. transformers repairs the first; vLLM
-    repairs nothing.
+    was cut out of a larger model has something else in front; one that was saved as transformers
+    has it in memory has all experts in one tensor where its family has one for each. transformers
+    repairs the first and the last; vLLM repairs nothing.
 
     Args:
         skeleton: The model.
         tensors: Names of the checkpoint's tensors.
+
+    Returns:
+        By stored name: the name, or those of equal parts that lie one after the other.
     """
     names = Names.of(skeleton, tensors)
     first = f"{skeleton.prefix}0."
     base = f"{skeleton.model.base_model_prefix}."
     if of_first := [name for name, key in names.target.items() if key.startswith(first)]:
         if not all((base + name).startswith(first) for name in of_first):
-            return {}
+            return _as_saved(skeleton, names)
         return {
-            name: base + name
+            name: (base + name,)
             for name, key in names.target.items()
             if key.startswith(base) and not name.startswith(base)
         }
-    return _with_prefix(skeleton, tensors)
+    return {old: (new,) for old, new in _with_prefix(skeleton, tensors).items()}
+
+
+def _as_saved(skeleton: Skeleton, names: Names) -> dict[str, tuple[str, ...]]:
+    """The names of the family, by those in memory, for mixtures that are stored as in memory."""
+    tensors = skeleton.model.state_dict()
+
+    def saved(key: str) -> tuple[str, ...]:
+        return tuple(
+            sorted(revert_weight_conversion(skeleton.model, {key: tensors[key]}), key=_by_expert)
+        )
+
+    mixtures = []
+    for index, modules in skeleton.experts.items():
+        for module in modules:
+            experts = f"{skeleton.prefix}{index}.{module}."
+            down = f"{experts}down_proj"
+            if names.renamed.get(down) == down and saved(down) != (down,):
+                mixtures.append(experts.removesuffix("experts."))
+    stored = [key for key, name in names.renamed.items() if key == name]
+    found = {key: saved(key) for key in stored if key.startswith(tuple(mixtures))}
+    return {key: new for key, new in found.items() if new != (key,)}
+
+
+def _by_expert(name: str) -> int:
+    """Sorts the parts of a tensor as they lie in it; those of an expert keep their order."""
+    number = _EXPERT_NUMBER.search(name)
+    return int(number[0]) if number else -1
 
 
 def _with_prefix(skeleton: Skeleton, tensors: Collection[str]) -> dict[str, str]:

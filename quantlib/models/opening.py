@@ -36,6 +36,4 @@ def open_model(
     adapter = model_registry.adapter_of(checkpoint.config)
     if layout is None:
         layout = adapter.find_layout(checkpoint)
-    renamed = layout.renamed
-    tensors = {renamed.get(name, name): info for name, info in checkpoint.tensors.items()}
-    return replace(checkpoint, tensors=tensors), adapter(checkpoint.config, layout)
+    return checkpoint.renamed(layout.renamed), adapter(checkpoint.config, layout)

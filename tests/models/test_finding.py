@@ -246,8 +246,10 @@ def test_experts_are_found_where_the_checkpoint_has_them(layouts: dict[str, Layo
         ),
         "down_proj": ("block_sparse_moe.experts.*.w2.weight",),
     }
-    (stacked,) = layouts["qwen3_5_moe"].kind(0).experts
+    (stacked,) = layouts["gpt_oss"].kind(0).experts
     assert stacked.parts["down_proj"] == ("mlp.experts.down_proj",)
+    (split,) = layouts["qwen3_5_moe"].kind(0).experts  # stacked in the file, by no name of its own
+    assert split.parts["down_proj"] == ("mlp.experts.*.down_proj.weight",)
     named = [shared.name for shared in layouts["mixtral"].inputs(0)]
     assert named[2:5] == [
         "block_sparse_moe.experts.0.w1",

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from quantlib.checkpoint.source import FolderSource
+from quantlib.checkpoint.tensors import read_tensor
 from quantlib.evaluation.original import make_servable
 from quantlib.models import open_model
 from quantlib.recipe import Recipe
@@ -38,7 +39,7 @@ def redressed(folder: Path, prefix: str, head: str = "", **config: object) -> Pa
     return folder
 
 
-def renamed_in(folder: Path) -> Mapping[str, str]:
+def renamed_in(folder: Path) -> Mapping[str, tuple[str, ...]]:
     _, adapter = open_model(FolderSource(folder))
     return adapter.layout.renamed
 
@@ -175,3 +176,22 @@ def test_a_base_model_has_no_head(
     (problem,) = input_problems(small_recipe(), FolderSource(folder))
     assert "as is usual without the prefix 'model.' (it holds embed_tokens.weight)" in str(problem)
     assert "set tie_word_embeddings to true" in str(problem)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_experts_that_are_stored_as_transformers_has_them_in_memory(
+    make_model: MakeModel, tmp_path: Path, model_type: str
+) -> None:
+    """They are read by the names that the family has on the hub, which are those of vLLM."""
+    hub = make_model(tmp_path / "hub", model_type)
+    memory = make_model(tmp_path / "memory", model_type, stacked_experts=True)
+    assert len(load_file(memory / "model.safetensors")) < len(load_file(hub / "model.safetensors"))
+    wanted, found = (open_model(FolderSource(folder)) for folder in (hub, memory))
+    assert found[1].layout.kinds == wanted[1].layout.kinds
+    tensors = load_file(hub / "model.safetensors")
+    for name, tensor in tensors.items():
+        assert torch.equal(read_tensor(found[0], name), tensor), name
+    make_servable(memory, renamed_in(memory))
+    served = load_file(memory / "model.safetensors")
+    assert served.keys() == tensors.keys()
+    assert all(torch.equal(served[name], tensor) for name, tensor in tensors.items())
