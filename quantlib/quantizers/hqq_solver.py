@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from quantlib.quantized import group_count
-from quantlib.quantizers.scales import GroupScales, by_group, row_chunks, scales_of_range
+from quantlib.quantizers.scales import (
+    GroupScales,
+    by_group,
+    row_chunks,
+    scales_of_range,
+    smallest_scale,
+)
 from quantlib.recipe import WeightScheme
 
 _PENALTY = 2.0
@@ -126,6 +132,6 @@ def _fitted(
     levels = codes - zeros[..., None]
     weighted = importance * levels
     slope = (weighted * kept).sum(-1) / (weighted * levels).sum(-1).clamp(min=1e-30)
-    usable = slope > torch.finfo(stored).tiny
+    usable = slope >= smallest_scale(stored)
     scales = torch.where(usable, slope, current.scales).to(stored).float()
     return GroupScales(scales, zeros)

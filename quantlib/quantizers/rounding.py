@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantlib.quantized import QuantizedLinear
-from quantlib.quantizers.scales import GroupScales
+from quantlib.quantizers.scales import GroupScales, smallest_scale
 from quantlib.recipe import WeightScheme
 
 
@@ -79,8 +79,7 @@ def round_to_float8(weight: Tensor, scheme: WeightScheme, stored: torch.dtype) -
     """
     largest = torch.finfo(torch.float8_e4m3fn).max
     width = weight.abs().amax(1, keepdim=True)
-    smallest = torch.finfo(stored).tiny
-    scales = (width / largest).clamp(min=smallest).to(stored)
+    scales = (width / largest).clamp(min=smallest_scale(stored)).to(stored)
     # A scale that was rounded down would push the largest weight beyond the range.
     codes = (weight / scales.float()).clamp(-largest, largest).to(torch.float8_e4m3fn)
     return QuantizedLinear(codes, scales, None, scheme)

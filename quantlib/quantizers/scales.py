@@ -137,6 +137,16 @@ def _weighted_squares(change: Tensor, importance: Tensor) -> Tensor:
     return torch.bmm(by_group, importance).mul_(by_group).sum(-1).t()
 
 
+def smallest_scale(stored: torch.dtype) -> float:
+    """The smallest scale that a dtype stores and float32 divides by.
+
+    In float16 it is a subnormal number: channels of small weights, such as those that smoothing
+    makes, have scales below the normal ones.
+    """
+    info = torch.finfo(stored)
+    return max(info.tiny * info.eps, torch.finfo(torch.float32).tiny)
+
+
 def row_chunks(weight: Tensor) -> tuple[Tensor, ...]:
     """A weight cut into rows that are searched at once."""
     limit = _CHUNK_ELEMENTS if weight.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
@@ -158,9 +168,9 @@ def scales_of_range(
     else:
         low, high = low.clamp(max=0), high.clamp(min=0)
         width = high - low
-    smallest = torch.finfo(stored).tiny
-    scales = (width * (shrink / steps)).clamp(min=smallest).to(stored).float()
     # A scale that underflows in its stored dtype would divide by zero when it is read back.
+    smallest = smallest_scale(stored)
+    scales = (width * (shrink / steps)).clamp(min=smallest).to(stored).float()
     scales = torch.where(width > 0, scales, torch.ones_like(scales))
     if scheme.symmetric:
         return GroupScales(scales, torch.full_like(scales, float(1 << (scheme.bits - 1))))

@@ -59,6 +59,21 @@ def test_the_objective_falls_below_that_of_the_range(scheme: WeightScheme, norm:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
+def test_small_weights_are_solved_for_in_float16(symmetric: bool) -> None:
+    """Their scales are below float16's smallest normal number."""
+    scheme = WeightScheme(bits=4, group_size=-1, symmetric=symmetric)
+    weight = heavy_tailed(48, 128) / 1024
+    how = {"norm": 2.0, "iterations": 10, "shrinks": (1.0,)}
+    found, wide = (
+        half_quadratic_scales(weight, torch.ones(128), scheme, stored, **how)
+        for stored in (torch.float16, torch.float32)
+    )
+    assert found.scales.max() < torch.finfo(torch.float16).tiny
+    codes = round_to_nearest(weight, found, scheme)
+    assert (codes == round_to_nearest(weight, wide, scheme)).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
 def test_it_is_near_what_an_exhaustive_search_finds(symmetric: bool) -> None:
     scheme = WeightScheme(bits=4, group_size=-1, symmetric=symmetric)
     for seed in range(5):

@@ -3,8 +3,9 @@ import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.utils import calculate_qparams
 
-from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
-from quantlib.quantizers.scales import range_scales, searched_scales
+from quantlib.quantizers.hqq_solver import half_quadratic_scales
+from quantlib.quantizers.rounding import round_to_float8, round_to_nearest, to_quantized_linear
+from quantlib.quantizers.scales import range_scales, searched_scales, smallest_scale
 from quantlib.recipe import WeightScheme
 
 SCHEMES = [
@@ -111,3 +112,51 @@ def test_groups_of_zeros_and_of_tiny_weights_stay_finite(symmetric: bool) -> Non
         restored = linear.dequantize()
         assert torch.isfinite(restored).all()
         assert (restored - weight).abs().max() < 1e-6
+
+
+def relative_error(restored: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The norm of each row's change over that of the row."""
+    return (restored - weight).norm(dim=1) / weight.norm(dim=1)
+
+
+@pytest.mark.parametrize("method", ["range", "search", "hqq", "float8"])
+def test_rows_of_small_weights_keep_their_codes_in_float16(method: str) -> None:
+    """Below absmax 7.8e-3, scales of 8 bits are smaller than float16's smallest normal number."""
+    generator = torch.Generator().manual_seed(0)
+    deviations = torch.tensor([2e-2, 2e-3, 1e-3, 5e-4, 2e-4])
+    weight = (torch.randn(5, 512, generator=generator) * deviations[:, None]).half().float()
+    kind = "float" if method == "float8" else "int"
+    scheme = WeightScheme(type=kind, bits=8, group_size=-1)
+    arguments = QuantizationArgs(num_bits=8, type=kind, symmetric=True, strategy="channel")
+    low, high = weight.half().amin(1, keepdim=True), weight.half().amax(1, keepdim=True)
+    expected, _ = calculate_qparams(low, high, arguments)
+    assert 0 < expected.min() < 6e-6
+
+    ones = torch.ones(512)
+    if method == "float8":
+        linear = round_to_float8(weight, scheme, torch.float16)
+        codes = (weight / expected.float()).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    else:
+        if method == "range":
+            scales = range_scales(weight, scheme, torch.float16)
+        elif method == "search":
+            scales = searched_scales(weight, ones, scheme, torch.float16, (1.0, 0.95))
+        else:
+            how = {"norm": 2.0, "iterations": 10, "shrinks": (1.0, 0.95)}
+            scales = half_quadratic_scales(weight, ones, scheme, torch.float16, **how)
+        rounded = round_to_nearest(weight, scales, scheme)
+        linear = to_quantized_linear(rounded, scales, scheme, torch.float16)
+        codes = (weight / expected.float()).round().clamp(-128, 127)
+    if method in ("range", "float8"):
+        # To a step of the subnormal numbers, or of a mantissa.
+        torch.testing.assert_close(linear.scales, expected, rtol=1e-3, atol=6e-8)
+    theirs = relative_error(codes * expected.float(), weight)
+    assert (relative_error(linear.dequantize(), weight) < 1.05 * theirs).all()
+
+
+def test_the_smallest_scale_is_stored_and_can_be_divided_by() -> None:
+    for stored, expected in ((torch.float16, 2.0**-24), (torch.bfloat16, 2.0**-126)):
+        smallest = smallest_scale(stored)
+        assert torch.tensor(smallest, dtype=stored).item() == smallest == expected
+        assert torch.tensor(smallest).reciprocal().isfinite()
+    assert smallest_scale(torch.float32) == 2.0**-126
