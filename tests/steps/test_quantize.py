@@ -8,7 +8,7 @@ from safetensors.torch import load
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
-from quantlib.checkpoint.tensors import read_tensor
+from quantlib.checkpoint.tensors import read_tensor, read_tensors
 from quantlib.formats import format_registry
 from quantlib.recipe import WeightScheme
 from quantlib.steps.merge import merge
@@ -65,6 +65,35 @@ def test_layers_and_ignored_linears_stay_exact(
             assert torch.equal(tensor, read_tensor(original, name)), name
     assert "model.layers.2.mlp.up_proj.qweight" in blocks
     assert made.checkpoint.facts["quantized_blocks"] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "suppression",
+    [{}, {"method": "smooth_quant", "options": {"pairs": ["norms", "value_output", "up_down"]}}],
+    ids=["plain", "smooth_quant"],
+)
+def test_awq_leaves_what_gives_an_input_as_it_is_where_that_stays_exact(
+    store: LocalStore,
+    tiny_llama: Path,
+    small_recipe: Fixture,
+    run_steps: Fixture,
+    suppression: dict[str, Any],
+) -> None:
+    """v gives o its input, and the norm before attention gives v its own."""
+    attention = ["q_proj", "k_proj", "v_proj"]
+    recipe = small_recipe(
+        quantization={"method": "awq", "ignore": attention}, outlier_suppression=suppression or None
+    )
+    blocks = blocks_of(run_steps(store, recipe, tiny_llama))
+    original = read_tensors(FolderSource(tiny_llama), "model.safetensors")
+    for block in range(4):
+        prefix = f"model.layers.{block}"
+        names = [f"{prefix}.self_attn.{linear}.weight" for linear in attention]
+        for name in (*names, f"{prefix}.input_layernorm.weight"):
+            assert torch.equal(blocks[name], original[name]), name
+        norm = f"{prefix}.post_attention_layernorm.weight"
+        assert not torch.equal(blocks[norm], original[norm])
+        assert f"{prefix}.self_attn.o_proj.qweight" in blocks
 
 
 def test_a_range_does_not_depend_on_the_others(
