@@ -215,7 +215,7 @@ class _Job:
         if not producer.norm and producer.name not in self.result.linears:
             return None
         columns = self.block.weight(names[0]).shape[1]
-        return Fold.of(self.block, producer, columns, self.stored)
+        return Fold.of(self.block, producer, columns)
 
     def quantize(
         self, names: list[str], inputs: GroupInputs, input_scale: Tensor | None
@@ -262,7 +262,7 @@ def _fold(inputs: GroupInputs, scales: Tensor, result: QuantizedBlock) -> None:
         raise ValueError("the quantizer scales an input that has to stay")
     producer = result.linears.get(fold.producer.name)
     if producer is None:
-        result.changed.update(fold.tensors(scales))
+        result.changed.update(fold.norm(scales))
     else:
         result.linears[fold.producer.name] = producer.divide_rows(fold.divisors(scales))
         result.changed.update(fold.bias(scales))

@@ -23,22 +23,20 @@ class Fold:
         producer: What gives the input.
         rows: The producer's output channel that each input channel comes from, int64
             ``[in_features]``.
-        stored: The dtype in which the block's tensors are stored.
     """
 
     block: Block
     producer: Producer
     rows: Tensor
-    stored: torch.dtype
 
     @classmethod
-    def of(cls, block: Block, producer: Producer, in_features: int, stored: torch.dtype) -> Fold:
+    def of(cls, block: Block, producer: Producer, in_features: int) -> Fold:
         """The fold of a group with ``in_features`` input channels."""
         device = block.tensors[f"{producer.name}.weight"].device
         channels = torch.arange(in_features, device=device)
         heads = channels // (producer.head_dim * producer.repeats)
         rows = producer.first_row + heads * producer.head_dim + channels % producer.head_dim
-        return cls(block, producer, rows, stored)
+        return cls(block, producer, rows)
 
     def tie(self, scales: Tensor) -> Tensor:
         """Scales that are equal where channels come from the same one: their geometric mean.
@@ -62,7 +60,7 @@ class Fold:
             return scales
         offset = self.producer.offset
         before = self._norm_weight() + offset
-        after = self.tensors(scales)[f"{self.producer.name}.weight"].float() + offset
+        after = self.norm(scales)[f"{self.producer.name}.weight"].float() + offset
         divided = (before / after)[self.rows]
         return torch.where(divided.isfinite() & (divided > 0), divided, scales)
 
@@ -73,30 +71,26 @@ class Fold:
         divisors[self.rows] = scales
         return divisors
 
-    def tensors(self, scales: Tensor) -> dict[str, Tensor]:
-        """The producer's tensors with the scales folded in, by name within the block, as stored.
+    def norm(self, scales: Tensor) -> dict[str, Tensor]:
+        """A norm's weight with the scales folded in, by name within the block, as stored.
+
+        It keeps the dtype that it has in the checkpoint.
 
         Args:
             scales: float32 ``[in_features]``, tied.
         """
-        name = self.producer.name
-        divisors = self.divisors(scales)
-        if self.producer.norm:
-            offset = self.producer.offset
-            return {
-                f"{name}.weight": ((self._norm_weight() + offset) / divisors - offset).to(
-                    self.stored
-                )
-            }
-        weight = self.block.tensors[f"{name}.weight"].float()
-        return {f"{name}.weight": (weight / divisors[:, None]).to(self.stored), **self.bias(scales)}
+        name = f"{self.producer.name}.weight"
+        offset = self.producer.offset
+        weight = (self._norm_weight() + offset) / self.divisors(scales) - offset
+        return {name: weight.to(self.block.stored[name])}
 
     def bias(self, scales: Tensor) -> dict[str, Tensor]:
-        """The producer's bias alone, if it has one."""
+        """The bias of a linear with the scales folded in, if it has one, as stored."""
         name = f"{self.producer.name}.bias"
         if name not in self.block.tensors:
             return {}
-        return {name: (self.block.tensors[name].float() / self.divisors(scales)).to(self.stored)}
+        bias = self.block.as_stored(name).float()
+        return {name: (bias / self.divisors(scales)).to(self.block.stored[name])}
 
     def _norm_weight(self) -> Tensor:
-        return self.block.tensors[f"{self.producer.name}.weight"].float()
+        return self.block.as_stored(f"{self.producer.name}.weight").float()

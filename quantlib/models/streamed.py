@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.tensors import TORCH_DTYPES
+from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
 from quantlib.compute import batch_samples, product_dtype
 from quantlib.models.base import without_expert
 from quantlib.models.boundary import HIDDEN, joined, root_of, split
@@ -35,14 +35,14 @@ class Block:
             read as it was set.
         device: Where it is computed.
         dtype: The dtype of its matrix products.
-        stored: Names of its tensors in the checkpoint.
+        stored: The dtypes of its tensors in the checkpoint, by name within the block.
     """
 
     def __init__(self, model: StreamedModel, index: int) -> None:
         self.index = index
         prefix = model.adapter.block_prefix(index)
         self.stored = {
-            name.removeprefix(prefix)
+            name.removeprefix(prefix): TORCH_DTYPES[model.checkpoint.info(name).dtype]
             for name in model.adapter.block_tensors(model.checkpoint, index)
         }
         self.inputs = model.adapter.inputs(index)
@@ -67,6 +67,14 @@ class Block:
     def weight(self, linear: str) -> Tensor:
         """The weight of a linear, ``[out_features, in_features]``."""
         return self.tensors[f"{linear}.weight"]
+
+    def as_stored(self, name: str) -> Tensor:
+        """A tensor as it was set, or else as the checkpoint has it, where that is more exact."""
+        tensor = self.tensors[name]
+        if self.tensors.was_set(name) or tensor.dtype in (self.stored[name], torch.float32):
+            return tensor
+        full = self._model.adapter.block_prefix(self.index) + name
+        return read_tensor(self._model.checkpoint, full).to(self.device)
 
 
 class _BlockTensors(MutableMapping[str, Tensor]):
@@ -117,6 +125,10 @@ class _BlockTensors(MutableMapping[str, Tensor]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def was_set(self, name: str) -> bool:
+        """Whether a tensor is another than the checkpoint's."""
+        return name in self._set
 
     def forget(self, linear: str) -> None:
         """Frees what was set of a linear that is done."""

@@ -164,7 +164,6 @@ class BaseOutlierSuppressor(ABC):
         block: Block,
         inputs: Sequence[SharedInput],
         scales: Mapping[str, torch.Tensor],
-        stored: torch.dtype,
     ) -> dict[str, torch.Tensor]:
         """Folds scales into a block; its function does not change.
 
@@ -174,7 +173,6 @@ class BaseOutlierSuppressor(ABC):
             block: The block.
             inputs: The shared inputs to do it for.
             scales: float32 ``[in_features]`` by the name of the shared input.
-            stored: The dtype in which the block's other tensors are stored.
 
         Returns:
             The tensors that changed besides the weights of linears that are to be quantized, by
@@ -187,12 +185,12 @@ class BaseOutlierSuppressor(ABC):
             if shared.name not in scales or shared.producer is None:
                 continue
             scale = scales[shared.name].to(block.device)
-            fold = Fold.of(block, shared.producer, len(scale), stored)
+            fold = Fold.of(block, shared.producer, len(scale))
             effective = fold.effective(scale)
             for linear in shared.linears:
                 _multiply(block, linear, effective)
             if shared.producer.norm:
-                folded = fold.tensors(scale)
+                folded = fold.norm(scale)
             else:
                 folded = fold.bias(scale)
                 _multiply(block, shared.producer.name, 1 / fold.divisors(scale)[:, None])

@@ -177,7 +177,7 @@ def _smoothing(
     def smooth(block: Block, inputs: Sequence[SharedInput]) -> dict[str, Tensor]:
         names = {shared.name: f"{block.index}.{shared.name}" for shared in inputs}
         found = {name: scales[full] for name, full in names.items() if full in scales}
-        return suppressor.apply(block, inputs, found, streamed.stored_dtype)
+        return suppressor.apply(block, inputs, found)
 
     return smooth
 

@@ -1,4 +1,6 @@
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,11 +33,14 @@ def section(symmetric: bool, **options: Any) -> QuantizationSection:
     return QuantizationSection(method="awq", weights=weights, options=options)
 
 
-def fold_of(model: StreamedModel, shared: int, stored: torch.dtype = torch.float32) -> Fold:
+def fold_of(
+    model: StreamedModel, shared: int, stored: torch.dtype = torch.float32, columns: int = 64
+) -> Fold:
     block = model.block(0)
     producer = block.inputs[shared].producer
     assert producer is not None
-    return Fold.of(block, producer, 64, stored)
+    block.stored = dict.fromkeys(block.stored, stored)
+    return Fold.of(block, producer, columns)
 
 
 def salient_case() -> tuple[Tensor, Tensor]:
@@ -73,6 +78,35 @@ def test_salient_channels_are_protected(model: StreamedModel, symmetric: bool) -
     assert scales.input_scales[SALIENT].min() > scales.input_scales[others].max()
 
 
+def grid(
+    weight: Tensor, tokens: Tensor, quantizer: Any, tie: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Scales ``[candidates, groups, 32]`` and their errors ``[candidates, groups]``."""
+    scheme = quantizer.section.weights
+    shape = (weight.shape[1] // 32, 32)
+    by_group = weight.abs().unflatten(1, shape)
+    weights = (by_group / by_group.amax(-1, keepdim=True)).mean(0).flatten()
+    activations = tokens.square().mean(0).sqrt()
+    candidates = []
+    errors = []
+    for a, b in itertools.product(
+        (0.0, 0.15, 0.3, 0.45, 0.6),
+        (0.0, 0.5, 1.0) if quantizer.options.scaling == "duo" else (0.0,),
+    ):
+        scales = tie(activations**a / weights**b)
+        tried = []
+        for shrink in SHRINKS[::2]:
+            ranges = range_scales(weight * scales, scheme, torch.float32, shrink)
+            codes = round_to_nearest(weight * scales, ranges, scheme)
+            rounded = to_quantized_linear(codes, ranges, scheme, torch.float32).dequantize()
+            change = (rounded / scales - weight).unflatten(1, shape)
+            outputs = torch.einsum("tgc,rgc->trg", tokens.unflatten(1, shape), change)
+            tried.append(outputs.square().sum(0))
+        candidates.append(scales.view(shape))
+        errors.append(torch.stack(tried).amin(0).sum(0))
+    return torch.stack(candidates), torch.stack(errors)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("scaling", ["duo", "activations"])
 def test_scales_are_the_best_of_the_grid(
@@ -80,35 +114,41 @@ def test_scales_are_the_best_of_the_grid(
 ) -> None:
     weight, tokens = salient_case()
     quantizer = AWQQuantizer(section(symmetric, scaling=scaling))
-    scheme = quantizer.section.weights
     inputs = GroupInputs(tokens.t() @ tokens / len(tokens), fold_of(model, 0))
     found = quantizer.quantize({"x": weight}, inputs, torch.float32).input_scales
     assert found is not None
-
-    by_group = weight.abs().unflatten(1, (2, 32))
-    weights = (by_group / by_group.amax(-1, keepdim=True)).mean(0).flatten()
-    activations = tokens.square().mean(0).sqrt()
-    candidates = []
-    errors = []
-    for a, b in itertools.product(
-        (0.0, 0.15, 0.3, 0.45, 0.6), (0.0, 0.5, 1.0) if scaling == "duo" else (0.0,)
-    ):
-        scales = activations**a / weights**b
-        tried = []
-        for shrink in SHRINKS[::2]:
-            ranges = range_scales(weight * scales, scheme, torch.float32, shrink)
-            codes = round_to_nearest(weight * scales, ranges, scheme)
-            rounded = to_quantized_linear(codes, ranges, scheme, torch.float32).dequantize()
-            change = (rounded / scales - weight).unflatten(1, (2, 32))
-            outputs = torch.einsum("tgc,rgc->trg", tokens.unflatten(1, (2, 32)), change)
-            tried.append(outputs.square().sum(0))
-        candidates.append(scales.view(2, 32))
-        errors.append(torch.stack(tried).amin(0).sum(0))
-    best = torch.stack(errors).argmin(0)
-    for group in range(2):
-        expected = candidates[int(best[group])][group]
-        ratio = found.view(2, 32)[group] / expected
+    candidates, errors = grid(weight, tokens, quantizer, lambda scales: scales)
+    for group, best in enumerate(errors.argmin(0).tolist()):
+        ratio = found.view(2, 32)[group] / candidates[best, group]
         torch.testing.assert_close(ratio, ratio[:1].expand(32), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_heads_that_share_values_in_other_groups_take_the_best_for_all(
+    make_model: Any, tmp_path: Path, symmetric: bool
+) -> None:
+    """As in models of real size, where each head has groups of its own."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    model = opened(make_model(tmp_path / "wide", dtype="float32", **heads))
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(96, 128, generator=generator)
+    tokens = torch.randn(512, 128, generator=generator)
+    tokens[:, [5, 70]] *= 12  # in heads 0 and 2; the others that share their values have none
+    quantizer = AWQQuantizer(section(symmetric))
+    inputs = GroupInputs(tokens.t() @ tokens / len(tokens), fold_of(model, 1, columns=128))
+    found = quantizer.quantize({"x": weight}, inputs, torch.float32).input_scales
+    assert found is not None
+
+    def tie(scales: Tensor) -> Tensor:
+        means = scales.unflatten(0, (2, 2, 32)).log().mean(1, keepdim=True).exp()
+        return means.expand(2, 2, 32).flatten()
+
+    candidates, errors = grid(weight, tokens, quantizer, tie)
+    assert len(set(errors.argmin(0).tolist())) > 1
+    ratio = found / candidates[errors.sum(1).argmin()].flatten()
+    torch.testing.assert_close(ratio, ratio[:1].expand(128), rtol=1e-3, atol=0)
+    for first, second in found.unflatten(0, (2, 2, 32)):
+        assert torch.equal(first, second)
 
 
 def test_an_input_that_has_to_stay_is_not_scaled() -> None:

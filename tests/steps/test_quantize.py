@@ -79,7 +79,7 @@ def test_awq_leaves_what_gives_an_input_as_it_is_where_that_stays_exact(
     run_steps: Fixture,
     suppression: dict[str, Any],
 ) -> None:
-    """v gives o its input, and the norm before attention gives v its own."""
+    """The input of o comes from v, and that of v from a norm."""
     attention = ["q_proj", "k_proj", "v_proj"]
     recipe = small_recipe(
         quantization={"method": "awq", "ignore": attention}, outlier_suppression=suppression or None
