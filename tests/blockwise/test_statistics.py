@@ -5,6 +5,8 @@ import torch
 from walking import opened
 
 from quantlib.blockwise.statistics import ChannelObserver, HessianAccumulator, TokenSample
+from quantlib.quantizers import GPTQQuantizer, GroupInputs
+from quantlib.recipe import QuantizationSection, WeightScheme
 
 
 @pytest.mark.parametrize("channels", [64, 384, 1000])
@@ -30,6 +32,28 @@ def test_hessian_of_short_tokens_is_rounded_little() -> None:
     expected = tokens.t() @ tokens / 1600
     error = (accumulator.hessian() - expected).norm() / expected.norm()
     assert 0 < error < 1e-3
+
+
+def test_gptq_loses_nothing_by_hessians_of_short_tokens() -> None:
+    """Small eigenvalues suffer most from rounded products, and it is they that GPTQ inverts."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(256, 256, generator=generator) / 16 * torch.logspace(-2, 0.5, 256)
+    x = (torch.randn(32, 64, 256, generator=generator) @ mixing).bfloat16()
+    weight = torch.randn(64, 256, generator=generator) * 0.02
+    tokens = x.double().flatten(0, 1)
+    exact = tokens.t() @ tokens / len(tokens)
+    accumulator = HessianAccumulator(256, torch.device("cpu"))
+    for batch in x:
+        accumulator.add(batch)
+
+    def error(hessian: torch.Tensor) -> float:
+        section = QuantizationSection(weights=WeightScheme(bits=4, group_size=64))
+        inputs = GroupInputs(hessian)
+        group = GPTQQuantizer(section).quantize({"x": weight}, inputs, torch.bfloat16)
+        change = (group.linears["x"].dequantize() - weight).double()
+        return float((change @ exact * change).sum())
+
+    assert error(accumulator.hessian()) == pytest.approx(error(exact.float()), rel=0.02)
 
 
 def test_observer_keeps_the_extremes_of_all_batches(tiny_llama: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -182,6 +184,34 @@ def test_weights_may_change_while_the_walk_stands_before_them(
         assert sorted(stood_at) == sorted(model.adapter.linears(block.index))
         found.append(hidden(walk.boundary()))
     assert_same(family, found, expected)
+
+
+@torch.no_grad()
+def test_yarn_scales_attention_as_its_config_says(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """In the words of the hub, with the quotient of two scales that DeepSeek has."""
+    folder = make_model(tmp_path / "yarn", dtype="float32")
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["rope_parameters"]
+    scaling = {"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 16}
+    scaling |= {"beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.5}
+    config |= {"rope_theta": 10000.0, "rope_scaling": scaling}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    model = opened(folder)
+    expected = states_of(read_whole(folder), model)
+    found = []
+    walk = model.walk(TOKENS, range(model.adapter.blocks))
+    for block in walk:
+        walk.pass_through(block)
+        found.append(hidden(walk.boundary()))
+    assert_same("llama", found, expected)
+    base: Any = model.reader.skeleton.base
+    stretch = math.log(32)
+    assert base.rotary_emb.attention_scaling == pytest.approx(
+        (0.1 * stretch + 1) / (0.05 * stretch + 1)
+    )
 
 
 def test_modes_may_not_change_between_stops(tiny_llama: Path) -> None:
