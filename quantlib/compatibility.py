@@ -16,6 +16,9 @@ from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import BaseQuantizer, quantizer_registry
 from quantlib.recipe import Activations, QuantizationSection, Recipe, WeightScheme
 
+KERNEL_MULTIPLE = 32
+"""vLLM's kernels for packed weights take linears whose sides are multiples of this."""
+
 
 def scheme_problems(recipe: Recipe) -> list[Problem]:
     """What does not go together within a recipe, whatever the model."""
@@ -160,9 +163,31 @@ def exact_linears(section: QuantizationSection, adapter: BaseModelAdapter) -> li
                     matches(pattern, adapter.linear_name(block, linear))
                     for pattern in section.ignore
                 )
-            }
+            }.union(unsuited_linears(section, adapter, block))
         )
     return exact
+
+
+def unsuited_linears(
+    section: QuantizationSection, adapter: BaseModelAdapter, block: int
+) -> dict[str, tuple[int, int]]:
+    """Linears of a block that no kernel of vLLM takes packed, and what it fuses with them.
+
+    They stay exact: some families have one, as the ``in_proj`` of Mamba, whose rows are of many
+    kinds.
+
+    Returns:
+        ``(out_features, in_features)`` by name within the block.
+    """
+    if section.activations != "none":
+        return {}
+    shapes = {linear: adapter.linear_shape(block, linear) for linear in adapter.linears(block)}
+    odd = {name for name, sides in shapes.items() if any(side % KERNEL_MULTIPLE for side in sides)}
+    if odd:
+        for parts in adapter.fused(block).values():
+            if not odd.isdisjoint(parts):
+                odd.update(parts)
+    return {name: sides for name, sides in shapes.items() if name in odd}
 
 
 def matches(pattern: str, name: str) -> bool:

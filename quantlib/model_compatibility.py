@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
-from quantlib.compatibility import exact_linears, matches, needs_calibration, resolve_format
+from quantlib.compatibility import (
+    KERNEL_MULTIPLE,
+    exact_linears,
+    matches,
+    needs_calibration,
+    resolve_format,
+    unsuited_linears,
+)
 from quantlib.errors import Problem
 from quantlib.formats import format_registry
 from quantlib.models import BaseModelAdapter
@@ -14,9 +21,6 @@ from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
 from quantlib.serving.tensor_parallel import Sharding, sharding_of
-
-_KERNEL_MULTIPLE = 32
-"""vLLM's kernels for packed weights take linears whose sides are multiples of this."""
 
 
 def model_problems(
@@ -122,7 +126,9 @@ def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) ->
     problems = []
     exact = exact_linears(section, adapter)
     if all(linears.issuperset(adapter.linears(block)) for block, linears in enumerate(exact)):
-        problems.append(Problem("quantization", "layers and ignore leave no linear to quantize"))
+        unsuited = unsuited_in_words(section, adapter)
+        what = "layers and ignore leave no linear to quantize"
+        problems.append(Problem("quantization", f"{what}; {unsuited}" if unsuited else what))
     split: dict[str, Problem] = {}
     for block, linears in enumerate(exact):
         for fused, parts in adapter.fused(block).items():
@@ -134,6 +140,22 @@ def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) ->
                     "quantize all of them or none",
                 )
     return [*problems, *split.values()]
+
+
+def unsuited_in_words(section: QuantizationSection, adapter: BaseModelAdapter) -> str | None:
+    """Which linears stay exact for their shapes; None where none do."""
+    unsuited = {
+        without_expert(linear): sides
+        for block in range(adapter.blocks)
+        for linear, sides in unsuited_linears(section, adapter, block).items()
+    }
+    if not unsuited:
+        return None
+    named = ", ".join(f"{name} ({rows} x {columns})" for name, (rows, columns) in unsuited.items())
+    return (
+        f"vLLM's kernels for packed weights need multiples of {KERNEL_MULTIPLE}, so that {named} "
+        "and what vLLM fuses with them stay exact"
+    )
 
 
 def quantizes_experts(section: QuantizationSection, adapter: BaseModelAdapter) -> bool:
@@ -229,18 +251,4 @@ def _shape_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> 
                 f"sizes that fit: {', '.join(fitting)}",
             )
         )
-    if section.activations == "none":
-        odd = [
-            f"{name} ({rows} x {columns})"
-            for name, (rows, columns) in shapes.items()
-            if rows % _KERNEL_MULTIPLE or columns % _KERNEL_MULTIPLE
-        ]
-        if odd:
-            problems.append(
-                Problem(
-                    "quantization",
-                    f"{', '.join(odd)}: vLLM's kernels need multiples of {_KERNEL_MULTIPLE}",
-                    "name them under quantization.ignore",
-                )
-            )
     return problems

@@ -10,7 +10,7 @@ from quantlib.checkpoint.source import FileSource
 from quantlib.compatibility import exact_linears
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
-from quantlib.model_compatibility import model_problems
+from quantlib.model_compatibility import model_problems, unsuited_in_words
 from quantlib.models import BaseModelAdapter, open_model
 from quantlib.planning import (
     Hardware,
@@ -89,6 +89,8 @@ def plan(
         ranges = plan_ranges(recipe, adapter, wanted)
         output.facts["ranges"] = [f"{start}:{stop}" for start, stop in ranges]
         output.facts["blocks"] = adapter.blocks
+        if unsuited := unsuited_in_words(recipe.quantization, adapter):
+            output.remarks.append(f"{unsuited}.")
         output.remarks.append(dry_load(store, recipe.quantization, model, checkpoint, adapter))
 
     parameters = {

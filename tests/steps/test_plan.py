@@ -2,16 +2,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zoo
 from safetensors.torch import load_file, save_file
 
 from quantlib.checkpoint.source import FolderSource
+from quantlib.compatibility import exact_linears
 from quantlib.errors import InvalidInputError
+from quantlib.model_compatibility import model_problems
 from quantlib.models import open_model
 from quantlib.recipe import Recipe
 from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import input_problems, parse_range, plan, plan_ranges
 from quantlib.steps.texts import bring_texts
 from quantlib.store import LocalStore
+from quantlib.store.transaction import run_facts
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -155,3 +159,33 @@ def test_smoothing_needs_something_that_takes_the_scales(
     (problem,) = problems()
     assert "outlier_suppression: no linears of olmo2 have a place for the scales" in problem
     assert problems(pairs=["norms", "up_down"]) == []
+
+
+def test_linears_of_shapes_that_no_kernel_takes_stay_exact(
+    tmp_path: Path, store: LocalStore, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANTLIB_DRY_LOAD", "never")
+    folder = zoo.make("falcon_h1", tmp_path / "model")
+    recipe = small_recipe()
+    _, adapter = open_model(FolderSource(folder))
+    exact = exact_linears(recipe.quantization, adapter)
+    assert exact == [{"mamba.in_proj"}] * adapter.blocks
+    planned = plan(store, recipe, fetch(store, str(folder)), bring_texts(store, recipe), 0)
+    (remark, _) = run_facts(store, planned)["remarks"]
+    assert "multiples of 32, so that mamba.in_proj (1096 x 256)" in remark
+    of_activations_too = recipe.quantization.model_copy(update={"activations": "int8"})
+    assert exact_linears(of_activations_too, adapter) == [set()] * adapter.blocks
+
+
+def test_what_vllm_fuses_with_an_unsuited_linear_stays_exact_too(
+    make_model: Callable[..., Path], tmp_path: Path, small_recipe: MakeRecipe
+) -> None:
+    folder = make_model(tmp_path / "model", num_key_value_heads=1, head_dim=40)
+    recipe = small_recipe()
+    _, adapter = open_model(FolderSource(folder))
+    qkv = {f"self_attn.{name}_proj" for name in "qkv"}
+    assert exact_linears(recipe.quantization, adapter) == [qkv] * adapter.blocks
+    only = small_recipe(quantization={"ignore": ["o_proj", "re:mlp"]})
+    (problem,) = model_problems(only, *open_model(FolderSource(folder)))
+    assert "leave no linear to quantize; vLLM's kernels for packed weights need" in str(problem)
+    assert "self_attn.k_proj (40 x 64)" in str(problem)
