@@ -12,12 +12,16 @@ from pydantic import BaseModel, ValidationError
 from quantlib.errors import Problem, UnknownNameError
 from quantlib.formats import CheckpointScheme, format_registry
 from quantlib.models import BaseModelAdapter
+from quantlib.models.base import without_expert
+from quantlib.models.layout import ANY_EXPERT
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import BaseQuantizer, quantizer_registry
 from quantlib.recipe import Activations, QuantizationSection, Recipe, WeightScheme
 
 KERNEL_MULTIPLE = 32
 """vLLM's kernels for packed weights take linears whose sides are multiples of this."""
+
+_OF_EXPERT = f".{ANY_EXPERT}."
 
 
 def scheme_problems(recipe: Recipe) -> list[Problem]:
@@ -203,19 +207,28 @@ def checkpoint_scheme(section: QuantizationSection, adapter: BaseModelAdapter) -
     fused: list[str] = []
     modules: list[str] = []
     for block, linears in enumerate(exact_linears(section, adapter)):
-        within: set[str] = set()
+        kept = adapter.kept_exact(block)
+        within = {name for name in kept if _OF_EXPERT in name}
         for name, parts in adapter.fused(block).items():
             if not linears.issuperset(parts):
                 continue
-            if all(part.startswith(f"{name}.") for part in parts):
+            if _OF_EXPERT in without_expert(parts[0]):
                 within.update(parts)
-                modules.append(adapter.linear_name(block, name))
             else:
-                fused.append(adapter.linear_name(block, name))
-        kept = [linear for linear in adapter.linears(block) if linear in linears - within]
+                fused.append(name)
+        mixtures = dict.fromkeys(without_expert(name).partition(_OF_EXPERT)[0] for name in within)
+        for name in mixtures:
+            modules.append(adapter.linear_name(block, name))
+            exact += [
+                other
+                for other in adapter.spelled(block, name)
+                if not f"{other}.".startswith(f"{modules[-1]}.")
+            ]
+        alone = [name for name in adapter.linears(block) if name in linears]
         exact += [
             name
-            for linear in (*kept, *adapter.kept_exact(block))
+            for linear in (*alone, *kept)
+            if linear not in within
             for name in adapter.spelled(block, linear)
         ]
     return CheckpointScheme(

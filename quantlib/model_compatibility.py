@@ -132,9 +132,9 @@ def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) ->
     split: dict[str, Problem] = {}
     for block, linears in enumerate(exact):
         for fused, parts in adapter.fused(block).items():
-            if fused not in split and 0 < len(linears & set(parts)) < len(parts):
-                named = ", ".join(dict.fromkeys(map(without_expert, parts)))
-                split[fused] = Problem(
+            named = ", ".join(dict.fromkeys(map(without_expert, parts)))
+            if named not in split and 0 < len(linears & set(parts)) < len(parts):
+                split[named] = Problem(
                     "quantization.ignore",
                     f"splits {named} in block {block}, which vLLM fuses into {fused}",
                     "quantize all of them or none",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs
 from documents import ROOT
@@ -222,6 +223,26 @@ def test_scheme_names_routers_and_exact_experts(
     assert scheme.exact_modules == ("model.layers.2.mlp.experts", "model.layers.3.mlp.experts")
 
 
+def test_exact_experts_go_by_the_names_of_vllm(tmp_path: Path, small_recipe: Fixture) -> None:
+    section = small_recipe(quantization={"ignore": ["re:experts"]}).quantization
+    _, adapter = open_model(FolderSource(zoo.make("nemotron_h", tmp_path / "nemotron")))
+    (first, *_) = checkpoint_scheme(section, adapter).exact_modules
+    assert first.startswith("backbone.layers.") and first.endswith(".mixer.experts")
+    asked_for = first.replace("backbone", "model") + ".0.up_proj"
+    assert asked_for in checkpoint_scheme(section, adapter).exact
+
+
+def test_experts_that_vllm_reads_in_other_pieces_stay_exact(
+    tmp_path: Path, small_recipe: Fixture
+) -> None:
+    """It would leave out tensors whose names it does not know, without an error."""
+    _, adapter = open_model(FolderSource(zoo.make("gpt_oss", tmp_path / "model")))
+    assert not any("experts" in linear for linear in adapter.linears(0))
+    scheme = checkpoint_scheme(small_recipe().quantization, adapter)
+    assert "model.layers.0.mlp.experts" in scheme.exact_modules
+    assert r"re:model\.layers\.0\.mlp\.experts\.0\.gate_proj$" in scheme.exact
+
+
 @pytest.mark.parametrize("name", ["gptq", "awq", "compressed-tensors"])
 def test_formats_know_again_what_is_exact(name: str, mixtral: Path, small_recipe: Fixture) -> None:
     from quantlib.formats import format_registry
@@ -251,7 +272,7 @@ def test_what_cannot_be_served_is_refused(mixtral: Path, qwen: Path, small_recip
     assert of(mixtral, ignore=["gate"]) == ""
     split = of(mixtral, ignore=["re:experts.3"])
     assert "block_sparse_moe.experts.*.w1" in split
-    assert "in block 0, which vLLM fuses into block_sparse_moe.experts" in split
+    assert "in block 0, which vLLM fuses into model.layers.0.block_sparse_moe.experts" in split
     assert "which vLLM fuses" in of(mixtral, ignore=["w2"])
     static = of(mixtral, **W8 | {"activations": "int8-static"})
     assert "experts with int8 activations per token only" in static

@@ -107,7 +107,10 @@ class GPTQFormat(BaseFormat):
         Linears that stay exact are named by GPTQModel's negative rules (``dynamic``), which vLLM
         matches against its own, fused names.
         """
-        rules = [rf"-:{re.escape(name)}$" for name in (*scheme.exact, *scheme.exact_fused)]
+        rules = [
+            f"-:{name[3:]}" if name.startswith("re:") else rf"-:{re.escape(name)}$"
+            for name in (*scheme.exact, *scheme.exact_fused)
+        ]
         rules += [rf"-:{re.escape(name)}(\.|$)" for name in scheme.exact_modules]
         return {
             "quant_method": "gptq",

@@ -178,7 +178,10 @@ class BaseModelAdapter(ABC):
 
     @abstractmethod
     def fused(self, block: int) -> Mapping[str, tuple[str, ...]]:
-        """The linears that vLLM fuses, by the name that it gives the fused one or all of them."""
+        """The linears that vLLM fuses, by the full name that it gives the fused one.
+
+        All linears of all experts of a mixture are the parts of one.
+        """
 
     def spelled(self, block: int, linear: str) -> tuple[str, ...]:
         """The names by which vLLM may ask for a linear that stays exact; its own among them."""

@@ -52,6 +52,9 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         "*.indexer.*": "chooses tokens of sparse attention",
         "*router*": "chooses experts",
         "*.gate.wg": "chooses experts",
+        "*.in_proj_[ab]": "gives gates and decays, one number a head",
+        "*.in_proj_ba": "gives gates and decays, one number a head",
+        "self_attn.b_proj": "gives gates, one number a head",
     }
 
     def fused(self, block: int) -> Mapping[str, tuple[str, ...]]:
@@ -60,12 +63,12 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         What the pinned vLLM was not asked about is taken to be fused as in most families.
         """
         linears = self.linears(block)
-        if self._vllm is None:
-            return _usually_fused(linears)
         prefix = self.block_prefix(block)
+        if self._vllm is None:
+            return {prefix + name: parts for name, parts in _usually_fused(linears).items()}
         fused = self._vllm.fused([prefix + linear for linear in linears])
         return {
-            name.removeprefix(prefix): tuple(part.removeprefix(prefix) for part in parts)
+            name: tuple(part.removeprefix(prefix) for part in parts)
             for name, parts in fused.items()
         }
 
@@ -79,7 +82,23 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
             for linear in self.layout.kind(block).shapes
             if self._vllm.never(self.linear_name(block, of_expert(linear, 0)))
         }
-        return {**kept, **never}
+        return {**kept, **never, **self._unread_experts(block, self._vllm)}
+
+    def _unread_experts(self, block: int, vllm: VllmNames) -> dict[str, str]:
+        """Linears of mixtures whose matrices vLLM reads in other pieces than they are written in.
+
+        It would leave out what it does not know by name, without an error.
+        """
+        unread: dict[str, str] = {}
+        linears = [linear for linear in self.layout.kind(block).shapes if ANY_EXPERT in linear]
+        for linear in linears:
+            known = vllm.experts(self.linear_name(block, of_expert(linear, 0)))
+            if known is None or linear.rpartition(".")[2] in known.names:
+                continue
+            mixture = linear.partition(ANY_EXPERT)[0]
+            why = f"vLLM reads {' and '.join(known.names)} of an expert"
+            unread |= {name: why for name in linears if name.startswith(mixture)}
+        return unread
 
     def spelled(self, block: int, linear: str) -> tuple[str, ...]:
         """The names by which vLLM may ask for a linear that stays exact; its own among them."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 import zoo
-from torch import Tensor, nn
+from torch import Tensor
 from walking import opened
+from whole import blocks_of, expert_weights, read_whole, states_of
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.models import open_model
@@ -26,8 +26,6 @@ pytestmark = pytest.mark.usefixtures("float32_products", "sample_by_sample")
 TOKENS = torch.randint(3, 490, (2, 48), generator=torch.Generator().manual_seed(1))
 TOLERANCE = {"llama4_text": 1e-5}
 """transformers multiplies the tokens of all experts at once there, and the walk one by one."""
-
-TRANSPOSED = {"GptOssExperts", "Llama4TextExperts"}
 
 
 @pytest.fixture(scope="module", params=zoo.FAMILIES)
@@ -57,39 +55,6 @@ def stream(folder: Path) -> Callable[[], StreamedModel]:
 @pytest.fixture
 def sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantlib.models.streamed.batch_samples", lambda *_: 1)
-
-
-def read_whole(folder: Path) -> Any:
-    """The model as transformers reads it."""
-    config = transformers.AutoConfig.from_pretrained(folder)
-    settings = {"dtype": torch.float32, "experts_implementation": "eager"}
-    if getattr(config, "attn_logit_softcapping", None):
-        settings["attn_implementation"] = "eager"  # the default one caps no scores
-    (name,) = config.architectures
-    return getattr(transformers, name).from_pretrained(folder, **settings).eval()
-
-
-def blocks_of(whole: Any, model: StreamedModel) -> nn.ModuleList:
-    prefix = model.adapter.layout.module_prefix.removesuffix(".{}.")
-    found = whole.get_submodule(prefix)
-    assert isinstance(found, nn.ModuleList)
-    return found
-
-
-def states_of(whole: Any, model: StreamedModel) -> list[Tensor]:
-    """What transformers gives after every block."""
-    found: list[list[Tensor]] = []
-
-    def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
-        found[-1].append((output[0] if isinstance(output, tuple) else output).clone())
-
-    for block in blocks_of(whole, model):
-        block.register_forward_hook(keep)
-    for sample in TOKENS.split(1):
-        found.append([])
-        whole.base_model(input_ids=sample, use_cache=False)
-    axis = model.adapter.layout.axes.get(HIDDEN, 0)
-    return [torch.cat(samples, axis) for samples in zip(*found, strict=True)]
 
 
 def hidden(boundary: Mapping[str, Tensor]) -> Tensor:
@@ -125,26 +90,12 @@ def round_whole(whole: Any, model: StreamedModel) -> None:
                 weight.copy_(rounded(weight, linear))
 
 
-def expert_weights(module: Any, linear: str) -> Iterator[Tensor]:
-    """The same matrix of every expert, ``[out_features, in_features]``."""
-    kind = type(module).__name__
-    gate_up = getattr(module, "gate_up_proj", None)
-    fused = gate_up is not None and linear != "down_proj"
-    for weight in gate_up if fused else getattr(module, linear):
-        rows = weight.t() if kind in TRANSPOSED else weight
-        if fused and kind == "GptOssExperts":
-            rows = rows[linear == "up_proj" :: 2]
-        elif fused:
-            rows = rows.chunk(2)[linear == "up_proj"]
-        yield rows
-
-
 @torch.no_grad()
 def test_hidden_states_are_those_of_transformers(
     family: str, folder: Path, stream: Callable[[], StreamedModel]
 ) -> None:
     model = stream()
-    expected = states_of(read_whole(folder), model)
+    expected = states_of(read_whole(folder), model, TOKENS)
     kept = []
     walk = model.walk(TOKENS, range(model.adapter.blocks))
     for block in walk:
@@ -170,7 +121,7 @@ def test_weights_may_change_while_the_walk_stands_before_them(
     model = stream()
     whole = read_whole(folder)
     round_whole(whole, model)
-    expected = states_of(whole, model)
+    expected = states_of(whole, model, TOKENS)
     found = []
     walk = model.walk(TOKENS, range(model.adapter.blocks))
     for block in walk:

@@ -180,7 +180,8 @@ def test_linears_of_shapes_that_no_kernel_takes_stay_exact(
 def test_what_vllm_fuses_with_an_unsuited_linear_stays_exact_too(
     make_model: Callable[..., Path], tmp_path: Path, small_recipe: MakeRecipe
 ) -> None:
-    folder = make_model(tmp_path / "model", num_key_value_heads=1, head_dim=40)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 40}
+    folder = make_model(tmp_path / "model", **heads)
     recipe = small_recipe()
     _, adapter = open_model(FolderSource(folder))
     qkv = {f"self_attn.{name}_proj" for name in "qkv"}
