@@ -49,14 +49,26 @@ if __name__ == "__main__":
                 status = 0
             except BaseException:
                 traceback.print_exc()
+                with open(output, "w") as file:
+                    json.dump(traceback.format_exc(), file)
             sys.stderr.flush()
             os._exit(status)
-        if os.wait()[1]:
-            sys.exit(f"{folder} failed")
+        os.wait()
 """
 
 
 def served_logprobs(folders: Sequence[Path], root: Path, preparation: str = "") -> list[np.ndarray]:
+    """As :func:`served_or_refused`, of checkpoints that vLLM has to serve."""
+    served = []
+    for folder, found in zip(folders, served_or_refused(folders, root, preparation), strict=True):
+        assert isinstance(found, np.ndarray), f"{folder}: {found[-3000:]}"
+        served.append(found)
+    return served
+
+
+def served_or_refused(
+    folders: Sequence[Path], root: Path, preparation: str = ""
+) -> list[np.ndarray | str]:
     """What vLLM predicts after each of :data:`TOKENS`, ``[positions, vocabulary]`` per checkpoint.
 
     vLLM is imported once, and each checkpoint is loaded by a forked process: within a process vLLM
@@ -66,6 +78,9 @@ def served_logprobs(folders: Sequence[Path], root: Path, preparation: str = "") 
         folders: Of checkpoints with a vocabulary of 512 tokens.
         root: A folder for files in between.
         preparation: Python to run in vLLM's process before anything is loaded.
+
+    Returns:
+        In the place of a checkpoint that vLLM did not serve, the error that it ended with.
     """
     script = root / "logprobs.py"
     script.write_text(_SCRIPT)
@@ -78,7 +93,8 @@ def served_logprobs(folders: Sequence[Path], root: Path, preparation: str = "") 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [np.array(json.loads(file.read_text())) for file in outputs]
+    found = [json.loads(file.read_text()) for file in outputs]
+    return [each if isinstance(each, str) else np.array(each) for each in found]
 
 
 @torch.no_grad()
@@ -88,12 +104,14 @@ def reference_logprobs(folder: Path) -> np.ndarray:
     return model(torch.tensor([TOKENS])).logits[0, :-1].log_softmax(-1).numpy()
 
 
-def assert_served_as_meant(served: np.ndarray, reference: np.ndarray) -> None:
+def assert_served_as_meant(
+    served: np.ndarray, reference: np.ndarray, divergence_allowed: float = 0.01
+) -> None:
     """Asserts that predictions differ by no more than the rounding of bfloat16."""
     assert np.isfinite(served).all()
     divergence = (np.exp(reference) * (reference - served)).sum(-1)
     # Rounding of activations gives about 1e-3; wrong scales or zero points, or a linear that is
     # taken for exact, give more than 0.1.
-    assert divergence.mean() < 0.01
+    assert divergence.mean() < divergence_allowed
     spread = reference.std(0).mean()
     assert spread > 0.1, "the model says the same everywhere, so this test could not fail"

@@ -58,10 +58,10 @@ def quantized(
 ) -> Iterator[Quantized]:
     root = tmp_path_factory.mktemp("family")
     source = zoo.make(request.param, root / "source")
-    recipe = small_recipe(num_ranges=2, quantization={"format": "compressed-tensors"})
+    recipe = small_recipe(num_ranges=3, quantization={"format": "compressed-tensors"})
     store = LocalStore(root / "store")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("QUANTLIB_DRY_LOAD", "never")  # served by test_families_served.py
+        patched.setenv("QUANTLIB_DRY_LOAD", "never")  # served by tests/test_families_served.py
         made = run_steps(store, recipe, source)
     for file in made.checkpoint.facts["checkpoint_files"]:
         store.export_file(made.checkpoint.path(file), root / "quantized" / file)
@@ -100,9 +100,16 @@ def test_transformers_computes_with_the_weights_that_were_meant(quantized: Quant
     whole = read_whole(quantized.source)
     before = whole(TOKENS, use_cache=False).logits
     meant = plain(Checkpoint.open(FolderSource(quantized.folder)))
+    again = opened(quantized.folder)  # what is quantized is a source too
     exact = exact_linears(quantized.recipe.quantization, quantized.adapter)
     for index, block in enumerate(blocks_of(whole, model)):
-        for linear in model.adapter.linears(index):
+        read = again.block(index)
+        linears = []
+        for shared in read.inputs:
+            read.stand_at(shared)
+            linears += [(linear, read.weight(linear).float()) for linear in shared.linears]
+        assert [linear for linear, _ in linears] == list(model.adapter.linears(index))
+        for linear, as_source in linears:
             if linear in exact[index]:
                 continue
             weight = weight_of(block, linear, model.adapter.layout.kind(index).modules)
@@ -110,6 +117,7 @@ def test_transformers_computes_with_the_weights_that_were_meant(quantized: Quant
             after = read_tensor(meant, name).float()
             error = (after - weight).square().sum() / weight.square().sum()
             assert 1e-4 < error < 0.1, f"{name}: {error}"
+            assert torch.equal(as_source, after), name
             weight.copy_(after)
     expected = whole(TOKENS, use_cache=False).logits
     found = load_model(quantized.folder, torch.float32)(TOKENS, use_cache=False).logits

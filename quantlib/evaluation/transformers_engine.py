@@ -22,9 +22,11 @@ from quantlib.evaluation.metrics import (
 
 if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
+    from quantlib.models.names import Names
+    from quantlib.models.skeleton import Skeleton
 
 
-_OF_EXPERT = re.compile(r"experts\.\d+\.")
+_OF_EXPERT = re.compile(r"experts\.(\d+)\.")
 
 
 class TransformersEngine:
@@ -112,14 +114,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
         QuantlibError: Inputs of experts would have to be rounded: transformers computes all experts
             in one module.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder)
-    settings: dict[str, Any] = {"config": config, "dtype": dtype}
-    if getattr(config, "attn_logit_softcapping", None):
-        settings["attn_implementation"] = "eager"  # torch's fused attention caps no scores
-    if getattr(config, "quantization_config", None) is None:
-        return AutoModelForCausalLM.from_pretrained(folder, **settings)
+    from transformers import AutoConfig
 
     from quantlib.checkpoint.checkpoint import Checkpoint
     from quantlib.checkpoint.quantized import quantized_modules
@@ -127,30 +122,63 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     from quantlib.checkpoint.tensors import read_tensor
     from quantlib.formats import format_registry
     from quantlib.formats.dequantize import dequantized_state
+    from quantlib.models.names import Names
+    from quantlib.models.skeleton import Skeleton
 
     checkpoint = Checkpoint.open(FolderSource(folder))
+    skeleton = Skeleton(checkpoint.config)
+    model_class = type(skeleton.model)
+    config = AutoConfig.from_pretrained(folder)
+    settings: dict[str, Any] = {"config": config, "dtype": dtype}
+    if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None):
+        settings["attn_implementation"] = "eager"  # torch's fused attention caps no scores
+    if getattr(config, "quantization_config", None) is None:
+        return model_class.from_pretrained(folder, **settings)
     quantization = checkpoint.config["quantization_config"]
     del config.quantization_config
-    with torch.device("meta"):
-        model_class = type(AutoModelForCausalLM.from_config(config))
     state = dict(dequantized_state(checkpoint))
+    names = Names.of(skeleton, state)
+    _stack_experts(skeleton, names, state)
     model = model_class.from_pretrained(None, state_dict=state, **settings)
     activations = _activations(quantization)
     if activations is not None:
         format = format_registry.get(quantization["quant_method"])()
         _, is_quantized = format.read_scheme(quantization)
-        for name in quantized_modules(checkpoint.tensors):
-            if _OF_EXPERT.search(name) and is_quantized(name):
+        for name in filter(is_quantized, quantized_modules(checkpoint.tensors)):
+            if _OF_EXPERT.search(name):
                 raise QuantlibError(
                     "transformers cannot round the inputs of experts: judge with vLLM on a GPU"
                 )
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and is_quantized(name):
-                scale = None
-                if not activations["dynamic"]:
-                    scale = read_tensor(checkpoint, f"{name}.input_scale")
-                module.register_forward_pre_hook(_rounding(activations["type"], scale))
+            scale = None
+            if not activations["dynamic"]:
+                scale = read_tensor(checkpoint, f"{name}.input_scale")
+            module = model.get_submodule(names.target[f"{name}.weight"].removesuffix(".weight"))
+            module.register_forward_pre_hook(_rounding(activations["type"], scale))
     return model
+
+
+def _stack_experts(skeleton: Skeleton, names: Names, state: dict[str, Tensor]) -> None:
+    """Puts the experts of families that have all in one tensor into one; they come one by one."""
+    from quantlib.models.experts import linear_views
+    from quantlib.models.layout import EXPERT_PARTS
+
+    for index, modules in skeleton.experts.items():
+        for path, module in modules.items():
+            whole = dict(module.named_parameters())
+            for parameter, linears in EXPERT_PARTS.items():
+                key = f"{skeleton.prefix}{index}.{path}.{parameter}"
+                parts = names.converted.get(key, ())
+                if not parts or {names.pattern[part] for part in parts} != set(linears):
+                    continue  # transformers joins them itself
+                stack = torch.empty(whole[parameter].shape, dtype=state[parts[0]].dtype)
+                for part in parts:
+                    found = _OF_EXPERT.search(part)
+                    assert found is not None
+                    weights = {name: each[0] for name, each in whole.items()}
+                    weights[parameter] = stack[int(found[1])]
+                    views = linear_views(module, weights)
+                    views[names.pattern[part]].copy_(state.pop(part))
+                state[key] = stack
 
 
 def _activations(quantization: dict[str, Any]) -> dict[str, Any] | None:

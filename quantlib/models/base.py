@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import TensorInfo
-from quantlib.models.layout import ANY_EXPERT, Layout, SharedInput
+from quantlib.models.layout import ANY_EXPERT, EXPERT_PARTS, Layout, SharedInput
 
 if TYPE_CHECKING:
     import torch
@@ -156,12 +156,11 @@ class BaseModelAdapter(ABC):
 
     def stacked_linears(self, block: int, module: str, parameter: str) -> tuple[str, ...]:
         """The linears of an expert that lie together in a tensor with all experts."""
-        own = ("gate_proj", "up_proj") if parameter == "gate_up_proj" else (parameter,)
         modules = self.layout.kind(block).modules
         return tuple(
             linear
             for linear, name in modules.items()
-            if name in {f"{module}.{ANY_EXPERT}.{each}" for each in own}
+            if name in {f"{module}.{ANY_EXPERT}.{each}" for each in EXPERT_PARTS[parameter]}
         )
 
     def stored_dtype(self, checkpoint: Checkpoint) -> str:

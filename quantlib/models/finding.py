@@ -12,7 +12,15 @@ from quantlib.errors import InvalidInputError
 from quantlib.models.discovery import Seen, run_on_meta
 from quantlib.models.experts import count_of, linear_shapes
 from quantlib.models.folds import FoldFinder
-from quantlib.models.layout import ANY_EXPERT, BlockKind, Experts, Layout, Producer, SharedInput
+from quantlib.models.layout import (
+    ANY_EXPERT,
+    EXPERT_PARTS,
+    BlockKind,
+    Experts,
+    Layout,
+    Producer,
+    SharedInput,
+)
 from quantlib.models.missing import tensor_problems
 from quantlib.models.names import Names, servable_names
 from quantlib.models.skeleton import Skeleton
@@ -220,11 +228,7 @@ class _Kind:
         """What the linears of an expert are called in a checkpoint with a matrix for each."""
         named: dict[str, str] = {}
         start = f"{self._start}{name}."
-        for parameter, own in (
-            ("gate_up_proj", ["gate_proj", "up_proj"]),
-            ("up_proj", ["up_proj"]),
-            ("down_proj", ["down_proj"]),
-        ):
+        for parameter, own in EXPERT_PARTS.items():
             parts = self._names.expert_parts(start + parameter)
             if len(parts) == len(own) and ANY_EXPERT in parts[0]:
                 stored = [part.removeprefix(self._prefix) for part in parts]

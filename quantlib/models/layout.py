@@ -13,6 +13,13 @@ from pydantic import BaseModel, ConfigDict
 
 ANY_EXPERT = "*"
 
+EXPERT_PARTS = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "up_proj": ("up_proj",),
+    "down_proj": ("down_proj",),
+}
+"""The matrices of an expert that lie together in a parameter of transformers with all experts."""
+
 
 class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -23,6 +23,9 @@ from transformers.core_model_loading import (
 from quantlib.models.layout import ANY_EXPERT
 from quantlib.models.skeleton import Skeleton
 
+_OWN_MATRIX = re.compile(
+    r"(?P<module>.*experts)\.\d+\.(?P<linear>gate_proj|up_proj|down_proj)\.weight"
+)
 _EXPERT_NUMBER = re.compile(r"(?<=experts\.)(\d+)(?=\.)")
 
 
@@ -65,6 +68,8 @@ class Names:
             if key not in known and tensor in known:
                 key, pattern = tensor, None
             if key not in known:
+                key, pattern = _of_expert(skeleton, key)
+            if key not in known:
                 names.extra.append(tensor)
                 continue
             names.target[tensor] = key
@@ -98,6 +103,24 @@ class Names:
             if set(by_pattern) <= set(converter.source_patterns):
                 return [each for each in converter.source_patterns if each in by_pattern]
         return list(by_pattern)
+
+
+def _of_expert(skeleton: Skeleton, name: str) -> tuple[str, str | None]:
+    """The parameter with all experts that a matrix of one belongs to, and which part it is.
+
+    Quantized checkpoints have experts one by one, also where a family's own have all in one tensor.
+    """
+    found = _OWN_MATRIX.fullmatch(name)
+    if found is None:
+        return name, None
+    part = found["linear"]
+    for parameter in (part, "gate_up_proj"):
+        key = f"{found['module']}.{parameter}"
+        block, _, module = found["module"].removeprefix(skeleton.prefix).partition(".")
+        experts = skeleton.experts.get(int(block), {}) if block.isdecimal() else {}
+        if module in experts and hasattr(experts[module], parameter):
+            return key, part
+    return name, None
 
 
 def servable_names(skeleton: Skeleton, tensors: Collection[str]) -> dict[str, tuple[str, ...]]:

@@ -15,8 +15,8 @@ from transformers.modeling_utils import LoadStateDictConfig
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
 from quantlib.errors import InvalidInputError
-from quantlib.models.experts import count_of
-from quantlib.models.layout import of_expert
+from quantlib.models.experts import count_of, linear_views
+from quantlib.models.layout import ANY_EXPERT, EXPERT_PARTS, of_expert
 from quantlib.models.names import Names
 from quantlib.models.skeleton import Skeleton, allocate_buffers
 
@@ -93,15 +93,24 @@ class Reader:
             InvalidInputError: The checkpoint lacks some of them.
         """
         prefix = f"{self.skeleton.prefix}{module.walked_block}.{module.walked_name}."
-        weights = {}
+        weights: dict[str, Tensor] = {}
+        one_by_one: dict[str, Tensor] = {}
         for name, parameter in module.named_parameters():
             parts = self.names.expert_parts(prefix + name)
             if not parts:
                 raise InvalidInputError.one(prefix + name, "the checkpoint lacks it")
             dtype = self._dtype(prefix + name, parameter)
             read = [self._expert_part(part, expert, count_of(module)) for part in parts]
-            whole = torch.cat(read) if len(read) > 1 else read[0]
-            weights[name] = whole.to(self.device, dtype)
+            if ANY_EXPERT in parts[0] and len(parts) == len(EXPERT_PARTS.get(name, ())):
+                weights[name] = torch.empty(parameter.shape[1:], device=self.device, dtype=dtype)
+                one_by_one.update(zip(EXPERT_PARTS[name], read, strict=True))
+            else:
+                whole = torch.cat(read) if len(read) > 1 else read[0]
+                weights[name] = whole.to(self.device, dtype)
+        if one_by_one:
+            views = linear_views(module, weights)
+            for linear, matrix in one_by_one.items():
+                views[linear].copy_(matrix)
         return weights
 
     def _expert_part(self, name: str, expert: int, count: int) -> Tensor:
