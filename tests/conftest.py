@@ -132,7 +132,7 @@ class Made:
     checkpoint: Receipt
 
 
-def _run_steps(store: Store, recipe: Recipe, source: Path) -> Made:
+def _run_steps(store: Store, recipe: Recipe, source: Path, device: str = "cpu") -> Made:
     """Every step up to merge."""
     from quantlib.steps.calibrate import calibrate
     from quantlib.steps.fetch import fetch
@@ -144,10 +144,10 @@ def _run_steps(store: Store, recipe: Recipe, source: Path) -> Made:
 
     model, texts = fetch(store, str(source)), bring_texts(store, recipe)
     planned = plan(store, recipe, model, texts, 0)
-    calibration = calibrate(store, recipe, model, planned, "cpu")
+    calibration = calibrate(store, recipe, model, planned, device)
     smoothing = smooth(store, recipe, model, calibration)
     quantized = [
-        quantize(store, recipe, block_range, model, calibration, smoothing, "cpu")
+        quantize(store, recipe, block_range, model, calibration, smoothing, device)
         for block_range in planned.facts["ranges"]
     ]
     checkpoint = merge(store, recipe, model, quantized)
@@ -161,7 +161,7 @@ def small_recipe() -> Callable[..., Recipe]:
 
 
 @pytest.fixture(scope="session")
-def run_steps() -> Callable[[Store, Recipe, Path], Made]:
+def run_steps() -> Callable[..., Made]:
     """Runs every step up to merge."""
     return _run_steps
 
