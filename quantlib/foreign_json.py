@@ -24,13 +24,17 @@ class _RefusedError(ValueError):
     pass
 
 
-def parse_json(data: bytes | bytearray | str, where: str, remedy: str = "") -> Any:
+def parse_json(
+    data: bytes | bytearray | str, where: str, remedy: str = "", *, infinite: bool = False
+) -> Any:
     """The value in a JSON document.
 
     Args:
         data: The document, in UTF-8.
         where: Its address, for people.
         remedy: What to do where it is refused.
+        infinite: Whether it may hold ``Infinity``, which is no JSON but stands in configs on the
+            hub: Python writes and reads it.
 
     Raises:
         InvalidInputError: It is no JSON, is nested too deeply, names a key twice, or holds numbers
@@ -43,7 +47,7 @@ def parse_json(data: bytes | bytearray | str, where: str, remedy: str = "") -> A
             object_pairs_hook=_mapping,
             parse_int=_whole,
             parse_float=_real,
-            parse_constant=_constant,
+            parse_constant=_infinity if infinite else _constant,
         )
         _require_plain(value)
         return value
@@ -58,13 +62,15 @@ def parse_json(data: bytes | bytearray | str, where: str, remedy: str = "") -> A
     raise InvalidInputError.one(where, what, remedy) from None
 
 
-def parse_mapping(data: bytes | bytearray | str, where: str, remedy: str = "") -> dict[str, Any]:
-    """The mapping in a JSON document.
+def parse_mapping(
+    data: bytes | bytearray | str, where: str, remedy: str = "", *, infinite: bool = False
+) -> dict[str, Any]:
+    """The mapping in a JSON document; see :func:`parse_json`.
 
     Raises:
         InvalidInputError: It holds something else, or :func:`parse_json` refuses it.
     """
-    value = parse_json(data, where, remedy)
+    value = parse_json(data, where, remedy, infinite=infinite)
     if not isinstance(value, dict):
         raise InvalidInputError.one(where, "does not hold a mapping", remedy)
     return value
@@ -96,6 +102,10 @@ def _constant(name: str) -> NoReturn:
     raise _RefusedError(f"holds {name}, which is no number of JSON")
 
 
+def _infinity(name: str) -> float:
+    return _constant(name) if name == "NaN" else float(name)
+
+
 def _require_plain(value: Any) -> None:
     waiting = [(value, 0)]
     while waiting:
@@ -104,7 +114,9 @@ def _require_plain(value: Any) -> None:
             raise RecursionError
         match current:
             case str() as text:
-                if any("\ud800" <= character <= "\udfff" for character in text):
+                if not text.isascii() and any(
+                    "\ud800" <= character <= "\udfff" for character in text
+                ):
                     raise _RefusedError("holds half of a surrogate pair, which is no character")
             case dict() as mapping:
                 waiting += [(each, depth + 1) for pair in mapping.items() for each in pair]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from quantlib.errors import InvalidInputError
@@ -44,6 +46,15 @@ def test_what_models_hold_is_read() -> None:
 )
 def test_what_would_break_later_is_refused(data: bytes | str, says: str) -> None:
     assert says in refusal(data)
+
+
+def test_infinity_is_read_where_a_config_may_hold_it() -> None:
+    text = '{"time_step_limit": [0.0, Infinity, -Infinity]}'
+    assert parse_mapping(text, "config.json", infinite=True) == {
+        "time_step_limit": [0.0, math.inf, -math.inf]
+    }
+    with pytest.raises(InvalidInputError, match="holds NaN"):
+        parse_mapping('{"a": NaN}', "config.json", infinite=True)
 
 
 def test_a_mapping_is_asked_for() -> None:

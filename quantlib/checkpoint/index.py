@@ -39,7 +39,7 @@ def read_json(source: FileSource, name: str) -> dict[str, Any]:
         )
     if not data.strip():
         raise InvalidInputError.one(where, "is empty", REFETCH)
-    return parse_mapping(data, where)
+    return parse_mapping(data, where, infinite=True)
 
 
 def read_weight_map(source: FileSource) -> dict[str, str] | None:

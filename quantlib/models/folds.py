@@ -56,10 +56,11 @@ class FoldFinder:
         self._block = skeleton.blocks[index]
         self._generator = torch.Generator().manual_seed(0)
         self._arguments, self._kwargs = self._drawn(arguments), self._drawn(dict(kwargs))
-        self._head_dim = _head_dim(skeleton)
+        self._head_dim = _head_dim(skeleton, index)
         self._experts = skeleton.experts[index]
         self._order: list[str] = []
         self._norm_calls: dict[str, tuple[Any, Any, Tensor]] = {}
+        self._inputs: dict[str, Tensor | None] = {}
         _fill(skeleton, index, self._generator)
         try:
             self._expected = self._first_run()
@@ -169,10 +170,19 @@ class FoldFinder:
         touched = rows.unique()
         divisors[touched] = torch.rand(len(touched), generator=self._generator) + 0.5
         scales = divisors[rows]
+
+        def multiply(name: str) -> Callable[..., Any]:
+            def hook(_: nn.Module, given: Any) -> Any:
+                x = given[0] * scales
+                expected = self._inputs[name]
+                if expected is not None and not _close(x, expected):
+                    raise _OtherwiseError  # most candidates: what comes after need not be computed
+                return (x, *given[1:])
+
+            return hook
+
         handles = [
-            self._block.get_submodule(name).register_forward_pre_hook(
-                lambda _, given: (given[0] * scales, *given[1:])
-            )
+            self._block.get_submodule(name).register_forward_pre_hook(multiply(name))
             for name in linears
         ]
         weight = module.weight
@@ -183,6 +193,8 @@ class FoldFinder:
             else:
                 handles.append(module.register_forward_hook(lambda _, __, y: y / divisors))
             return _close(self._run(), self._expected)
+        except _OtherwiseError:
+            return False
         finally:
             module.weight = weight
             for handle in handles:
@@ -190,6 +202,7 @@ class FoldFinder:
 
     def _first_run(self) -> Tensor:
         self._order.clear()
+        self._inputs.clear()
         with self._watched():
             return self._run()
 
@@ -202,7 +215,7 @@ class FoldFinder:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Notes in which order norms and linears are computed, and how norms are called."""
+        """Notes in which order norms and linears are computed, and what they are called with."""
         handles = []
 
         def watch(name: str, module: nn.Module) -> None:
@@ -210,7 +223,10 @@ class FoldFinder:
                 if name in self._order:
                     self._order.remove(name)
                 self._order.append(name)
-                if not isinstance(module, nn.Linear):
+                if isinstance(module, nn.Linear):
+                    once = name not in self._inputs
+                    self._inputs[name] = arguments[0].clone() if once else None
+                else:
                     self._norm_calls[name] = (arguments, kwargs, first_tensor(output).clone())
 
             handles.append(module.register_forward_hook(hook, with_kwargs=True))
@@ -243,8 +259,10 @@ class FoldFinder:
         return value
 
 
-def _head_dim(skeleton: Skeleton) -> int:
+def _head_dim(skeleton: Skeleton, index: int) -> int:
     text = skeleton.text_config
+    if text.is_heterogeneous:  # blocks have sizes of their own
+        text = text.per_layer_config[index]
     given = getattr(text, "head_dim", None)
     return int(given or text.hidden_size // text.num_attention_heads)
 
@@ -271,7 +289,12 @@ def _fill(
             experts[id(module)].walked_weights = _OfAll(one)
             experts[id(module)].walked_limit = _EXPERTS
             continue
-        if isinstance(module, nn.Linear) and module.weight.numel() > _LARGE and not whole:
+        if (
+            isinstance(module, nn.Linear)
+            and type(module).forward is nn.Linear.forward  # some routers are linears that do more
+            and module.weight.numel() > _LARGE
+            and not whole
+        ):
             module.__dict__["forward"] = _cheap(module, generator)
             continue
         for name, parameter in list(module._parameters.items()):
@@ -305,6 +328,10 @@ def _cheap(linear: nn.Linear, generator: torch.Generator) -> Callable[[Tensor], 
         return y
 
     return forward
+
+
+class _OtherwiseError(Exception):
+    """The input of a linear is another than it was."""
 
 
 class _OfAll(dict[int, Any]):

@@ -29,7 +29,7 @@ def tensor_problems(skeleton: Skeleton, names: Names, checkpoint: Checkpoint) ->
     missing = [
         _missing(skeleton, checkpoint, key)
         for key in _parameters(skeleton)
-        if key not in names.renamed and not names.converted.get(key)
+        if key not in names.renamed and not names.converted.get(key) and key not in names.further
     ]
     misshapen = [*_misshapen(skeleton, names, checkpoint), *_incomplete(skeleton, names)]
     unknown = [

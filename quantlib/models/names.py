@@ -39,6 +39,7 @@ class Names:
             first of those parameters, in the order of their names.
         target: The parameter, or the first of several, that a tensor goes to.
         pattern: For a tensor that is converted, which pattern of the conversion it matches.
+        further: The other parameters that a conversion gives, where it splits tensors.
         extra: Tensors that belong to no parameter.
     """
 
@@ -46,6 +47,7 @@ class Names:
     converted: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     target: dict[str, str] = field(default_factory=dict)
     pattern: dict[str, str] = field(default_factory=dict)
+    further: set[str] = field(default_factory=set)
     extra: list[str] = field(default_factory=list)
     _converters: tuple[WeightConverter, ...] = ()
 
@@ -78,7 +80,16 @@ class Names:
             else:
                 names.converted[key].append(tensor)
                 names.pattern[tensor] = pattern
+                names.further |= names._further(key, pattern)
         return names
+
+    def _further(self, key: str, pattern: str) -> set[str]:
+        """The other parameters that a conversion gives of a tensor for one."""
+        for converter in self._converters:
+            if pattern in converter.source_patterns:
+                first, *others = converter.target_patterns
+                return {key.replace(first, other) for other in others}
+        return set()
 
     def expert_parts(self, key: str) -> tuple[str, ...]:
         """The tensors that a parameter with all experts is made of, in the order of joining.

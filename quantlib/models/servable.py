@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.quantized import QUANTIZATION_FIELDS, stated_quantization
+from quantlib.checkpoint.quantized import stated_quantization, without_quantization
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
@@ -20,8 +20,7 @@ def servable_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     config = dict(checkpoint.config)
     if stated_quantization(config) is None:
-        for field in QUANTIZATION_FIELDS:
-            config.pop(field, None)
+        config = without_quantization(config)
     if not (config.get("dtype") or config.get("torch_dtype")):
         stored: Counter[str] = Counter()
         for info in checkpoint.tensors.values():

@@ -145,12 +145,19 @@ def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = config.get("model_type")
+    names = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    if model_type not in CONFIG_MAPPING:
+        # A family that computes as another names that one's class, which is what vLLM looks at.
+        classes = [getattr(transformers, name, None) for name in names]
+        types = (getattr(each, "config_class", None) for each in classes)
+        model_type = next((each.model_type for each in types if each is not None), model_type)
     if model_type not in CONFIG_MAPPING:
         known = f"transformers {transformers.__version__} does not know {model_type!r}"
         if "auto_map" in config:
             known += f", and {_REMOTE}"
         raise InvalidInputError.one("config.json: model_type", known, _ONLY)
     fields = {key: value for key, value in config.items() if key != "quantization_config"}
+    fields["model_type"] = model_type
     try:
         own = CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats(fields))
     except Exception as error:
@@ -159,7 +166,6 @@ def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
         raise InvalidInputError.one(
             "config.json: model_type", f"{model_type!r} is an encoder and a decoder: not supported"
         )
-    names = [name for name in config.get("architectures") or () if isinstance(name, str)]
     for mapping in (
         modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,

@@ -43,7 +43,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         InvalidInputError: It is missing or no JSON mapping.
     """
     path = folder / CONFIG_NAME
-    return parse_mapping(_read(path), str(path))
+    return parse_mapping(_read(path), str(path), infinite=True)
 
 
 def _read(path: Path) -> bytes:

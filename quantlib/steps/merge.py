@@ -164,7 +164,7 @@ def _add_described(
 ) -> list[str]:
     """Adds a file of the model as it is, or a config without what names code, which is returned."""
     if is_config(name):
-        config = parse_mapping(source.read(name), source.describe(name))
+        config = parse_mapping(source.read(name), source.describe(name), infinite=True)
         rest, removed = without_code(name, config)
         if removed:
             text = json.dumps(rest, indent=2, ensure_ascii=False) + "\n"

@@ -89,3 +89,56 @@ def test_a_value_that_asks_for_nothing_passes(value: Any) -> None:
 )
 def test_what_real_configs_hold_besides(fields: dict[str, Any]) -> None:
     assert found(LLAMA | fields) == []
+
+
+GLM = {"model_type": "glm_moe_dsa", "num_hidden_layers": 4, "hidden_size": 64}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        # The code of transformers' class asks for it by name.
+        {"model_type": "qwen3_5_text", "full_attention_interval": 2},
+        # It has the same by another name.
+        {"model_type": "gpt_oss", "num_experts_per_tok": 3, "experts_per_token": 3},
+        # It does that always.
+        GLM | {"rope_interleave": True},
+        # Of tokens, draft layers and dtypes.
+        LLAMA | {"media_placeholder_token_id": 7, "ignore_index": -100},
+        LLAMA | {"mtp_hybrid_override_pattern": "*E", "index_share_for_mtp_iteration": True},
+        LLAMA | {"mamba_ssm_dtype": "float32"},
+        # Of blocks that use a window, of which there are none.
+        {"model_type": "qwen3_moe", "max_window_layers": 28, "use_sliding_window": False},
+        # For every block the same: none of them skips anything.
+        LLAMA | {"attn_type_list": [1, 1, 1, 1]},
+    ],
+)
+def test_what_is_known_in_another_way(fields: dict[str, Any]) -> None:
+    assert found(fields) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "gpt_oss", "num_experts_per_tok": 3, "experts_per_token": 4},
+        GLM | {"rope_interleave": "half"},
+        LLAMA | {"rope_interleave": True},
+        LLAMA | {"video_scale": 0.5},  # it is no wrapper
+        {"model_type": "qwen3_moe", "max_window_layers": 28, "use_sliding_window": True},
+        LLAMA | {"attn_type_list": [1, 0, 1, 1]},
+    ],
+)
+def test_what_says_something_else_is_refused(fields: dict[str, Any]) -> None:
+    (line,) = found(fields)
+    assert "is unknown for" in line
+
+
+def test_what_a_wrapper_says_of_images_or_says_twice_is_known() -> None:
+    config = zoo.FAMILIES["gemma3_images"]
+    hidden = config["text_config"]["hidden_size"]
+    tied = AutoConfig.for_model(**copy.deepcopy(config)).tie_word_embeddings
+    more = {"vision_soft_tokens_per_image": 280, "hidden_size": hidden}
+    text = {**config["text_config"], "tie_word_embeddings": tied}
+    assert found({**config, **more, "text_config": text}) == []
+    (line,) = found({**config, "hidden_size": hidden + 1})
+    assert line.startswith("config.json: hidden_size: ")

@@ -9,7 +9,7 @@ from typing import Any
 
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
 from quantlib.checkpoint.header import TensorInfo
-from quantlib.checkpoint.quantized import QUANTIZATION_FIELDS, stated_quantization
+from quantlib.checkpoint.quantized import stated_quantization, without_quantization
 from quantlib.checkpoint.view import ViewSource
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.formats.stored.compressed import read_compressed
@@ -64,9 +64,7 @@ def plain(checkpoint: Checkpoint) -> Checkpoint:
             tensors[places[name].name] = places[name]
         elif name not in found.used:
             tensors[name] = info
-    config = dict(checkpoint.config)
-    for field in QUANTIZATION_FIELDS:
-        config.pop(field, None)
+    config = without_quantization(checkpoint.config)
     copies = tuple(info for info in checkpoint.copies if info.name in tensors)
     return replace(checkpoint, source=view, config=config, tensors=tensors, copies=copies)
 
