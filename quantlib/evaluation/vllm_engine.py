@@ -100,6 +100,7 @@ class VllmEngine:
             model=job.model,
             dtype=job.dtype,
             skip_tokenizer_init=True,
+            language_model_only=True,
             enforce_eager=True,
             enable_prefix_caching=False,
             tensor_parallel_size=devices,
