@@ -203,9 +203,10 @@ def matches(pattern: str, name: str) -> bool:
 
 def checkpoint_scheme(section: QuantizationSection, adapter: BaseModelAdapter) -> CheckpointScheme:
     """What the quantized checkpoint holds, for its ``quantization_config``."""
-    exact = [adapter.head]
+    outside = adapter.layout.outside
+    exact = [adapter.head, *(name for name in outside if not name.endswith("."))]
     fused: list[str] = []
-    modules: list[str] = []
+    modules = [name.removesuffix(".") for name in outside if name.endswith(".")]
     for block, linears in enumerate(exact_linears(section, adapter)):
         kept = adapter.kept_exact(block)
         within = {name for name in kept if _OF_EXPERT in name}

@@ -84,11 +84,11 @@ class QuantizationManager:
             QuantlibError: Input was refused, or a step failed; committed steps stay committed.
         """
         store, recipe, device = self.store, self.recipe, self.device
-        texts = bring_texts(store, recipe)
-        model = fetch(store, self.source)
+        texts = bring_texts(store, recipe, validated=validated)
+        model = fetch(store, self.source, tokenizer=bool(texts.inputs))
         if validated:
             self._require_shareable(model)
-        ranges = plan(store, recipe, model, texts, 0)
+        ranges = plan(store, recipe, model, texts, 0, validated=validated)
         calibration = calibrate(store, recipe, model, ranges, device)
         smoothing = smooth(store, recipe, model, calibration)
         quantized = [

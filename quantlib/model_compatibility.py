@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
 from quantlib.compatibility import (
@@ -22,9 +23,12 @@ from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
 from quantlib.serving.tensor_parallel import Sharding, sharding_of
 
+WITHOUT_TEXT = "--method minmax, --config fp8, or method hqq with options {importance: none}"
+"""What needs no forward."""
+
 
 def model_problems(
-    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter
+    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter, *, validated: bool = True
 ) -> list[Problem]:
     """What of a recipe does not go with a model.
 
@@ -32,8 +36,12 @@ def model_problems(
         recipe: A valid recipe.
         checkpoint: The model's headers; of a quantized one those of what it stands for.
         adapter: The model's family.
+        validated: Whether the checkpoint will be compared with the original.
     """
-    problems = _dtype_problems(checkpoint, adapter)
+    problems = [
+        *_dtype_problems(checkpoint, adapter),
+        *_forward_problems(recipe, adapter, validated),
+    ]
     if problems:
         return problems
     problems = _pattern_problems(recipe.quantization, checkpoint, adapter)
@@ -54,7 +62,7 @@ def model_problems(
     )
     for field, section in (
         ("calibration", recipe.calibration if needs_calibration(recipe) else None),
-        ("validation", recipe.validation),
+        ("validation", recipe.validation if validated else None),
     ):
         if section is not None and section.sequence_length > adapter.max_sequence_length:
             problems.append(
@@ -64,6 +72,26 @@ def model_problems(
                 )
             )
     return problems
+
+
+def _forward_problems(
+    recipe: Recipe, adapter: BaseModelAdapter, validated: bool
+) -> Iterator[Problem]:
+    """That text has to be run through a model which cannot be walked."""
+    for obstacle in adapter.layout.obstacles:
+        if needs_calibration(recipe):
+            remedy = f"{obstacle.remedy}, or " if obstacle.remedy else ""
+            yield Problem(
+                obstacle.where,
+                f"{obstacle.what}, so that no text can be run through its blocks",
+                f"{remedy}quantize without text: {WITHOUT_TEXT}",
+            )
+        elif validated and recipe.validation.engine == "transformers":
+            yield Problem(
+                "validation.engine",
+                f"transformers cannot judge it: {obstacle.where}: {obstacle.what}",
+                "let vllm judge, or quantize without --validate",
+            )
 
 
 def _dtype_problems(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> list[Problem]:

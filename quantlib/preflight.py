@@ -11,22 +11,30 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
 from quantlib.checkpoint.source import FolderSource
 from quantlib.compatibility import exact_linears, needs_calibration
-from quantlib.errors import Problem, StoreError
+from quantlib.errors import InvalidInputError, Problem, StoreError
 from quantlib.model_compatibility import sharing_problems
 from quantlib.models import BaseModelAdapter, open_model
 from quantlib.output import writable_problems
 from quantlib.places import Place, conflicts, model_places, standing_places
 from quantlib.recipe import Recipe
 from quantlib.sources import FolderAddress, parse_address, source_problems
+from quantlib.sources.inspection import tokenizer_problems
 from quantlib.sources.pinned import split_pin
 from quantlib.sources.space import existing_ancestor
-from quantlib.steps.plan import input_problems as plan_problems
+from quantlib.steps.plan import opened_problems
 from quantlib.steps.texts import unread_problems
 from quantlib.store import open_store
+from quantlib.text.wanted import wanted_texts
 
 
 def input_problems(
-    recipe: Recipe, source: str, store: str, gpus: int = 1, output: Path | None = None
+    recipe: Recipe,
+    source: str,
+    store: str,
+    gpus: int = 1,
+    output: Path | None = None,
+    *,
+    validated: bool = True,
 ) -> list[Problem]:
     """Why a run cannot work: the model, the recipe on it, the texts, and room for the store.
 
@@ -38,21 +46,28 @@ def input_problems(
         store: The store's address.
         gpus: What validation spreads a model over.
         output: The folder that the checkpoint is copied to; None where it stays in the store.
+        validated: Whether the checkpoint will be compared with the original.
     """
     problems = destination_problems(store) + store_problems(store) + text_problems(recipe)
     faults = source_problems(source)
     address = None if faults else parse_address(source)
     if isinstance(address, FolderAddress):
         files = FolderSource(address.path)
-        faults = plan_problems(recipe, files)
+        if wanted_texts(recipe, validated=validated):
+            faults = tokenizer_problems(files)
+        try:
+            checkpoint, adapter = open_model(files, folds=needs_calibration(recipe))
+        except InvalidInputError as error:
+            return [*problems, *faults, *error.problems]
         if not faults:
-            checkpoint, adapter = open_model(files)
+            faults = opened_problems(recipe, checkpoint, adapter, validated=validated)
+        if not faults:
             faults = sharing_problems(recipe.quantization, adapter, gpus, "gpus")
             if not store.startswith("s3://"):
                 folder = Path(store.removeprefix("file://"))
                 problems += _space_problems(recipe, checkpoint, adapter, folder, output)
     else:
-        faults += unread_problems(recipe)
+        faults += unread_problems(recipe, validated=validated)
     return problems + faults
 
 

@@ -112,11 +112,9 @@ def inputs_of(model: StreamedModel, hidden: Tensor, **how: Any) -> dict[str, Ten
 def weights_of(model: StreamedModel, index: int = 1) -> Mapping[str, Tensor]:
     """The weights of a block's linears outside of experts, by name."""
     block = model.block(index)
-    weights = {
-        linear: block.weight(linear).clone()
+    return {
+        linear: block.weight(linear)
         for shared in block.inputs
         if shared.expert is None
         for linear in shared.linears
     }
-    model.free(index)
-    return weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -111,7 +111,9 @@ def quantize_block(
         for shared in block.inputs
         if shared.expert is not None or not set(shared.linears) <= set(exact)
     ]
-    standings = _untouched(block, wanted) if walk is None else walk.standings(block, wanted)
+    standings: Iterable[Standing] = (Standing(shared, [], []) for shared in wanted)
+    if walk is not None:
+        standings = walk.standings(block, wanted)
     if smooth is not None:
         dense = [shared for shared in block.inputs if shared.expert is None]
         job.result.changed.update(smooth(block, dense))
@@ -152,13 +154,6 @@ def quantize_block(
             for error in job.quantize(names, inputs, seen.scale())
         )
     return job.result
-
-
-def _untouched(block: Block, wanted: Sequence[SharedInput]) -> Iterator[Standing]:
-    """The shared inputs in their order, without any tokens."""
-    for shared in wanted:
-        block.stand_at(shared)
-        yield Standing(shared, [], [])
 
 
 class _Inputs:

@@ -40,6 +40,21 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     return torch.frombuffer(checkpoint.read(name), dtype=dtype).reshape(info.shape)
 
 
+def read_slice(checkpoint: Checkpoint, name: str, index: int) -> torch.Tensor:
+    """One of the equal parts that lie one after the other along a tensor's first axis.
+
+    Args:
+        checkpoint: Where the tensor is.
+        name: The tensor, ``[parts, ...]``.
+        index: Which part.
+    """
+    info = checkpoint.info(name)
+    shape = info.shape[1:]
+    part = info.part(name, index * (info.elements // info.shape[0]), shape)
+    data = checkpoint.source.read(part.file, part.start, part.bytes)
+    return torch.frombuffer(data, dtype=TORCH_DTYPES[info.dtype]).reshape(shape)
+
+
 def write_tensor(writer: SafetensorsWriter, name: str, tensor: torch.Tensor) -> None:
     """Appends a tensor, in its own dtype."""
     tensor = tensor.detach().cpu().contiguous()

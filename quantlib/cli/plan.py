@@ -55,20 +55,21 @@ def plan(
     Only headers are read. The pipeline's plan step goes by the same numbers. Exits with 2 where
     something does not fit, and says what would.
     """
+    from quantlib.compatibility import needs_calibration
     from quantlib.errors import InvalidInputError
     from quantlib.models import open_model
     from quantlib.planning import Limits, estimate_run, find_hardware, fit_problems, show
     from quantlib.recipe import load_recipe
     from quantlib.report.text import plural
     from quantlib.sources.opening import open_source
-    from quantlib.steps.plan import input_problems
+    from quantlib.steps.plan import opened_problems
 
     wanted = None if ranges == "auto" else _number(ranges)
     recipe, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)
     source = open_source(model)
-    if problems := input_problems(recipe, source):
+    checkpoint, adapter = open_model(source, folds=needs_calibration(recipe))
+    if problems := opened_problems(recipe, checkpoint, adapter):
         raise InvalidInputError(problems)
-    checkpoint, adapter = open_model(source)
     estimate = estimate_run(
         recipe, checkpoint, adapter, hardware, parallel, ranges=wanted, node_gpus=node_gpus
     )

@@ -131,7 +131,9 @@ def quantize(
     problems = output_problems(output_path, overwrite=overwrite)
     written = {"the output": str(output_path)} | ({"the store": str(store)} if store else {})
     problems += place_problems(recipe, model_path, written)
-    problems += input_problems(recipe, model_path, str(folder), gpus, output_path)
+    problems += input_problems(
+        recipe, model_path, str(folder), gpus, output_path, validated=validate
+    )
     checks: list[Callable[[], object]] = [lambda: resolve_device(device)]
     if validate:
         checks.append(lambda: choose_engine(recipe.validation.engine, gpus=gpus))

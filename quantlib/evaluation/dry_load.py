@@ -22,6 +22,7 @@ from quantlib.evaluation.engines import installed_vllm
 from quantlib.keeper import kept
 from quantlib.model_compatibility import cpu_problem
 from quantlib.models import BaseModelAdapter, Layout
+from quantlib.models.fusion import vllm_serves, vllm_version
 from quantlib.models.servable import with_causal_architecture
 from quantlib.process_group import SECONDS_TO_END, end_kept, last_lines
 from quantlib.quantizers import quantizer_registry
@@ -61,17 +62,22 @@ class DryLoadOutcome(BaseModel):
     """What the worker found.
 
     Attributes:
+        result: What vLLM did; ``unknown`` where it has no class or config for the architecture.
         detail: The device of a model that was loaded, else vLLM's reason.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    result: Literal["loaded", "refused", "skipped"]
+    result: Literal["loaded", "refused", "skipped", "unknown"]
     detail: str
 
 
 class _SkippedError(Exception):
     """The model could not be tried."""
+
+
+class _UnknownError(Exception):
+    """vLLM does not know the architecture."""
 
 
 def dry_load(
@@ -81,8 +87,13 @@ def dry_load(
     checkpoint: Checkpoint,
     adapter: BaseModelAdapter,
     environment: Mapping[str, str] = os.environ,
+    *,
+    validated: bool = True,
 ) -> str:
     """Lets vLLM build the quantized model with dummy weights, once for equal configurations.
+
+    An architecture that neither vLLM nor transformers knows is no fault of the recipe: its
+    checkpoint can be made, and not be judged.
 
     Args:
         store: Gets the receipt of a model that was loaded.
@@ -91,18 +102,25 @@ def dry_load(
         checkpoint: The original's headers.
         adapter: The original's family.
         environment: Where :data:`SWITCH_VARIABLE` is looked up.
+        validated: Whether the checkpoint will be judged.
 
     Returns:
         What was done, or why nothing was, as a sentence.
 
     Raises:
-        InvalidInputError: vLLM refuses the model; the problem quotes it.
+        InvalidInputError: vLLM refuses the model, and the problem quotes it; or it does not know
+            the architecture of one that is to be judged.
     """
-    vllm = installed_vllm()
-    if vllm is None:
-        return "Not tried with dummy weights: vLLM is not installed here."
     if environment.get(SWITCH_VARIABLE) == "never":
         return f"Not tried with dummy weights: {SWITCH_VARIABLE} is never."
+    vllm = installed_vllm()
+    architecture = adapter.layout.architecture
+    named = vllm_serves(architecture) is not None
+    if not named and adapter.layout.obstacles and (vllm is None or vllm.version == vllm_version()):
+        return _unknown(vllm_version(), adapter, "it has no class of that name", validated)
+    if vllm is None:
+        of_table = "" if named else f"; vLLM {vllm_version()} is not known to serve {architecture}"
+        return f"Not tried with dummy weights: vLLM is not installed here{of_table}."
     missing = cpu_problem(section, adapter)
     if vllm.on_cpu and missing:
         return f"Not tried with dummy weights: the vLLM installed here is for CPUs; {missing}."
@@ -121,6 +139,8 @@ def dry_load(
         outcome = _run(output.scratch / STEP, config, job)
         if outcome.result == "skipped":
             raise _SkippedError(outcome.detail)
+        if outcome.result == "unknown":
+            raise _UnknownError(outcome.detail)
         if outcome.result == "refused":
             raise InvalidInputError.one(
                 f"vLLM {vllm.version}",
@@ -138,8 +158,24 @@ def dry_load(
         receipt = commit_step(store, STEP, parameters, {"model": model}, work)
     except _SkippedError as error:
         return f"Not tried with dummy weights: {error}."
+    except _UnknownError as error:
+        return _unknown(vllm.version, adapter, str(error), validated)
     device = receipt.facts["device"]
     return f"vLLM {vllm.version} loaded the model with dummy weights on {device}."
+
+
+def _unknown(version: str, adapter: BaseModelAdapter, detail: str, validated: bool) -> str:
+    architecture = adapter.layout.architecture or "a model whose config names no architecture"
+    what = f"does not know {architecture}: {detail}"
+    if validated:
+        raise InvalidInputError.one(
+            f"vLLM {version}",
+            f"{what}, so that the checkpoint cannot be validated",
+            "quantlib quantize makes it without --validate; nothing unproven is published",
+        )
+    return (
+        f"vLLM {version} {what}. The checkpoint is made, and cannot be validated or served by it."
+    )
 
 
 def _run(folder: Path, config: Mapping[str, Any], job: DryLoadJob) -> DryLoadOutcome:

@@ -44,6 +44,10 @@ class NotPossibleError(Exception):
     """Nothing can be said: it is not the model that is the trouble."""
 
 
+class UnknownModelError(Exception):
+    """vLLM has no class or no config for the model."""
+
+
 def attempt(folder: Path, job: DryLoadJob) -> str:
     """Loads the model.
 
@@ -56,6 +60,7 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
 
     Raises:
         NotPossibleError: vLLM cannot be tried here.
+        UnknownModelError: It does not know a model that transformers cannot run either.
         Exception: Whatever vLLM raises when it refuses the model.
     """
     try:
@@ -76,6 +81,8 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
     tensors = dict(final_tensors(folder, job))
     _write_header(folder / _HEADER_NAME, tensors)
     register_without_subprocess(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
+    if job.layout.obstacles:
+        _require_known(folder)
     arguments = EngineArgs(
         model=str(folder),
         skip_tokenizer_init=True,
@@ -104,6 +111,19 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
         with set_default_torch_dtype(config.model_config.dtype):
             _prepare_linears(model, torch.device(device), config.model_config.dtype)
     return device
+
+
+def _require_known(folder: Path) -> None:
+    """Requires that vLLM has a config and a class for what transformers has no modules of."""
+    from vllm.model_executor.models import ModelRegistry
+    from vllm.transformers_utils.config import get_config
+
+    try:
+        config = get_config(str(folder), trust_remote_code=False)
+    except Exception as error:
+        raise UnknownModelError(f"it does not take the config: {in_words(error)}") from error
+    if not {*(config.architectures or ())}.intersection(ModelRegistry.get_supported_archs()):
+        raise UnknownModelError("it has no class of that name")
 
 
 def _device() -> str:
@@ -280,6 +300,8 @@ def _outcome(folder: Path) -> DryLoadOutcome:
         return DryLoadOutcome(result="loaded", detail=attempt(folder, job))
     except NotPossibleError as error:
         return DryLoadOutcome(result="skipped", detail=str(error))
+    except UnknownModelError as error:
+        return DryLoadOutcome(result="unknown", detail=str(error))
     except NotImplementedError as error:  # also how torch says what the meta device cannot do
         if "meta" not in str(error):
             return DryLoadOutcome(result="refused", detail=in_words(error))

@@ -7,7 +7,7 @@ from quantlib.models.base import BaseModelAdapter
 from quantlib.models.huggingface import BaseHuggingFaceAdapter
 from quantlib.models.layout import Layout, Producer, SharedInput
 from quantlib.models.llama import LlamaAdapter
-from quantlib.models.opening import open_model
+from quantlib.models.opening import open_checkpoint, open_model
 from quantlib.models.qwen import QwenAdapter
 from quantlib.models.registry import ModelRegistry, model_registry
 
@@ -21,5 +21,6 @@ __all__ = [
     "QwenAdapter",
     "SharedInput",
     "model_registry",
+    "open_checkpoint",
     "open_model",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from quantlib.models.streamed import StreamedModel
 
-_EXPERT_NUMBER = re.compile(r"\.\d+\.")
+_EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")
 
 
 def without_expert(linear: str) -> str:
     """The name that the same linear has in every expert: ``mlp.experts.*.up_proj``."""
-    return _EXPERT_NUMBER.sub(f".{ANY_EXPERT}.", linear)
+    return _EXPERT_NUMBER.sub(ANY_EXPERT, linear)
 
 
 class BaseModelAdapter(ABC):
@@ -45,17 +45,23 @@ class BaseModelAdapter(ABC):
     def __init__(self, config: Mapping[str, Any], layout: Layout) -> None:
         self.config = config
         self.layout = layout
+        self._names: tuple[object, dict[int, list[str]]] | None = None
 
     @classmethod
-    def find_layout(cls, checkpoint: Checkpoint) -> Layout:
+    def find_layout(cls, checkpoint: Checkpoint, *, folds: bool = True) -> Layout:
         """Finds out what a model is made of; no weight is read.
 
+        Args:
+            checkpoint: The config, and the names and shapes of the tensors.
+            folds: Whether to find out where scales can be folded.
+
         Raises:
-            InvalidInputError: It is no model that can be walked.
+            InvalidInputError: The checkpoint is not whole, or no blocks are to be seen in it.
         """
         from quantlib.models.finding import find_layout
 
-        return find_layout(replace(checkpoint, config=cls.transformers_config(checkpoint.config)))
+        config = cls.transformers_config(checkpoint.config)
+        return find_layout(replace(checkpoint, config=config), folds=folds)
 
     @classmethod
     def transformers_config(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -137,8 +143,19 @@ class BaseModelAdapter(ABC):
 
     def block_tensors(self, checkpoint: Checkpoint, block: int) -> tuple[str, ...]:
         """Full names of a block's tensors, in the order of the file."""
-        prefix = self.block_prefix(block)
-        return tuple(name for name in checkpoint.tensors if name.startswith(prefix))
+        if self._names is None or self._names[0] is not checkpoint.tensors:
+            self._names = (checkpoint.tensors, self._by_block(checkpoint.tensors))
+        return tuple(self._names[1].get(block, ()))
+
+    def _by_block(self, tensors: Iterable[str]) -> dict[int, list[str]]:
+        """Names of tensors by the number of their block."""
+        before = self.layout.prefix.removesuffix("{}.").format()
+        found: dict[int, list[str]] = {}
+        for name in tensors:
+            number = name.removeprefix(before).partition(".")[0]
+            if name.startswith(before) and number.isdecimal():
+                found.setdefault(int(number), []).append(name)
+        return found
 
     def replaced(self, checkpoint: Checkpoint, block: int, quantized: Collection[str]) -> set[str]:
         """Full names of the tensors whose place quantized linears take."""
@@ -156,11 +173,12 @@ class BaseModelAdapter(ABC):
 
     def stacked_linears(self, block: int, module: str, parameter: str) -> tuple[str, ...]:
         """The linears of an expert that lie together in a tensor with all experts."""
+        own = EXPERT_PARTS.get(parameter, (parameter,))
         modules = self.layout.kind(block).modules
         return tuple(
             linear
             for linear, name in modules.items()
-            if name in {f"{module}.{ANY_EXPERT}.{each}" for each in EXPERT_PARTS[parameter]}
+            if name in {f"{module}.{ANY_EXPERT}.{each}" for each in own}
         )
 
     def stored_dtype(self, checkpoint: Checkpoint) -> str:
@@ -172,7 +190,9 @@ class BaseModelAdapter(ABC):
                 if info is not None:
                     return info.dtype
             for experts in self.layout.kind(block).experts:
-                return checkpoint.info(prefix + experts.parts["down_proj"][0]).dtype
+                stacked = prefix + next(iter(experts.parts.values()))[0]
+                if stacked in checkpoint.tensors:
+                    return checkpoint.info(stacked).dtype
         return checkpoint.info(f"{self.embedding}.weight").dtype
 
     @abstractmethod

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlib.errors import InvalidInputError
 from quantlib.models.boundary import Boundary, root_of
-from quantlib.models.skeleton import Skeleton
+from quantlib.models.skeleton import NotWalkableError, Skeleton
 from quantlib.models.walk import Forward, Hooks, Stop
 
 _SAMPLES, _LENGTH = 7, 11
@@ -50,7 +49,7 @@ def run_on_meta(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
         the first; and whether blocks after the first need the embedding.
 
     Raises:
-        InvalidInputError: The model cannot be run so.
+        NotWalkableError: The model cannot be run so.
     """
     _fill_outer(skeleton)
     seen: list[Seen] = []
@@ -69,10 +68,8 @@ def run_on_meta(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
             axes |= _axes(Boundary(output, dicts))
             if index:
                 crosses = crosses or _has_nan((found.call.arguments, found.call.kwargs))
-    except InvalidInputError:
-        raise
     except Exception as error:
-        raise InvalidInputError.one(
+        raise NotWalkableError.one(
             "config.json",
             f"{type(skeleton.model).__name__} cannot be walked: {type(error).__name__}: {error}",
             "add an adapter: docs/extension_guide.md",

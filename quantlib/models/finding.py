@@ -9,6 +9,7 @@ from torch import nn
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.errors import InvalidInputError
+from quantlib.models.by_names import layout_of_names
 from quantlib.models.discovery import Seen, run_on_meta
 from quantlib.models.experts import count_of, linear_shapes
 from quantlib.models.folds import FoldFinder
@@ -23,33 +24,42 @@ from quantlib.models.layout import (
 )
 from quantlib.models.missing import tensor_problems
 from quantlib.models.names import Names, servable_names
-from quantlib.models.skeleton import Skeleton
+from quantlib.models.naming import FEW_OUTPUTS, NO_LINEAR, SMALLEST_SIDE
+from quantlib.models.skeleton import NotWalkableError, Skeleton
 
-SMALLEST_SIDE = 32
-"""Linears with fewer outputs or inputs give gates and decays, one number a head, or read few."""
-
-FEW_OUTPUTS = f"has fewer than {SMALLEST_SIDE} outputs or inputs: a gate per head, no features"
-NO_LINEAR = "is no linear that reads features: a router, a convolution, or one that is not used"
 SPLIT_TENSOR = "is stored as a part of another tensor"
 
 
-@torch.no_grad()  # as all walks: parts of some models are, and modes may not change on the way
-def find_layout(checkpoint: Checkpoint) -> Layout:
+def find_layout(checkpoint: Checkpoint, *, folds: bool = True) -> Layout:
     """Finds out what a model is made of; no weight is read.
+
+    A model that cannot be walked gets the layout that names and shapes of its tensors suggest, by
+    which it can be quantized without a forward.
 
     Args:
         checkpoint: The config, and the names and shapes of the tensors.
+        folds: Whether to find out where scales can be folded, which takes most of the time.
 
     Raises:
-        InvalidInputError: transformers does not know the model, or it cannot be walked.
+        InvalidInputError: The checkpoint is not whole, or no blocks are to be seen in it.
     """
+    try:
+        return _walked_layout(checkpoint, folds)
+    except NotWalkableError as error:
+        return layout_of_names(checkpoint, error.problems)
+
+
+@torch.no_grad()  # as all walks: parts of some models are, and modes may not change on the way
+def _walked_layout(checkpoint: Checkpoint, folds: bool) -> Layout:
     skeleton = Skeleton(checkpoint.config)
-    renamed = servable_names(skeleton, checkpoint.tensors)
-    checkpoint = checkpoint.renamed(renamed)
     names = Names.of(skeleton, checkpoint.tensors)
-    problems = skeleton.field_problems + tensor_problems(skeleton, names, checkpoint)
-    if problems:
-        raise InvalidInputError(problems)
+    if renamed := servable_names(skeleton, names, checkpoint.tensors):
+        checkpoint = checkpoint.renamed(renamed)
+        names = Names.of(skeleton, checkpoint.tensors)
+    if problems := tensor_problems(skeleton, names, checkpoint):
+        raise InvalidInputError(skeleton.field_problems + problems)
+    if skeleton.field_problems:
+        raise NotWalkableError(skeleton.field_problems)
     seen, axes, crosses = run_on_meta(skeleton)
     prefix = _disk_prefix(skeleton, names)
     kinds: list[BlockKind] = []
@@ -59,7 +69,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
         signature = _signature(skeleton, names, index, found, prefix)
         if signature not in known:
             known[signature] = len(kinds)
-            kinds.append(_Kind(skeleton, names, index, prefix).of(found))
+            kinds.append(_Kind(skeleton, names, index, prefix).of(found, folds))
         kind_of.append(known[signature])
     embedding = f"{skeleton.embedding}.weight"
     head = f"{skeleton.head}.weight"
@@ -126,9 +136,11 @@ class _Kind:
         self._modules: dict[str, str] = {}
         self._exact: dict[str, str] = {}
 
-    def of(self, seen: Seen) -> BlockKind:
+    def of(self, seen: Seen, find_folds: bool) -> BlockKind:
         """The kind of a block that did so."""
-        folds = FoldFinder(self._skeleton, self._index, seen.call.arguments, seen.call.kwargs)
+        folds = None
+        if find_folds:
+            folds = FoldFinder(self._skeleton, self._index, seen.call.arguments, seen.call.kwargs)
         inputs = []
         experts = tuple(map(self._experts, self._skeleton.experts[self._index]))
         try:
@@ -141,7 +153,8 @@ class _Kind:
                 if shared is not None:
                     inputs.append(shared)
         finally:
-            folds.close()
+            if folds is not None:
+                folds.close()
         self._add_other_matrices()
         return BlockKind(
             inputs=tuple(inputs),
@@ -162,7 +175,7 @@ class _Kind:
             if linear is not None and linear not in self._shapes:
                 self._exact.setdefault(linear, NO_LINEAR)
 
-    def _dense(self, modules: Sequence[str], folds: FoldFinder) -> SharedInput | None:
+    def _dense(self, modules: Sequence[str], folds: FoldFinder | None) -> SharedInput | None:
         linears = []
         for name in modules:
             module = self._block.get_submodule(name)
@@ -179,9 +192,10 @@ class _Kind:
                     self._modules[linear] = name
         if not linears:
             return None
+        producer = None
         # A linear that stays exact reads the input as it is.
-        whole = len(linears) == len(modules)
-        producer = self._renamed(folds.producer_of(modules)) if whole else None
+        if folds is not None and len(linears) == len(modules):
+            producer = self._renamed(folds.producer_of(modules))
         return SharedInput(name=linears[0], linears=tuple(linears), producer=producer)
 
     def _renamed(self, producer: Producer | None) -> Producer | None:
@@ -206,9 +220,15 @@ class _Kind:
             )
             for parameter, _ in module.named_parameters()
         }
-        return Experts(module=name, count=count_of(module), parts=parts)
+        return Experts(
+            module=name,
+            count=count_of(module),
+            parts=parts,
+            transposed=bool(module.is_transposed),
+            interleaved=bool(module.has_gate and not module.is_concatenated),
+        )
 
-    def _of_experts(self, name: str, down: bool, folds: FoldFinder) -> SharedInput:
+    def _of_experts(self, name: str, down: bool, folds: FoldFinder | None) -> SharedInput:
         module = self._skeleton.experts[self._index][name]
         shapes = linear_shapes(module)
         called = self._expert_linears(name, list(shapes))
@@ -217,7 +237,7 @@ class _Kind:
             self._shapes[called[linear]] = shapes[linear]
             self._modules[called[linear]] = f"{name}.{ANY_EXPERT}.{linear}"
         producer = None
-        if down and folds.gate_is_linear(name):
+        if down and folds is not None and folds.gate_is_linear(name):
             producer = Producer(name=called["up_proj"])
         linears = tuple(called[linear] for linear in wanted)
         return SharedInput(

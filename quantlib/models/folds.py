@@ -314,17 +314,18 @@ def _fill(
 
 def _cheap(linear: nn.Linear, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     """What stands for a large linear: each output is a sum of a few inputs."""
-    first = torch.arange(linear.out_features)
-    shifts = torch.randint(linear.in_features, (_TERMS,), generator=generator)
+    shifts = torch.randint(linear.in_features, (_TERMS,), generator=generator).tolist()
     factors = torch.randn(_TERMS, linear.out_features, generator=generator) * _TERMS**-0.5
     bias = torch.zeros(())
     if linear.bias is not None:
         bias = torch.randn(linear.out_features, generator=generator) * 0.1
+    copies = 1 + -(-linear.out_features // linear.in_features)
 
     def forward(x: Tensor) -> Tensor:
         y = bias.expand(*x.shape[:-1], linear.out_features)
+        repeated = torch.cat([x] * copies, -1)  # so that shifted inputs are views
         for shift, factor in zip(shifts, factors, strict=True):
-            y = y + x[..., (first + shift) % linear.in_features] * factor
+            y = torch.addcmul(y, repeated[..., shift : shift + linear.out_features], factor)
         return y
 
     return forward

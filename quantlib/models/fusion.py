@@ -160,6 +160,21 @@ def vllm_names(architecture: str, blocks: int | None = None) -> VllmNames | None
     return None if row is None else VllmNames(row, blocks)
 
 
+def vllm_serves(architecture: str) -> str | None:
+    """By which class vLLM serves an architecture.
+
+    Args:
+        architecture: Its name in ``config.json``.
+
+    Returns:
+        A class that begins with ``Transformers`` computes the modules of transformers. None where
+        vLLM has no class for it, and was not seen to load it otherwise.
+    """
+    if (names := vllm_names(architecture)) is not None:
+        return names.model_class
+    return architecture if architecture in _table()["known"] else None
+
+
 def vllm_version() -> str:
     """The version of the vLLM that the table is of."""
     version: str = _table()["vllm"]

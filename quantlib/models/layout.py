@@ -91,11 +91,16 @@ class Experts(_Data):
         parts: For each parameter of that module, the names of the tensors that hold it: one with
             all experts, or with ``*`` in their names those of each expert, in the order in which
             they are concatenated.
+        transposed: Whether matrices that lie with those of all experts are ``[in, out]``.
+        interleaved: Whether the rows of ``gate_up_proj`` are of gate and up in turn; else those of
+            gate come first.
     """
 
     module: str
     count: int
     parts: Mapping[str, tuple[str, ...]]
+    transposed: bool = False
+    interleaved: bool = False
 
 
 class BlockKind(_Data):
@@ -116,6 +121,20 @@ class BlockKind(_Data):
     experts: tuple[Experts, ...] = ()
 
 
+class Obstacle(_Data):
+    """Why a model cannot be walked.
+
+    Attributes:
+        where: What was looked at.
+        what: What is in the way there.
+        remedy: What could be done about it; empty where nothing can.
+    """
+
+    where: str
+    what: str
+    remedy: str = ""
+
+
 class Layout(_Data):
     """A model.
 
@@ -134,6 +153,10 @@ class Layout(_Data):
             first (:mod:`quantlib.models.boundary`).
         embeds_cross: Whether blocks after the first need the embedding too.
         extra: Tensors that belong to no module: copied as they are.
+        obstacles: Why the layout is made of names and shapes alone, and the model cannot be walked;
+            empty where it can.
+        outside: What else holds linears outside of the blocks, and why they stay exact, where the
+            layout is made of names: a linear, or with a dot at its end a module.
     """
 
     architecture: str
@@ -148,6 +171,8 @@ class Layout(_Data):
     axes: Mapping[str, int] = {}
     embeds_cross: bool = False
     extra: tuple[str, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
+    outside: Mapping[str, str] = {}
 
     @property
     def blocks(self) -> int:
@@ -177,14 +202,13 @@ def _expand(dumped: tuple[str, ...]) -> tuple[SharedInput, ...]:
     expanded: list[SharedInput] = []
     mixture: list[SharedInput] = []
     for shared in (*map(SharedInput.model_validate_json, dumped), None):
-        if shared is not None and shared.experts:
-            mixture.append(shared)
-            continue
-        if mixture:
+        if mixture and (shared is None or shared.experts != mixture[0].experts):
             expanded += [
                 each.of_expert(expert) for expert in range(mixture[0].experts) for each in mixture
             ]
             mixture = []
-        if shared is not None:
+        if shared is not None and shared.experts:
+            mixture.append(shared)
+        elif shared is not None:
             expanded.append(shared)
     return tuple(expanded)

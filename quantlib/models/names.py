@@ -134,7 +134,9 @@ def _of_expert(skeleton: Skeleton, name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def servable_names(skeleton: Skeleton, tensors: Collection[str]) -> dict[str, tuple[str, ...]]:
+def servable_names(
+    skeleton: Skeleton, names: Names, tensors: Collection[str]
+) -> dict[str, tuple[str, ...]]:
     """The names that vLLM knows for tensors that are stored by others; empty where none are.
 
     A checkpoint that was saved from the base model names its tensors without ``model.``; one that
@@ -144,12 +146,12 @@ def servable_names(skeleton: Skeleton, tensors: Collection[str]) -> dict[str, tu
 
     Args:
         skeleton: The model.
+        names: Which tensor is which parameter.
         tensors: Names of the checkpoint's tensors.
 
     Returns:
         By stored name: the name, or those of equal parts that lie one after the other.
     """
-    names = Names.of(skeleton, tensors)
     first = f"{skeleton.prefix}0."
     base = f"{skeleton.model.base_model_prefix}."
     if of_first := [name for name, key in names.target.items() if key.startswith(first)]:

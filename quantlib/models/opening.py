@@ -14,7 +14,7 @@ from quantlib.models.servable import servable_config
 
 
 def open_model(
-    source: FileSource, layout: Layout | None = None
+    source: FileSource, layout: Layout | None = None, *, folds: bool = True
 ) -> tuple[Checkpoint, BaseModelAdapter]:
     """Reads the config and the headers of a model; no weight.
 
@@ -22,6 +22,7 @@ def open_model(
         source: Where its files are.
         layout: What it is made of, where that was found out before; finding it out imports
             transformers.
+        folds: Whether to find out where scales can be folded, if that has to be found out.
 
     Returns:
         The checkpoint, by the names that vLLM goes by, and the adapter. One that is quantized
@@ -29,11 +30,18 @@ def open_model(
 
     Raises:
         InvalidInputError: Something of it is missing or damaged, it is quantized in a way that is
-            not read, or it cannot be walked.
+            not read, or no blocks are to be seen in it.
     """
-    checkpoint = plain(Checkpoint.open(source))
+    return open_checkpoint(Checkpoint.open(source), layout, folds=folds)
+
+
+def open_checkpoint(
+    checkpoint: Checkpoint, layout: Layout | None = None, *, folds: bool = True
+) -> tuple[Checkpoint, BaseModelAdapter]:
+    """The same of one whose headers were read."""
+    checkpoint = plain(checkpoint)
     checkpoint = replace(checkpoint, config=servable_config(checkpoint))
     adapter = model_registry.adapter_of(checkpoint.config)
     if layout is None:
-        layout = adapter.find_layout(checkpoint)
+        layout = adapter.find_layout(checkpoint, folds=folds)
     return checkpoint.renamed(layout.renamed), adapter(checkpoint.config, layout)

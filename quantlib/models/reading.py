@@ -13,9 +13,9 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
+from quantlib.checkpoint.tensors import read_slice, read_tensor
 from quantlib.errors import InvalidInputError
-from quantlib.models.experts import count_of, linear_views
+from quantlib.models.experts import linear_views
 from quantlib.models.layout import ANY_EXPERT, EXPERT_PARTS, of_expert
 from quantlib.models.names import Names
 from quantlib.models.skeleton import Skeleton, allocate_buffers
@@ -100,7 +100,7 @@ class Reader:
             if not parts:
                 raise InvalidInputError.one(prefix + name, "the checkpoint lacks it")
             dtype = self._dtype(prefix + name, parameter)
-            read = [self._expert_part(part, expert, count_of(module)) for part in parts]
+            read = [self._expert_part(part, expert) for part in parts]
             if ANY_EXPERT in parts[0] and len(parts) == len(EXPERT_PARTS.get(name, ())):
                 weights[name] = torch.empty(parameter.shape[1:], device=self.device, dtype=dtype)
                 one_by_one.update(zip(EXPERT_PARTS[name], read, strict=True))
@@ -113,14 +113,10 @@ class Reader:
                 views[linear].copy_(matrix)
         return weights
 
-    def _expert_part(self, name: str, expert: int, count: int) -> Tensor:
+    def _expert_part(self, name: str, expert: int) -> Tensor:
         if name not in self.checkpoint.tensors:
             return read_tensor(self.checkpoint, of_expert(name, expert))
-        info = self.checkpoint.info(name)
-        shape = info.shape[1:]
-        part = info.part(name, expert * (info.elements // count), shape)
-        data = self.checkpoint.source.read(part.file, part.start, part.bytes)
-        return torch.frombuffer(data, dtype=TORCH_DTYPES[info.dtype]).reshape(shape)
+        return read_slice(self.checkpoint, name, expert)
 
     def _split_by_block(self) -> dict[int, list[str]]:
         prefix = self.skeleton.prefix

@@ -13,7 +13,10 @@ from quantlib.models.config_fields import field_problems
 from quantlib.models.experts import EXPERTS_FUNCTION, is_experts, prepare_experts
 
 _REMOTE = "its code is not part of transformers"
-_ONLY = "only what transformers has can be walked"
+
+
+class NotWalkableError(InvalidInputError):
+    """transformers has no forward for a model that could be walked."""
 
 
 class Skeleton:
@@ -35,7 +38,7 @@ class Skeleton:
             dtype: The dtype of the parameters.
 
         Raises:
-            InvalidInputError: transformers does not know the model, or it has no decoder blocks.
+            NotWalkableError: transformers does not know the model, or it has no decoder blocks.
         """
         own, model_class = _classes(config)
         self.field_problems = list(field_problems(config, own))
@@ -47,7 +50,7 @@ class Skeleton:
             with torch.device("meta"):
                 self.model = model_class._from_config(own, **settings).eval()
         except Exception as error:
-            raise InvalidInputError.one(
+            raise NotWalkableError.one(
                 "config.json", f"transformers cannot build {model_class.__name__}: {error}"
             ) from error
         self.model.requires_grad_(False)
@@ -109,7 +112,7 @@ class Skeleton:
         for module in decoder.modules():
             if isinstance(module, nn.ModuleList) and len(module) == count and count:
                 return module
-        raise InvalidInputError.one(
+        raise NotWalkableError.one(
             "config.json",
             f"{type(self.model).__name__} has no list of {count} decoder blocks",
             "add an adapter that finds them: docs/extension_guide.md",
@@ -155,16 +158,17 @@ def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
         known = f"transformers {transformers.__version__} does not know {model_type!r}"
         if "auto_map" in config:
             known += f", and {_REMOTE}"
-        raise InvalidInputError.one("config.json: model_type", known, _ONLY)
+        raise NotWalkableError.one("config.json: model_type", known)
     fields = {key: value for key, value in config.items() if key != "quantization_config"}
     fields["model_type"] = model_type
     try:
         own = CONFIG_MAPPING[model_type].from_dict(PreTrainedConfig._decode_special_floats(fields))
     except Exception as error:
-        raise InvalidInputError.one("config.json", f"transformers refuses it: {error}") from error
+        raise NotWalkableError.one("config.json", f"transformers refuses it: {error}") from error
     if getattr(own, "is_encoder_decoder", False):
-        raise InvalidInputError.one(
-            "config.json: model_type", f"{model_type!r} is an encoder and a decoder: not supported"
+        raise NotWalkableError.one(
+            "config.json: model_type",
+            f"{model_type!r} is an encoder and a decoder, which cannot be walked",
         )
     for mapping in (
         modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -178,9 +182,8 @@ def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
         model_class = getattr(transformers, name, None)
         if model_class is not None and name.endswith(generative):
             return own, model_class
-    raise InvalidInputError.one(
+    raise NotWalkableError.one(
         "config.json: architectures",
         f"transformers has no class of {model_type!r} that gives logits (looked at "
         f"{', '.join(names) or 'none'})",
-        _ONLY,
     )

@@ -12,12 +12,12 @@ from torch import Tensor
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
 from quantlib.compute import batch_samples, product_dtype
-from quantlib.models.base import without_expert
 from quantlib.models.boundary import HIDDEN, joined, root_of, split
 from quantlib.models.experts import bias_views, linear_views
 from quantlib.models.layout import SharedInput
 from quantlib.models.reading import Reader
 from quantlib.models.skeleton import Skeleton, free
+from quantlib.models.stored import StoredTensors
 from quantlib.models.walk import Walk
 
 if TYPE_CHECKING:
@@ -34,11 +34,12 @@ class Block:
             it. One that is set counts for what comes after it, in the dtype of the model; it is
             read as it was set.
         device: Where it is computed.
-        dtype: The dtype of its matrix products.
         stored: The dtypes of its tensors in the checkpoint, by name within the block.
     """
 
-    def __init__(self, model: StreamedModel, index: int) -> None:
+    def __init__(
+        self, model: StreamedModel, index: int, tensors: StoredTensors | _BlockTensors
+    ) -> None:
         self.index = index
         prefix = model.adapter.block_prefix(index)
         self.stored = {
@@ -47,22 +48,8 @@ class Block:
         }
         self.inputs = model.adapter.inputs(index)
         self.device = model.device
-        self.dtype = model.dtype
-        self.tensors = _BlockTensors(model, index)
+        self.tensors = tensors
         self._model = model
-        self._held: tuple[Any, int] | None = None
-
-    def stand_at(self, shared: SharedInput) -> None:
-        """Reads the expert that linears belong to, without any tokens; frees the one before."""
-        if shared.expert is None:
-            return
-        module = self._model.experts_of(self.index, shared)
-        if self._held == (module, shared.expert):
-            return
-        if self._held is not None:
-            self._held[0].walked_weights.clear()
-        self._held = (module, shared.expert)
-        module.walked_weights[shared.expert] = self._model.reader.read_expert(module, shared.expert)
 
     def weight(self, linear: str) -> Tensor:
         """The weight of a linear, ``[out_features, in_features]``."""
@@ -208,27 +195,13 @@ class StreamedModel:
         return self._reader
 
     def block(self, index: int) -> Block:
-        """Reads one block, apart from its experts, without any tokens."""
-        self.reader.read_block(index)
-        return Block(self, index)
+        """One block without any tokens: its tensors are read by their names, by no module."""
+        tensors = StoredTensors(self.adapter, self.checkpoint, index, self.device)
+        return Block(self, index, tensors)
 
     def each(self, blocks: range) -> Iterator[Block]:
-        """Reads blocks one after the other, without any tokens."""
-        for index in blocks:
-            yield self.block(index)
-            self.free(index)
-
-    def free(self, index: int) -> None:
-        """Frees a block that was read without any tokens."""
-        free(self.reader.skeleton.blocks[index])
-        for module in self.reader.skeleton.experts[index].values():
-            module.walked_weights.clear()
-
-    def experts_of(self, index: int, shared: SharedInput) -> Any:
-        """The module with all experts that linears of one belong to."""
-        modules = self.adapter.layout.kind(index).modules
-        path = modules[without_expert(shared.linears[0])].partition(".*.")[0]
-        return self.reader.skeleton.experts[index][path]
+        """Blocks one after the other, without any tokens."""
+        return map(self.block, blocks)
 
     def walk(
         self,
@@ -316,7 +289,7 @@ class BlockWalk:
         try:
             for index in self._blocks:
                 self._walk.enter(index)
-                block = Block(self._model, index)
+                block = Block(self._model, index, _BlockTensors(self._model, index))
                 self._done = False
                 yield block
                 if not self._done:

@@ -96,17 +96,21 @@ def model_sizes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapte
             scaled = weights.group_size if weights.group_size > 0 else columns
             codes = rows * columns * weights.bits // 8
             quantized += codes + 2 * rows * columns // scaled - rows * columns * stored
+    embedding = checkpoint.tensors.get(f"{adapter.embedding}.weight")
+    hidden_size = adapter.text_config.get("hidden_size")
+    if not isinstance(hidden_size, int):  # of a family that nobody knows
+        hidden_size = embedding.shape[-1] if embedding else 0
     return ModelSizes(
         blocks=adapter.blocks,
         quantized_blocks=sum(
             len(kept) < len(adapter.linears(block)) for block, kept in enumerate(exact)
         ),
-        hidden_size=adapter.text_config["hidden_size"],
+        hidden_size=hidden_size,
         stored_bytes=stored,
         groups=tuple(groups),
         largest_block_elements=max(elements),
         block_elements=sum(elements),
-        embedding_bytes=checkpoint.info(f"{adapter.embedding}.weight").bytes,
+        embedding_bytes=embedding.bytes if embedding else 0,
         total_bytes=total,
         quantized_bytes=quantized,
     )

@@ -15,6 +15,9 @@ ROW_PARALLEL = (_OUTPUT, *_MLP_OUTPUTS)
 """Linears whose input channels are spread over the GPUs, by the last part of their names. Of the
 other linears the outputs are spread: heads, and channels of the MLP."""
 
+_MOST_GPUS = 64
+"""That are thought of where the number of heads is not known."""
+
 
 @dataclass(frozen=True)
 class SharedInput:
@@ -57,26 +60,26 @@ class Sharding:
     """What tensor parallelism divides.
 
     Attributes:
-        heads: Query heads.
+        heads: Query heads; None where the config of a family that nobody knows does not say.
         key_value_heads: Key and value heads; they are repeated where there are more GPUs.
         inputs: Of the row-parallel linears.
         outputs: Of the others, where they are quantized in blocks of rows.
     """
 
-    heads: int
-    key_value_heads: int
+    heads: int | None
+    key_value_heads: int | None
     inputs: tuple[SharedInput, ...]
     outputs: tuple[SharedOutput, ...] = ()
 
     def problems(self, size: int) -> list[str]:
         """Why ``size`` GPUs cannot share the model; empty where they can."""
         found = []
-        if self.heads % size:
+        if self.heads and self.heads % size:
             found.append(f"{self.heads} attention heads cannot be divided by {size}")
-        if self.key_value_heads % size and size % self.key_value_heads:
+        heads = self.key_value_heads
+        if heads and heads % size and size % heads:
             found.append(
-                f"{self.key_value_heads} key/value heads can be neither divided by {size} nor "
-                "repeated evenly"
+                f"{heads} key/value heads can be neither divided by {size} nor repeated evenly"
             )
         for shared in self.inputs:
             if shared.channels % size:
@@ -99,7 +102,8 @@ class Sharding:
 
     def sizes(self) -> list[int]:
         """The numbers of GPUs that can share the model, rising; 1 always can."""
-        return [size for size in range(1, self.heads + 1) if size == 1 or not self.problems(size)]
+        most = self.heads or _MOST_GPUS
+        return [size for size in range(1, most + 1) if size == 1 or not self.problems(size)]
 
 
 def sharding_of(
@@ -120,22 +124,26 @@ def sharding_of(
             checkpoints are; ``weights`` is None then.
         whole_outputs: Whether outputs outside of experts have to be whole blocks as well.
     """
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    inputs: list[tuple[tuple[str, ...], str, int]] = [((_OUTPUT,), _OUTPUT, heads * head_dim)]
+    heads = _count(config, "num_attention_heads")
+    head_dim = _count(config, "head_dim")
+    if heads and not head_dim:
+        head_dim = (_count(config, "hidden_size") or 0) // heads
+    inputs: list[tuple[tuple[str, ...], str, int]] = []
+    if heads and head_dim:
+        inputs.append(((_OUTPUT,), _OUTPUT, heads * head_dim))
     for field, label in (
         ("intermediate_size", _MLP_OUTPUTS[0]),
         ("moe_intermediate_size", f"an expert's {_MLP_OUTPUTS[0]}"),
     ):
-        if config.get(field):
-            inputs.append((_MLP_OUTPUTS, label, config[field]))
+        if channels := _count(config, field):
+            inputs.append((_MLP_OUTPUTS, label, channels))
     multiple = 1
     if weights is not None and weights.type == "int":
         # Codes are packed into words of 32 bits.
         multiple = math.lcm(max(weights.group_size, 1), 32 // weights.bits)
-    key_value_heads = config.get("num_key_value_heads") or heads
+    key_value_heads = _count(config, "num_key_value_heads") or heads
     outputs: tuple[SharedOutput, ...] = ()
-    if block is not None:
+    if block is not None and heads and key_value_heads and head_dim:
         rows, multiple = block
         outputs = tuple(
             _block_outputs(config, heads, key_value_heads, head_dim, rows, whole_outputs)
@@ -149,6 +157,12 @@ def sharding_of(
             for names, label, channels in inputs
         ),
     )
+
+
+def _count(config: Mapping[str, Any], field: str) -> int | None:
+    """A number above 0; None where the config says none."""
+    value = config.get(field)
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _block_outputs(

@@ -179,9 +179,7 @@ def list_files(address: HubAddress, commit: str) -> HubFiles:
     return HubFiles(address, commit, files)
 
 
-def bring_from_hub(
-    output: StepOutput, address: HubAddress, commit: str, progress: ShowProgress
-) -> Kind:
+def bring_from_hub(output: StepOutput, files: HubFiles, progress: ShowProgress) -> Kind:
     """Brings a model into the store by huggingface_hub's cache.
 
     All that can be checked of it is checked before a weight is downloaded. A store that is a folder
@@ -190,8 +188,7 @@ def bring_from_hub(
 
     Args:
         output: Of the step.
-        address: The model.
-        commit: The commit to take.
+        files: The model's.
         progress: Shows how far it is.
 
     Returns:
@@ -201,7 +198,6 @@ def bring_from_hub(
         InvalidInputError: The model is not there, not open to this token, or cannot be quantized.
         StepError: The network failed. What has arrived is kept, and the next call resumes.
     """
-    files = list_files(address, commit)
     checkpoint = open_model(files)
     kept = isinstance(output.store, LocalStore)
     sizes = [files.size(name) for name in model_files(checkpoint) if files.cached(name) is None]

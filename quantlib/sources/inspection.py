@@ -28,6 +28,9 @@ SMALL_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "tekken.json",
+    "tiktoken.model",
+    "vocab.txt",
 )
 """The files that are taken besides the weights. Code is never among them."""
 
@@ -60,11 +63,21 @@ def open_model(files: FileSource) -> Checkpoint:
             problems = _dtype_problems(read)
     except InvalidInputError as error:
         problems += error.problems
-    if not any(name in names for name in _VOCABULARIES):
-        problems.append(Problem(root, "has no tokenizer", f"add {' or '.join(_VOCABULARIES)}"))
     if problems:
         raise InvalidInputError(problems)
     return checkpoint
+
+
+def tokenizer_problems(files: FileSource) -> list[Problem]:
+    """That a model has no tokenizer, which is needed wherever it is given text.
+
+    Of what is no model, other things are said.
+    """
+    names = files.names()
+    if CONFIG_NAME not in names or any(name in names for name in _VOCABULARIES):
+        return []
+    root = files.describe("").rstrip("/")
+    return [Problem(root, "has no tokenizer", f"add {' or '.join(_VOCABULARIES)}")]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from quantlib.checkpoint.source import FileSource, FolderSource, StoreSource
 from quantlib.errors import InvalidInputError
 from quantlib.progress import progress_bar
 from quantlib.recipe import recipe_from_text
@@ -23,7 +24,7 @@ from quantlib.sources import (
 from quantlib.sources.folder import examine_folder
 from quantlib.sources.gguf import convert_gguf
 from quantlib.sources.gguf_model import open_gguf
-from quantlib.sources.inspection import Kind, model_facts
+from quantlib.sources.inspection import Kind, model_facts, tokenizer_problems
 from quantlib.sources.pinned import content_digest, require_pinned, split_pin
 from quantlib.sources.scan import ShowProgress, hash_and_scan
 from quantlib.steps.contract import StepCall
@@ -34,7 +35,9 @@ from quantlib.store.receipt import files_digest
 STEP = "fetch"
 
 
-def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> Receipt:
+def fetch(
+    store: Store, source: str, progress: ShowProgress = progress_bar, *, tokenizer: bool = True
+) -> Receipt:
     """Brings a model into the store.
 
     The receipt depends on the model's content alone: equal content in another folder, or a commit
@@ -45,6 +48,7 @@ def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> R
         source: A folder, a ``.gguf`` file, ``hf://org/name@revision``, or ``s3://bucket/prefix``;
             with ``#sha256:…`` after it, as the watcher gives it, nothing else is taken.
         progress: Shows how far it is.
+        tokenizer: Whether it has to have a tokenizer, since it will be given text.
 
     Returns:
         The receipt; its facts are those of :func:`quantlib.sources.inspection.model_facts`.
@@ -58,13 +62,13 @@ def fetch(store: Store, source: str, progress: ShowProgress = progress_bar) -> R
     _, pinned = split_pin(source)
     match parse_address(source):
         case FolderAddress(path):
-            return _fetch_folder(store, path, pinned, progress)
+            return _fetch_folder(store, path, pinned, progress, tokenizer)
         case GgufAddress(path):
             return _fetch_gguf(store, path, pinned, progress)
         case HubAddress() as address:
-            return _fetch_hub(store, address, progress)
+            return _fetch_hub(store, address, progress, tokenizer)
         case S3Address(prefix):
-            return _fetch_s3(store, prefix, pinned, progress)
+            return _fetch_s3(store, prefix, pinned, progress, tokenizer)
 
 
 def main(call: StepCall) -> None:
@@ -82,7 +86,11 @@ def main(call: StepCall) -> None:
     call.write_artifact("summary", "\n".join(pages).encode())
 
 
-def _fetch_folder(store: Store, path: Path, pinned: str | None, progress: ShowProgress) -> Receipt:
+def _fetch_folder(
+    store: Store, path: Path, pinned: str | None, progress: ShowProgress, tokenizer: bool
+) -> Receipt:
+    if tokenizer and path.is_dir():
+        _require_tokenizer(FolderSource(path))
     model = examine_folder(path, progress)
     digests = ((name, record.sha256) for name, record in model.files.items())
     require_pinned(str(path), pinned, content_digest(digests))
@@ -111,13 +119,23 @@ def _fetch_gguf(store: Store, path: Path, pinned: str | None, progress: ShowProg
     return commit_step(store, STEP, parameters, {}, work)
 
 
-def _fetch_hub(store: Store, address: HubAddress, progress: ShowProgress) -> Receipt:
-    from quantlib.sources.hub import bring_from_hub, resolve_commit
+def _require_tokenizer(files: FileSource) -> None:
+    if problems := tokenizer_problems(files):
+        raise InvalidInputError(problems)
+
+
+def _fetch_hub(
+    store: Store, address: HubAddress, progress: ShowProgress, tokenizer: bool
+) -> Receipt:
+    from quantlib.sources.hub import bring_from_hub, list_files, resolve_commit
 
     commit = resolve_commit(address)
 
     def work(output: StepOutput) -> None:
-        kind = bring_from_hub(output, address, commit, progress)
+        files = list_files(address, commit)
+        if tokenizer:
+            _require_tokenizer(files)
+        kind = bring_from_hub(output, files, progress)
         source = {"kind": "hub", "repo": address.repo, "commit": commit}
         output.facts |= model_facts(source, kind, output.files)
 
@@ -125,14 +143,17 @@ def _fetch_hub(store: Store, address: HubAddress, progress: ShowProgress) -> Rec
     return commit_step(store, STEP, parameters, {}, work)
 
 
-def _fetch_s3(store: Store, address: str, pinned: str | None, progress: ShowProgress) -> Receipt:
-    from quantlib.checkpoint.source import StoreSource
+def _fetch_s3(
+    store: Store, address: str, pinned: str | None, progress: ShowProgress, tokenizer: bool
+) -> Receipt:
     from quantlib.sources.s3 import bring_from_s3, versions_digest
     from quantlib.store.s3 import S3Store
 
     source = open_store(address)
     assert isinstance(source, S3Store)
     files = StoreSource(source)
+    if tokenizer:
+        _require_tokenizer(files)
     versions = versions_digest(files)
     require_pinned(address, pinned, versions)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import accumulate
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.index import same_bytes
-from quantlib.checkpoint.source import FileSource
 from quantlib.compatibility import exact_linears
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
 from quantlib.model_compatibility import model_problems, unsuited_in_words
-from quantlib.models import BaseModelAdapter, open_model
+from quantlib.models import BaseModelAdapter
 from quantlib.planning import (
     Hardware,
     Limits,
@@ -45,6 +45,8 @@ def plan(
     hardware: Hardware | None = None,
     parallel: int = 1,
     limits: Limits | None = None,
+    *,
+    validated: bool = True,
 ) -> Receipt:
     """Checks everything that can be checked before expensive work, and chooses the ranges.
 
@@ -61,6 +63,7 @@ def plan(
         hardware: What they are quantized on; needed for ``AUTO``.
         parallel: How many are quantized at the same time, for ``AUTO``.
         limits: What the hardware's nodes have; None to require nothing of them.
+        validated: Whether the checkpoint will be compared with the original.
 
     Returns:
         A receipt whose fact ``ranges`` lists the ranges, ``"0:8"``, and which rests on the windows
@@ -71,8 +74,10 @@ def plan(
             hardware; all problems at once. Or vLLM refuses the model.
     """
     checkpoint, adapter = open_receipt(store, model)
-    windows, problems = make_all_windows(store, recipe, texts, checkpoint, adapter)
-    unsuited = model_problems(recipe, checkpoint, adapter)
+    windows, problems = make_all_windows(
+        store, recipe, texts, checkpoint, adapter, validated=validated
+    )
+    unsuited = model_problems(recipe, checkpoint, adapter, validated=validated)
     if not unsuited:
         problems += head_problems(checkpoint, adapter)
         if limits is not None and hardware is not None:
@@ -85,13 +90,23 @@ def plan(
         assert hardware is not None
         wanted = estimate_run(recipe, checkpoint, adapter, hardware, parallel).chosen.ranges
 
+    by_names = [
+        f"The blocks are those that names and shapes show: {obstacle.where}: {obstacle.what}."
+        for obstacle in adapter.layout.obstacles
+    ]
+    for line in by_names:
+        print(line, file=sys.stderr, flush=True)
+
     def work(output: StepOutput) -> None:
         ranges = plan_ranges(recipe, adapter, wanted)
         output.facts["ranges"] = [f"{start}:{stop}" for start, stop in ranges]
         output.facts["blocks"] = adapter.blocks
+        output.remarks += by_names
         if unsuited := unsuited_in_words(recipe.quantization, adapter):
             output.remarks.append(f"{unsuited}.")
-        output.remarks.append(dry_load(store, recipe.quantization, model, checkpoint, adapter))
+        output.remarks.append(
+            dry_load(store, recipe.quantization, model, checkpoint, adapter, validated=validated)
+        )
 
     parameters = {
         "quantization": resolved_quantization(recipe.quantization),
@@ -102,15 +117,20 @@ def plan(
     return commit_step(store, "plan", parameters, {"model": model, **windows}, work)
 
 
-def input_problems(recipe: Recipe, source: FileSource) -> list[Problem]:
-    """Everything about a recipe, a model and the texts that makes quantizing impossible."""
-    try:
-        checkpoint, adapter = open_model(source)
-    except InvalidInputError as error:
-        return list(error.problems)
+def opened_problems(
+    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter, *, validated: bool = True
+) -> list[Problem]:
+    """Everything about a recipe, a model and the texts that makes quantizing impossible.
+
+    Args:
+        recipe: What to do.
+        checkpoint: The model.
+        adapter: Its family.
+        validated: Whether the checkpoint will be compared with the original.
+    """
     return [
-        *model_problems(recipe, checkpoint, adapter),
-        *text_problems(recipe, source, checkpoint, adapter),
+        *model_problems(recipe, checkpoint, adapter, validated=validated),
+        *text_problems(recipe, checkpoint.source, checkpoint, adapter, validated=validated),
     ]
 
 

@@ -40,12 +40,13 @@ EVALUATION_SEED = 0
 """Held-out windows do not depend on the recipe's seed: runs stay comparable."""
 
 
-def bring_texts(store: Store, recipe: Recipe) -> Receipt:
+def bring_texts(store: Store, recipe: Recipe, *, validated: bool = True) -> Receipt:
     """Brings the texts that a recipe needs into the store.
 
     Args:
         store: Where the files go.
         recipe: Names the texts.
+        validated: Whether the checkpoint will be compared with the original.
 
     Returns:
         A receipt that rests on one for each text, whose files are the text's.
@@ -57,7 +58,7 @@ def bring_texts(store: Store, recipe: Recipe) -> Receipt:
     """
     found: dict[str, FoundText] = {}
     problems: list[Problem] = []
-    for purpose, section in wanted_texts(recipe).items():
+    for purpose, section in wanted_texts(recipe, validated=validated).items():
         try:
             found[purpose] = find_text(Text.of(section))
         except InvalidInputError as error:
@@ -95,7 +96,13 @@ def _bring(store: Store, purpose: str, text: FoundText) -> Receipt:
 
 
 def make_all_windows(
-    store: Store, recipe: Recipe, texts: Receipt, checkpoint: Checkpoint, adapter: BaseModelAdapter
+    store: Store,
+    recipe: Recipe,
+    texts: Receipt,
+    checkpoint: Checkpoint,
+    adapter: BaseModelAdapter,
+    *,
+    validated: bool = True,
 ) -> tuple[dict[str, Receipt], list[Problem]]:
     """Turns the texts of a recipe into windows of tokens.
 
@@ -105,13 +112,14 @@ def make_all_windows(
         texts: What :func:`bring_texts` gave.
         checkpoint: The model, for its tokenizer.
         adapter: Its family.
+        validated: Whether the checkpoint will be compared with the original.
 
     Returns:
         A receipt of windows for each text, and why there is none.
     """
     made: dict[str, Receipt] = {}
-    problems = prompt_problems(recipe, checkpoint, adapter)
-    for purpose, section in wanted_texts(recipe).items():
+    problems = prompt_problems(recipe, checkpoint, adapter) if validated else []
+    for purpose, section in wanted_texts(recipe, validated=validated).items():
         text = input_of(store, texts, purpose)
         try:
             made[purpose] = _windows(store, section, text, checkpoint, adapter)
@@ -180,14 +188,19 @@ def input_of(store: Store, receipt: Receipt, name: str) -> Receipt:
 
 
 def text_problems(
-    recipe: Recipe, source: FileSource, checkpoint: Checkpoint, adapter: BaseModelAdapter
+    recipe: Recipe,
+    source: FileSource,
+    checkpoint: Checkpoint,
+    adapter: BaseModelAdapter,
+    *,
+    validated: bool = True,
 ) -> list[Problem]:
     """Why the texts of a recipe do not do for a model, found without a store.
 
     Texts that are elsewhere are looked for, and read only when they are in the store.
     """
-    problems = prompt_problems(recipe, checkpoint, adapter)
-    for section in wanted_texts(recipe).values():
+    problems = prompt_problems(recipe, checkpoint, adapter) if validated else []
+    for section in wanted_texts(recipe, validated=validated).values():
         try:
             found = find_text(Text.of(section))
             if not found.is_remote:
@@ -221,10 +234,10 @@ def _windows_of(
     return Windows(tokens, found.name, shipped, content, tally.to_json())
 
 
-def unread_problems(recipe: Recipe) -> list[Problem]:
+def unread_problems(recipe: Recipe, *, validated: bool = True) -> list[Problem]:
     """Why the texts of a recipe do not do for any model: none is there, or no row is of use."""
     problems: list[Problem] = []
-    for section in wanted_texts(recipe).values():
+    for section in wanted_texts(recipe, validated=validated).values():
         try:
             found = find_text(Text.of(section))
             if not found.is_remote:

@@ -9,10 +9,16 @@ from quantlib.text.addresses import Purpose
 Section = CalibrationSection | ValidationSection
 
 
-def wanted_texts(recipe: Recipe) -> dict[Purpose, Section]:
-    """The sections of a recipe that name a text which is read."""
+def wanted_texts(recipe: Recipe, *, validated: bool = True) -> dict[Purpose, Section]:
+    """The sections of a recipe that name a text which is read.
+
+    Args:
+        recipe: What is done.
+        validated: Whether the checkpoint is compared with the original.
+    """
     sections: dict[Purpose, Section] = {}
     if needs_calibration(recipe):
         sections["calibration"] = recipe.calibration
-    sections["evaluation"] = recipe.validation
+    if validated:
+        sections["evaluation"] = recipe.validation
     return sections

@@ -159,9 +159,10 @@ BAD: list[tuple[str, Change, list[str], str]] = [
     ("missing tensor", drop_tensor, [], "model.layers.3.mlp.up_proj.weight: the checkpoint has no"),
     (
         "model type",
-        configure(model_type="novel"),
+        configure(model_type="novel", architectures=["NovelForCausalLM"]),
         [],
-        "does not know 'novel'; only what transformers has can be walked",
+        "does not know 'novel', so that no text can be run through its blocks; quantize without "
+        "text: --method minmax, --config fp8, or method hqq with options {importance: none}",
     ),
     (
         "quantized",
@@ -366,7 +367,7 @@ def test_what_vllm_refuses_leaves_nothing_behind(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(*_: object) -> str:
+    def refuse(*_: object, **__: object) -> str:
         raise InvalidInputError.one("vLLM 0.32.0", "refuses the model")
 
     monkeypatch.setattr("quantlib.steps.plan.dry_load", refuse)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tomorrow import disguise
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
@@ -21,6 +22,7 @@ from quantlib.evaluation.dry_load import SWITCH_VARIABLE, DryLoadJob, DryLoadOut
 from quantlib.evaluation.dry_load_worker import final_tensors, in_words
 from quantlib.evaluation.engines import InstalledVllm
 from quantlib.models import open_model
+from quantlib.models.fusion import vllm_version
 from quantlib.quantizers import quantizer_registry
 from quantlib.quantizers.minmax import MinMaxQuantizer
 from quantlib.recipe import Recipe
@@ -102,6 +104,38 @@ def test_where_nothing_can_be_tried_the_reason_is_told(
     said = load(store, small_recipe(quantization=quantization), tiny_llama, **environment)
     assert said.startswith("Not tried with dummy weights: ")
     assert reason in said
+
+
+@pytest.mark.parametrize("installed", [None, InstalledVllm("vllm", vllm_version())])
+def test_what_nobody_knows_is_not_tried(
+    store: LocalStore,
+    tiny_llama: Path,
+    small_recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    installed: InstalledVllm | None,
+) -> None:
+    monkeypatch.setattr(module, "installed_vllm", lambda: installed)
+    monkeypatch.setattr(module, "_run", None)
+    recipe = small_recipe(quantization={"method": "minmax"})
+    model = fetch(store, str(disguise(tiny_llama, tmp_path / "unknown")))
+    checkpoint, adapter = open_model(ReceiptSource(store, model))
+    arguments = (store, recipe.quantization, model, checkpoint, adapter, {})
+    said = dry_load(*arguments, validated=False)
+    known = f"vLLM {vllm_version()}"
+    assert said.startswith(f"{known} does not know TomorrowForCausalLM: it has no class of that n")
+    with pytest.raises(InvalidInputError, match=f"{known}: does not know Tomorrow.* validated"):
+        dry_load(*arguments)
+
+
+def test_without_vllm_the_table_is_asked(
+    store: LocalStore, tiny_llama: Path, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "installed_vllm", lambda: None)
+    assert load(store, small_recipe(), tiny_llama).endswith("vLLM is not installed here.")
+    monkeypatch.setattr(module, "vllm_serves", lambda _: None)
+    said = f"here; vLLM {vllm_version()} is not known to serve LlamaForCausalLM."
+    assert load(store, small_recipe(), tiny_llama).endswith(said)
 
 
 def test_the_report_of_a_plan_says_what_was_tried(

@@ -11,9 +11,10 @@ import zoo
 from transformers import AutoConfig
 
 from quantlib.checkpoint.source import FolderSource
-from quantlib.errors import InvalidInputError
+from quantlib.model_compatibility import model_problems
 from quantlib.models import open_model
 from quantlib.models.config_fields import field_problems
+from quantlib.recipe import parse_recipe
 
 LLAMA = {
     "model_type": "llama",
@@ -65,12 +66,16 @@ def test_opening_a_model_names_all_of_them(make_model: Callable[..., Path], tmp_
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {"qk_norm": True, "residual_multiplier": 0.22}
     path.write_text(json.dumps(config))
-    with pytest.raises(InvalidInputError) as caught:
-        open_model(FolderSource(folder))
-    assert [problem.where for problem in caught.value.problems] == [
-        "config.json: qk_norm",
-        "config.json: residual_multiplier",
-    ]
+    checkpoint, adapter = open_model(FolderSource(folder))
+    wrong = ["config.json: qk_norm", "config.json: residual_multiplier"]
+    assert [each.where for each in adapter.layout.obstacles] == wrong
+    recipe = parse_recipe({"quantization": {"weights": {"group_size": 32}}})
+    problems = model_problems(recipe, checkpoint, adapter)
+    assert [problem.where for problem in problems] == wrong
+    assert "remove it if it does not, else add an adapter" in problems[0].remedy
+    # What does not compute the model does not mind.
+    recipe = parse_recipe({"quantization": {"method": "minmax", "weights": {"group_size": 32}}})
+    assert not model_problems(recipe, checkpoint, adapter, validated=False)
 
 
 @pytest.mark.parametrize("value", [None, False, 0, 0.0, 1, 1.0, [], {}, "", "default", "none"])

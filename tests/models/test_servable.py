@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from problems import input_problems
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +18,7 @@ from quantlib.recipe import Recipe
 from quantlib.steps.calibrate import calibrate
 from quantlib.steps.fetch import fetch
 from quantlib.steps.merge import merge
-from quantlib.steps.plan import input_problems, plan
+from quantlib.steps.plan import plan
 from quantlib.steps.quantize import quantize
 from quantlib.steps.smooth import smooth
 from quantlib.steps.texts import bring_texts

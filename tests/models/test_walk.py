@@ -91,6 +91,23 @@ def round_whole(whole: Any, model: StreamedModel) -> None:
 
 
 @torch.no_grad()
+def test_weights_are_read_by_names_as_by_modules(
+    stream: Callable[[], StreamedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without tokens, and without modules, the weights of linears are the same."""
+    walked, named = stream(), stream()
+    walk = walked.walk(TOKENS, range(walked.adapter.blocks))
+    monkeypatch.setattr("quantlib.models.streamed.Skeleton", None)
+    for block in walk:
+        other = named.block(block.index)
+        linears = []
+        for standing in walk.standings(block, block.inputs):
+            for linear in standing.shared.linears:
+                assert torch.equal(block.weight(linear), other.weight(linear)), linear
+                linears.append(linear)
+        assert set(linears) == set(named.adapter.linears(block.index))
+
+
 def test_hidden_states_are_those_of_transformers(
     family: str, folder: Path, stream: Callable[[], StreamedModel]
 ) -> None:

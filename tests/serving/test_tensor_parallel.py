@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from problems import input_problems
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.recipe import Recipe, WeightScheme
 from quantlib.serving.arguments import checkpoint_sharding
 from quantlib.serving.tensor_parallel import sharding_of
-from quantlib.steps.plan import input_problems
 
 SMOLLM2 = {
     "hidden_size": 576,

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.errors import InvalidInputError
 from quantlib.sources.folder import examine_folder, folder_problems
+from quantlib.sources.inspection import tokenizer_problems
 from quantlib.store import StepOutput
 from quantlib.store.partial import Partial
 
@@ -137,12 +139,19 @@ def test_other_dtypes_are_refused(write_model, tmp_path: Path) -> None:
     assert "F64 in blocks.0.a, blocks.0.b; convert it to one of BF16, F16, F32" in said(folder)
 
 
-def test_config_and_tokenizer_problems_come_together(write_model, tmp_path: Path) -> None:
+def test_a_config_without_model_type(write_model, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m")
-    (folder / "tokenizer.json").unlink()
     (folder / "config.json").write_text(json.dumps({"hidden_size": 8}))
     assert "names no model_type" in said(folder)
-    assert "has no tokenizer" in said(folder)
+
+
+def test_only_text_needs_a_tokenizer(write_model, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    assert tokenizer_problems(FolderSource(folder)) == []
+    (folder / "tokenizer.json").unlink()
+    assert folder_problems(folder) == []
+    (problem,) = tokenizer_problems(FolderSource(folder))
+    assert str(problem).startswith(f"{folder}: has no tokenizer; add tokenizer.json or ")
 
 
 def test_every_spoiled_tensor_is_named(write_model, silent, tmp_path: Path) -> None:

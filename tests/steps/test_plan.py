@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import zoo
+from problems import input_problems
 from safetensors.torch import load_file, save_file
 
 from quantlib.checkpoint.source import FolderSource
@@ -12,7 +13,7 @@ from quantlib.model_compatibility import model_problems
 from quantlib.models import open_model
 from quantlib.recipe import Recipe
 from quantlib.steps.fetch import fetch
-from quantlib.steps.plan import input_problems, parse_range, plan, plan_ranges
+from quantlib.steps.plan import parse_range, plan, plan_ranges
 from quantlib.steps.texts import bring_texts
 from quantlib.store import LocalStore
 from quantlib.store.transaction import run_facts
