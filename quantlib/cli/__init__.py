@@ -11,6 +11,7 @@ import click
 from quantlib import __version__
 from quantlib.cli.compare import compare
 from quantlib.cli.deploy import deploy
+from quantlib.cli.inspect import inspect
 from quantlib.cli.plan import plan
 from quantlib.cli.promote import promote
 from quantlib.cli.quantize import quantize
@@ -31,6 +32,7 @@ from quantlib.errors import (
 _EXAMPLES = """\b
 Examples:
   quantlib quantize --model-path ./SmolLM2 --output-path ./SmolLM2-W4 --group-size 64
+  quantlib inspect ./SmolLM2
   quantlib plan ./SmolLM2 --gpu h100-80g
   quantlib deploy --model-path ./SmolLM2-W4
   quantlib compare ./SmolLM2-W4 ./SmolLM2-W8
@@ -48,6 +50,7 @@ def cli() -> None:
 
 
 cli.add_command(quantize)
+cli.add_command(inspect)
 cli.add_command(plan)
 cli.add_command(deploy)
 cli.add_command(compare)

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource, FolderSource, StoreSource
 from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
 from quantlib.sources.folder import open_folder
+from quantlib.sources.inspection import open_model
 from quantlib.store import open_store
+
+
+def open_headers(text: str) -> Checkpoint:
+    """The config and the headers of the model at an address, which show nothing wrong.
+
+    Raises:
+        InvalidInputError: There is none, or it cannot be quantized; all problems at once.
+        StepError: The hub cannot be asked.
+        StoreError: Object storage cannot be read.
+    """
+    match parse_address(text):
+        case FolderAddress(path):
+            return open_folder(path)
+        case _:
+            return open_model(open_source(text))
 
 
 def open_source(text: str) -> FileSource:
