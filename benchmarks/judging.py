@@ -40,6 +40,7 @@ class Judge:
         recipe = parse_recipe({"validation": {"num_samples": WINDOWS}})
         windows = windows_without_store(recipe.validation, FolderSource(original))
         self._windows = torch.from_numpy(windows.tokens)
+        self._predicted = windows.predicted
         model = load_model(original, torch.float32).eval()
         self._head = model.get_output_embeddings()
         self._hidden = [self._states(model, window) for window in self._windows]
@@ -53,7 +54,8 @@ class Judge:
             for window, states in zip(self._windows, self._hidden, strict=True)
         ]
         names = ("kl", "reference_nll", "candidate_nll", "same_top1")
-        return summarize(*(np.stack([getattr(part, name) for part in parts]) for name in names))
+        columns = (np.stack([getattr(part, name) for part in parts]) for name in names)
+        return summarize(*columns, predicted=self._predicted)
 
     @staticmethod
     def _states(model: torch.nn.Module, window: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class Setting:
             "tokens": windows * sequence_length,
             "content": self.windows.content,
             "read": self.windows.read,
+            "opening": list(self.windows.opening),
         }
 
     def parameters(self) -> dict[str, Any]:
@@ -146,7 +147,8 @@ def run_quantized(
     names = checkpoint.facts["checkpoint_files"]
     outcome = _run(store, setting, checkpoint, names, reference, output, workers)
     with np.load(output.scratch / COMPARISON_NAME) as comparison:
-        figures = summarize(**comparison)
+        predicted = setting.windows.predicted
+        figures = summarize(**comparison, predicted=predicted)
         positions = comparison["kl"].shape[1]
     originals = json.loads(bytes(store.read(reference.path(COMPLETIONS_NAME))))
     decode = setting.tokenizer.decode
@@ -163,8 +165,8 @@ def run_quantized(
         "kl_standard_error": figures.kl_standard_error,
         "kl_method": (
             f"exact, over the whole vocabulary of {outcome.vocabulary} tokens, at each of the "
-            f"{positions} positions of a window that a token follows; standard error over windows; "
-            f"{outcome.numerics}"
+            f"{positions} positions of a window that a token follows{_left_out(setting.windows)}; "
+            f"standard error over windows; {outcome.numerics}"
         ),
         "top1_agreement": figures.top1_agreement,
         "probes": [
@@ -194,7 +196,11 @@ def with_throughput(
 
 
 def summarize(
-    kl: np.ndarray, reference_nll: np.ndarray, candidate_nll: np.ndarray, same_top1: np.ndarray
+    kl: np.ndarray,
+    reference_nll: np.ndarray,
+    candidate_nll: np.ndarray,
+    same_top1: np.ndarray,
+    predicted: np.ndarray,
 ) -> Figures:
     """The figures of a comparison.
 
@@ -206,18 +212,30 @@ def summarize(
         reference_nll: Negative log likelihoods under the original.
         candidate_nll: Negative log likelihoods under the quantized model.
         same_top1: bool.
+        predicted: bool; which positions count. All have to be finite.
     """
     divergences = kl.astype(np.float64)
-    samples = divergences.mean(axis=1) if len(kl) > 1 else divergences[0]
+    if len(kl) > 1:
+        samples = divergences.mean(axis=1, where=predicted)
+    else:
+        samples = divergences[predicted]
     finite = np.isfinite(kl) & np.isfinite(reference_nll) & np.isfinite(candidate_nll)
     return Figures(
-        perplexity_original=_perplexity(reference_nll),
-        perplexity_quantized=_perplexity(candidate_nll),
-        kl_mean=float(divergences.mean()),
+        perplexity_original=_perplexity(reference_nll[predicted]),
+        perplexity_quantized=_perplexity(candidate_nll[predicted]),
+        kl_mean=float(divergences.mean(where=predicted)),
         kl_standard_error=float(samples.std(ddof=1) / math.sqrt(len(samples))),
-        top1_agreement=float(same_top1.mean()),
+        top1_agreement=float(same_top1.mean(where=predicted)),
         not_finite=int((~finite).sum()),
     )
+
+
+def _left_out(windows: Windows) -> str:
+    """What is not counted, in words."""
+    if windows.predicted.all():
+        return ""
+    count, words = int((~windows.predicted).sum()), " ".join(windows.opening)
+    return f" ({count} of them left out, where a document begins with {words})"
 
 
 def _perplexity(nll: np.ndarray) -> float:

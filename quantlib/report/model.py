@@ -137,6 +137,9 @@ class CalibrationText(Part):
     shipped: Annotated[bool, Field(description="It is the text that ships with quantlib.")]
     content: Annotated[Digest | None, Field(description="Digest of the text's files.")] = None
     read: TextRead | None = None
+    opening: Annotated[
+        tuple[str, ...], Field(description="What every window begins with: BOS, or nothing.")
+    ] = ()
 
 
 class EvaluationText(Part):
@@ -149,6 +152,7 @@ class EvaluationText(Part):
     tokens: int
     content: Digest | None = None
     read: TextRead | None = None
+    opening: tuple[str, ...] = ()
 
 
 class Performance(Part):

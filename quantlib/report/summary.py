@@ -77,6 +77,8 @@ def _calibrated(receipt: Receipt) -> Iterator[Row]:
         return
     yield "text", text["source"]
     yield "read", text["read"]["in_words"]
+    if text["opening"]:
+        yield "every window begins with", " ".join(text["opening"])
     yield "digest of its files", text["content"]
     yield "digest of its tokens", text["digest"]
     windows = f"{plural(text['samples'], 'window')} of {integer(text['sequence_length'])}"

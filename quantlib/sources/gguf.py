@@ -1,8 +1,9 @@
 """A model in a GGUF file: its weights dequantized to bf16, in Hugging Face's layout.
 
 llama.cpp's converter renames the tensors and, for the ``llama`` architecture, reorders the rows of
-the query and key projections within each head (``convert_hf_to_gguf.py``, ``LlamaModel.permute``).
-Both are undone here, one tensor at a time.
+the query and key projections within each head (``convert_hf_to_gguf.py``, ``LlamaModel.permute``);
+to the norms of Gemma it adds the one that Gemma's own code adds (``Gemma3Model.norm_shift``). All
+are undone here, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def convert_gguf(model: GgufModel, output: StepOutput, progress: ShowProgress) -
     ):
         for name, tensor in header.tensors.items():
             target = model.targets[name]
-            data = dequantize_bf16(path, tensor, target.heads)
+            data = dequantize_bf16(path, tensor, target.heads, target.added)
             if count := count_nonfinite(data.data.cast("B"), "BF16"):
                 problems.append(nonfinite_problem(str(path), name, count, data.size))
             writer.add(target.name, "BF16", tensor.shape, data.data.cast("B"))
@@ -121,13 +122,16 @@ class GgufSource:
         return str(self._path)
 
 
-def dequantize_bf16(path: Path, tensor: GgufTensor, heads: int = 0) -> np.ndarray:
+def dequantize_bf16(
+    path: Path, tensor: GgufTensor, heads: int = 0, added: float = 0.0
+) -> np.ndarray:
     """One tensor as bf16.
 
     Args:
         path: The GGUF file.
         tensor: The tensor.
         heads: Undo llama.cpp's reordering of the rows of this many heads; 0 for none.
+        added: Take so much from every number.
 
     Returns:
         The bits of the bf16 numbers, uint16 ``[rows, columns]``, or ``[columns]`` of a vector.
@@ -143,7 +147,7 @@ def dequantize_bf16(path: Path, tensor: GgufTensor, heads: int = 0) -> np.ndarra
     step = max(1, _CHUNK_BYTES // (4 * columns))
     for start in range(0, rows, step):
         chunk = dequantize(stored[order[start : start + step]], GGMLQuantizationType(tensor.type))
-        result[start : start + step] = _round_to_bf16(chunk)
+        result[start : start + step] = _round_to_bf16(chunk - np.float32(added))
     return result.reshape(tensor.shape)
 
 

@@ -23,8 +23,12 @@ _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
 }
-"""The class of the model by GGUF architecture, whose name is the ``model_type`` too."""
+"""The class of the model by GGUF architecture."""
+
+_MODEL_TYPES = {"gemma3": "gemma3_text"}
+"""The ``model_type`` where it is not the architecture."""
 
 _SIZES = {
     "block_count": "num_hidden_layers",
@@ -59,6 +63,9 @@ _NEUTRAL = {
 }
 """Keys that change nothing when they have this value, and what the model computes otherwise."""
 
+_OF_GEMMA3 = {"attention.sliding_window_pattern": 6, "rope.freq_base_swa": 10000.0}
+"""What llama.cpp takes for every Gemma 3, and newer files state."""
+
 _PRE_TOKENIZERS = (
     "dbrx",
     "deepseek-r1-qwen",
@@ -85,11 +92,13 @@ class Target:
         name: Its name in Hugging Face's layout.
         shape: The shape that the metadata implies.
         heads: How many heads its rows are reordered in; 0 for none.
+        added: What llama.cpp's converter adds to its numbers.
     """
 
     name: str
     shape: tuple[int, ...]
     heads: int = 0
+    added: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -166,9 +175,9 @@ def _config(header: GgufHeader) -> dict[str, Any]:
     tokens = metadata.get("tokenizer.ggml.tokens")
     config = {
         "architectures": [_ARCHITECTURES[architecture]],
-        "model_type": architecture,
+        "model_type": _MODEL_TYPES.get(architecture, architecture),
         "dtype": "bfloat16",
-        "hidden_act": "silu",
+        **(_gemma3(stated, head_dim) if architecture == "gemma3" else {"hidden_act": "silu"}),
         **{name: stated[key] for key, name in _SIZES.items()},
         "num_key_value_heads": stated.get("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -186,6 +195,16 @@ def _config(header: GgufHeader) -> dict[str, Any]:
             _ORIGINAL,
         )
     return config
+
+
+def _gemma3(stated: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    """What only configs of Gemma 3 say. Its 27B scales otherwise; its rotary scaling is refused."""
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": head_dim,
+        "rope_local_base_freq": _OF_GEMMA3["rope.freq_base_swa"],
+        "sliding_window": stated["attention.sliding_window"],
+    }
 
 
 def _targets(config: Mapping[str, Any]) -> dict[str, Target]:
@@ -216,30 +235,45 @@ def _targets(config: Mapping[str, Any]) -> dict[str, Target]:
             "attn_k.bias": Target("self_attn.k_proj.bias", (kv_rows,)),
             "attn_v.bias": Target("self_attn.v_proj.bias", (kv_rows,)),
         }
-    if model_type == "qwen3":
+    added = 0.0
+    if model_type in ("qwen3", "gemma3_text"):
         block |= {
             "attn_q_norm.weight": Target("self_attn.q_norm.weight", (head_dim,)),
             "attn_k_norm.weight": Target("self_attn.k_norm.weight", (head_dim,)),
         }
+    if model_type == "gemma3_text":
+        added = 1.0
+        for name, its_name in (
+            ("post_attention_norm", "post_attention_layernorm"),
+            ("ffn_norm", "pre_feedforward_layernorm"),
+            ("post_ffw_norm", "post_feedforward_layernorm"),
+        ):
+            block[f"{name}.weight"] = Target(f"{its_name}.weight", (hidden,))
     targets = {
         "token_embd.weight": Target("model.embed_tokens.weight", (config["vocab_size"], hidden)),
-        "output_norm.weight": Target("model.norm.weight", (hidden,)),
+        "output_norm.weight": Target("model.norm.weight", (hidden,), added=added),
     }
     if not config["tie_word_embeddings"]:
         targets["output.weight"] = Target("lm_head.weight", (config["vocab_size"], hidden))
     for index in range(config["num_hidden_layers"]):
         for name, target in block.items():
             targets[f"blk.{index}.{name}"] = Target(
-                f"model.layers.{index}.{target.name}", target.shape, target.heads
+                f"model.layers.{index}.{target.name}",
+                target.shape,
+                target.heads,
+                added if "norm" in name else 0.0,
             )
     return targets
 
 
 def _metadata_problems(where: str, prefix: str, stated: Mapping[str, Any]) -> list[Problem]:
     problems = []
-    for key in (*_SIZES, "attention.head_count_kv", "attention.key_length", "vocab_size"):
+    needed, neutral = tuple(_SIZES), _NEUTRAL
+    if prefix == "gemma3.":
+        needed, neutral = (*_SIZES, "attention.sliding_window"), _NEUTRAL | _OF_GEMMA3
+    for key in (*needed, "attention.head_count_kv", "attention.key_length", "vocab_size"):
         if key not in stated:
-            if key in _SIZES:
+            if key in needed:
                 problems.append(Problem(where, f"states no {prefix}{key}: corrupt", _ORIGINAL))
         elif type(stated[key]) is not int or not 1 <= stated[key] < _TOO_LARGE:
             what = (
@@ -253,7 +287,7 @@ def _metadata_problems(where: str, prefix: str, stated: Mapping[str, Any]) -> li
         if type(value) not in (int, float) or not 0 < value < math.inf:
             problems.append(Problem(where, f"unsupported {prefix}{key}: {value}", _ORIGINAL))
     for key, value in stated.items():
-        if key in _KNOWN_KEYS or (key in _NEUTRAL and value == _NEUTRAL[key]):
+        if key in {*needed, *_KNOWN_KEYS} or (key in neutral and value == neutral[key]):
             continue
         problems.append(Problem(where, f"unsupported setting {prefix}{key} = {value}", _ORIGINAL))
     return problems

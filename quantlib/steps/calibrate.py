@@ -90,6 +90,7 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
             "shipped": windows.shipped,
             "content": windows.content,
             "read": windows.read,
+            "opening": list(windows.opening),
         }
         _collect(windows, streamed, boundaries, suppressor, observed_to, recipe, output)
 

@@ -126,8 +126,12 @@ def make_all_windows(
         except InvalidInputError as error:
             problems += error.problems
             continue
-        read = made[purpose].facts["read"]["in_words"]
-        _say(f"{purpose} text: {text.parameters['name']}: {read}")
+        facts = made[purpose].facts
+        opening = f"; every window begins with {' '.join(facts['opening'])}"
+        _say(
+            f"{purpose} text: {text.parameters['name']}: {facts['read']['in_words']}"
+            f"{opening if facts['opening'] else ''}"
+        )
     return made, problems
 
 
@@ -143,18 +147,19 @@ def _windows(
 
     def work(output: StepOutput) -> None:
         content = text.parameters["content"]
-        tokens, tally = make_windows(
+        made = make_windows(
             Text.of(section).name, content, files_of(store, text), source, windowing, vocabulary
         )
         with SafetensorsWriter(output.local(TOKENS_NAME)) as writer:
-            writer.add(_TENSOR, "I64", tokens.shape, tokens.astype("<i8").tobytes())
+            writer.add(_TENSOR, "I64", made.tokens.shape, made.tokens.astype("<i8").tobytes())
             digest, count = writer.finish()
         output.add(TOKENS_NAME, sha256=digest, tensors=count)
         output.facts = {
             "source": name,
             "content": content,
             "shipped": text.parameters["origin"]["kind"] == "shipped",
-            "read": tally.to_json(),
+            "read": made.tally.to_json(),
+            "opening": list(made.opening),
         }
 
     parameters = windows_key(source, windowing, vocabulary)
@@ -229,9 +234,10 @@ def _windows_of(
     name, windowing = Text.of(section).name, windowing_of(section)
     with gather(found) as paths:
         content, files = digest_of_files(paths), found.files(paths)
-        tokens, tally = make_windows(name, content, files, source, windowing, vocabulary)
+        made = make_windows(name, content, files, source, windowing, vocabulary)
     shipped = found.origin["kind"] == "shipped"
-    return Windows(tokens, found.name, shipped, content, tally.to_json())
+    read = made.tally.to_json()
+    return Windows(made.tokens, found.name, shipped, content, read, made.opening)
 
 
 def unread_problems(recipe: Recipe, *, validated: bool = True) -> list[Problem]:

@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from quantlib.checkpoint.source import FileSource
 from quantlib.store.receipt import digest_of
 from quantlib.text.conversations import ChatTemplate
-from quantlib.text.documents import Tally
 from quantlib.text.files import TextFile
 from quantlib.text.tokenizer import load_tokenizer, tokenizer_digests
-from quantlib.text.windows import Windowing, token_windows
+from quantlib.text.windows import Cut, Windowing, token_windows
 
-_made: dict[str, tuple[np.ndarray, Tally]] = {}
+_made: dict[str, Cut] = {}
 """The command line looks at texts before anything is written, and a step then writes them."""
 
 
@@ -42,7 +39,7 @@ def make_windows(
     source: FileSource,
     windowing: Windowing,
     vocabulary: int | None,
-) -> tuple[np.ndarray, Tally]:
+) -> Cut:
     """The windows of a text, as :func:`quantlib.text.windows.token_windows` makes them.
 
     Args:

@@ -45,6 +45,21 @@ class Windowing:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Windows of a text, and how they were made.
+
+    Attributes:
+        tokens: int64 ``[samples, sequence]``.
+        tally: What was read.
+        opening: The special tokens that every window begins with.
+    """
+
+    tokens: np.ndarray
+    tally: Tally
+    opening: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Windows:
     """Token windows and where they come from.
 
@@ -54,6 +69,7 @@ class Windows:
         shipped: Whether it is the text that ships with quantlib.
         content: Digest of the text's files.
         read: What was read of it, as :meth:`quantlib.text.documents.Tally.to_json` says it.
+        opening: The special tokens that every window begins with, as the tokenizer has it.
     """
 
     tokens: np.ndarray
@@ -61,6 +77,16 @@ class Windows:
     shipped: bool
     content: str
     read: dict[str, Any]
+    opening: Sequence[str] = ()
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Which positions are followed by a token that a model may be held to, bool.
+
+        ``[samples, sequence - 1]``. What documents are opened with is put there, never said.
+        """
+        opening = self.tokens[0, : len(self.opening)]
+        return ~np.isin(self.tokens[:, 1:], opening)
 
     @property
     def digest(self) -> str:
@@ -76,12 +102,14 @@ def token_windows(
     template: ChatTemplate | None,
     windowing: Windowing,
     vocabulary: int | None = None,
-) -> tuple[np.ndarray, Tally]:
+) -> Cut:
     """Packs documents one behind the other and cuts them into windows.
 
     Documents carry the special tokens that the tokenizer adds, and conversations those of their
     chat template. Reading stops when there are four times as many tokens as wanted; the windows are
-    then chosen by the seed and kept in order.
+    then chosen by the seed and kept in order. Every window begins with what the tokenizer puts
+    before a text (BOS), as every prompt does that is served: models make of the first position
+    what they make of no other.
 
     Args:
         name: What to call the text.
@@ -90,9 +118,6 @@ def token_windows(
         template: The model's chat template.
         windowing: Which windows are wanted.
         vocabulary: Rows of the model's embedding.
-
-    Returns:
-        int64 ``[samples, sequence]``, and what was read.
 
     Raises:
         InvalidInputError: The text cannot be read, has fewer tokens than wanted (the message says
@@ -104,6 +129,8 @@ def token_windows(
     parts: list[np.ndarray] = []
     found = 0
     encode = _Encoder(tokenizer)
+    opening = encode.opening
+    require_known(opening, vocabulary, tokenizer, f"{name}: what its windows begin with")
     for piece in read_documents(files, windowing.text_field, template, tally):
         ids = encode(piece)
         require_known(ids, vocabulary, tokenizer, f"{name}: {piece.where}")
@@ -111,13 +138,37 @@ def token_windows(
         found += len(ids)
         if found >= windowing.pool:
             break
-    length = windowing.sequence_length
-    _require_enough(name, found, windowing, tally)
-    available = found // length
-    windows = np.concatenate(parts)[: available * length].reshape(available, length)
+    windows = _windows(parts, windowing.sequence_length, opening)
+    words = tuple(tokenizer.id_to_token(token) for token in opening.tolist())
+    _require_enough(name, found, len(windows), words, windowing, tally)
     random = np.random.default_rng(windowing.seed)
-    chosen = random.choice(available, size=windowing.num_samples, replace=False)
-    return windows[np.sort(chosen)], tally
+    chosen = random.choice(len(windows), size=windowing.num_samples, replace=False)
+    return Cut(windows[np.sort(chosen)], tally, words)
+
+
+def _windows(parts: Sequence[np.ndarray], length: int, opening: np.ndarray) -> np.ndarray:
+    """Cuts a stream of tokens into windows ``[windows, length]`` that begin with ``opening``.
+
+    Where the stream goes on with it, or with its end, as at the start of a document, it is not put
+    there twice.
+    """
+    stream = np.concatenate([*parts, opening[:0]])
+    windows: list[np.ndarray] = []
+    at = 0
+    while True:
+        there = _shared(opening, stream[at : at + len(opening)])
+        added = opening[: len(opening) - there]
+        end = at + length - len(added)
+        if end > len(stream):
+            return np.array(windows, dtype=np.int64).reshape(-1, length)
+        windows.append(np.concatenate([added, stream[at:end]]))
+        at = end
+
+
+def _shared(first: np.ndarray, second: np.ndarray) -> int:
+    """How many of the last of one are the first of the other, at most."""
+    counts = range(min(len(first), len(second)), 0, -1)
+    return next((n for n in counts if np.array_equal(first[-n:], second[:n])), 0)
 
 
 def require_known(
@@ -161,20 +212,27 @@ def _require_usable(name: str, tally: Tally) -> None:
         )
 
 
-def _require_enough(name: str, found: int, windowing: Windowing, tally: Tally) -> None:
+def _require_enough(
+    name: str,
+    found: int,
+    available: int,
+    opening: Sequence[str],
+    windowing: Windowing,
+    tally: Tally,
+) -> None:
     samples, length = windowing.num_samples, windowing.sequence_length
-    if found >= samples * length:
+    if available >= samples:
         return
     _require_usable(name, tally)
     what = f"has {found} tokens" if found else "is empty"
     if tally.left_out:
         what += f" ({tally.left_out_in_words()})"
+    begun = f" that begin with {' '.join(opening)}" if opening else ""
     raise InvalidInputError.one(
         name,
-        f"{what}, but {samples} samples of {length} tokens need {samples * length}",
-        f"give more text, or at most {found // length} samples"
-        if found >= length
-        else "give more text",
+        f"{what}, but {samples} samples of {length} tokens{begun} need "
+        f"{samples * (length - len(opening))}",
+        f"give more text, or at most {available} samples" if available else "give more text",
     )
 
 
@@ -183,13 +241,16 @@ class _Encoder:
 
     Libraries take more time for a character the longer a text is, so that pieces are cut further,
     between words, where the tokens are the same.
+
+    Attributes:
+        opening: What the tokenizer puts before a text: BOS, or nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         whole, bare = self._ids("a", special=True), self._ids("a")
         before = _position(whole, bare)
-        self._before = np.asarray(whole[:before], dtype=np.int64)
+        self.opening = np.asarray(whole[:before], dtype=np.int64)
         self._after = np.asarray(whole[before + len(bare) :], dtype=np.int64)
         # Tokenizers that put a space before every text are not given that of the second word.
         first, both = self._ids("word"), self._ids("word more")
@@ -204,7 +265,7 @@ class _Encoder:
             return np.asarray(self._ids(text, special=True), dtype=np.int64)
         parts = [np.asarray(self._ids(part), dtype=np.int64) for part in self._parts(text)]
         if piece.plain and piece.opens:
-            parts.insert(0, self._before)
+            parts.insert(0, self.opening)
         if piece.plain and piece.closes:
             parts.append(self._after)
         return np.concatenate(parts)

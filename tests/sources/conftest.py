@@ -126,7 +126,10 @@ def write_gguf() -> Callable[..., dict[str, np.ndarray]]:
     ) -> dict[str, np.ndarray]:
         import gguf
 
+        gemma = architecture == "gemma3"
         tokens = [*byte_vocabulary(), "he", "ll", "hello", "<s>", "</s>"]
+        if gemma:
+            tokens = [*"\u2581ehlo0124x", "<unk>", "he", "ll", "llo", "hello", "<s>", "</s>"]
         vocabulary = len(tokens)
         writer = gguf.GGUFWriter(path, architecture)
         writer.add_name("tiny")
@@ -141,11 +144,18 @@ def write_gguf() -> Callable[..., dict[str, np.ndarray]]:
         writer.add_rope_dimension_count(HEAD_DIM)
         writer.add_key_length(HEAD_DIM)
         writer.add_vocab_size(vocabulary)
-        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_model("llama" if gemma else "gpt2")
         writer.add_tokenizer_pre(pre)
         writer.add_token_list(tokens)
         writer.add_token_types([1] * (vocabulary - 2) + [3, 3])
-        writer.add_token_merges(["h e", "l l"])
+        if gemma:
+            writer.add_token_scores([-float(index) for index in range(vocabulary)])
+            writer.add_unk_token_id(tokens.index("<unk>"))
+            writer.add_add_bos_token(True)
+            writer.add_add_space_prefix(False)
+            writer.add_sliding_window(32)
+        else:
+            writer.add_token_merges(["h e", "l l"])
         writer.add_bos_token_id(vocabulary - 2)
         writer.add_eos_token_id(vocabulary - 1)
         for key, value in (settings or {}).items():
@@ -162,11 +172,15 @@ def write_gguf() -> Callable[..., dict[str, np.ndarray]]:
                 values.flat[3] = np.inf
             quantization = gguf.GGMLQuantizationType[kind]
             stored = permute(values, heads) if heads else values
+            if gemma and "norm" in name:
+                stored = stored + np.float32(1)
             quantized = gguf.quants.quantize(stored, quantization)
             writer.add_tensor(name, quantized, raw_dtype=quantization)
             weights[hf_name] = gguf.quants.dequantize(
                 gguf.quants.quantize(values, quantization), quantization
             )
+            if gemma and "norm" in name:
+                weights[hf_name] = stored - np.float32(1)
 
         query, key_value = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
         reorder = architecture == "llama"
@@ -198,10 +212,16 @@ def write_gguf() -> Callable[..., dict[str, np.ndarray]]:
                 add(f"{old}attn_q.bias", f"{attention}q_proj.bias", (query,), "F32")
                 add(f"{old}attn_k.bias", f"{attention}k_proj.bias", (key_value,), "F32")
                 add(f"{old}attn_v.bias", f"{attention}v_proj.bias", (key_value,), "F32")
-            if architecture == "qwen3":
+            if architecture in ("qwen3", "gemma3"):
                 add(f"{old}attn_q_norm.weight", f"{attention}q_norm.weight", (HEAD_DIM,), "F32")
                 add(f"{old}attn_k_norm.weight", f"{attention}k_norm.weight", (HEAD_DIM,), "F32")
-            add(f"{old}ffn_norm.weight", f"{new}post_attention_layernorm.weight", (HIDDEN,), "F32")
+            after_attention = f"{new}post_attention_layernorm.weight"
+            before_mlp = f"{new}pre_feedforward_layernorm.weight" if gemma else after_attention
+            add(f"{old}ffn_norm.weight", before_mlp, (HIDDEN,), "F32")
+            if gemma:
+                after_mlp = f"{new}post_feedforward_layernorm.weight"
+                add(f"{old}post_attention_norm.weight", after_attention, (HIDDEN,), "F32")
+                add(f"{old}post_ffw_norm.weight", after_mlp, (HIDDEN,), "F32")
             add(f"{old}ffn_gate.weight", f"{mlp}gate_proj.weight", (INTERMEDIATE, HIDDEN), "Q4_0")
             add(f"{old}ffn_up.weight", f"{mlp}up_proj.weight", (INTERMEDIATE, HIDDEN), "BF16")
             add(f"{old}ffn_down.weight", f"{mlp}down_proj.weight", (HIDDEN, INTERMEDIATE), "Q4_0")

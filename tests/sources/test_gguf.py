@@ -18,10 +18,12 @@ from quantlib.sources.opening import open_source
 from quantlib.steps.fetch import fetch
 from quantlib.store import LocalStore, StepOutput
 from quantlib.store.partial import Partial
+from quantlib.text.files import local_file
 from quantlib.text.tokenizer import load_tokenizer
+from quantlib.text.windows import Windowing, token_windows
 from quantlib.watching import resolve_release
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 
 
 def said(path: Path) -> str:
@@ -34,7 +36,7 @@ def converted(path: Path) -> dict[str, np.ndarray]:
     result = {}
     for name, tensor in model.header.tensors.items():
         target = model.targets[name]
-        bits = dequantize_bf16(path, tensor, target.heads)
+        bits = dequantize_bf16(path, tensor, target.heads, target.added)
         result[target.name] = (bits.astype(np.uint32) << 16).view(np.float32)
     return result
 
@@ -141,7 +143,7 @@ def test_settings_that_change_nothing_are_accepted(write_gguf, tmp_path: Path) -
 
 def test_unknown_kinds_of_model_are_refused(write_gguf, tmp_path: Path) -> None:
     write_gguf(tmp_path / "gemma.gguf", "gemma2")
-    assert "unsupported architecture 'gemma2'; supported: llama, qwen2, qwen3" in said(
+    assert "unsupported architecture 'gemma2'; supported: llama, qwen2, qwen3, gemma3" in said(
         tmp_path / "gemma.gguf"
     )
     write_gguf(tmp_path / "pre.gguf", pre="default")
@@ -249,7 +251,7 @@ def test_equals_what_transformers_loads(convert, tmp_path: Path, architecture: s
     for key in (
         "rope_parameters",
         "tie_word_embeddings",
-        "hidden_act",
+        "hidden_activation" if architecture == "gemma3" else "hidden_act",
         "rms_norm_eps",
         "max_position_embeddings",
         "vocab_size",
@@ -259,7 +261,41 @@ def test_equals_what_transformers_loads(convert, tmp_path: Path, architecture: s
         assert left[key] == right[key], key
     text = "hello <s> 2024  x\n\n1"
     tokens = AutoTokenizer.from_pretrained(folder)(text).input_ids
-    assert tokens == AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")(text).input_ids
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")(text).input_ids
+    # transformers 5.19 does not ask a Gemma's file whether texts begin with BOS.
+    assert tokens == [*([ours.config.bos_token_id] if architecture == "gemma3" else []), *theirs]
+
+
+def test_windows_of_a_gguf_file_begin_as_its_tokenizer_does(write_gguf, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("hello 2024 " * 60)
+    for architecture, settings, opening in (
+        ("gemma3", {}, ("<s>",)),
+        ("llama", {}, ()),
+        ("llama", {"tokenizer.ggml.pre": "llama-bpe"}, ("<s>",)),
+    ):
+        path = tmp_path / f"{len(opening)}-{architecture}.gguf"
+        write_gguf(path, architecture, settings=settings)
+        tokenizer = load_tokenizer(open_source(str(path)))
+        made = token_windows("text", [local_file(text)], tokenizer, None, Windowing(4, 16, 0))
+        assert made.opening == opening
+        begins = [tokenizer.token_to_id(token) for token in opening]
+        assert made.tokens[:, : len(opening)].tolist() == [begins] * 4
+        assert not np.isin(made.tokens[:, len(opening) :], tokenizer.token_to_id("<s>")).any()
+
+
+def test_a_gemma_that_llama_cpp_would_compute_otherwise_is_refused(write_gguf, tmp_path) -> None:
+    path = tmp_path / "m.gguf"
+    stated = {"gemma3.attention.sliding_window_pattern": 6, "gemma3.rope.freq_base_swa": 10000.0}
+    write_gguf(path, "gemma3", settings=stated)
+    assert gguf_problems(path) == []
+    for name, value in (
+        ("rope.scaling.factor", 8.0),
+        ("attention.sliding_window_pattern", 4),
+        ("final_logit_softcapping", 30.0),
+    ):
+        write_gguf(path, "gemma3", settings={f"gemma3.{name}": value})
+        assert f"unsupported setting gemma3.{name} = {value}" in said(path)
 
 
 @pytest.mark.slow

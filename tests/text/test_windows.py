@@ -32,7 +32,7 @@ def write(path: Path, texts: list) -> Path:
 
 def windows(path: Path, tokenizer: Tokenizer, windowing: Windowing = FOUR, **more) -> np.ndarray:
     template = more.pop("template", None)
-    return token_windows("text", [local_file(path)], tokenizer, template, windowing, **more)[0]
+    return token_windows("text", [local_file(path)], tokenizer, template, windowing, **more).tokens
 
 
 def test_windows_are_packed_and_chosen_by_the_seed(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -64,19 +64,31 @@ def test_long_documents_have_the_same_tokens_in_pieces(tmp_path: Path, with_bos:
     text = "The quick brown fox jumps over the lazy dog. " * 4000
     assert len(text) > 2 * PIECE_CHARACTERS
     whole = with_bos.encode(text).ids
-    everything = Windowing(len(whole) // 32, 32, 0)
+    everything = Windowing((len(whole) - 1) // 31, 32, 0)
     for path in (write(tmp_path / "a.jsonl", [text]), tmp_path / "a.txt"):
         if path.suffix == ".txt":
             path.write_text(text)
         found = windows(path, with_bos, everything)
-        assert found.flatten().tolist() == whole[: found.size]
-        assert found.flatten().tolist().count(0) == 1
+        assert (found[:, 0] == 0).all()
+        assert found[:, 1:].flatten().tolist() == whole[1 : found[:, 1:].size + 1]
 
 
 def test_reading_stops_when_there_is_enough(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write(tmp_path / "a.jsonl", [*DOCUMENTS, "x" * 100])
-    _, tally = token_windows("text", [local_file(path)], tokenizer, None, FOUR)
-    assert tally.rows < 5
+    made = token_windows("text", [local_file(path)], tokenizer, None, FOUR)
+    assert made.tally.rows < 5
+
+
+def begun(stream: list[int], length: int, opening: list[int]) -> list[list[int]]:
+    """Windows that begin with ``opening``, written down token by token."""
+    rows, rest = [], list(stream)
+    while True:
+        row = [] if rest[: len(opening)] == opening else list(opening)
+        while rest and len(row) < length:
+            row.append(rest.pop(0))
+        if len(row) < length:
+            return rows
+        rows.append(row)
 
 
 def test_documents_have_special_tokens_and_conversations_no_second_ones(
@@ -89,12 +101,60 @@ def test_documents_have_special_tokens_and_conversations_no_second_ones(
     rows = [{"messages": [{"role": "user", "content": text}]} for text in DOCUMENTS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     ids = [with_bos.encode(text, add_special_tokens=False).ids for text in DOCUMENTS]
-    everything = Windowing(sum(len(each) + 1 for each in ids) // 32, 32, 0)
-    stream = windows(path, with_bos, everything, template=template).flatten().tolist()
-    assert stream == [token for each in ids for token in (0, *each)][: len(stream)]
-    everything = Windowing(sum(len(each) + 2 for each in ids) // 32, 32, 0)
-    plain = windows(write(path, DOCUMENTS), with_bos, everything).flatten().tolist()
-    assert plain == [token for each in ids for token in (0, *each, 1)][: len(plain)]
+    wanted = begun([token for each in ids for token in (0, *each)], 32, [0])
+    found = windows(path, with_bos, Windowing(len(wanted), 32, 0), template=template)
+    assert found.tolist() == wanted
+    wanted = begun([token for each in ids for token in (0, *each, 1)], 32, [0])
+    found = windows(write(path, DOCUMENTS), with_bos, Windowing(len(wanted), 32, 0))
+    assert found.tolist() == wanted
+
+
+def test_a_window_that_begins_with_a_document_has_one_bos(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    # Every document is as long as a window, so that each begins where the one before was cut.
+    text = tokenizer.decode(tokenizer.encode(DOCUMENTS[3], add_special_tokens=False).ids[:31])
+    document = tokenizer.encode(text).ids
+    assert len(document) == 32
+    path = write(tmp_path / "a.jsonl", [text] * 6)
+    made = token_windows("text", [local_file(path)], tokenizer, None, Windowing(6, 32, 0))
+    assert made.tokens.tolist() == [document] * 6
+    assert made.opening == ("<s>",)
+
+
+def test_models_that_open_a_text_with_two_tokens_have_both_before_every_window(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> </s> $A", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    path = write(tmp_path / "a.jsonl", DOCUMENTS)
+    stream = [token for text in DOCUMENTS for token in tokenizer.encode(text).ids]
+    made = token_windows("text", [local_file(path)], tokenizer, None, Windowing(9, 32, 0))
+    assert made.opening == ("<s>", "</s>")
+    assert made.tokens[:, :2].tolist() == [[0, 1]] * 9
+    # Cut between the two, the second is not put there again.
+    length = 2 + stream.index(0, 1) - 2 + 1
+    made = token_windows("text", [local_file(path)], tokenizer, None, Windowing(2, length, 0))
+    everything = Windowing(len(begun(stream, length, [0, 1])), length, 0)
+    found = windows(path, tokenizer, everything)
+    assert found[0].tolist() == stream[:length]
+    assert found[1].tolist() == [0, *stream[length : 2 * length - 1]]
+
+
+def test_what_windows_begin_with_has_to_be_known_to_the_model(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    tokenizer.add_special_tokens(["<|begin|>"])
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 512)]
+    )
+    path = write(tmp_path / "a.jsonl", DOCUMENTS)
+    with pytest.raises(InvalidInputError, match=r"text: what its windows begin with: holds the"):
+        windows(path, tokenizer, vocabulary=512)
 
 
 def test_too_few_tokens_says_how_many_there_are(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -107,6 +167,19 @@ def test_too_few_tokens_says_how_many_there_are(tmp_path: Path, tokenizer: Token
         windows(path, tokenizer, Windowing(99, 16, 0))
     with pytest.raises(InvalidInputError, match="is empty, but 4 samples"):
         windows(write(tmp_path / "a.jsonl", []), tokenizer)
+
+
+def test_too_few_tokens_for_windows_with_bos(tmp_path: Path, with_bos: Tokenizer) -> None:
+    path = write(tmp_path / "a.jsonl", ["hello " * 40])
+    count = len(with_bos.encode("hello " * 40).ids)
+    fitting = (count - 1) // 15
+    said = (
+        rf"has {count} tokens, but 99 samples of 16 tokens that begin with <s> need 1485; "
+        f"give more text, or at most {fitting} samples"
+    )
+    with pytest.raises(InvalidInputError, match=said):
+        windows(path, with_bos, Windowing(99, 16, 0))
+    assert windows(path, with_bos, Windowing(fitting, 16, 0)).shape == (fitting, 16)
 
 
 def test_the_true_reason_where_all_rows_are_bad(tmp_path: Path, tokenizer: Tokenizer) -> None:
