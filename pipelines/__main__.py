@@ -246,7 +246,7 @@ def run_command(
         choose_engine(checked.validation.engine)
     model = job.model or checked.model or ""
     destination = job.publish_to or checked.publish.destination or ""
-    problems = input_problems(checked, model, job.store)
+    problems = input_problems(checked, model, job.store, validated_on="auto")
     problems += destination_problems(destination or job.store)
     problems += place_problems(checked, model, {"the store": job.store})
     problems += place_problems(checked, model, {"the destination": destination})

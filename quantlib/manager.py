@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantlib.compatibility import resolve_format
 from quantlib.errors import InvalidInputError
+from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
 from quantlib.formats import format_registry
 from quantlib.model_compatibility import sharing_problems
 from quantlib.outlier_suppression import outlier_suppression_registry
@@ -89,6 +91,8 @@ class QuantizationManager:
         if validated:
             self._require_shareable(model)
         ranges = plan(store, recipe, model, texts, 0, validated=validated)
+        if validated:
+            self._say_what_is_judged(model)
         calibration = calibrate(store, recipe, model, ranges, device)
         smoothing = smooth(store, recipe, model, calibration)
         quantized = [
@@ -104,6 +108,13 @@ class QuantizationManager:
         evaluation = read_evaluation(store, validation)
         report = build_report(store, recipe, checkpoint, evaluation, validation, ranges)
         return QuantizationResult(checkpoint, report)
+
+    def _say_what_is_judged(self, model: Receipt) -> None:
+        _, adapter = open_receipt(self.store, model)
+        section, engine = self.recipe.quantization, self.recipe.validation.engine
+        reason = dequantized_checkpoint_reason(section, adapter, engine, self.device)
+        if reason is not None:
+            print(f"the checkpoint will be {in_words(reason)}", file=sys.stderr, flush=True)
 
     def _require_shareable(self, model: Receipt) -> None:
         _, adapter = open_receipt(self.store, model)

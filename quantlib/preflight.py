@@ -12,6 +12,8 @@ from quantlib.checkpoint.header import DTYPE_BYTES
 from quantlib.checkpoint.source import FolderSource
 from quantlib.compatibility import exact_linears, needs_calibration
 from quantlib.errors import InvalidInputError, Problem, StoreError
+from quantlib.evaluation.judging import writes_plain_model
+from quantlib.evaluation.original import SHARD_BYTES
 from quantlib.model_compatibility import sharing_problems
 from quantlib.models import BaseModelAdapter, open_model
 from quantlib.output import writable_problems
@@ -33,6 +35,7 @@ def input_problems(
     store: str,
     gpus: int = 1,
     output: Path | None = None,
+    validated_on: str | None = None,
     *,
     validated: bool = True,
 ) -> list[Problem]:
@@ -46,6 +49,7 @@ def input_problems(
         store: The store's address.
         gpus: What validation spreads a model over.
         output: The folder that the checkpoint is copied to; None where it stays in the store.
+        validated_on: auto, cpu or cuda; None where nothing is validated in the store's folder.
         validated: Whether the checkpoint will be compared with the original.
     """
     problems = destination_problems(store) + store_problems(store) + text_problems(recipe)
@@ -65,7 +69,10 @@ def input_problems(
             faults = sharing_problems(recipe.quantization, adapter, gpus, "gpus")
             if not store.startswith("s3://"):
                 folder = Path(store.removeprefix("file://"))
-                problems += _space_problems(recipe, checkpoint, adapter, folder, output)
+                plain = validated_on is not None and writes_plain_model(
+                    recipe, files, adapter, validated_on
+                )
+                problems += _space_problems(recipe, checkpoint, adapter, folder, output, plain)
     else:
         faults += unread_problems(recipe, validated=validated)
     return problems + faults
@@ -157,11 +164,16 @@ def _space_problems(
     adapter: BaseModelAdapter,
     store: Path,
     output: Path | None,
+    plain: bool,
 ) -> list[Problem]:
     written, hidden = required_bytes(recipe, checkpoint, adapter)
     remedy = "make room, or choose another folder with --store"
     # A spool of the file in the making, and scales and zero points beside the codes.
-    problems = _room_problems(store, 2 * written + hidden, remedy)
+    beside = written
+    if plain:  # when that spool is gone, and with one of its own
+        total = sum(info.bytes for info in checkpoint.tensors.values())
+        beside = max(beside, total + min(total, SHARD_BYTES))
+    problems = _room_problems(store, written + beside + hidden, remedy)
     if output is not None and _device(output) != _device(store):
         problems += _room_problems(output, written, "make room, or choose another folder")
     return problems

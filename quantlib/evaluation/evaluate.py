@@ -47,6 +47,7 @@ class Setting:
         tensor_parallel_size: Devices that share a model.
         dequantized: Why an original that is quantized is judged by what its weights stand for, and
             not as it is served; None where it is judged as it is.
+        checkpoint_dequantized: The same of the quantized model.
         renamed: The names that vLLM knows for tensors that the original stores by others.
     """
 
@@ -61,6 +62,7 @@ class Setting:
     numerics: Mapping[str, Any]
     tensor_parallel_size: int = 1
     dequantized: str | None = None
+    checkpoint_dequantized: str | None = None
     renamed: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
@@ -158,6 +160,7 @@ def run_quantized(
         "device": outcome.device,
         "fallback_reason": setting.engine.fallback_reason,
         "dequantized_reason": setting.dequantized,
+        "checkpoint_dequantized_reason": setting.checkpoint_dequantized,
         "text": setting.text,
         "original": {"perplexity": figures.perplexity_original, "tokens_per_second": None},
         "quantized": {"perplexity": figures.perplexity_quantized, "tokens_per_second": None},
@@ -215,10 +218,8 @@ def summarize(
         predicted: bool; which positions count. All have to be finite.
     """
     divergences = kl.astype(np.float64)
-    if len(kl) > 1:
-        samples = divergences.mean(axis=1, where=predicted)
-    else:
-        samples = divergences[predicted]
+    several = len(kl) > 1
+    samples = divergences.mean(axis=1, where=predicted) if several else divergences[predicted]
     finite = np.isfinite(kl) & np.isfinite(reference_nll) & np.isfinite(candidate_nll)
     return Figures(
         perplexity_original=_perplexity(reference_nll[predicted]),
@@ -256,10 +257,11 @@ def _run(
     folder = output.scratch / "model"
     for name in names:
         _materialize(store, model.path(name), folder / name)
+    dequantized = setting.dequantized if reference is None else setting.checkpoint_dequantized
+    if dequantized:
+        make_plain(folder)
     reference_file = None
     if reference is None:
-        if setting.dequantized:
-            make_plain(folder)
         make_servable(folder, setting.renamed)
     else:
         reference_file = output.scratch / REFERENCE_NAME
@@ -288,6 +290,8 @@ def _run(
         if log.exists():
             store.put_file(log, kept_log)
     outcome = Outcome.read(output.scratch / OUTCOME_NAME)
+    if dequantized:  # as it is never served
+        return outcome
     noted = {"tokens_per_second": outcome.tokens_per_second, "method": outcome.throughput_method}
     store.put_bytes(json.dumps(noted).encode(), f"{output.aside}/{THROUGHPUT_NAME}")
     return outcome

@@ -15,7 +15,8 @@ from quantlib.checkpoint.writer import SafetensorsWriter, encode_header
 from quantlib.formats.stored import plain
 from quantlib.models.servable import servable_config, with_causal_architecture
 
-_SHARD_BYTES = 4 << 30
+SHARD_BYTES = 4 << 30
+"""Of a file of a plain model."""
 
 
 def make_plain(folder: Path) -> None:
@@ -47,7 +48,7 @@ def _shards(checkpoint: Checkpoint) -> Iterator[list[str]]:
     """The names of the tensors, file by file."""
     names: list[str] = []
     for name in checkpoint.tensors:
-        if names and checkpoint.bytes_of((*names, name)) > _SHARD_BYTES:
+        if names and checkpoint.bytes_of((*names, name)) > SHARD_BYTES:
             yield names
             names = []
         names.append(name)

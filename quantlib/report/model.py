@@ -208,6 +208,7 @@ class Evaluation(Part):
         fallback_reason: Why another engine judged than the recipe asked for; None where it did.
         dequantized_reason: Why an original that is quantized itself was judged by what its weights
             stand for, and not as it is served; None where it was judged as it is.
+        checkpoint_dequantized_reason: The same of the quantized model, and what that leaves open.
         kl_mean: Mean KL divergence of the quantized from the original model, in nats.
         kl_method: Which positions and which part of the vocabulary ``kl_mean`` covers.
         top1_agreement: Share of positions whose most likely token is the same.
@@ -220,6 +221,7 @@ class Evaluation(Part):
     device: str
     fallback_reason: str | None
     dequantized_reason: str | None = None
+    checkpoint_dequantized_reason: str | None = None
     text: EvaluationText
     original: Performance
     quantized: Performance

@@ -19,6 +19,9 @@ from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, parse_vllm_config
 
 CONFIG_NAME = "config.json"
 
+_CPU_WORKER = "quantlib.evaluation.vllm_cpu_worker.CorrectedCpuWorker"
+"""Computes as the gate does what vLLM's own worker for CPUs gets wrong without an error."""
+
 
 def checkpoint_arguments(folder: Path) -> dict[str, Any]:
     """The arguments that a checkpoint is served well with.
@@ -154,7 +157,8 @@ def visible_gpus() -> int:
 def serve_command(model: Path, arguments: dict[str, Any], further: Sequence[str]) -> list[str]:
     """The command that serves a checkpoint.
 
-    On a CPU it leaves vLLM's compilation out, which takes minutes there before the first answer.
+    On a CPU it leaves vLLM's compilation out, which takes minutes there before the first answer,
+    and has vLLM compute by our worker, so that quantlib has to be installed there.
 
     Args:
         model: Folder of the checkpoint.
@@ -167,7 +171,7 @@ def serve_command(model: Path, arguments: dict[str, Any], further: Sequence[str]
         # vLLM's own command asks for the version of a distribution called vllm, its server not.
         start = ["vllm.entrypoints.openai.api_server", "--model"]
     if vllm is not None and vllm.on_cpu:
-        arguments = arguments | {"enforce_eager": True}
+        arguments = arguments | {"enforce_eager": True, "worker_cls": _CPU_WORKER}
     given = {argument.partition("=")[0].replace("--no-", "--") for argument in further}
     ours = {
         key: value for key, value in arguments.items() if f"--{key.replace('_', '-')}" not in given

@@ -10,6 +10,7 @@ from quantlib.checkpoint.index import same_bytes
 from quantlib.compatibility import exact_linears
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
+from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
 from quantlib.model_compatibility import model_problems, unsuited_in_words
 from quantlib.models import BaseModelAdapter
 from quantlib.planning import (
@@ -107,6 +108,8 @@ def plan(
         output.remarks.append(
             dry_load(store, recipe.quantization, model, checkpoint, adapter, validated=validated)
         )
+        if hardware is not None and (said := judging_line(recipe, adapter, hardware)):
+            output.remarks.append(f"{said}.")
 
     parameters = {
         "quantization": resolved_quantization(recipe.quantization),
@@ -132,6 +135,15 @@ def opened_problems(
         *model_problems(recipe, checkpoint, adapter, validated=validated),
         *text_problems(recipe, checkpoint.source, checkpoint, adapter, validated=validated),
     ]
+
+
+def judging_line(recipe: Recipe, adapter: BaseModelAdapter, hardware: Hardware) -> str | None:
+    """That validation will judge dequantized weights, and why; None where it will not."""
+    section, engine = recipe.quantization, recipe.validation.engine
+    if hardware.is_gpu:
+        return None
+    reason = dequantized_checkpoint_reason(section, adapter, engine, "cpu")
+    return None if reason is None else f"The checkpoint will be {in_words(reason)}"
 
 
 def head_problems(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> list[Problem]:

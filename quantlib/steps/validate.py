@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.errors import InvalidInputError
-from quantlib.evaluation.engines import choose_engine, dequantized_reason
+from quantlib.evaluation.engines import choose_engine
 from quantlib.evaluation.evaluate import (
     REFERENCE_STEP,
     Setting,
@@ -21,9 +21,12 @@ from quantlib.evaluation.evaluate import (
     with_throughput,
 )
 from quantlib.evaluation.gate import Figures, judge
+from quantlib.evaluation.judging import (
+    dequantized_checkpoint_reason,
+    dequantized_source_reason,
+    in_words,
+)
 from quantlib.evaluation.process import Workers
-from quantlib.formats.stored import stored
-from quantlib.model_compatibility import cpu_problem
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
 from quantlib.report.html import render_brief_html, render_html
@@ -67,10 +70,12 @@ def validate(
         QuantlibError: The engine failed; the message ends with the last lines of its log.
     """
     setting = _setting(store, recipe, model, planned, checkpoint, device, gpus)
-    parameters = {
+    parameters: dict[str, Any] = {
         "fallback_reason": setting.engine.fallback_reason,
         "thresholds": recipe.validation.thresholds.model_dump(mode="json"),
     }
+    if setting.checkpoint_dequantized:
+        parameters["dequantized"] = True
     with Workers(setting.engine.name) as workers:
         reference = run_original(store, setting, model, workers)
 
@@ -80,6 +85,8 @@ def validate(
             )
             linears = read_json(store, checkpoint, LINEARS_NAME)
             gate = judge(figures, recipe.validation.thresholds, linears)
+            if why := setting.checkpoint_dequantized:
+                gate = replace(gate, reason=f"{gate.reason}; {in_words(why)}")
             output.add_json(EVALUATION_NAME, evaluation | {"gate": gate.to_dict()})
             output.facts = {
                 "verdict": "passed" if gate.passed else "failed",
@@ -154,12 +161,7 @@ def _setting(
     source = ReceiptSource(store, model)
     dtype = checkpoint.facts["serve"]["dtype"]
     _, adapter = open_receipt(store, model)
-    problem = cpu_problem(recipe.quantization, adapter)
-    engine = choose_engine(section.engine, cpu_problem=problem, gpus=gpus)
-    found = stored(Checkpoint.open(source))
-    dequantized = None
-    if found is not None:
-        dequantized = dequantized_reason(engine.name, found.cpu_problem, device)
+    engine = choose_engine(section.engine, gpus=gpus)
     return Setting(
         engine=engine,
         device=device,
@@ -171,7 +173,10 @@ def _setting(
         max_new_tokens=section.max_new_tokens,
         numerics=numerics(resolve_device(device), getattr(torch, dtype)),
         tensor_parallel_size=gpus,
-        dequantized=dequantized,
+        dequantized=dequantized_source_reason(source, engine.name, device),
+        checkpoint_dequantized=dequantized_checkpoint_reason(
+            recipe.quantization, adapter, engine.name, device
+        ),
         renamed=adapter.layout.renamed,
     )
 

@@ -139,7 +139,7 @@ def token_windows(
         if found >= windowing.pool:
             break
     windows = _windows(parts, windowing.sequence_length, opening)
-    words = tuple(tokenizer.id_to_token(token) for token in opening.tolist())
+    words = tuple(str(tokenizer.id_to_token(token)) for token in opening.tolist())
     _require_enough(name, found, len(windows), words, windowing, tally)
     random = np.random.default_rng(windowing.seed)
     chosen = random.choice(len(windows), size=windowing.num_samples, replace=False)

