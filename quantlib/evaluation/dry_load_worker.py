@@ -78,10 +78,12 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
         from vllm.utils.torch_utils import set_default_torch_dtype
     except Exception as error:
         raise NotPossibleError(f"vLLM cannot be imported: {in_words(error)}") from error
+    lacking = "the device" if device == NO_DEVICE else None
     if job.without_kernels:
         from quantlib.evaluation import stand_in_kernels
 
         stand_in_kernels.put_in_place()
+        lacking = lacking or "kernels"
     tensors = dict(final_tensors(folder, job))
     _write_header(folder / _HEADER_NAME, tensors)
     register_without_subprocess(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
@@ -95,7 +97,7 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
         load_format="dummy",
         distributed_executor_backend="uni",
     )
-    with _judging(device):
+    with _judging(lacking):
         config = arguments.create_engine_config()
     with set_current_vllm_config(config):
         try:
@@ -106,7 +108,7 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
         except Exception as error:
             raise NotPossibleError(f"vLLM cannot start: {in_words(error)}") from error
         with set_default_torch_dtype(config.model_config.dtype), torch.device("meta"):
-            with _judging(device):
+            with _judging(lacking):
                 model = initialize_model(config)
             loaded = _load(model, tensors)
         _require_all(model, loaded)
@@ -147,13 +149,13 @@ def _device() -> str:
 
 
 @contextmanager
-def _judging(device: str) -> Iterator[None]:
-    """What vLLM says where it has no device may be about the stand-in, and refuses no model."""
+def _judging(lacking: str | None) -> Iterator[None]:
+    """What vLLM says where something is lacking may be about the stand-in, and refuses no model."""
     try:
         yield
     except Exception as error:
-        if device == NO_DEVICE:
-            raise NotPossibleError(f"not without the device: {in_words(error)}") from error
+        if lacking is not None:
+            raise NotPossibleError(f"not without {lacking}: {in_words(error)}") from error
         raise
 
 

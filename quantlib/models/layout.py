@@ -6,6 +6,7 @@ Names of linears and tensors are those of the checkpoint, within the block: ``se
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -179,6 +180,16 @@ class Layout(_Data):
         """Number of blocks."""
         return len(self.kind_of)
 
+    @property
+    def carried(self) -> Mapping[str, int]:
+        """How many tensors belong to no module, by the part that they are of: ``mtp``.
+
+        What lies within blocks of the model is counted together.
+        """
+        own = {self.prefix.format(block).removesuffix(".") for block in range(self.blocks)}
+        within = self.prefix.format(ANY_EXPERT).removesuffix(".")
+        return Counter(within if part in own else part for part in map(_part, self.extra))
+
     def kind(self, block: int) -> BlockKind:
         """What a block is made of."""
         return self.kinds[self.kind_of[block]]
@@ -186,6 +197,13 @@ class Layout(_Data):
     def inputs(self, block: int) -> tuple[SharedInput, ...]:
         """The shared inputs of a block, those of each expert one after the other."""
         return _expanded(self.kind(block).inputs)
+
+
+def _part(name: str) -> str:
+    """What a tensor is of: a numbered block, ``model.layers.61``, or the first module."""
+    parts = name.split(".")
+    numbers = [at for at, part in enumerate(parts) if part.isdecimal()]
+    return ".".join(parts[: numbers[0] + 1] if numbers else parts[:1])
 
 
 def of_expert(name: str, expert: int) -> str:

@@ -166,6 +166,7 @@ def _model(recipe: Recipe, fetched: Receipt, checkpoint: Receipt) -> Model:
         tensors=fetched.facts["tensors"],
         blocks=checkpoint.facts["blocks"],
         quantized_blocks=tuple(checkpoint.facts["quantized_blocks"]),
+        carried=checkpoint.facts.get("carried", {}),
     )
 
 

@@ -53,6 +53,8 @@ class Model(Part):
         tensors: How many it holds.
         blocks: How many decoder blocks it has.
         quantized_blocks: Which of them were quantized; the others are exact.
+        carried: How many tensors transformers has no module for, by the part that they are of:
+            layers that draft tokens, heads of rewards. They are in the checkpoint bit for bit.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Model(Part):
     tensors: int
     blocks: int
     quantized_blocks: tuple[int, ...]
+    carried: dict[str, int] = {}
 
 
 class Method(Part):

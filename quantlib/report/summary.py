@@ -77,7 +77,7 @@ def _calibrated(receipt: Receipt) -> Iterator[Row]:
         return
     yield "text", text["source"]
     yield "read", text["read"]["in_words"]
-    if text["opening"]:
+    if text.get("opening"):
         yield "every window begins with", " ".join(text["opening"])
     yield "digest of its files", text["content"]
     yield "digest of its tokens", text["digest"]
@@ -115,6 +115,8 @@ def _merged(receipt: Receipt) -> Iterator[Row]:
         "quantized blocks",
         f"{len(receipt.facts['quantized_blocks'])} of {receipt.facts['blocks']}",
     )
+    for part, count in receipt.facts.get("carried", {}).items():
+        yield f"kept as it is: {part}", plural(count, "tensor")
     yield "checkpoint", receipt.facts["checkpoint_digest"]
 
 

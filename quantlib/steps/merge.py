@@ -154,6 +154,7 @@ def _merge(
             for block, linears in enumerate(exact)
             if len(linears) < len(adapter.linears(block))
         ],
+        "carried": dict(adapter.layout.carried),
         "serve": vllm_config.arguments(),
         "removed": removed,
     }

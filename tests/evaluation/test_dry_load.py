@@ -287,7 +287,8 @@ def test_what_has_no_kernel_on_a_cpu_is_built_and_loaded_all_the_same(
         pytest.skip("this vLLM has kernels")
     monkeypatch.setitem(quantizer_registry._parts, "other_size", OtherSize)
     experts = {"num_local_experts": 4} if model_type == "mixtral" else {}
-    source = make_model(tmp_path / "m", model_type, num_hidden_layers=2, **experts)
+    sizes = {"hidden_size": 128, "head_dim": 64, "num_hidden_layers": 2}
+    source = make_model(tmp_path / "m", model_type, **sizes, **experts)
     weights = {"bits": 4, "group_size": 32} | quantization.get("weights", {})
     recipe = small_recipe(quantization=quantization | {"weights": weights})
     if reason is not None:
@@ -296,3 +297,17 @@ def test_what_has_no_kernel_on_a_cpu_is_built_and_loaded_all_the_same(
         return
     said = load(store, recipe, source)
     assert "loaded the model with dummy weights on cpu, by names and shapes where it has no" in said
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
+def test_what_vllm_says_of_a_cpu_where_it_lacks_kernels_refuses_no_model(
+    store: LocalStore, make_model: Callable[..., Path], small_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    if not module.installed_vllm().on_cpu:
+        pytest.skip("this vLLM has kernels")
+    # Experts of an awkward size are another method's, which asks for the capability of a GPU.
+    source = make_model(tmp_path / "m", "mixtral", num_local_experts=4, num_hidden_layers=2)
+    said = load(store, small_recipe(quantization={"method": "awq"}), source)
+    assert said.startswith("Not tried with dummy weights: not without kernels: ")

@@ -276,6 +276,8 @@ def test_faults_of_all_kinds_are_named_at_once(tmp_path: Path) -> None:
     state["model.layers.0.mlp.gate_proj.bias"] = torch.ones(512)
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(32)  # old ones have it
     state["another.part.weight"] = torch.ones(2)  # belongs to no block: copied as it is
+    state["model.layers.2.eh_proj.weight"] = torch.ones(2)  # of a layer that drafts
+    state["mtp.layers.0.norm.weight"] = torch.ones(2)
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InvalidInputError) as caught:
         open_model(FolderSource(folder))
@@ -292,5 +294,13 @@ def test_faults_of_all_kinds_are_named_at_once(tmp_path: Path) -> None:
     _, adapter = open_model(FolderSource(folder))
     assert set(adapter.layout.extra) == {
         "another.part.weight",
+        "model.layers.2.eh_proj.weight",
+        "mtp.layers.0.norm.weight",
         "model.layers.0.self_attn.rotary_emb.inv_freq",
+    }
+    assert adapter.layout.carried == {
+        "another": 1,
+        "model.layers.*": 1,
+        "model.layers.2": 1,
+        "mtp.layers.0": 1,
     }

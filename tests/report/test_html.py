@@ -129,6 +129,20 @@ def test_a_fallback_of_the_engine_is_told(run) -> None:
     assert "vLLM has no wheel for this platform" in page.text
 
 
+def test_what_was_judged_in_the_place_of_what_is_served_is_told(run) -> None:
+    reason = "vLLM has no CPU kernel for 8-bit weights alone; its loader is left to the dry load"
+    evaluation = run.evaluation | {"checkpoint_dequantized_reason": reason}
+    _, page = page_of(run, evaluation)
+    words = "The quantized model was judged by its dequantized weights, not as it is served: "
+    assert f"{words}{reason}." in page.text
+
+
+def test_what_windows_begin_with_is_told(run) -> None:
+    text = run.evaluation["text"] | {"opening": ["<bos>"]}
+    _, page = page_of(run, run.evaluation | {"text": text})
+    assert "Every window begins with <bos>" in page.text
+
+
 def test_text_of_models_is_escaped_and_nothing_is_loaded(run) -> None:
     html, page = page_of(run, run.evaluation)
     assert "<script" not in html and "<img" not in html

