@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.errors import InvalidInputError
@@ -101,6 +103,36 @@ def test_windows_are_made_once(
     made.clear()
     plan(store, recipe, model, texts, 2)
     assert not made
+
+
+def test_what_windows_begin_with_is_in_receipts_and_said(
+    store: LocalStore,
+    make_model: Any,
+    small_recipe: MakeRecipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = small_recipe()
+    texts = bring_texts(store, recipe)
+    for number, opening in enumerate(([], ["<s>"])):
+        folder = make_model(tmp_path / f"m{number}", num_hidden_layers=1)
+        if opening:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.post_processor = TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", 0)]
+            )
+            tokenizer.save(str(folder / "tokenizer.json"))
+        capsys.readouterr()
+        planned = plan(store, recipe, fetch(store, str(folder)), texts, 0)
+        said = capsys.readouterr().err
+        assert said.count("; every window begins with <s>\n") == 2 * len(opening)
+        for purpose in ("calibration", "evaluation"):
+            windowed = input_of(store, planned, purpose)
+            assert windowed.facts["opening"] == opening
+            windows = read_windows(store, windowed)
+            assert (windows.tokens[:, 0] == 0).all() == bool(opening)
+        calibration = calibrate(store, recipe, fetch(store, str(folder)), planned, "cpu")
+        assert calibration.facts["text"]["opening"] == opening
 
 
 def test_a_method_that_reads_no_text_needs_none(
