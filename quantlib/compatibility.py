@@ -203,7 +203,7 @@ def matches(pattern: str, name: str) -> bool:
 
 def checkpoint_scheme(section: QuantizationSection, adapter: BaseModelAdapter) -> CheckpointScheme:
     """What the quantized checkpoint holds, for its ``quantization_config``."""
-    outside = adapter.layout.outside
+    outside = adapter.outside()
     exact = [adapter.head, *(name for name in outside if not name.endswith("."))]
     fused: list[str] = []
     modules = [name.removesuffix(".") for name in outside if name.endswith(".")]

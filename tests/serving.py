@@ -23,7 +23,8 @@ os.environ |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_INT4_W4A8": "0", "VLLM_NO
 def predict(folder, tokens, output):
     llm = LLM(model=folder, max_model_len=128, max_num_seqs=1, enforce_eager=True,
               dtype="bfloat16", distributed_executor_backend="uni", max_logprobs=512,
-              skip_tokenizer_init=True, enable_prefix_caching=False, kv_cache_memory_bytes=1 << 24)
+              skip_tokenizer_init=True, language_model_only=True,
+              enable_prefix_caching=False, kv_cache_memory_bytes=1 << 24)
     parameters = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=512, detokenize=False)
     (result,) = llm.generate({"prompt_token_ids": tokens}, parameters, use_tqdm=False)
     found = [[row[t].logprob for t in range(512)] for row in result.prompt_logprobs[1:]]

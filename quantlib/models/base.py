@@ -206,6 +206,13 @@ class BaseModelAdapter(ABC):
         """The names by which vLLM may ask for a linear that stays exact; its own among them."""
         return (self.linear_name(block, linear),)
 
+    def outside(self) -> tuple[str, ...]:
+        """Linears outside of the blocks, and with a dot at the end modules, as vLLM names them too.
+
+        They stay exact.
+        """
+        return tuple(self.layout.outside)
+
     @abstractmethod
     def load_model(self, checkpoint: Checkpoint, device: torch.device) -> StreamedModel:
         """Opens a model whose weights are read block by block."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,7 @@ from quantlib.models.layout import (
     of_expert,
 )
 from quantlib.models.naming import (
-    DRAFTING,
     DRAFTS,
-    OUTSIDE,
     SMALLEST_SIDE,
     Shape,
     by_shared_input,
@@ -36,7 +34,7 @@ from quantlib.models.naming import (
     is_transposed,
     leads_back,
     numbered,
-    outermost,
+    outside_of,
 )
 
 _EXPERT = re.compile(r"((?:.+\.)?experts)\.(\d+)\.(.+)")
@@ -92,7 +90,7 @@ def layout_of_names(checkpoint: Checkpoint, problems: Sequence[Problem]) -> Layo
         obstacles=tuple(
             Obstacle(where=each.where, what=each.what, remedy=each.remedy) for each in problems
         ),
-        outside=_outside(outer, run, {embedding, head}),
+        outside=outside_of(outer, run.prefix, {embedding, head}),
     )
 
 
@@ -191,24 +189,6 @@ def _head(outer: Mapping[str, Shape], embedding: str) -> str | None:
     ]
     found = [name for name in found if name != embedding and not DRAFTS.search(name)]
     return min(found, key=lambda name: (name.count("."), name), default=None)
-
-
-def _outside(
-    outer: Mapping[str, Shape], run: _Run, named: Collection[str | None]
-) -> dict[str, str]:
-    """What outside of the blocks holds matrices, and why they stay exact."""
-    matrices = [
-        name
-        for name, shape in outer.items()
-        if len(shape) > 1 and name.endswith(".weight") and name.removesuffix(".weight") not in named
-    ]
-    found = {}
-    for module, names in outermost(matrices, [run.prefix.format(0)]).items():
-        drafts = DRAFTS.search(module) or module.startswith(run.prefix.removesuffix("{}."))
-        found[module if f"{module}.weight" in names else f"{module}."] = (
-            DRAFTING if drafts else OUTSIDE
-        )
-    return found
 
 
 class _Kind:

@@ -24,7 +24,7 @@ from quantlib.models.layout import (
 )
 from quantlib.models.missing import tensor_problems
 from quantlib.models.names import Names, servable_names
-from quantlib.models.naming import FEW_OUTPUTS, NO_LINEAR, SMALLEST_SIDE
+from quantlib.models.naming import FEW_OUTPUTS, NO_LINEAR, SMALLEST_SIDE, outside_of
 from quantlib.models.skeleton import NotWalkableError, Skeleton
 
 SPLIT_TENSOR = "is stored as a part of another tensor"
@@ -71,21 +71,28 @@ def _walked_layout(checkpoint: Checkpoint, folds: bool) -> Layout:
             known[signature] = len(kinds)
             kinds.append(_Kind(skeleton, names, index, prefix).of(found, folds))
         kind_of.append(known[signature])
-    embedding = f"{skeleton.embedding}.weight"
-    head = f"{skeleton.head}.weight"
+    embedding, head = (
+        names.renamed.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight")
+        for module in (skeleton.embedding, skeleton.head)
+    )
+    inner = tuple(prefix.format(index) for index in range(len(kind_of)))
+    outer = {
+        name: info.shape for name, info in checkpoint.tensors.items() if not name.startswith(inner)
+    }
     return Layout(
         architecture=type(skeleton.model).__name__,
         prefix=prefix,
         module_prefix=skeleton.prefix + "{}.",
         kinds=tuple(kinds),
         kind_of=tuple(kind_of),
-        embedding=names.renamed.get(embedding, embedding).removesuffix(".weight"),
-        head=names.renamed.get(head, head).removesuffix(".weight"),
+        embedding=embedding,
+        head=head,
         tied=bool(getattr(skeleton.config, "tie_word_embeddings", False)),
         renamed=renamed,
         axes=axes,
         embeds_cross=crosses,
         extra=tuple(names.extra),
+        outside=outside_of(outer, prefix, {embedding, head}),
     )
 
 

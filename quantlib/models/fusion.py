@@ -117,6 +117,24 @@ class VllmNames:
         filled = [_filled(other, numbers, self._blocks) for other in others]
         return tuple(dict.fromkeys([module, *filled]))
 
+    def within(self, module: str) -> tuple[str, ...]:
+        """What vLLM calls linears outside of the blocks that it has under other names.
+
+        Args:
+            module: A linear, or with a dot at its end a module that they lie in.
+
+        Returns:
+            Linears, and with a dot at the end modules.
+        """
+        general, _ = _general(module)
+        found = []
+        for name, others in self._spelled.items():
+            if name == general or (general.endswith(".") and name.startswith(general)):
+                for other in others:
+                    before, numbered, _ = other.partition("*")
+                    found.append(before if numbered else other)
+        return tuple(dict.fromkeys(found))
+
     def never(self, module: str) -> bool:
         """Whether vLLM takes a weight for exact whatever a config says: it must stay exact."""
         return _general(module)[0] in self._never

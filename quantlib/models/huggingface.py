@@ -105,6 +105,17 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         name = self.linear_name(block, linear)
         return (name,) if self._vllm is None else self._vllm.spelled(name)
 
+    def outside(self) -> tuple[str, ...]:
+        """Linears outside of the blocks, and with a dot at the end modules, as vLLM names them too.
+
+        They stay exact.
+        """
+        names = super().outside()
+        if self._vllm is None:
+            return names
+        others = [other for name in names for other in self._vllm.within(name)]
+        return tuple(dict.fromkeys((*names, *others)))
+
     @cached_property
     def _vllm(self) -> VllmNames | None:
         return vllm_names(self.layout.architecture, self.blocks)

@@ -156,8 +156,8 @@ class Layout(_Data):
         extra: Tensors that belong to no module: copied as they are.
         obstacles: Why the layout is made of names and shapes alone, and the model cannot be walked;
             empty where it can.
-        outside: What else holds linears outside of the blocks, and why they stay exact, where the
-            layout is made of names: a linear, or with a dot at its end a module.
+        outside: What else holds linears outside of the blocks, and why they stay exact: a linear,
+            or with a dot at its end a module.
     """
 
     architecture: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 SMALLEST_SIDE = 32
 """Linears with fewer outputs or inputs give gates and decays, one number a head, or read few."""
@@ -138,4 +138,31 @@ def outermost(names: Iterable[str], kept: Sequence[str]) -> dict[str, list[str]]
         while count < len(parts) - 1 and ".".join(parts[:count]) in above:
             count += 1
         found.setdefault(".".join(parts[:count]), []).append(name)
+    return found
+
+
+def outside_of(
+    outer: Mapping[str, Shape], prefix: str, named: Collection[str | None]
+) -> dict[str, str]:
+    """What outside of the blocks holds matrices, and why they stay exact.
+
+    Args:
+        outer: Shapes of the tensors outside of the blocks.
+        prefix: What the names of a block's tensors start with, with ``{}`` for its number.
+        named: Modules that are left out: the embedding and the head.
+
+    Returns:
+        Why, by the name of a linear, or with a dot at its end of a module.
+    """
+    matrices = [
+        name
+        for name, shape in outer.items()
+        if len(shape) > 1 and name.endswith(".weight") and name.removesuffix(".weight") not in named
+    ]
+    found = {}
+    for module, names in outermost(matrices, [prefix.format(0)]).items():
+        drafts = DRAFTS.search(module) or module.startswith(prefix.partition("{}")[0])
+        found[module if f"{module}.weight" in names else f"{module}."] = (
+            DRAFTING if drafts else OUTSIDE
+        )
     return found

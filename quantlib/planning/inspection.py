@@ -11,7 +11,7 @@ from quantlib.formats.stored import stored
 from quantlib.models import BaseModelAdapter, open_checkpoint
 from quantlib.models.base import without_expert
 from quantlib.models.fusion import vllm_serves, vllm_version
-from quantlib.models.naming import DRAFTING, DRAFTS, OUTSIDE, outermost
+from quantlib.models.naming import OUTSIDE, outermost
 from quantlib.planning.model import model_sizes
 from quantlib.recipe import QuantizationSection, Recipe, WeightScheme
 
@@ -196,13 +196,10 @@ def _in_words(numbers: Iterable[int]) -> str:
 def _outside(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> Iterator[Part]:
     inner = [adapter.block_prefix(block) for block in range(adapter.blocks)]
     outer = [name for name in checkpoint.tensors if not name.startswith(tuple(inner))]
-    numbered = adapter.layout.prefix.partition("{}")[0]
     for module, names in outermost(outer, inner).items():
         why = adapter.layout.outside.get(module) or adapter.layout.outside.get(f"{module}.")
         if why is None:
             why = _TEXT_ENDS if module in (adapter.embedding, adapter.head) else OUTSIDE
-            if DRAFTS.search(module) or module.startswith(numbered):
-                why = DRAFTING
         elements = sum(checkpoint.info(name).elements for name in names)
         yield Part(module, len(names), elements, why)
 

@@ -1,0 +1,78 @@
+"""vLLM serves the quantized models of the zoo as transformers computes them.
+
+Every family that vLLM computes on a CPU, with text alone. Experts have no kernels for codes there:
+see tests/test_experts_served_by_vllm.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+import zoo
+from serving import assert_served_as_meant, reference_logprobs, served_or_refused
+from test_experts_served_by_vllm import PREPARATION
+
+from quantlib.store import LocalStore
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform"),
+]
+
+REFUSED = {
+    "deepseek_v32": "Sparse Attention is not supported on CPU",
+    "glm_moe_dsa": "Sparse Attention is not supported on CPU",
+    "nemotron_h": "is_act_and_mul=False is supported only for",
+    "hunyuan_v1_moe": "must match the size of tensor b",
+    "kimi_linear": "Error",
+}
+"""What vLLM says of the families that it does not compute on a CPU."""
+
+ROUTED = {"qwen3_5_moe": 0.1, "qwen3_5_moe_images": 0.1}
+"""The divergence of families where rounding sends a token to another expert."""
+
+CORRECTED = """
+from quantlib.evaluation.vllm_cpu_worker import correct_kernels
+correct_kernels()
+"""
+
+Outcome = tuple[np.ndarray | str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    tmp_path_factory: pytest.TempPathFactory,
+    small_recipe: Callable[..., Any],
+    run_steps: Callable[..., Any],
+) -> dict[str, Outcome]:
+    """Of every family what vLLM predicts and what transformers does."""
+    root = tmp_path_factory.mktemp("served")
+    recipe = small_recipe(num_ranges=3, quantization={"format": "compressed-tensors"})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("QUANTLIB_DRY_LOAD", "never")
+        for family in zoo.FAMILIES:
+            store = LocalStore(root / family / "store")
+            made = run_steps(store, recipe, zoo.make(family, root / family / "source"))
+            for file in made.checkpoint.facts["checkpoint_files"]:
+                store.export_file(made.checkpoint.path(file), root / family / "quantized" / file)
+            shutil.rmtree(store.root)
+    folders = [root / family / "quantized" for family in zoo.FAMILIES]
+    served = served_or_refused(folders, root, CORRECTED + PREPARATION)
+    references = map(reference_logprobs, folders)
+    return dict(zip(zoo.FAMILIES, zip(served, references, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_a_family_is_served_as_meant(family: str, outcomes: dict[str, Outcome]) -> None:
+    served, reference = outcomes[family]
+    if family in REFUSED:
+        assert isinstance(served, str) and REFUSED[family] in served
+        return
+    assert isinstance(served, np.ndarray), served[-2000:]
+    assert_served_as_meant(served, reference, ROUTED.get(family, 0.01))
