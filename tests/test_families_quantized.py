@@ -102,14 +102,16 @@ def test_transformers_computes_with_the_weights_that_were_meant(quantized: Quant
     meant = plain(Checkpoint.open(FolderSource(quantized.folder)))
     again = opened(quantized.folder)  # what is quantized is a source too
     exact = exact_linears(quantized.recipe.quantization, quantized.adapter)
-    for index, block in enumerate(blocks_of(whole, model)):
-        read = again.block(index)
-        linears = []
-        for shared in read.inputs:
-            read.stand_at(shared)
-            linears += [(linear, read.weight(linear).float()) for linear in shared.linears]
-        assert [linear for linear, _ in linears] == list(model.adapter.linears(index))
-        for linear, as_source in linears:
+    walk = again.walk(TOKENS, range(again.adapter.blocks))
+    for read, block in zip(walk, blocks_of(whole, model), strict=True):
+        index = read.index
+        linears = {
+            linear: read.weight(linear).float().clone()
+            for standing in walk.standings(read, read.inputs)
+            for linear in standing.shared.linears
+        }
+        assert linears.keys() == set(model.adapter.linears(index))
+        for linear, as_source in linears.items():
             if linear in exact[index]:
                 continue
             weight = weight_of(block, linear, model.adapter.layout.kind(index).modules)
