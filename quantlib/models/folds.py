@@ -32,6 +32,9 @@ _TERMS = 6
 _EXPERTS = 8
 """Experts that are computed; the others give nothing."""
 
+_REPEATS = "num_key_value_groups"
+"""Where attention says how many heads share a key and a value."""
+
 _MOST_PARTS = 3
 """Of how many equal parts of a linear's output one may be what is looked for."""
 
@@ -141,7 +144,13 @@ class FoldFinder:
         heads, rest = divmod(columns, self._head_dim)
         if rest:
             return [1]
-        return [repeats for repeats in range(1, heads + 1) if heads % repeats == 0]
+        said: set[int] = {
+            int(getattr(module, _REPEATS))
+            for module in self._block.modules()
+            if hasattr(module, _REPEATS)
+        }
+        tried = sorted({1, *said}) if said else range(1, heads + 1)
+        return [repeats for repeats in tried if heads % repeats == 0]
 
     def _offset_of(self, name: str) -> float | None:
         """What a norm adds to its weight; None where its output does not follow the weight."""
