@@ -11,8 +11,10 @@ import s3
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.errors import InvalidInputError, StoreError
 from quantlib.models import open_model
+from quantlib.planning.inspection import inspect_model
 from quantlib.publishing import folder as publishing_folder
 from quantlib.report.manifest import verify_published
+from quantlib.sources.opening import open_headers
 from quantlib.steps.calibrate import hidden_name
 from quantlib.steps.fetch import fetch
 from quantlib.steps.merge import merge
@@ -178,6 +180,8 @@ def test_a_model_in_a_bucket_is_fetched_once(
     for name in receipt.files:
         assert store.read(receipt.path(name)) == (model / name).read_bytes()
     module_proxy.requests.clear()
+    found = inspect_model(open_headers(source.address))
+    assert found == inspect_model(open_headers(str(model)))
     assert fetch(store, source.address) == receipt
     assert module_proxy.received("safetensors") < 100_000  # headers, and no weight
     source.put_bytes(b"{}", "generation_config.json")
