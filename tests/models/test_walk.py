@@ -168,7 +168,7 @@ def test_yarn_scales_attention_as_its_config_says(
     config |= {"rope_theta": 10000.0, "rope_scaling": scaling}
     path.write_text(json.dumps(config), encoding="utf-8")
     model = opened(folder)
-    expected = states_of(read_whole(folder), model)
+    expected = states_of(read_whole(folder), model, TOKENS)
     found = []
     walk = model.walk(TOKENS, range(model.adapter.blocks))
     for block in walk:

@@ -36,7 +36,7 @@ def toy(step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """
     monkeypatch.chdir(tmp_path)
     # The toy's sources are no models.
-    monkeypatch.setattr(command, "input_problems", lambda *_: [])
+    monkeypatch.setattr(command, "input_problems", lambda *_, **_how: [])
 
     @dsl.container_component
     def fetch(given: dict, seen: dsl.OutputPath(dict)) -> dsl.ContainerSpec:
