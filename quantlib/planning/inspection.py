@@ -11,6 +11,7 @@ from quantlib.formats.stored import stored
 from quantlib.models import BaseModelAdapter, open_checkpoint
 from quantlib.models.base import without_expert
 from quantlib.models.fusion import vllm_serves, vllm_version
+from quantlib.models.layout import ANY_EXPERT
 from quantlib.models.naming import OUTSIDE, outermost
 from quantlib.planning.model import model_sizes
 from quantlib.recipe import QuantizationSection, Recipe, WeightScheme
@@ -226,7 +227,8 @@ def _vllm(adapter: BaseModelAdapter) -> Vllm:
         for name, parts in adapter.fused(block).items():
             fused[name] = tuple(dict.fromkeys(map(without_expert, parts)))
         for linear in adapter.kept_exact(block):
-            name, *others = adapter.spelled(block, linear)
+            # Of a mixture, vLLM is told as a whole.
+            name, *others = adapter.spelled(block, linear.partition(f".{ANY_EXPERT}.")[0])
             if others:
                 spelled[name] = tuple(others)
     return Vllm(vllm_version(), vllm_serves(adapter.layout.architecture), fused, spelled)

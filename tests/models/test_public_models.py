@@ -17,10 +17,12 @@ from typing import Any
 import public_models
 import pytest
 import transformers
+from click.testing import CliRunner
 from public_models import PublicModel
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
+from quantlib.cli import cli
 from quantlib.errors import InvalidInputError
 from quantlib.models import open_model
 from quantlib.models.base import BaseModelAdapter
@@ -125,6 +127,26 @@ def test_a_model_can_be_planned(opened: Opened) -> None:
         hardware = find_hardware("h100-80g")
         estimate = estimate_run(recipe, opened.checkpoint, opened.adapter, hardware, 4)
         assert 0 < estimate.chosen.makespan < float("inf")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "google--gemma-4-26B-A4B",
+        "openai--gpt-oss-20b",
+        pytest.param("deepseek-ai--DeepSeek-R1", marks=pytest.mark.slow),
+    ],
+)
+def test_inspect_tells_the_same(name: str, tmp_path: Path) -> None:
+    folder = public_models.read(name).write(tmp_path / "model")
+    run = CliRunner().invoke(cli, ["inspect", str(folder), "--json"])
+    assert run.exit_code == 0, run.output
+    found = json.loads(run.stdout)
+    assert found["walked"]
+    assert found["architecture"] == LAYOUTS[name]["architecture"]
+    assert found["parameters"] == LAYOUTS[name]["parameters"]
+    assert found["quantized_parameters"] == LAYOUTS[name]["quantized"]
+    assert len(found["kinds"]) == len(LAYOUTS[name]["kinds"])
 
 
 def test_the_page_says_what_was_found(tmp_path: Path) -> None:
