@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import headers
@@ -83,12 +82,10 @@ def test_what_is_no_model_is_one_line(quantlib: Command, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_deepseek_v3_takes_seconds(quantlib: Command, tmp_path: Path) -> None:
+def test_deepseek_v3(quantlib: Command, tmp_path: Path) -> None:
     """671 billion parameters in 61 blocks with 256 experts, and a layer for drafting."""
     folder = headers.write(tmp_path / "v3", headers.DEEPSEEK_V3, headers.deepseek_v3())
-    begun = time.process_time()
     done = quantlib("inspect", folder, "--json")
-    assert time.process_time() - begun < 60  # of a loaded machine; about ten where nothing else is
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     drafting = next(part for part in found["outside"] if part["name"] == "model.layers.61")
