@@ -34,8 +34,8 @@ REFUSED = {
 }
 """What vLLM says of the families that it does not compute on a CPU."""
 
-ROUTED = {"qwen3_5_moe": 0.1, "qwen3_5_moe_images": 0.1}
-"""The divergence of families where rounding sends a token to another expert."""
+ROUTED = 0.2
+"""The divergence allowed where there are experts: rounding sends tokens to others, by machine."""
 
 CORRECTED = """
 from quantlib.evaluation.vllm_cpu_worker import correct_kernels
@@ -75,4 +75,11 @@ def test_a_family_is_served_as_meant(family: str, outcomes: dict[str, Outcome]) 
         assert isinstance(served, str) and REFUSED[family] in served
         return
     assert isinstance(served, np.ndarray), served[-2000:]
-    assert_served_as_meant(served, reference, ROUTED.get(family, 0.01))
+    mixture = any("expert" in field for field in text_config(family))
+    assert_served_as_meant(served, reference, ROUTED if mixture else 0.01)
+
+
+def text_config(family: str) -> dict[str, Any]:
+    """The config of a family's language model."""
+    config: dict[str, Any] = zoo.FAMILIES[family]
+    return config.get("text_config", config)

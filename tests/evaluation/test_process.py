@@ -44,10 +44,10 @@ def test_a_failed_job_is_quoted_and_harms_no_other(
     with pytest.raises(QuantlibError) as error:
         workers.run(make_job(tmp_path / "empty"), "original", tmp_path / "log", "X/log", print)
     message = str(error.value)
-    assert message.startswith("original: the engine failed (exit code 1); its log is X/log")
+    assert message.startswith("original: the engine failed (exit code 2); its log is X/log")
     assert "Error: " in message
     assert len(message.splitlines()) <= 9
-    assert "Traceback" in (tmp_path / "log").read_text()
+    assert "config.json: is missing" in (tmp_path / "log").read_text()
     job = make_job(tiny_llama)
     workers.run(job, "original", tmp_path / "log", "the log", lambda: None)
     assert (Path(job.output) / OUTCOME_NAME).exists()
