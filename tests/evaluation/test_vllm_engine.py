@@ -169,7 +169,7 @@ def devices_of(workers: Workers) -> list[int]:
 def test_a_device_whose_worker_is_killed_fails_the_job_alone(
     tiny_llama: Path, make_job: MakeJob, tmp_path: Path
 ) -> None:
-    job = make_job(tiny_llama, windows=2000, engine="vllm", tensor_parallel_size=2)
+    job = make_job(tiny_llama, windows=8000, engine="vllm", tensor_parallel_size=2)
     killed: list[int] = []
     with Workers("vllm") as workers:
 
