@@ -34,7 +34,7 @@ CASES = {
     "quantize": (
         QUANTLIB_IMAGE,
         10.0,
-        "quantlib.steps.quantize, quantlib.quantizers.block, quantlib.quantizers.gptq_solver",
+        "quantlib.steps.quantize, quantlib.blockwise.quantize, quantlib.quantizers.gptq_solver",
     ),
     "validate": (VALIDATE_IMAGE, 10.0, "quantlib.steps.validate, vllm.entrypoints.llm"),
 }
@@ -51,12 +51,14 @@ def seconds_to_first_line(image: str, modules: str) -> float:
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout
+        said = []
         for line in process.stdout:
+            said.append(line.decode(errors="replace"))
             if line.startswith((b"ready", b"gate:")):
                 seconds = time.monotonic() - started
                 break
         else:
-            raise RuntimeError(f"{' '.join(command)} said nothing")
+            raise RuntimeError(f"{' '.join(command)} did not start:\n{''.join(said[-20:])}")
         process.stdout.read()
     return seconds
 
