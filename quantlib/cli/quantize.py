@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -221,7 +222,17 @@ def _print_outcome(report: Report, model_path: str, output: Path) -> None:
         click.echo("calibrated on the text that ships; give --calibration-dataset for your own")
     if refused:
         sys.exit(GateFailedError.exit_code)
-    click.echo(f"serve:  quantlib deploy --model-path {shlex.quote(str(output))}")
+    click.echo(f"serve:  {_how_to_serve(output)}")
+
+
+def _how_to_serve(output: Path) -> str:
+    from quantlib.models.fusion import vllm_serves, vllm_version
+
+    config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    architecture = next(iter(config.get("architectures") or ()), "a model of no named class")
+    if vllm_serves(architecture) is None:
+        return f"vLLM {vllm_version()} is not known to serve {architecture}"
+    return f"quantlib deploy --model-path {shlex.quote(str(output))}"
 
 
 _PATHS = {

@@ -13,6 +13,8 @@ import torch
 from command import Command, Done
 from tomorrow import ARCHITECTURE, MODEL_TYPE, disguise, drafting_layers, renamed, state_of
 
+from quantlib.models.fusion import vllm_version
+
 MakeModel = Callable[..., Path]
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -68,9 +70,11 @@ def test_a_model_under_another_name_gives_the_same(
     unknown = disguise(models[shape], tmp_path / "unknown", extra)
     done = quantize(models[shape], "known-w4", RECIPES[recipe])
     assert done.returncode == 0, done.stderr
+    assert "serve:  quantlib deploy --model-path " in done.stdout
     done = quantize(unknown, "unknown-w4", RECIPES[recipe])
     assert done.returncode == 0, done.stderr
     assert f"does not know '{MODEL_TYPE}', and its code is not part of tr" in done.stderr
+    assert done.stdout.endswith(f"vLLM {vllm_version()} is not known to serve {ARCHITECTURE}\n")
 
     expected = {renamed(name): each for name, each in state_of(tmp_path / "known-w4").items()}
     found = state_of(tmp_path / "unknown-w4")
