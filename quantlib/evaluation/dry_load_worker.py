@@ -14,7 +14,6 @@ import json
 import os
 import struct
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.tensors import DTYPE_NAMES, TORCH_DTYPES
 from quantlib.compatibility import exact_linears, resolve_format
 from quantlib.evaluation.dry_load import JOB_NAME, OUTCOME_NAME, DryLoadJob, DryLoadOutcome
+from quantlib.evaluation.refusals import in_words
 from quantlib.formats import format_registry
 from quantlib.models import model_registry
 from quantlib.quantized import QuantizedLinear, group_count
@@ -287,17 +287,6 @@ def _with_memory(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
     real.__class__ = parameter.__class__  # vLLM's parameters know how they are cut and packed
     real.__dict__.update(parameter.__dict__)
     return real
-
-
-def in_words(error: Exception) -> str:
-    """An exception in one line, without what pydantic says of itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(line for line in lines if not line.startswith("For further information"))
-    text = text.partition(" [type=")[0]
-    if not text:
-        frames = traceback.extract_tb(error.__traceback__)
-        text = ": ".join([type(error).__name__, *(frame.line or "" for frame in frames[-1:])])
-    return ", ".join([text.removesuffix("."), *getattr(error, "__notes__", ())])
 
 
 def _outcome(folder: Path) -> DryLoadOutcome:

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from quantlib.evaluation.drafting import LOG_NAME as DRAFTING_LOG_NAME
+from quantlib.evaluation.drafting import drafting_of, let_draft
 from quantlib.evaluation.engines import EngineChoice
 from quantlib.evaluation.gate import Figures
-from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
+from quantlib.evaluation.job import (
+    COMPARISON_NAME,
+    OUTCOME_NAME,
+    REFERENCE_NAME,
+    Drafted,
+    Job,
+    Outcome,
+)
 from quantlib.evaluation.original import make_plain, make_servable
 from quantlib.evaluation.process import Workers
 from quantlib.progress import progress_bar
@@ -49,6 +58,7 @@ class Setting:
             not as it is served; None where it is judged as it is.
         checkpoint_dequantized: The same of the quantized model.
         renamed: The names that vLLM knows for tensors that the original stores by others.
+        drafts: Whether the model has layers that draft tokens.
     """
 
     engine: EngineChoice
@@ -64,6 +74,7 @@ class Setting:
     dequantized: str | None = None
     checkpoint_dequantized: str | None = None
     renamed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    drafts: bool = False
 
     @property
     def text(self) -> dict[str, Any]:
@@ -85,6 +96,7 @@ class Setting:
         shared = self.tensor_parallel_size
         return {
             **({"tensor_parallel_size": shared} if shared > 1 else {}),
+            **({"drafts": True} if self.drafts else {}),
             "engine": self.engine.name,
             "engine_version": self.engine.version,
             "device": self.device,
@@ -108,11 +120,13 @@ def run_original(store: Store, setting: Setting, model: Receipt, workers: Worker
     """
 
     def work(output: StepOutput) -> None:
-        outcome = _run(store, setting, model, model.files, None, output, workers)
+        outcome, drafted = _run(store, setting, model, model.files, None, output, workers)
         (output.scratch / REFERENCE_NAME).rename(output.local(REFERENCE_NAME))
         output.add(REFERENCE_NAME, tensors=2)
         output.add_json(COMPLETIONS_NAME, outcome.completions)
         output.facts = {"device": outcome.device, "numerics": outcome.numerics}
+        if drafted is not None:
+            output.facts["drafted"] = asdict(drafted)
 
     inputs = {"model": model, "windows": setting.windowed}
     parameters = setting.parameters()
@@ -147,7 +161,7 @@ def run_quantized(
         QuantlibError: The engine failed, or the models do not have the same head.
     """
     names = checkpoint.facts["checkpoint_files"]
-    outcome = _run(store, setting, checkpoint, names, reference, output, workers)
+    outcome, drafted = _run(store, setting, checkpoint, names, reference, output, workers)
     with np.load(output.scratch / COMPARISON_NAME) as comparison:
         predicted = setting.windows.predicted
         figures = summarize(**comparison, predicted=predicted)
@@ -172,6 +186,9 @@ def run_quantized(
             f"standard error over windows; {outcome.numerics}"
         ),
         "top1_agreement": figures.top1_agreement,
+        "drafting": None
+        if drafted is None
+        else drafting_of(Drafted(**reference.facts["drafted"]), drafted),
         "probes": [
             {"window": window, "position": position, "token": token}
             for window, position, token in outcome.probes
@@ -252,7 +269,7 @@ def _run(
     reference: Receipt | None,
     output: StepOutput,
     workers: Workers,
-) -> Outcome:
+) -> tuple[Outcome, Drafted | None]:
     """Runs one model and leaves the worker's files in the step's scratch folder."""
     folder = output.scratch / "model"
     for name in names:
@@ -290,11 +307,18 @@ def _run(
         if log.exists():
             store.put_file(log, kept_log)
     outcome = Outcome.read(output.scratch / OUTCOME_NAME)
-    if dequantized:  # as it is never served
-        return outcome
-    noted = {"tokens_per_second": outcome.tokens_per_second, "method": outcome.throughput_method}
-    store.put_bytes(json.dumps(noted).encode(), f"{output.aside}/{THROUGHPUT_NAME}")
-    return outcome
+    if not dequantized:  # as it is never served
+        rate = {"tokens_per_second": outcome.tokens_per_second, "method": outcome.throughput_method}
+        store.put_bytes(json.dumps(rate).encode(), f"{output.aside}/{THROUGHPUT_NAME}")
+    drafted = None
+    if setting.drafts:
+        drafted = let_draft(
+            job,
+            label,
+            workers,
+            lambda log: store.put_file(log, f"{output.aside}/{DRAFTING_LOG_NAME}"),
+        )
+    return outcome, drafted
 
 
 def _materialize(store: Store, path: str, local: Path) -> None:

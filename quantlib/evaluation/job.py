@@ -14,6 +14,9 @@ COMPARISON_NAME = "comparison.npz"
 """The tensors of :class:`quantlib.evaluation.metrics.Comparison`, each
 ``[windows, sequence - 1]``."""
 
+DRAFTED_NAME = "drafted.json"
+"""A :class:`Drafted`."""
+
 OUTCOME_NAME = "outcome.json"
 """A :class:`Outcome`."""
 
@@ -34,6 +37,8 @@ class Job:
             original model itself, whose file is then written.
         output: Folder for what the worker writes.
         tensor_parallel_size: Devices that share the model.
+        drafts: Whether the model's own draft layers guess while it completes the prompts, and
+            nothing else is looked at.
     """
 
     engine: str
@@ -46,6 +51,7 @@ class Job:
     reference: str | None
     output: str
     tensor_parallel_size: int = 1
+    drafts: bool = False
 
     def write(self, path: Path) -> None:
         """Writes the job as JSON."""
@@ -92,5 +98,34 @@ class Outcome:
 
     @classmethod
     def read(cls, path: Path) -> Outcome:
+        """Reads what :meth:`write` wrote."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """What became of the tokens that a model's own draft layers guessed, each one token ahead.
+
+    Attributes:
+        drafts: How many there were.
+        accepted: How many of them the model then said.
+        refused: Why nothing was drafted, in one line; None where it was.
+    """
+
+    drafts: int = 0
+    accepted: int = 0
+    refused: str | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Share of the drafts that were accepted; None without a draft."""
+        return self.accepted / self.drafts if self.drafts else None
+
+    def write(self, path: Path) -> None:
+        """Writes it as JSON."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Drafted:
         """Reads what :meth:`write` wrote."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))

@@ -26,6 +26,7 @@ from quantlib.cpus import available_cpus
 from quantlib.errors import QuantlibError
 from quantlib.evaluation import vllm_model
 from quantlib.evaluation.engine import Scored
+from quantlib.evaluation.job import Drafted
 
 if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
@@ -94,7 +95,12 @@ class VllmEngine:
             if self.device == "cpu":
                 _share_processors(devices)
         register_without_subprocess(config)
-        sequence = _sequence_length(job)
+        if job.drafts:
+            register_without_subprocess({"architectures": _drafting_classes(job.model)})
+            options["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 1}
+            options["disable_log_stats"] = False  # who asks for metrics has to have them counted
+        # With room for a last draft, without which vLLM's linear attention for CPUs fails.
+        sequence = _sequence_length(job) + job.drafts
         sequences = max(1, len(job.prompts))
         self._llm = LLM(
             model=job.model,
@@ -108,8 +114,8 @@ class VllmEngine:
             async_scheduling=False,
             max_model_len=sequence,
             max_num_seqs=sequences,
-            max_num_batched_tokens=max(sequence, sequences),
-            kv_cache_memory_bytes=_kv_cache_bytes(config, sequence, sequences, devices),
+            max_num_batched_tokens=max(sequence, sequences * (1 + job.drafts)),
+            kv_cache_memory_bytes=_kv_cache_bytes(config, sequence, sequences, job),
             **options,
         )
         self._llm.apply_model(vllm_model.attach)
@@ -172,6 +178,18 @@ class VllmEngine:
         )
         return [list(output.outputs[0].token_ids) for output in outputs]
 
+    def drafted(self) -> Drafted:
+        """What became of all drafts so far."""
+        counted = {
+            metric.name: metric.value
+            for metric in self._llm.get_metrics()
+            if isinstance(getattr(metric, "value", None), int)
+        }
+        return Drafted(
+            counted.get("vllm:spec_decode_num_drafts", 0),
+            counted.get("vllm:spec_decode_num_accepted_tokens", 0),
+        )
+
     def close(self) -> None:
         """Ends the processes that it has started."""
         if self._devices > 1:
@@ -194,18 +212,18 @@ def _sequence_length(job: Job) -> int:
     return max(window + 1, longest_prompt + job.max_new_tokens)
 
 
-def _kv_cache_bytes(config: dict[str, Any], sequence: int, sequences: int, devices: int) -> int:
+def _kv_cache_bytes(config: dict[str, Any], sequence: int, sequences: int, job: Job) -> int:
     """A device's part of a KV cache for ``sequences`` sequences at once, in 16 bits."""
     config = config.get("text_config", config)
     heads = config["num_attention_heads"]
     head_size = config.get("head_dim") or config["hidden_size"] // heads
     # Fewer heads than devices are repeated.
-    heads_here = max(1, (config.get("num_key_value_heads") or heads) // devices)
+    heads_here = max(1, (config.get("num_key_value_heads") or heads) // job.tensor_parallel_size)
     per_layer = 2 * heads_here * head_size * 2
     if rank := config.get("kv_lora_rank"):  # latent attention, whole on every device
         per_layer = max(per_layer, (rank + config["qk_rope_head_dim"]) * 2)
     blocks = sequences * math.ceil(sequence / _KV_BLOCK) + 2
-    layers = config["num_hidden_layers"]
+    layers = config["num_hidden_layers"] + job.drafts
     if config.get("sliding_window"):
         layers *= 2  # vLLM pads groups of layers with and without a window to the same size
     return max(layers * per_layer * blocks * _KV_BLOCK, _LEAST_KV_CACHE)
@@ -219,6 +237,15 @@ def register_without_subprocess(config: dict[str, Any]) -> None:
         if architecture in ModelRegistry.models:
             model_class = ModelRegistry.models[architecture].load_model_cls()
             ModelRegistry.register_model(architecture, model_class)
+
+
+def _drafting_classes(model: str) -> list[str]:
+    """What vLLM computes a model's own draft layers by, named as it names it."""
+    from vllm.config.speculative import SpeculativeConfig
+    from vllm.transformers_utils.config import get_config
+
+    config = get_config(model, trust_remote_code=False)
+    return list(SpeculativeConfig.hf_config_override(config).architectures)
 
 
 def _emulates_products(dtype: str) -> bool:

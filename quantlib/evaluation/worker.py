@@ -26,8 +26,17 @@ from torch import Tensor
 from quantlib.errors import QuantlibError
 from quantlib.evaluation import probes
 from quantlib.evaluation.engine import Engine
-from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
+from quantlib.evaluation.job import (
+    COMPARISON_NAME,
+    DRAFTED_NAME,
+    OUTCOME_NAME,
+    REFERENCE_NAME,
+    Drafted,
+    Job,
+    Outcome,
+)
 from quantlib.evaluation.metrics import Comparison, Leads
+from quantlib.evaluation.refusals import in_words
 from quantlib.process_group import end_others
 
 _Columns = TypeVar("_Columns", Comparison, Leads)
@@ -161,6 +170,21 @@ def _require_agreement(
         raise QuantlibError(f"{complaint}: they differ by up to {error:.3g} nats")
 
 
+def draft(job: Job) -> None:
+    """Lets a model's draft layers guess, and writes what became of it, or why vLLM does not."""
+    from quantlib.evaluation.vllm_engine import VllmEngine
+
+    try:
+        engine = VllmEngine(job)
+        engine.complete(job.prompts, job.max_new_tokens)
+        drafted = engine.drafted()
+        engine.close()
+    except Exception as error:
+        traceback.print_exc()
+        drafted = Drafted(refused=in_words(error))
+    drafted.write(Path(job.output) / DRAFTED_NAME)
+
+
 def load_engine(job: Job) -> Engine:
     """Loads the job's model with the job's engine."""
     if job.engine == "vllm":
@@ -198,11 +222,14 @@ def _run_forked(job_file: str, log: str, progress: TextIO) -> int:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         job = Job.read(Path(job_file))
-        engine = load_engine(job)  # kept until the end: taking it apart would take a second
-        try:
-            run(job, engine, lambda: print("window", file=progress))
-        finally:
-            engine.close()
+        if job.drafts:
+            draft(job)
+        else:
+            engine = load_engine(job)  # kept until the end: taking it apart would take a second
+            try:
+                run(job, engine, lambda: print("window", file=progress))
+            finally:
+                engine.close()
         status = 0
     except QuantlibError as error:
         print(f"{type(error).__name__}: {error}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.models.layout import ANY_EXPERT, EXPERT_PARTS, Layout, SharedInput
+from quantlib.models.naming import DRAFTING
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +101,11 @@ class BaseModelAdapter(ABC):
     def tied(self) -> bool:
         """Whether the head is the embedding."""
         return self.layout.tied
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the checkpoint has layers that draft tokens."""
+        return DRAFTING in self.layout.outside.values()
 
     def block_prefix(self, block: int) -> str:
         """What the names of a block's tensors start with: ``model.layers.3.``."""

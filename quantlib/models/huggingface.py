@@ -111,8 +111,13 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         They stay exact.
         """
         names = super().outside()
+        if self.drafts:
+            # However they are stored, most families' draft layers are vLLM's next blocks.
+            count = int(self.text_config.get("num_nextn_predict_layers") or 1)
+            following = range(self.blocks, self.blocks + count)
+            names = (*names, *map(self.block_prefix, following))
         if self._vllm is None:
-            return names
+            return tuple(dict.fromkeys(names))
         others = [other for name in names for other in self._vllm.within(name)]
         return tuple(dict.fromkeys((*names, *others)))
 

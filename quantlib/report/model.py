@@ -173,6 +173,22 @@ class Generation(Part):
     quantized: str
 
 
+class Drafting(Part):
+    """How many of the tokens that the model's own draft layers guess it then says.
+
+    Attributes:
+        original: Share of the original's drafts that it accepts; None where nothing was drafted.
+        quantized: The same of the quantized model, whose draft layers are those of the original.
+        drafts: How many the quantized model's layers made, each one token ahead.
+        refused: Why nothing was drafted; None where it was.
+    """
+
+    original: float | None
+    quantized: float | None
+    drafts: int
+    refused: str | None
+
+
 class Probe(Part):
     """A place in the held-out text where the quantized model is sure of the next token.
 
@@ -215,6 +231,7 @@ class Evaluation(Part):
         kl_mean: Mean KL divergence of the quantized from the original model, in nats.
         kl_method: Which positions and which part of the vocabulary ``kl_mean`` covers.
         top1_agreement: Share of positions whose most likely token is the same.
+        drafting: None where the model has no layers that draft tokens.
         probes: What a server of the quantized model can be asked for; None in reports from before
             there were any.
     """
@@ -232,6 +249,7 @@ class Evaluation(Part):
     kl_standard_error: float
     kl_method: str
     top1_agreement: float
+    drafting: Drafting | None = None
     probes: tuple[Probe, ...] | None = None
     generations: tuple[Generation, ...]
     gate: Gate

@@ -129,6 +129,11 @@ def _validated(receipt: Receipt) -> Iterator[Row]:
     error = significant(facts["kl_standard_error"], 2)
     yield "mean KL divergence", f"{significant(facts['kl_mean'])} ± {error} nats"
     yield "same most likely token", percent(facts["top1_agreement"])
+    if "draft_acceptance_quantized" in facts:
+        before, now = facts["draft_acceptance_original"], facts["draft_acceptance_quantized"]
+        yield "drafted tokens accepted", f"{percent(before)} before, {percent(now)} now"
+    if "drafting_refused" in facts:
+        yield "drafted tokens accepted", f"not measured: {facts['drafting_refused']}"
     yield "judged by", f"{facts['engine']} {facts['engine_version']} on {facts['device']}"
 
 

@@ -95,6 +95,7 @@ def validate(
                 "engine_version": setting.engine.version,
                 "device": evaluation["device"],
                 **{name: _finite_or_none(value) for name, value in _metrics(figures).items()},
+                **_drafting(evaluation["drafting"]),
             }
 
         inputs = {"model": model, "checkpoint": checkpoint, "reference": reference}
@@ -178,6 +179,7 @@ def _setting(
             recipe.quantization, adapter, engine.name, device
         ),
         renamed=adapter.layout.renamed,
+        drafts=adapter.drafts,
     )
 
 
@@ -190,6 +192,15 @@ def _metrics(figures: Figures) -> dict[str, float]:
         "kl_standard_error": figures.kl_standard_error,
         "top1_agreement": figures.top1_agreement,
     }
+
+
+def _drafting(drafting: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The share of drafts that both models accept, or why nothing was drafted."""
+    if drafting is None:
+        return {}
+    if drafting["refused"]:
+        return {"drafting_refused": drafting["refused"]}
+    return {f"draft_acceptance_{name}": drafting[name] for name in ("original", "quantized")}
 
 
 def _finite_or_none(value: float) -> float | None:
