@@ -14,6 +14,7 @@ from quantlib.checkpoint.remote_code import without_code
 from quantlib.models.base import BaseModelAdapter, without_expert
 from quantlib.models.fusion import VllmNames, vllm_names
 from quantlib.models.layout import ANY_EXPERT, of_expert
+from quantlib.models.naming import OUTSIDE
 from quantlib.models.servable import with_causal_architecture
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         They stay exact.
         """
         names = super().outside()
+        # vLLM has what stands beside the language model under no model., and maps no patterns.
+        beside = [name for name, why in self.layout.outside.items() if why == OUTSIDE]
+        names = (*names, *(name.removeprefix("model.") for name in beside))
         if self.drafts:
             # However they are stored, most families' draft layers are vLLM's next blocks.
             count = int(self.text_config.get("num_nextn_predict_layers") or 1)

@@ -31,6 +31,9 @@ SMALL_FILES = (
     "tekken.json",
     "tiktoken.model",
     "vocab.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 """The files that are taken besides the weights. Code is never among them."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import zoo
 from safetensors.torch import load_file, save_file
 
 from quantlib.checkpoint.source import FolderSource
@@ -146,3 +147,18 @@ def test_what_an_adapter_keeps_exact_neither_reads_nor_gives_scaled_inputs() -> 
         "self_attn.k_proj": "shares v's input",
     }
     assert careful.linears(1) == ("self_attn.q_proj", "self_attn.o_proj")
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("gemma3_images", ["vision_tower.", "multi_modal_projector."]),
+        ("qwen3_vl", ["visual."]),
+        ("mistral3_images", ["vision_tower.", "multi_modal_projector."]),
+    ],
+)
+def test_towers_stay_exact_by_the_names_that_vllm_has_for_them_too(
+    family: str, names: list[str], tmp_path: Path
+) -> None:
+    outside = adapter_of(zoo.make(family, tmp_path)).outside()
+    assert set(names) <= set(outside)

@@ -94,6 +94,18 @@ def test_the_receipt_describes_the_model(model: Path, tmp_path: Path) -> None:
     assert checkpoint.read(TENSORS[0]) == b"\x80\x3f" * 32
 
 
+def test_what_makes_images_of_a_model_comes_along(model: Path, tmp_path: Path) -> None:
+    brought = {
+        "preprocessor_config.json",
+        "processor_config.json",
+        "video_preprocessor_config.json",
+    }
+    for name in (*brought, "processing.py"):
+        (model / name).write_text("{}")
+    receipt = fetch(LocalStore(tmp_path / "store"), str(model))
+    assert {name for name in receipt.files if "process" in name} == brought
+
+
 def test_other_content_is_other_work(model: Path, tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     receipt = fetch(store, str(model))
