@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from quantlib.models.folding import Fold
 from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block, BlockWalk, Standing
 from quantlib.quantized import QuantizedLinear
-from quantlib.quantizers.base import BaseQuantizer, GroupInputs
+from quantlib.quantizers.base import BaseQuantizer, BatchQuantizer, GroupInputs, QuantizedGroup
+from quantlib.quantizers.batches import experts_at_once
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,9 @@ def quantize_block(
         QuantizationError: A linear could not be quantized.
     """
     job = _Job(block, quantizer, stored, QuantizedBlock({}, {}, {}, []))
+    at_once = 1
+    if walk is not None and isinstance(quantizer, BatchQuantizer):
+        at_once = experts_at_once(block.expert_shapes, block.device.type)
     wanted = [
         shared
         for shared in block.inputs
@@ -113,47 +117,72 @@ def quantize_block(
     ]
     standings: Iterable[Standing] = (Standing(shared, [], []) for shared in wanted)
     if walk is not None:
-        standings = walk.standings(block, wanted)
+        standings = walk.standings(block, wanted, at_once)
     if smooth is not None:
         dense = [shared for shared in block.inputs if shared.expert is None]
         job.result.changed.update(smooth(block, dense))
-    smoothed = -1
+    smoothed: set[int] = set()
+    waiting: list[_Waiting] = []
     for standing in standings:
         shared = standing.shared
-        if smooth is not None and shared.expert is not None and shared.expert != smoothed:
-            smoothed = shared.expert
-            of_expert = [each for each in block.inputs if each.expert == smoothed]
+        if smooth is not None and shared.expert is not None and shared.expert not in smoothed:
+            smoothed.add(shared.expert)
+            of_expert = [each for each in block.inputs if each.expert == shared.expert]
             job.result.changed.update(smooth(block, of_expert))
         names = [name for name in shared.linears if name not in exact]
         if shared.expert is not None:
             for linear in shared.linears:
                 if linear in exact and f"{linear}.weight" not in block.stored:
                     job.result.unstacked[linear] = block.weight(linear).to(stored).clone()
-        if not names:
-            continue
-        seen = _Inputs(quantizer.needs_hessian, static_activations)
-        for x in standing.inputs:
-            seen.add(x)
-        calibrated_on: Literal["routed", "all"] | None = None
-        expert_tokens = None
-        if walk is not None and shared.expert is not None:
-            expert_tokens, calibrated_on = seen.tokens, "routed"
-            if expert_tokens < min_expert_tokens:
-                calibrated_on = "all"
-                seen = _Inputs(quantizer.needs_hessian, static_activations)
-                for everyone in standing.everyone:
-                    seen.add(everyone())
-        inputs = GroupInputs(seen.hessian(), job.fold(shared, names))
-        job.result.errors.extend(
-            replace(
-                error,
-                expert=shared.expert,
-                expert_tokens=expert_tokens,
-                calibrated_on=calibrated_on,
+        if names:
+            seen = _Inputs(quantizer.needs_hessian, static_activations)
+            for x in standing.inputs:
+                seen.add(x)
+            calibrated_on: Literal["routed", "all"] | None = None
+            expert_tokens = None
+            if walk is not None and shared.expert is not None:
+                expert_tokens, calibrated_on = seen.tokens, "routed"
+                if expert_tokens < min_expert_tokens:
+                    calibrated_on = "all"
+                    seen = _Inputs(quantizer.needs_hessian, static_activations)
+                    for everyone in standing.everyone:
+                        seen.add(everyone())
+            inputs = GroupInputs(seen.hessian(), job.fold(shared, names))
+            waiting.append(
+                _Waiting(shared, names, inputs, seen.scale(), expert_tokens, calibrated_on)
             )
-            for error in job.quantize(names, inputs, seen.scale())
-        )
-    return job.result
+        if _is_last(shared, at_once):
+            job.quantize(waiting)
+            waiting.clear()
+    return job.in_order()
+
+
+def _is_last(shared: SharedInput, at_once: int) -> bool:
+    """Whether no other expert is quantized with those that stood before and this one."""
+    if shared.expert is None:
+        return True
+    return (shared.expert + 1) % at_once == 0 or shared.expert + 1 == shared.experts
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Linears that share an input, once all batches have brought what they read.
+
+    Attributes:
+        shared: The input.
+        names: Those of its linears that are quantized.
+        inputs: What is known of it.
+        input_scale: The step to which it is rounded, if it has to be known.
+        expert_tokens: As of :class:`LinearError`.
+        calibrated_on: The same.
+    """
+
+    shared: SharedInput
+    names: list[str]
+    inputs: GroupInputs
+    input_scale: Tensor | None
+    expert_tokens: int | None
+    calibrated_on: Literal["routed", "all"] | None
 
 
 class _Inputs:
@@ -212,27 +241,63 @@ class _Job:
         columns = self.block.weight(names[0]).shape[1]
         return Fold.of(self.block, producer, columns)
 
-    def quantize(
-        self, names: list[str], inputs: GroupInputs, input_scale: Tensor | None
-    ) -> list[LinearError]:
-        """Quantizes linears that share an input and adds them to the result, but for the errors."""
-        block, result = self.block, self.result
-        weights = {name: block.weight(name).float() for name in names}
+    def in_order(self) -> QuantizedBlock:
+        """The result in the order of the block's linears, whatever was quantized together."""
+        result = self.result
+        linears = [linear for shared in self.block.inputs for linear in shared.linears]
+        place = {linear: number for number, linear in enumerate(linears)}
+        return replace(
+            result,
+            linears={name: result.linears[name] for name in linears if name in result.linears},
+            unstacked={
+                name: result.unstacked[name] for name in linears if name in result.unstacked
+            },
+            errors=sorted(result.errors, key=lambda error: place[error.linear]),
+        )
+
+    def quantize(self, waiting: Sequence[_Waiting]) -> None:
+        """Quantizes linears, those of one shape together, and adds them to the result."""
+        alike: dict[Any, list[_Waiting]] = {}
+        for each in waiting:
+            shapes = tuple(self.block.weight(name).shape for name in each.names)
+            alike.setdefault((shapes, each.inputs.fold is None), []).append(each)
+        for batch in alike.values():
+            weights = [
+                {name: self.block.weight(name).float() for name in each.names} for each in batch
+            ]
+            for each, own, group in zip(batch, weights, self._codes(batch, weights), strict=True):
+                self._keep(each, own, group)
+
+    def _codes(
+        self, batch: Sequence[_Waiting], weights: Sequence[Mapping[str, Tensor]]
+    ) -> Sequence[QuantizedGroup]:
+        inputs = [each.inputs for each in batch]
         try:
-            group = self.quantizer.quantize(weights, inputs, self.stored)
+            if isinstance(self.quantizer, BatchQuantizer):
+                return self.quantizer.quantize_batch(weights, inputs, self.stored)
+            return [
+                self.quantizer.quantize(own, known, self.stored)
+                for own, known in zip(weights, inputs, strict=True)
+            ]
         except QuantizationError as error:
-            raise QuantizationError(f"block {block.index}: {error.linear}", error.what) from None
+            where = f"block {self.block.index}: {error.linear}"
+            raise QuantizationError(where, error.what) from None
+
+    def _keep(
+        self, waiting: _Waiting, weights: Mapping[str, Tensor], group: QuantizedGroup
+    ) -> None:
+        """Adds linears to the result, and lets the walk go on with what their codes stand for."""
+        block, result = self.block, self.result
         if group.input_scales is not None:
-            _fold(inputs, group.input_scales, result)
-        hessian = inputs.hessian
-        errors = []
+            _fold(waiting.inputs, group.input_scales, result)
+        hessian = waiting.inputs.hessian
         for name, linear in group.linears.items():
             weight, restored = weights[name], linear.dequantize()
             if group.input_scales is not None:
                 # The walk goes on with the input as it was.
                 restored = restored / group.input_scales
             change = restored - weight
-            errors.append(
+            result.errors.append(
                 LinearError(
                     block=block.index,
                     linear=name,
@@ -242,12 +307,14 @@ class _Job:
                     relative_weight_error=_energy_ratio(change, weight, None),
                     damping=group.damping,
                     damping_attempts=group.damping_attempts,
+                    expert=waiting.shared.expert,
+                    expert_tokens=waiting.expert_tokens,
+                    calibrated_on=waiting.calibrated_on,
                 )
             )
             block.tensors[f"{name}.weight"] = restored
             block.tensors.forget(name)
-            result.linears[name] = replace(linear, input_scale=input_scale)
-        return errors
+            result.linears[name] = replace(linear, input_scale=waiting.input_scale)
 
 
 def _fold(inputs: GroupInputs, scales: Tensor, result: QuantizedBlock) -> None:

@@ -1,4 +1,4 @@
-"""Experts of a mixture as transformers computes them, one at a time and stopping at their inputs.
+"""Experts of a mixture as transformers computes them, one by one and stopping at their inputs.
 
 transformers lets the function that computes a module of experts be chosen by name
 (``integrations/moe.py``). Ours follows its eager one, expert by expert, and takes the weights of
@@ -7,7 +7,8 @@ an expert where the walk puts them when all batches stand before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ def prepare_experts(module: Any, block: int, name: str) -> None:
     module.walked_weights = {}  # of each expert at hand: its slice of every parameter
     module.walked_halt = None
     module.walked_limit = None  # how many experts are computed, where it need not be all
+    module.walked_at_once = 1  # how many stand at their inputs before the first of them goes on
+    module.walked_chosen = 0  # experts that a token goes to, once that was seen
     if type(module).__name__ == "Llama4TextExperts":
         _prepare_llama4(module)
 
@@ -123,17 +126,40 @@ def _weights(module: Any, expert: int) -> dict[str, Tensor]:
     return {name: parameter[expert] for name, parameter in module.named_parameters()}
 
 
-def _expert(module: Any, expert: int, x: Tensor, everyone: Tensor) -> Tensor:
-    """One expert, stopping at both inputs; its weights may change while it stands there."""
+def _outputs(
+    module: Any, routed: Mapping[int, Tensor], tokens: Callable[[int], Tensor]
+) -> Iterator[tuple[int, Tensor]]:
+    """What experts make of the tokens that come to them.
+
+    As many as are quantized together stop at their first inputs one after the other, then all at
+    the inputs of their down projections; their weights may change while the last of them stands.
+
+    Args:
+        module: The module of the experts.
+        routed: Which tokens come to each expert.
+        tokens: What an expert gets if all tokens come to it, ``[tokens, hidden_size]``.
+    """
     halt: Halt = module.walked_halt or (lambda *_: None)
 
-    def inner(tokens: Tensor) -> Tensor:
-        return expert_inner(module, _weights(module, expert), tokens)
+    def inner(expert: int, x: Tensor) -> Tensor:
+        return expert_inner(module, _weights(module, expert), x)
 
-    halt(module, expert, False, x, lambda: everyone)
-    y = inner(x)
-    halt(module, expert, True, y, lambda: inner(everyone))
-    return expert_output(module, _weights(module, expert), y)
+    def inner_of_all(expert: int) -> Tensor:
+        return inner(expert, tokens(expert))
+
+    experts = list(routed)
+    for start in range(0, len(experts), module.walked_at_once):
+        together = experts[start : start + module.walked_at_once]
+        for expert in together:
+            everyone = partial(tokens, expert)
+            halt(module, expert, False, everyone()[routed[expert]], everyone)
+        held = {}
+        for expert in together:
+            y = inner(expert, tokens(expert)[routed[expert]])
+            halt(module, expert, True, y, partial(inner_of_all, expert))
+            held[expert] = y
+        for expert in together:
+            yield expert, expert_output(module, _weights(module, expert), held.pop(expert))
 
 
 def walked_experts(
@@ -152,14 +178,24 @@ def walked_experts(
     """
     final = torch.zeros_like(hidden_states)
     if hidden_states.device.type == "meta":
-        _expert(module, 0, hidden_states, hidden_states)
+        module.walked_chosen = top_k_index.shape[1]
+        _on_meta(module, hidden_states)
         return final
+    places, routed = {}, {}
     for expert in range(count_of(module))[: module.walked_limit]:
-        place, token = torch.where(top_k_index.t() == expert)
-        y = _expert(module, expert, hidden_states[token], hidden_states)
-        y = y * top_k_weights[token, place, None]
+        places[expert], routed[expert] = torch.where(top_k_index.t() == expert)
+    for expert, y in _outputs(module, routed, lambda _: hidden_states):
+        token = routed[expert]
+        y = y * top_k_weights[token, places[expert], None]
         final.index_add_(0, token, y.to(final.dtype))
     return final
+
+
+def _on_meta(module: Any, x: Tensor) -> None:
+    """Stops at both inputs of the first expert: the others are like it."""
+    every = torch.arange(len(x), device=x.device)
+    for _ in _outputs(module, {0: every}, lambda _: x):
+        pass
 
 
 def _llama4_experts(module: Any, hidden_states: Tensor) -> Tensor:
@@ -167,11 +203,13 @@ def _llama4_experts(module: Any, hidden_states: Tensor) -> Tensor:
     by_expert = hidden_states.view(count_of(module), -1, hidden_states.shape[-1])
     final = torch.zeros_like(by_expert)
     if by_expert.device.type == "meta":
-        _expert(module, 0, by_expert[0], by_expert[0])
+        _on_meta(module, by_expert[0])
         return final.view(-1, hidden_states.shape[-1])
-    for expert, tokens in enumerate(by_expert):
-        routed = torch.where((tokens != 0).any(-1))[0]
-        final[expert][routed] = _expert(module, expert, tokens[routed], tokens)
+    routed = {
+        expert: torch.where((tokens != 0).any(-1))[0] for expert, tokens in enumerate(by_expert)
+    }
+    for expert, y in _outputs(module, routed, by_expert.__getitem__):
+        final[expert][routed[expert]] = y
     return final.view(-1, hidden_states.shape[-1])
 
 

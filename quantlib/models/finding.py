@@ -233,6 +233,7 @@ class _Kind:
             parts=parts,
             transposed=bool(module.is_transposed),
             interleaved=bool(module.has_gate and not module.is_concatenated),
+            chosen=module.walked_chosen,
         )
 
     def _of_experts(self, name: str, down: bool, folds: FoldFinder | None) -> SharedInput:

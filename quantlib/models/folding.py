@@ -42,13 +42,13 @@ class Fold:
         """Scales that are equal where channels come from the same one: their geometric mean.
 
         Args:
-            scales: Positive, float32 ``[in_features]``.
+            scales: Positive, float32 ``[..., in_features]``.
         """
         if self.producer.repeats == 1:
             return scales
-        sums = scales.new_zeros(int(self.rows.max()) + 1)
-        sums.index_add_(0, self.rows, scales.log())
-        return (sums / self.producer.repeats).exp()[self.rows]
+        sums = scales.new_zeros(*scales.shape[:-1], int(self.rows.max()) + 1)
+        sums.index_add_(-1, self.rows, scales.log())
+        return (sums / self.producer.repeats).exp()[..., self.rows]
 
     def effective(self, scales: Tensor) -> Tensor:
         """What the input is divided by once the producer has been rounded to its stored dtype.

@@ -95,6 +95,7 @@ class Experts(_Data):
         transposed: Whether matrices that lie with those of all experts are ``[in, out]``.
         interleaved: Whether the rows of ``gate_up_proj`` are of gate and up in turn; else those of
             gate come first.
+        chosen: How many of them a token goes to; 0 where that is not known.
     """
 
     module: str
@@ -102,6 +103,7 @@ class Experts(_Data):
     parts: Mapping[str, tuple[str, ...]]
     transposed: bool = False
     interleaved: bool = False
+    chosen: int = 0
 
 
 class BlockKind(_Data):
@@ -120,6 +122,15 @@ class BlockKind(_Data):
     modules: Mapping[str, str] = {}
     exact: Mapping[str, str] = {}
     experts: tuple[Experts, ...] = ()
+
+    @property
+    def expert_shapes(self) -> tuple[tuple[int, int], ...]:
+        """``(out_features, in_features)`` of each input of an expert, of its linears together."""
+        return tuple(
+            (sum(self.shapes[linear][0] for linear in shared.linears), self.shapes[shared.name][1])
+            for shared in self.inputs
+            if shared.experts
+        )
 
 
 class Obstacle(_Data):

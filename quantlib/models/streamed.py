@@ -31,10 +31,11 @@ class Block:
         index: Which block it is.
         inputs: Its linears by shared input, in the order of computation.
         tensors: Its tensors by name within the block; those of an expert while the walk stands at
-            it. One that is set counts for what comes after it, in the dtype of the model; it is
-            read as it was set.
+            it, or at another that is quantized with it. One that is set counts for what comes after
+            it, in the dtype of the model; it is read as it was set.
         device: Where it is computed.
         stored: The dtypes of its tensors in the checkpoint, by name within the block.
+        expert_shapes: As its kind has them.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Block:
             for name in model.adapter.block_tensors(model.checkpoint, index)
         }
         self.inputs = model.adapter.inputs(index)
+        self.expert_shapes = model.adapter.layout.kind(index).expert_shapes
         self.device = model.device
         self.tensors = tensors
         self._model = model
@@ -298,12 +300,16 @@ class BlockWalk:
         finally:
             self._walk.close()
 
-    def standings(self, block: Block, wanted: Sequence[SharedInput]) -> Iterator[Standing]:
+    def standings(
+        self, block: Block, wanted: Sequence[SharedInput], experts_at_once: int = 1
+    ) -> Iterator[Standing]:
         """Computes a block, stopping at shared inputs.
 
         Args:
             block: The block that the tokens stand before.
             wanted: Where to stop; experts are stopped at in any case where the block has some.
+            experts_at_once: How many experts stop at their first inputs, one after the other,
+                before they stop at their second ones.
 
         Yields:
             The shared inputs in the order of computation.
@@ -321,7 +327,7 @@ class BlockWalk:
             if shared.experts
         }
         names = {shared.name for shared in wanted}
-        for stops in self._walk.stops(block.index, list(dense)):
+        for stops in self._walk.stops(block.index, list(dense), experts_at_once):
             first = stops[0]
             if first.kind == "linear":
                 shared = dense[first.name]

@@ -11,7 +11,7 @@ resumes them, and a forward may not stop where it has changed one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -216,12 +216,16 @@ class Walk:
         self.reader.read_block(index)
         return self.reader.skeleton.blocks[index]
 
-    def stops(self, index: int, leaders: Sequence[str] = ()) -> Iterator[list[Stop]]:
+    def stops(
+        self, index: int, leaders: Sequence[str] = (), experts_at_once: int = 1
+    ) -> Iterator[list[Stop]]:
         """Computes a block, all batches going from stop to stop together.
 
         Args:
             index: The block that they stand before.
             leaders: The linears to stop at, within the block.
+            experts_at_once: How many experts stop at their first inputs before the first of them
+                goes on to its second; the weights of all of these are at hand.
 
         Yields:
             One stop for each batch. While they stand there the weights behind the stop may be
@@ -229,24 +233,26 @@ class Walk:
         """
         skeleton = self.reader.skeleton
         handles = self._hooks.at(skeleton.blocks[index], index, leaders)
-        held: tuple[Any, int] | None = None
+        mixtures = skeleton.experts[index].values()
+        computed = False  # the experts whose weights are at hand
         try:
+            for module in mixtures:
+                module.walked_at_once = experts_at_once
             self._go()
             while (stop := self._first()).kind != "end":
-                if stop.kind == "expert" and not stop.down:
-                    module = skeleton.experts[index][stop.name]
+                if stop.kind == "expert":
                     assert stop.expert is not None
-                    if held is not None:
-                        held[0].walked_weights.pop(held[1])
-                    held = (module, stop.expert)
-                    module.walked_weights[stop.expert] = self.reader.read_expert(
-                        module, stop.expert
-                    )
+                    if not stop.down:
+                        if computed:
+                            _forget(mixtures)
+                        module = skeleton.experts[index][stop.name]
+                        read = self.reader.read_expert(module, stop.expert)
+                        module.walked_weights[stop.expert] = read
+                    computed = stop.down
                 yield [at for at in self._at if at is not None]
                 self._go()
         finally:
-            if held is not None:
-                held[0].walked_weights.clear()
+            _forget(mixtures)
             for handle in handles:
                 handle.remove()
 
@@ -291,6 +297,12 @@ class Walk:
         self._forwards.clear()
         self._at.clear()
         self._hooks.remove()
+
+
+def _forget(mixtures: Iterable[Any]) -> None:
+    """Frees the weights of experts."""
+    for module in mixtures:
+        module.walked_weights.clear()
 
 
 @contextmanager

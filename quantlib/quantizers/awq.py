@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from quantlib.errors import QuantizationError
-from quantlib.quantizers.base import BaseQuantizer, GroupInputs, Options, QuantizedGroup
+from quantlib.quantizers.base import BatchQuantizer, GroupInputs, Options, QuantizedGroup
 from quantlib.quantizers.registry import quantizer_registry
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class AWQOptions(Options):
 
 
 @quantizer_registry.register("awq")
-class AWQQuantizer(BaseQuantizer):
+class AWQQuantizer(BatchQuantizer):
     """Lin et al. 2023, with scales for each group of columns and errors from the Hessian."""
 
     options_type: ClassVar[type[Options]] = AWQOptions
@@ -44,46 +44,57 @@ class AWQQuantizer(BaseQuantizer):
     needs_hessian = True
     options: AWQOptions
 
-    def quantize(
-        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
-    ) -> QuantizedGroup:
-        """Quantizes linears that share an input, and scales it where that can be folded."""
+    def quantize_batch(
+        self,
+        weights: Sequence[Mapping[str, Tensor]],
+        inputs: Sequence[GroupInputs],
+        stored: torch.dtype,
+    ) -> list[QuantizedGroup]:
+        """Quantizes linears by shared input, and scales inputs where that can be folded."""
         import torch
 
         from quantlib.quantizers.awq_search import diagonal_blocks, scaled_blocks, search_scales
-        from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linears
+        from quantlib.quantizers.rounding import (
+            round_to_nearest,
+            stacked,
+            to_quantized_linears,
+        )
         from quantlib.quantizers.scales import SHRINKS, searched_scales
 
-        hessian, scheme = inputs.hessian, self.section.weights
-        if hessian is None:
+        scheme = self.section.weights
+        hessians = [known.hessian for known in inputs if known.hessian is not None]
+        if len(hessians) < len(inputs):
             raise ValueError("AWQ needs the Hessian of the input")
-        if not hessian.isfinite().all():
-            raise QuantizationError(
-                " and ".join(weights),
-                "the Hessian of the input is not finite: look for calibration text or weights that "
-                "make activations overflow",
-            )
-        weight = torch.cat(list(weights.values()))
-        blocks = diagonal_blocks(hessian, scheme)
+        for names, hessian in zip(weights, hessians, strict=True):
+            if not hessian.isfinite().all():
+                raise QuantizationError(
+                    " and ".join(names),
+                    "the Hessian of the input is not finite: look for calibration text or weights "
+                    "that make activations overflow",
+                )
+        whole = stacked(weights)
+        blocks = diagonal_blocks(hessians, scheme)
         shrinks = SHRINKS if self.options.clipping else SHRINKS[:1]
-        input_scales = None
-        if inputs.fold is not None and self.options.scaling != "none":
+        input_scales: Sequence[Tensor | None] = [None] * len(inputs)
+        folds = [known.fold for known in inputs if known.fold is not None]
+        if folds and self.options.scaling != "none":
             wanted = search_scales(
-                weight,
+                whole,
                 blocks,
-                inputs.fold,
+                folds[0],
                 scheme,
                 stored,
                 duo=self.options.scaling == "duo",
                 shrinks=shrinks[::2],
             )
-            input_scales = inputs.fold.effective(wanted)
-            weight = weight * input_scales
-            blocks = scaled_blocks(blocks, input_scales)
-        scales = searched_scales(weight, blocks, scheme, stored, shrinks)
-        codes = round_to_nearest(weight, scales, scheme)
+            every = [each.effective(own) for each, own in zip(folds, wanted, strict=True)]
+            input_scales, effective = every, torch.stack(every)
+            whole = whole * effective[:, None]
+            blocks = scaled_blocks(blocks, effective)
+        scales = searched_scales(whole, blocks, scheme, stored, shrinks)
+        codes = round_to_nearest(whole, scales, scheme)
         linears = to_quantized_linears(weights, codes, scales, scheme, stored)
-        return QuantizedGroup(linears, input_scales)
+        return list(map(QuantizedGroup, linears, input_scales))
 
     @classmethod
     def get_supported_bits(cls) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,32 +23,32 @@ _SMALLEST_MAGNITUDE = 1e-2
 """Share of the mean below which channels count as equally small."""
 
 
-def diagonal_blocks(hessian: Tensor, scheme: WeightScheme) -> Tensor:
-    """The Hessian of each column group, float32 ``[groups, group_size, group_size]``.
+def diagonal_blocks(hessians: Sequence[Tensor], scheme: WeightScheme) -> Tensor:
+    """The Hessian of each column group, float32 ``[matrices, groups, group_size, group_size]``.
 
     Args:
-        hessian: float32 ``[in_features, in_features]``.
+        hessians: float32 ``[in_features, in_features]`` each.
         scheme: Says which columns share a scale.
     """
-    groups = group_count(len(hessian), scheme.group_size)
-    size = len(hessian) // groups
-    blocks = hessian.view(groups, size, groups, size).diagonal(dim1=0, dim2=2)
-    return blocks.permute(2, 0, 1).contiguous()
+    groups = group_count(len(hessians[0]), scheme.group_size)
+    size = len(hessians[0]) // groups
+    blocks = [each.view(groups, size, groups, size).diagonal(dim1=0, dim2=2) for each in hessians]
+    return torch.stack(blocks).permute(0, 3, 1, 2).contiguous()
 
 
 def scaled_blocks(blocks: Tensor, scales: Tensor) -> Tensor:
-    """The blocks of an input that is divided by scales.
+    """The blocks of inputs that are divided by scales.
 
     Args:
-        blocks: float32 ``[groups, group_size, group_size]``.
-        scales: float32 ``[in_features]``.
+        blocks: float32 ``[matrices, groups, group_size, group_size]``.
+        scales: float32 ``[matrices, in_features]``.
     """
-    by_group = scales.reciprocal().view(len(blocks), -1)
-    return blocks * by_group[:, :, None] * by_group[:, None, :]
+    by_group = scales.reciprocal().view(blocks.shape[:3])
+    return blocks * by_group[..., :, None] * by_group[..., None, :]
 
 
 def search_scales(
-    weight: Tensor,
+    weights: Tensor,
     blocks: Tensor,
     fold: Fold,
     scheme: WeightScheme,
@@ -68,44 +69,47 @@ def search_scales(
     uncorrelated.
 
     Args:
-        weight: float32 ``[out_features, in_features]``, all linears that share the input.
-        blocks: The Hessian of each column group, float32 ``[groups, group_size, group_size]``.
-        fold: Where the scales will go.
+        weights: float32 ``[matrices, out_features, in_features]``, of each input all linears that
+            share it.
+        blocks: The Hessian of each column group, float32
+            ``[matrices, groups, group_size, group_size]``.
+        fold: Where the scales will go, or one of several places of one kind.
         scheme: Bits, group size and symmetry.
         stored: The dtype in which the scales of groups are stored.
         duo: Whether to try other values of ``b`` than 0.
         shrinks: Factors on the range of a group to try.
 
     Returns:
-        float32 ``[in_features]``, tied, their geometric mean about 1.
+        float32 ``[matrices, in_features]``, tied, their geometric mean about 1.
     """
-    activations = _floored(blocks.diagonal(dim1=1, dim2=2).flatten().sqrt())
-    weights = _floored(_relative_magnitudes(weight, len(blocks)))
-    sample = weight[:: max(1, len(weight) // _SAMPLED_ROWS)]
-    best = torch.ones_like(activations).view(len(blocks), -1)
-    least = torch.full_like(best[:, 0], torch.inf)
+    activations = _floored(blocks.diagonal(dim1=2, dim2=3).flatten(1).sqrt())
+    magnitudes = _floored(_relative_magnitudes(weights, blocks.shape[1]))
+    sample = weights[:, :: max(1, weights.shape[1] // _SAMPLED_ROWS)]
+    best = torch.ones_like(activations).view(blocks.shape[:3])
+    least = torch.full_like(best[..., 0], torch.inf)
     exponents = itertools.product(_INPUT_EXPONENTS, _WEIGHT_EXPONENTS if duo else (0.0,))
     for a, b in exponents:
-        scales = activations**a / weights**b
-        scales = fold.tie(scales / scales.log().mean().exp())
+        scales = activations**a / magnitudes**b
+        scales = fold.tie(scales / scales.log().mean(1, keepdim=True).exp())
         scaled = scaled_blocks(blocks, scales)
-        errors = searched_scales(sample * scales, scaled, scheme, stored, shrinks).errors.sum(0)
+        candidate = sample * scales[:, None]
+        errors = searched_scales(candidate, scaled, scheme, stored, shrinks).errors.sum(1)
         if fold.producer.repeats > 1:
-            errors = errors.sum().expand_as(errors)
+            errors = errors.sum(1, keepdim=True).expand_as(errors)
         better = errors < least
         least = torch.where(better, errors, least)
-        best = torch.where(better[:, None], scales.view_as(best), best)
-    return best.flatten()
+        best = torch.where(better[..., None], scales.view_as(best), best)
+    return best.flatten(1)
 
 
-def _relative_magnitudes(weight: Tensor, groups: int) -> Tensor:
+def _relative_magnitudes(weights: Tensor, groups: int) -> Tensor:
     """Mean magnitude of each column's weights relative to the largest of their groups."""
-    magnitudes = weight.abs().unflatten(1, (groups, -1))
-    largest = magnitudes.amax(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
-    return (magnitudes / largest).mean(0).flatten()
+    magnitudes = weights.abs().unflatten(2, (groups, -1))
+    largest = magnitudes.amax(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    return (magnitudes / largest).mean(1).flatten(1)
 
 
 def _floored(magnitudes: Tensor) -> Tensor:
     """Magnitudes whose powers stay in the range of every dtype."""
-    floor = _SMALLEST_MAGNITUDE * magnitudes.mean()
+    floor = _SMALLEST_MAGNITUDE * magnitudes.mean(1, keepdim=True)
     return magnitudes.clamp(min=floor.clamp(min=torch.finfo(magnitudes.dtype).tiny))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -114,3 +114,36 @@ class BaseQuantizer(ABC):
             scheme: What the checkpoint holds, and which linears it leaves exact.
         """
         return format_registry.get_format(scheme.format).quantization_config(scheme)
+
+
+class BatchQuantizer(BaseQuantizer):
+    """A method whose arithmetic is worth doing for linears of several inputs at once.
+
+    Its experts are quantized as many together as :mod:`quantlib.quantizers.batches` says.
+    """
+
+    def quantize(
+        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
+    ) -> QuantizedGroup:
+        """Quantizes linears that share an input: a batch of one."""
+        (group,) = self.quantize_batch([weights], [inputs], stored)
+        return group
+
+    @abstractmethod
+    def quantize_batch(
+        self,
+        weights: Sequence[Mapping[str, Tensor]],
+        inputs: Sequence[GroupInputs],
+        stored: torch.dtype,
+    ) -> list[QuantizedGroup]:
+        """Quantizes groups of linears of one shape, each as if it were alone.
+
+        Args:
+            weights: Of each group float32 ``[out_features, in_features]`` by name.
+            inputs: What is known of the input of each; all can be folded, and into producers of one
+                kind, or none.
+            stored: The dtype in which scales are stored.
+
+        Raises:
+            QuantizationError: A linear could not be quantized; nothing else is used in its place.
+        """

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from quantlib.errors import QuantizationError
-from quantlib.quantizers.base import BaseQuantizer, GroupInputs, Options, QuantizedGroup
+from quantlib.quantizers.base import BatchQuantizer, GroupInputs, Options, QuantizedGroup
 from quantlib.quantizers.registry import quantizer_registry
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class GPTQOptions(Options):
 
 
 @quantizer_registry.register("gptq")
-class GPTQQuantizer(BaseQuantizer):
+class GPTQQuantizer(BatchQuantizer):
     """Frantar et al. 2023, with static groups and a scale search."""
 
     options_type: ClassVar[type[Options]] = GPTQOptions
@@ -69,10 +69,13 @@ class GPTQQuantizer(BaseQuantizer):
     needs_hessian = True
     options: GPTQOptions
 
-    def quantize(
-        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
-    ) -> QuantizedGroup:
-        """Quantizes linears that share an input, with one factorization of its Hessian."""
+    def quantize_batch(
+        self,
+        weights: Sequence[Mapping[str, Tensor]],
+        inputs: Sequence[GroupInputs],
+        stored: torch.dtype,
+    ) -> list[QuantizedGroup]:
+        """Quantizes linears by shared input, with one factorization of each Hessian."""
         import torch
 
         from quantlib.quantizers.gptq_solver import (
@@ -80,35 +83,40 @@ class GPTQQuantizer(BaseQuantizer):
             factorize,
             round_columns,
         )
-        from quantlib.quantizers.rounding import to_quantized_linears
+        from quantlib.quantizers.rounding import stacked, to_quantized_linears
 
-        hessian = inputs.hessian
-        if hessian is None:
+        hessians = [each.hessian for each in inputs if each.hessian is not None]
+        if len(hessians) < len(inputs):
             raise ValueError("GPTQ needs the Hessian of the input")
         try:
-            factor = factorize(hessian, self.options.damping, self.options.act_order == "static")
-        except NotPositiveDefiniteError:
+            factor = factorize(hessians, self.options.damping, self.options.act_order == "static")
+        except NotPositiveDefiniteError as error:
             raise QuantizationError(
-                " and ".join(weights),
+                " and ".join(weights[error.matrix]),
                 "the Hessian of the input is not finite: look for calibration text or weights that "
                 "make activations overflow",
             ) from None
-        stacked = torch.cat(list(weights.values()))
-        scales = self._scales(stacked, hessian.diagonal(), stored)
-        codes = round_columns(
-            stacked, factor, scales.scales, scales.zero_points, self.section.weights.bits
-        )
-        linears = to_quantized_linears(weights, codes, scales, self.section.weights, stored)
-        return QuantizedGroup(linears, damping=factor.damping, damping_attempts=factor.attempts)
+        scheme = self.section.weights
+        whole = stacked(weights)
+        importance = torch.stack([hessian.diagonal() for hessian in hessians])
+        scales = self._scales(whole, importance, stored)
+        codes = round_columns(whole, factor, scales.scales, scales.zero_points, scheme.bits)
+        linears = to_quantized_linears(weights, codes, scales, scheme, stored)
+        return [
+            QuantizedGroup(group, damping=damping, damping_attempts=attempts)
+            for group, damping, attempts in zip(
+                linears, factor.damping, factor.attempts, strict=True
+            )
+        ]
 
-    def _scales(self, weight: Tensor, importance: Tensor, stored: torch.dtype) -> GroupScales:
+    def _scales(self, weights: Tensor, importance: Tensor, stored: torch.dtype) -> GroupScales:
         from quantlib.quantizers.scales import SHRINKS, range_scales, searched_scales
 
         if self.options.scale_search == "minmax":
-            return range_scales(weight, self.section.weights, stored)
+            return range_scales(weights, self.section.weights, stored)
         if self.options.scale_search == "mse":
             importance = importance.new_ones(importance.shape)
-        return searched_scales(weight, importance, self.section.weights, stored, SHRINKS)
+        return searched_scales(weights, importance, self.section.weights, stored, SHRINKS)
 
     @classmethod
     def get_supported_bits(cls) -> tuple[int, ...]:

@@ -3,10 +3,14 @@
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", 2023, algorithm 1, with static groups: scales are fixed beforehand, so that columns
 can be visited in the order of their importance without a group index in the checkpoint.
+
+Matrices of one shape are rounded together, each by its own Hessian: the loop over columns runs once
+for all of them, and every code is what it is for the matrix alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,123 +26,153 @@ _SMALL_TRIANGLE = 192
 
 
 class NotPositiveDefiniteError(Exception):
-    """No damping up to the limit made the Hessian positive definite."""
+    """No damping up to the limit made a Hessian positive definite.
+
+    Attributes:
+        matrix: Which of the Hessians.
+    """
+
+    def __init__(self, matrix: int) -> None:
+        super().__init__(matrix)
+        self.matrix = matrix
 
 
 @dataclass(frozen=True)
 class Factor:
-    """The factorized Hessian of one input.
+    """The factorized Hessians of some inputs.
 
     Attributes:
-        order: Input channels in the order in which they are rounded, int64 ``[in_features]``.
-        upper: U with ``inverse(H) = U.T @ U`` in that order; float32 upper triangular.
-        damping: What was added to the diagonal, as a share of its mean.
-        attempts: Dampings tried, the successful one included.
+        order: Input channels in the order in which they are rounded, int64
+            ``[matrices, in_features]``.
+        upper: U with ``inverse(H) = U.T @ U`` in that order; float32 upper triangular,
+            ``[matrices, in_features, in_features]``.
+        damping: What was added to the diagonal of each, as a share of its mean.
+        attempts: Dampings tried for each, the successful one included.
     """
 
     order: Tensor
     upper: Tensor
-    damping: float
-    attempts: int
+    damping: list[float]
+    attempts: list[int]
 
 
-def factorize(hessian: Tensor, damping: float, act_order: bool) -> Factor:
-    """Inverts and factorizes a Hessian, with as little damping as it takes.
+def factorize(hessians: Sequence[Tensor], damping: float, act_order: bool) -> Factor:
+    """Inverts and factorizes Hessians, each with as little damping as it takes.
 
     Args:
-        hessian: float32 ``[in_features, in_features]``, symmetric, ``X.T @ X`` over the calibration
-            tokens.
+        hessians: float32 ``[in_features, in_features]`` each, symmetric, ``X.T @ X`` over the
+            calibration tokens.
         damping: Added to the diagonal, as a share of its mean; raised tenfold, up to 1, until the
             factorization succeeds.
         act_order: Whether to visit channels by falling diagonal instead of from left to right.
 
     Raises:
-        NotPositiveDefiniteError: No damping helped: the Hessian holds values that are not finite.
+        NotPositiveDefiniteError: No damping helped: a Hessian holds values that are not finite.
     """
-    diagonal = hessian.diagonal()
-    mean = diagonal.mean()
-    if not torch.isfinite(mean):
-        raise NotPositiveDefiniteError
-    if mean == 0:
-        mean = torch.ones_like(mean)
+    diagonals = torch.stack([hessian.diagonal() for hessian in hessians])
+    means = diagonals.mean(1)
+    for matrix, finite in enumerate(means.isfinite().tolist()):
+        if not finite:
+            raise NotPositiveDefiniteError(matrix)
+    means = torch.where(means == 0, 1.0, means)
     if act_order:
-        order = diagonal.argsort(descending=True, stable=True)
+        order = diagonals.argsort(dim=1, descending=True, stable=True)
     else:
-        order = torch.arange(len(diagonal), device=hessian.device)
+        order = torch.arange(diagonals.shape[1], device=diagonals.device).expand_as(diagonals)
     # With columns reversed, H = R @ R.T for an upper triangular R, and inverse(R) is the paper's
     # Cholesky factor of the inverse: one factorization instead of two and an inversion.
-    backwards = hessian[order][:, order].flip(0, 1)
-    attempts = 0
-    while damping <= MAX_DAMPING:
-        attempts += 1
-        damped = backwards.clone()
-        damped.diagonal().add_(damping * mean)
+    backwards = torch.stack(
+        [hessian[back][:, back] for hessian, back in zip(hessians, order.flip(1), strict=True)]
+    )
+    upper = torch.empty_like(backwards)
+    shares, attempts = [0.0] * len(hessians), [0] * len(hessians)
+    left = list(range(len(hessians)))
+    while left:
+        if damping > MAX_DAMPING:
+            raise NotPositiveDefiniteError(left[0])
+        damped = backwards[left]
+        damped.diagonal(dim1=1, dim2=2).add_(damping * means[left, None])
         lower, info = torch.linalg.cholesky_ex(damped)
-        if info == 0:
-            inverse = _inverse_of_lower(lower)
-            if torch.isfinite(inverse.diagonal()).all():
-                return Factor(order, inverse.flip(0, 1).contiguous(), damping, attempts)
+        inverse = _inverse_of_lower(lower)
+        done = (info == 0) & inverse.diagonal(dim1=1, dim2=2).isfinite().all(1)
+        failed = []
+        for matrix, own, succeeded in zip(left, inverse, done.tolist(), strict=True):
+            attempts[matrix] += 1
+            if succeeded:
+                upper[matrix] = own.flip(0, 1)
+                shares[matrix] = damping
+            else:
+                failed.append(matrix)
+        left = failed
         damping = min(damping * 10, MAX_DAMPING) if damping < MAX_DAMPING else 2 * MAX_DAMPING
-    raise NotPositiveDefiniteError
+    return Factor(order, upper, shares, attempts)
 
 
 def _inverse_of_lower(lower: Tensor) -> Tensor:
-    """Inverts a lower triangular matrix by halves, which skips the zeros that a solver computes."""
-    size = len(lower)
+    """Inverts lower triangular matrices by halves, which skips the zeros that a solver computes.
+
+    Args:
+        lower: ``[matrices, size, size]``.
+    """
+    size = lower.shape[-1]
     inverse = torch.zeros_like(lower)
     if size <= _SMALL_TRIANGLE:
-        inverse.diagonal().fill_(1.0)
+        inverse.diagonal(dim1=1, dim2=2).fill_(1.0)
         return torch.linalg.solve_triangular(lower, inverse, upper=False)
     half = size // 2
-    inverse[:half, :half] = _inverse_of_lower(lower[:half, :half])
-    inverse[half:, half:] = _inverse_of_lower(lower[half:, half:])
-    product = inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])
-    inverse[half:, :half] = product.neg_()
+    inverse[:, :half, :half] = _inverse_of_lower(lower[:, :half, :half])
+    inverse[:, half:, half:] = _inverse_of_lower(lower[:, half:, half:])
+    product = inverse[:, half:, half:] @ (lower[:, half:, :half] @ inverse[:, :half, :half])
+    inverse[:, half:, :half] = product.neg_()
     return inverse
 
 
 def round_columns(
-    weight: Tensor, factor: Factor, scales: Tensor, zero_points: Tensor, bits: int
+    weights: Tensor, factor: Factor, scales: Tensor, zero_points: Tensor, bits: int
 ) -> Tensor:
-    """Rounds a weight.
+    """Rounds weights of one shape.
 
     Args:
-        weight: float32 ``[out_features, in_features]``; not changed.
-        factor: Of the input's Hessian.
-        scales: float32 ``[out_features, groups]``.
+        weights: float32 ``[matrices, out_features, in_features]``; not changed.
+        factor: Of the Hessians of their inputs.
+        scales: float32 ``[matrices, out_features, groups]``.
         zero_points: float32 whole numbers, of the same shape.
         bits: Of a code.
 
     Returns:
-        The codes, uint8 ``[out_features, in_features]``.
+        The codes, uint8 ``[matrices, out_features, in_features]``.
     """
-    columns = weight.shape[1]
-    group_size = columns // scales.shape[1]
-    # Transposed, so that a column of the weight is contiguous.
-    remaining = weight.t()[factor.order].contiguous()
-    scales, zeros = scales.t().contiguous(), zero_points.t().contiguous()
-    group_of = (factor.order // group_size).tolist()
-    pivots = factor.upper.diagonal().tolist()
+    matrices, _, columns = weights.shape
+    # Columns first, so that those which are rounded together are contiguous.
+    every, order = torch.arange(matrices, device=weights.device), factor.order.t()
+    remaining = weights.permute(2, 0, 1)[order, every].contiguous()
+    scales, zeros = scales.permute(2, 0, 1).contiguous(), zero_points.permute(2, 0, 1).contiguous()
+    group_of = order // (columns // len(scales))
+    pivots = factor.upper.diagonal(dim1=1, dim2=2).t()[..., None].neg()
+    upper = factor.upper.permute(1, 2, 0)[..., None]
     top = float((1 << bits) - 1)
     codes = torch.empty_like(remaining)
     errors = torch.empty_like(remaining[:_LAZY_COLUMNS])
     for start in range(0, columns, _LAZY_COLUMNS):
         end = min(start + _LAZY_COLUMNS, columns)
-        for column in range(start, end):
-            group = group_of[column]
-            value, scale, zero = remaining[column], scales[group], zeros[group]
+        groups = group_of[start:end]
+        each = zip(range(start, end), scales[groups, every], zeros[groups, every], strict=True)
+        for column, scale, zero in each:
+            value = remaining[column]
             code = torch.div(value, scale, out=codes[column])
             code.round_().add_(zero).clamp_(0.0, top)
             error = torch.sub(code, zero, out=errors[column - start])
-            error.mul_(scale).sub_(value).div_(-pivots[column])
+            error.mul_(scale).sub_(value).div_(pivots[column])
             if column + 1 < end:
-                remaining[column + 1 : end].addr_(
-                    factor.upper[column, column + 1 : end], error, alpha=-1.0
+                remaining[column + 1 : end].addcmul_(
+                    upper[column, column + 1 : end], error, value=-1.0
                 )
         if end < columns:
-            remaining[end:].addmm_(
-                factor.upper[start:end, end:].t(), errors[: end - start], alpha=-1.0
+            remaining[end:].transpose(0, 1).baddbmm_(
+                factor.upper[:, start:end, end:].transpose(1, 2),
+                errors[: end - start].transpose(0, 1),
+                alpha=-1.0,
             )
     restored = torch.empty_like(codes)
-    restored[factor.order] = codes
-    return restored.t().to(torch.uint8).contiguous()
+    restored[order, every] = codes
+    return restored.permute(1, 2, 0).to(torch.uint8).contiguous()

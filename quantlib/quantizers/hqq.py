@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from quantlib.quantizers.base import BaseQuantizer, GroupInputs, Options, QuantizedGroup
+from quantlib.quantizers.base import BatchQuantizer, GroupInputs, Options, QuantizedGroup
 from quantlib.quantizers.registry import quantizer_registry
 from quantlib.recipe import QuantizationSection
 
@@ -44,7 +44,7 @@ class HQQOptions(Options):
 
 
 @quantizer_registry.register("hqq")
-class HQQQuantizer(BaseQuantizer):
+class HQQQuantizer(BatchQuantizer):
     """Badri and Shaji 2023, with whole zero points, scales solved for, and importance."""
 
     options_type: ClassVar[type[Options]] = HQQOptions
@@ -54,29 +54,39 @@ class HQQQuantizer(BaseQuantizer):
         super().__init__(section)
         self.needs_hessian = self.options.importance == "hessian"
 
-    def quantize(
-        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
-    ) -> QuantizedGroup:
+    def quantize_batch(
+        self,
+        weights: Sequence[Mapping[str, Tensor]],
+        inputs: Sequence[GroupInputs],
+        stored: torch.dtype,
+    ) -> list[QuantizedGroup]:
         """Rounds each weight to the nearest code of its optimized groups."""
         import torch
 
         from quantlib.quantizers.hqq_solver import half_quadratic_scales
-        from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linears
+        from quantlib.quantizers.rounding import (
+            round_to_nearest,
+            stacked,
+            to_quantized_linears,
+        )
 
         scheme = self.section.weights
-        weight = torch.cat(list(weights.values()))
-        hessian = inputs.hessian
+        whole = stacked(weights)
+        ones = whole.new_ones(whole.shape[2])
+        hessians = [each.hessian for each in inputs]
+        importance = [ones if hessian is None else hessian.diagonal() for hessian in hessians]
         scales = half_quadratic_scales(
-            weight,
-            weight.new_ones(weight.shape[1]) if hessian is None else hessian.diagonal(),
+            whole,
+            torch.stack(importance),
             scheme,
             stored,
             norm=self.options.norm,
             iterations=self.options.iterations,
             shrinks=_SHRINKS,
         )
-        codes = round_to_nearest(weight, scales, scheme)
-        return QuantizedGroup(to_quantized_linears(weights, codes, scales, scheme, stored))
+        codes = round_to_nearest(whole, scales, scheme)
+        linears = to_quantized_linears(weights, codes, scales, scheme, stored)
+        return list(map(QuantizedGroup, linears))
 
     @classmethod
     def get_supported_bits(cls) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from quantlib.quantized import group_count
 from quantlib.quantizers.scales import (
     GroupScales,
     by_group,
-    row_chunks,
+    parts,
     scales_of_range,
     smallest_scale,
 )
@@ -30,7 +30,7 @@ _PENALTY_GROWTH = 1.1
 
 
 def half_quadratic_scales(
-    weight: Tensor,
+    weights: Tensor,
     importance: Tensor,
     scheme: WeightScheme,
     stored: torch.dtype,
@@ -42,22 +42,23 @@ def half_quadratic_scales(
     """For each group the least ``sum(importance * |error| ** norm)`` that was found.
 
     Args:
-        weight: float32 ``[out_features, in_features]``.
-        importance: float32 ``[in_features]``, not negative.
+        weights: float32 ``[matrices, out_features, in_features]``.
+        importance: float32 ``[matrices, in_features]``, not negative.
         scheme: Bits, group size and symmetry.
         stored: The dtype in which scales are stored.
         norm: The exponent p.
         iterations: Alternations from each start.
         shrinks: Factors on the group's range to start from.
     """
-    by_channel = importance.unflatten(0, (group_count(weight.shape[1], scheme.group_size), -1))
-    found = [
-        _solve(by_group(chunk, scheme), by_channel, scheme, stored, norm, iterations, shrinks)
-        for chunk in row_chunks(weight)
-    ]
-    return GroupScales(
-        torch.cat([part.scales for part in found]), torch.cat([part.zero_points for part in found])
-    )
+    by_channel = by_group(importance, scheme)[:, None]  # for every row
+    groups = group_count(weights.shape[2], scheme.group_size)
+    found = GroupScales(*(weights.new_empty(*weights.shape[:2], groups) for _ in range(2)))
+    for matrices, rows in parts(weights):
+        part, own = by_group(weights[matrices, rows], scheme), by_channel[matrices]
+        best = _solve(part, own, scheme, stored, norm, iterations, shrinks)
+        found.scales[matrices, rows] = best.scales
+        found.zero_points[matrices, rows] = best.zero_points
+    return found
 
 
 def _solve(

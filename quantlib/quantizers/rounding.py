@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from quantlib.quantized import QuantizedLinear
-from quantlib.quantizers.scales import GroupScales, smallest_scale
+from quantlib.quantizers.scales import GroupScales, by_group, smallest_scale
 from quantlib.recipe import WeightScheme
 
 
 def round_to_nearest(weight: Tensor, scales: GroupScales, scheme: WeightScheme) -> Tensor:
-    """Each weight's nearest code, uint8 ``[out_features, in_features]``.
+    """Each weight's nearest code, uint8 ``[..., out_features, in_features]``.
 
     Args:
-        weight: float32 ``[out_features, in_features]``.
+        weight: float32 ``[..., out_features, in_features]``.
         scales: Of its groups.
         scheme: Bits, group size and symmetry.
     """
-    rows, columns = weight.shape
-    groups = weight.reshape(rows, scales.scales.shape[1], -1)
+    groups = by_group(weight, scheme)
     codes = (groups / scales.scales[..., None]).round_().add_(scales.zero_points[..., None])
-    return codes.clamp_(0, (1 << scheme.bits) - 1).reshape(rows, columns).to(torch.uint8)
+    return codes.clamp_(0, (1 << scheme.bits) - 1).flatten(-2).to(torch.uint8)
 
 
 def to_quantized_linear(
@@ -45,28 +44,52 @@ def to_quantized_linear(
     )
 
 
+def stacked(weights: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """The linears of each of some groups one below the other.
+
+    Args:
+        weights: ``[out_features, in_features]`` by name, of groups of one shape.
+
+    Returns:
+        ``[groups, sum of out_features, in_features]``.
+    """
+    every = [weight for group in weights for weight in group.values()]
+    return torch.cat(every).unflatten(0, (len(weights), -1))
+
+
 def to_quantized_linears(
-    weights: Mapping[str, Tensor],
+    weights: Sequence[Mapping[str, Tensor]],
     codes: Tensor,
     scales: GroupScales,
     scheme: WeightScheme,
     stored: torch.dtype,
-) -> dict[str, QuantizedLinear]:
-    """Linears that were quantized as one, one below the other.
+) -> list[dict[str, QuantizedLinear]]:
+    """The linears of groups that were quantized as one, as :func:`stacked` puts them.
 
     Args:
-        weights: ``[out_features, in_features]`` by name, in the order in which they were stacked.
-        codes: uint8 ``[sum of out_features, in_features]``.
-        scales: Of the stacked weights' groups, exact in ``stored``.
+        weights: ``[out_features, in_features]`` by name, of each group.
+        codes: uint8 ``[groups, sum of out_features, in_features]``.
+        scales: Of the stacked weights' groups of columns, exact in ``stored``.
         scheme: Bits, group size and symmetry.
         stored: The dtype in which scales are stored.
     """
-    rows = [len(weight) for weight in weights.values()]
-    parts = zip(codes.split(rows), scales.scales.split(rows), scales.zero_points.split(rows))
-    return {
-        name: to_quantized_linear(part, GroupScales(part_scales, zeros), scheme, stored)
-        for name, (part, part_scales, zeros) in zip(weights, parts, strict=True)
-    }
+    linears = []
+    for number, group in enumerate(weights):
+        rows = [len(weight) for weight in group.values()]
+        parts = zip(
+            group,
+            codes[number].split(rows),
+            scales.scales[number].split(rows),
+            scales.zero_points[number].split(rows),
+            strict=True,
+        )
+        linears.append(
+            {
+                name: to_quantized_linear(part, GroupScales(own, zeros), scheme, stored)
+                for name, part, own, zeros in parts
+            }
+        )
+    return linears
 
 
 def round_to_float8(weight: Tensor, scheme: WeightScheme, stored: torch.dtype) -> QuantizedLinear:

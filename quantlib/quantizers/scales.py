@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,9 @@ class GroupScales:
     """How the groups of a weight are represented.
 
     Attributes:
-        scales: float32 ``[out_features, groups]``, exact in the dtype in which they are stored.
-        zero_points: float32 whole numbers ``[out_features, groups]``.
+        scales: float32 ``[..., out_features, groups]``, exact in the dtype in which they are
+            stored.
+        zero_points: float32 whole numbers ``[..., out_features, groups]``.
     """
 
     scales: Tensor
@@ -37,7 +39,7 @@ class SearchedScales(GroupScales):
     """What a search found.
 
     Attributes:
-        errors: What rounding costs with these scales, float32 ``[out_features, groups]``.
+        errors: What rounding costs with these scales, float32 ``[..., out_features, groups]``.
     """
 
     errors: Tensor
@@ -53,7 +55,7 @@ def range_scales(
     number of steps.
 
     Args:
-        weight: float32 ``[out_features, in_features]``.
+        weight: float32 ``[..., out_features, in_features]``.
         scheme: Bits, group size and symmetry.
         stored: The dtype in which scales are stored.
         shrink: Factor on the range.
@@ -63,7 +65,7 @@ def range_scales(
 
 
 def searched_scales(
-    weight: Tensor,
+    weights: Tensor,
     importance: Tensor,
     scheme: WeightScheme,
     stored: torch.dtype,
@@ -77,25 +79,24 @@ def searched_scales(
     different groups were.
 
     Args:
-        weight: float32 ``[out_features, in_features]``.
-        importance: float32 ``[in_features]``, not negative; or a positive semidefinite block for
-            each group, ``[groups, group_size, group_size]``.
+        weights: float32 ``[matrices, out_features, in_features]``.
+        importance: float32 ``[matrices, in_features]``, not negative; or a positive semidefinite
+            block for each group, ``[matrices, groups, group_size, group_size]``.
         scheme: Bits, group size and symmetry.
         stored: The dtype in which scales are stored.
         shrinks: Factors on the range to try.
     """
-    columns = weight.shape[1]
-    if importance.ndim == 1:
-        importance = importance.unflatten(0, (group_count(columns, scheme.group_size), -1))
-    found = [
-        _search(by_group(chunk, scheme), importance, scheme, stored, shrinks)
-        for chunk in row_chunks(weight)
-    ]
-    return SearchedScales(
-        torch.cat([part.scales for part in found]),
-        torch.cat([part.zero_points for part in found]),
-        torch.cat([part.errors for part in found]),
-    )
+    if importance.ndim == 2:
+        importance = by_group(importance, scheme)
+    groups = group_count(weights.shape[2], scheme.group_size)
+    found = SearchedScales(*(weights.new_empty(*weights.shape[:2], groups) for _ in range(3)))
+    for matrices, rows in parts(weights):
+        part = by_group(weights[matrices, rows], scheme)
+        best = _search(part, importance[matrices], scheme, stored, shrinks)
+        found.scales[matrices, rows] = best.scales
+        found.zero_points[matrices, rows] = best.zero_points
+        found.errors[matrices, rows] = best.errors
+    return found
 
 
 def _search(
@@ -130,11 +131,14 @@ def _search(
 
 
 def _weighted_squares(change: Tensor, importance: Tensor) -> Tensor:
-    """The error of each row and group; overwrites ``change``, ``[rows, groups, group_size]``."""
-    if importance.ndim == 2:
-        return torch.einsum("rgc,gc->rg", change.square_(), importance)
-    by_group = change.transpose(0, 1)
-    return torch.bmm(by_group, importance).mul_(by_group).sum(-1).t()
+    """The error of each row and group.
+
+    Overwrites ``change``, ``[matrices, rows, groups, group_size]``.
+    """
+    if importance.ndim == 3:
+        return torch.einsum("mrgc,mgc->mrg", change.square_(), importance)
+    by_group = change.transpose(1, 2)
+    return (by_group @ importance).mul_(by_group).sum(-1).transpose(1, 2)
 
 
 def smallest_scale(stored: torch.dtype) -> float:
@@ -147,15 +151,24 @@ def smallest_scale(stored: torch.dtype) -> float:
     return max(info.tiny * info.eps, torch.finfo(torch.float32).tiny)
 
 
-def row_chunks(weight: Tensor) -> tuple[Tensor, ...]:
-    """A weight cut into rows that are searched at once."""
-    limit = _CHUNK_ELEMENTS if weight.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
-    return weight.split(max(1, limit // weight.shape[1]))
+def parts(weights: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Which of the matrices and which of their rows are searched at once.
+
+    Args:
+        weights: ``[matrices, out_features, in_features]``.
+    """
+    limit = _CHUNK_ELEMENTS if weights.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
+    count, rows, columns = weights.shape
+    rows_at_once = max(1, limit // columns)
+    at_once = max(1, rows_at_once // rows)
+    for matrix in range(0, count, at_once):
+        for row in range(0, rows, rows_at_once):
+            yield slice(matrix, matrix + at_once), slice(row, row + rows_at_once)
 
 
 def by_group(weight: Tensor, scheme: WeightScheme) -> Tensor:
-    """A weight's groups, ``[out_features, groups, columns]``."""
-    return weight.unflatten(1, (group_count(weight.shape[1], scheme.group_size), -1))
+    """The groups of the last dimension's columns, ``[..., groups, columns]``."""
+    return weight.unflatten(-1, (group_count(weight.shape[-1], scheme.group_size), -1))
 
 
 def scales_of_range(

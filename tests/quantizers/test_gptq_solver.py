@@ -4,9 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantlib.quantizers.gptq_solver import NotPositiveDefiniteError, factorize, round_columns
+from quantlib.quantizers.gptq_solver import (
+    Factor,
+    NotPositiveDefiniteError,
+    factorize,
+    round_columns,
+)
 from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
-from quantlib.quantizers.scales import range_scales, searched_scales
+from quantlib.quantizers.scales import GroupScales, range_scales, searched_scales
 from quantlib.recipe import WeightScheme
 
 
@@ -46,6 +51,14 @@ def reference(
     return codes
 
 
+def rounded(weight: Tensor, factor: Factor, scales: GroupScales, bits: int) -> Tensor:
+    """The codes of one matrix."""
+    (codes,) = round_columns(
+        weight[None], factor, scales.scales[None], scales.zero_points[None], bits
+    )
+    return codes
+
+
 @pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize(
     "scheme",
@@ -60,16 +73,16 @@ def test_equals_the_paper(act_order: bool, scheme: WeightScheme) -> None:
     weight, hessian = problem(24, 160)
     scales = range_scales(weight, scheme, torch.float32)
     # In float64, where no value comes to lie on the other side of a tie.
-    factor = factorize(hessian.double(), 0.01, act_order)
-    codes = round_columns(
-        weight.double(), factor, scales.scales.double(), scales.zero_points.double(), scheme.bits
-    )
+    factor = factorize([hessian.double()], 0.01, act_order)
+    scales = GroupScales(scales.scales.double(), scales.zero_points.double())
+    codes = rounded(weight.double(), factor, scales, scheme.bits)
+    (order,) = factor.order
     expected = reference(
-        weight, hessian, scales.scales, scales.zero_points, scheme.bits, 0.01, factor.order
+        weight, hessian, scales.scales, scales.zero_points, scheme.bits, 0.01, order
     )
     assert torch.equal(codes.double(), expected)
     if act_order:
-        diagonal = hessian.diagonal()[factor.order]
+        diagonal = hessian.diagonal()[order]
         assert (diagonal[:-1] >= diagonal[1:]).all()
 
 
@@ -77,11 +90,12 @@ def test_equals_the_paper(act_order: bool, scheme: WeightScheme) -> None:
 def test_factor_is_that_of_the_inverse(columns: int) -> None:
     _, hessian = problem(1, columns)
     hessian = hessian.double()
-    factor = factorize(hessian, 0.01, act_order=True)
-    assert torch.equal(factor.upper, factor.upper.triu())
+    factor = factorize([hessian], 0.01, act_order=True)
+    (order,), (upper,) = factor.order, factor.upper
+    assert torch.equal(upper, upper.triu())
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
-    expected = torch.linalg.inv(damped)[factor.order][:, factor.order]
-    torch.testing.assert_close(factor.upper.t() @ factor.upper, expected, rtol=1e-8, atol=1e-10)
+    expected = torch.linalg.inv(damped)[order][:, order]
+    torch.testing.assert_close(upper.t() @ upper, expected, rtol=1e-8, atol=1e-10)
 
 
 def output_error(weight: Tensor, restored: Tensor, hessian: Tensor) -> float:
@@ -94,40 +108,42 @@ def test_each_refinement_lowers_the_output_error() -> None:
     hessian = hessian * torch.linspace(0.2, 3, 256)[:, None] * torch.linspace(0.2, 3, 256)
     scheme = WeightScheme(bits=4, group_size=64)
     plain = range_scales(weight, scheme, torch.bfloat16)
-    searched = searched_scales(
-        weight, hessian.diagonal(), scheme, torch.bfloat16, tuple(1 - 0.05 * i for i in range(12))
-    )
-    factor = factorize(hessian, 0.01, act_order=True)
+    shrinks = tuple(1 - 0.05 * i for i in range(12))
+    found = searched_scales(weight[None], hessian.diagonal()[None], scheme, torch.bfloat16, shrinks)
+    searched = GroupScales(found.scales[0], found.zero_points[0])
+    factor = factorize([hessian], 0.01, act_order=True)
 
     def error(scales, codes) -> float:
         linear = to_quantized_linear(codes, scales, scheme, torch.bfloat16)
         return output_error(weight, linear.dequantize(), hessian)
 
     nearest = error(plain, round_to_nearest(weight, plain, scheme))
-    gptq = error(plain, round_columns(weight, factor, plain.scales, plain.zero_points, 4))
-    best = error(searched, round_columns(weight, factor, searched.scales, searched.zero_points, 4))
+    gptq = error(plain, rounded(weight, factor, plain, 4))
+    best = error(searched, rounded(weight, factor, searched, 4))
     assert best < gptq < nearest
 
 
 def test_damping_rises_until_it_succeeds_and_is_recorded() -> None:
     hessian = torch.eye(8)
-    assert factorize(hessian, 0.01, act_order=False).attempts == 1
+    assert factorize([hessian], 0.01, act_order=False).attempts == [1]
     indefinite = torch.eye(8)
     indefinite[0, 1] = indefinite[1, 0] = 1.05
-    factor = factorize(indefinite, 0.001, act_order=False)
-    assert factor.damping == pytest.approx(0.1)
-    assert factor.attempts == 3
+    factor = factorize([indefinite], 0.001, act_order=False)
+    assert factor.damping == [pytest.approx(0.1)]
+    assert factor.attempts == [3]
 
 
 def test_a_hessian_that_is_not_finite_is_refused() -> None:
     hessian = torch.eye(8)
     hessian[2, 3] = torch.nan
-    with pytest.raises(NotPositiveDefiniteError):
-        factorize(hessian, 0.01, act_order=True)
+    with pytest.raises(NotPositiveDefiniteError) as refused:
+        factorize([torch.eye(8), torch.eye(8), hessian], 0.01, act_order=True)
+    assert refused.value.matrix == 2
     hessian = torch.eye(8)
     hessian[0, 0] = torch.inf
-    with pytest.raises(NotPositiveDefiniteError):
-        factorize(hessian, 0.01, act_order=True)
+    with pytest.raises(NotPositiveDefiniteError) as refused:
+        factorize([torch.eye(8), hessian], 0.01, act_order=True)
+    assert refused.value.matrix == 1
 
 
 def test_channels_that_are_never_used_do_no_harm() -> None:
@@ -136,9 +152,9 @@ def test_channels_that_are_never_used_do_no_harm() -> None:
     hessian[5] = 0
     scheme = WeightScheme(bits=4, group_size=32)
     scales = range_scales(weight, scheme, torch.float32)
-    factor = factorize(hessian, 0.01, act_order=True)
-    codes = round_columns(weight, factor, scales.scales, scales.zero_points, 4)
+    factor = factorize([hessian], 0.01, act_order=True)
+    codes = rounded(weight, factor, scales, 4)
     linear = to_quantized_linear(codes, scales, scheme, torch.float32)
     change = (linear.dequantize() - weight)[:, 5].abs()
     assert (change <= scales.scales[:, 0] * 0.5001).all()
-    assert factorize(torch.zeros(8, 8), 0.01, act_order=True).attempts == 1
+    assert factorize([torch.zeros(8, 8)], 0.01, act_order=True).attempts == [1]

@@ -1,6 +1,7 @@
 """HQQ's representations against an exhaustive search for them."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,13 @@ SCHEMES = [
     WeightScheme(bits=4, group_size=32, symmetric=False),
     WeightScheme(bits=8, group_size=-1, symmetric=False),
 ]
+
+
+def solved(weight: torch.Tensor, *how: Any, **options: Any) -> GroupScales:
+    """The solution for one matrix whose channels count alike."""
+    ones = torch.ones(1, weight.shape[1])
+    found = half_quadratic_scales(weight[None], ones, *how, **options)
+    return GroupScales(found.scales[0], found.zero_points[0])
 
 
 def heavy_tailed(rows: int, columns: int) -> torch.Tensor:
@@ -40,9 +48,8 @@ def objective(
 @pytest.mark.parametrize("norm", [0.7, 2.0])
 def test_the_objective_falls_below_that_of_the_range(scheme: WeightScheme, norm: float) -> None:
     weight = heavy_tailed(48, 128)
-    found = half_quadratic_scales(
+    found = solved(
         weight,
-        torch.ones(128),
         scheme,
         torch.bfloat16,
         norm=norm,
@@ -65,8 +72,7 @@ def test_small_weights_are_solved_for_in_float16(symmetric: bool) -> None:
     weight = heavy_tailed(48, 128) / 1024
     how = {"norm": 2.0, "iterations": 10, "shrinks": (1.0,)}
     found, wide = (
-        half_quadratic_scales(weight, torch.ones(128), scheme, stored, **how)
-        for stored in (torch.float16, torch.float32)
+        solved(weight, scheme, stored, **how) for stored in (torch.float16, torch.float32)
     )
     assert found.scales.max() < torch.finfo(torch.float16).tiny
     codes = round_to_nearest(weight, found, scheme)
@@ -78,9 +84,8 @@ def test_it_is_near_what_an_exhaustive_search_finds(symmetric: bool) -> None:
     scheme = WeightScheme(bits=4, group_size=-1, symmetric=symmetric)
     for seed in range(5):
         weight = heavy_tailed(6, 32)[seed : seed + 1]
-        found = half_quadratic_scales(
+        found = solved(
             weight,
-            torch.ones(32),
             scheme,
             torch.bfloat16,
             norm=0.7,

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationArgs
@@ -5,7 +7,13 @@ from compressed_tensors.quantization.utils import calculate_qparams
 
 from quantlib.quantizers.hqq_solver import half_quadratic_scales
 from quantlib.quantizers.rounding import round_to_float8, round_to_nearest, to_quantized_linear
-from quantlib.quantizers.scales import range_scales, searched_scales, smallest_scale
+from quantlib.quantizers.scales import (
+    GroupScales,
+    SearchedScales,
+    range_scales,
+    searched_scales,
+    smallest_scale,
+)
 from quantlib.recipe import WeightScheme
 
 SCHEMES = [
@@ -47,6 +55,12 @@ def test_rounding_error_is_at_most_half_a_step(scheme: WeightScheme) -> None:
     assert ((linear.dequantize() - weight).abs() <= step * 0.501).double().mean() > 0.95
 
 
+def searched(weight: torch.Tensor, importance: torch.Tensor, *how: Any) -> SearchedScales:
+    """The search for one matrix."""
+    found = searched_scales(weight[None], importance[None], *how)
+    return SearchedScales(found.scales[0], found.zero_points[0], found.errors[0])
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_search_finds_the_best_of_the_grid(symmetric: bool) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -60,7 +74,7 @@ def test_search_finds_the_best_of_the_grid(symmetric: bool) -> None:
         restored = to_quantized_linear(codes, scales, scheme, torch.bfloat16).dequantize()
         return ((restored - weight).square() * importance).unflatten(1, (2, 32)).sum(-1)
 
-    found = errors(searched_scales(weight, importance, scheme, torch.bfloat16, shrinks))
+    found = errors(searched(weight, importance, scheme, torch.bfloat16, shrinks))
     grid = [errors(range_scales(weight, scheme, torch.bfloat16, shrink)) for shrink in shrinks]
     torch.testing.assert_close(found, torch.stack(grid).amin(0), rtol=1e-4, atol=1e-7)
     assert (found < grid[0]).double().mean() > 0.4
@@ -81,11 +95,11 @@ def test_search_finds_the_best_by_blocks_of_the_hessian(symmetric: bool) -> None
         change = (restored - weight).unflatten(1, (2, 32))
         return torch.einsum("tgc,rgc->trg", tokens, change).square().sum(0)
 
-    found = searched_scales(weight, blocks, scheme, torch.bfloat16, shrinks)
+    found = searched(weight, blocks, scheme, torch.bfloat16, shrinks)
     grid = [errors(range_scales(weight, scheme, torch.bfloat16, shrink)) for shrink in shrinks]
     torch.testing.assert_close(found.errors, torch.stack(grid).amin(0), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found.errors, errors(found), rtol=1e-3, atol=1e-3)
-    by_diagonal = searched_scales(
+    by_diagonal = searched(
         weight, blocks.diagonal(dim1=1, dim2=2).flatten(), scheme, torch.bfloat16, shrinks
     )
     assert found.errors.sum() < 0.97 * errors(by_diagonal).sum()
@@ -140,10 +154,11 @@ def test_rows_of_small_weights_keep_their_codes_in_float16(method: str) -> None:
         if method == "range":
             scales = range_scales(weight, scheme, torch.float16)
         elif method == "search":
-            scales = searched_scales(weight, ones, scheme, torch.float16, (1.0, 0.95))
+            scales = searched(weight, ones, scheme, torch.float16, (1.0, 0.95))
         else:
             how = {"norm": 2.0, "iterations": 10, "shrinks": (1.0, 0.95)}
-            scales = half_quadratic_scales(weight, ones, scheme, torch.float16, **how)
+            found = half_quadratic_scales(weight[None], ones[None], scheme, torch.float16, **how)
+            scales = GroupScales(found.scales[0], found.zero_points[0])
         rounded = round_to_nearest(weight, scales, scheme)
         linear = to_quantized_linear(rounded, scales, scheme, torch.float16)
         codes = (weight / expected.float()).round().clamp(-128, 127)
