@@ -15,7 +15,7 @@ from quantlib.models import BaseModelAdapter
 from quantlib.models.base import without_expert
 from quantlib.models.layout import ANY_EXPERT
 from quantlib.outlier_suppression import outlier_suppression_registry
-from quantlib.quantizers import BaseQuantizer, quantizer_registry
+from quantlib.quantizers import BaseQuantizer, BatchQuantizer, quantizer_registry
 from quantlib.recipe import Activations, QuantizationSection, Recipe, WeightScheme
 
 KERNEL_MULTIPLE = 32
@@ -144,6 +144,12 @@ def needs_hidden_states(section: QuantizationSection) -> bool:
     """Whether blocks are quantized with calibration tokens running through them."""
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
     return quantizer.needs_hessian or section.activations == "int8-static"
+
+
+def batches_experts(section: QuantizationSection) -> bool:
+    """Whether several experts are quantized together, where they are small enough."""
+    quantizer = quantizer_registry.get_quantizer(section.method)
+    return issubclass(quantizer, BatchQuantizer) and needs_hidden_states(section)
 
 
 def needs_calibration(recipe: Recipe) -> bool:

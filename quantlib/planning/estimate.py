@@ -10,6 +10,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.compatibility import needs_hidden_states
 from quantlib.models import BaseModelAdapter
 from quantlib.planning.hardware import Hardware, cpu_has_bf16
+from quantlib.planning.memory import experts_at_once
 from quantlib.planning.model import ModelSizes, model_sizes
 from quantlib.planning.needs import (
     NODE_GPUS,
@@ -181,13 +182,15 @@ def _block_seconds(recipe: Recipe, sizes: ModelSizes, hardware: Hardware, tokens
     seconds += search * 4 * sizes.largest_block_elements / hardware.bandwidth
     if not tokens:
         return seconds
+    most = experts_at_once(sizes, hardware)
     for group in sizes.groups:
         columns = group.columns
+        column_seconds = hardware.column_seconds / group.together(most)
         # The upper triangle of the Hessian; a factorization and an inversion; the rounding.
         seconds += columns**2 * tokens / hardware.hessians
         seconds += columns**3 / hardware.hessians
         seconds += sum(
-            2 * rows * columns**2 / hardware.hessians + columns * hardware.column_seconds
+            2 * rows * columns**2 / hardware.hessians + columns * column_seconds
             for rows in group.rows
         )
     return seconds

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from quantlib.outlier_suppression.settings import SAMPLE_TOKENS
 from quantlib.planning.hardware import GIB, Hardware
 from quantlib.planning.model import ModelSizes
+from quantlib.quantizers import batches
+from quantlib.quantizers.batches import HESSIAN_COPIES, WEIGHT_COPIES
 
 BASE = 810 << 20
 """A worker with torch and transformers, before it has read anything. The build with CUDA's
@@ -26,12 +28,6 @@ GPU_HOST_BASE = 4 * GIB
 
 GPU_DEVICE_BASE = 1 * GIB
 """CUDA's context, and workspaces of its libraries."""
-
-_HESSIAN_COPIES = 8
-"""Matrices of the Hessian's size that quantizing a linear holds at once."""
-
-_WEIGHT_COPIES = 5
-"""The same of the weight's size in float32."""
 
 _STREAM_COPIES = 3
 """The residual stream in float32, and the holes that its earlier versions leave in the heap: from
@@ -102,15 +98,16 @@ def quantize_memory(
     """The peak of a quantize worker; arguments as of :func:`calibrate_memory`."""
     block = sizes.largest_block_elements
     hidden = tokens * sizes.hidden_size
-    held = max(
-        (
-            tokens * group.columns * product_bytes
-            + (_HESSIAN_COPIES * 4 * group.columns**2 if tokens else 0)
-            + _WEIGHT_COPIES * 4 * group.largest_rows * group.columns
-            for group in sizes.groups
-        ),
-        default=0,
-    )
+    most = experts_at_once(sizes, hardware)
+    held = 0
+    for group in sizes.groups:
+        at_once = group.together(most)
+        own = tokens * group.columns * product_bytes * min(at_once, group.routed)
+        rows = group.all_rows if group.experts else group.largest_rows
+        own += at_once * WEIGHT_COPIES * 4 * rows * group.columns
+        if tokens:
+            own += at_once * HESSIAN_COPIES * 4 * group.columns**2
+        held = max(held, own)
     codes = block  # a byte each until the block is written
     if not hardware.is_gpu:
         stream = _STREAM_COPIES * 4 * hidden
@@ -118,6 +115,12 @@ def quantize_memory(
     device = GPU_DEVICE_BASE + 2 * hidden * product_bytes + held + block * product_bytes + codes
     host = GPU_HOST_BASE + 2 * hidden * sizes.stored_bytes + 2 * block * sizes.stored_bytes
     return Memory(host, device)
+
+
+def experts_at_once(sizes: ModelSizes, hardware: Hardware) -> int:
+    """How many experts are quantized together, where a model has as many."""
+    shapes = {(group.all_rows, group.columns) for group in sizes.groups if group.experts}
+    return batches.experts_at_once(shapes, "cuda" if hardware.is_gpu else "cpu")
 
 
 def validate_memory(

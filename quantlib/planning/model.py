@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
-from quantlib.compatibility import exact_linears
+from quantlib.compatibility import batches_experts, exact_linears
 from quantlib.models import BaseModelAdapter
 from quantlib.models.base import without_expert
+from quantlib.models.layout import BlockKind, SharedInput, of_expert
 from quantlib.recipe import Recipe
 
 
@@ -20,16 +21,24 @@ class GroupSize:
         columns: Their input channels.
         rows: Output channels of each.
         linears: Their names within the block.
+        experts: How many experts have the same and may be quantized together; 0 for other linears.
+        routed: To how many of these a token may go whose inputs are held at once.
     """
 
     columns: int
     rows: tuple[int, ...]
     linears: tuple[str, ...] = ()
+    experts: int = 0
+    routed: int = 1
 
     @property
     def name(self) -> str:
         """What messages call them: ``mlp.gate_proj and mlp.up_proj``."""
         return " and ".join(dict.fromkeys(map(without_expert, self.linears)))
+
+    def together(self, most: int) -> int:
+        """How many groups like it are quantized together, where at most so many experts are."""
+        return max(1, min(most, self.experts))
 
     @property
     def all_rows(self) -> int:
@@ -82,11 +91,15 @@ def model_sizes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapte
     groups = []
     if touched:
         largest = max(touched, key=elements.__getitem__)
+        kind = adapter.layout.kind(largest)
+        together = batches_experts(recipe.quantization)
         for group in adapter.inputs(largest):
             linears = tuple(linear for linear in group.linears if linear not in exact[largest])
             if linears:
                 shapes = [adapter.linear_shape(largest, linear) for linear in linears]
-                groups.append(GroupSize(shapes[0][1], tuple(rows for rows, _ in shapes), linears))
+                outputs = tuple(rows for rows, _ in shapes)
+                experts, routed = (group.experts, _routed(kind, group)) if together else (0, 1)
+                groups.append(GroupSize(shapes[0][1], outputs, linears, experts, routed))
     total = quantized = sum(info.bytes for info in checkpoint.tensors.values())
     weights = recipe.quantization.weights
     stored = DTYPE_BYTES[adapter.stored_dtype(checkpoint)]
@@ -114,3 +127,15 @@ def model_sizes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapte
         total_bytes=total,
         quantized_bytes=quantized,
     )
+
+
+def _routed(kind: BlockKind, shared: SharedInput) -> int:
+    """To how many of the experts that are quantized together a token goes whose inputs are held.
+
+    Those of down projections are, until all experts stand there.
+    """
+    number = shared.expert
+    down = (name for name, module in kind.modules.items() if module.endswith(".*.down_proj"))
+    if number is None or shared.name not in (of_expert(name, number) for name in down):
+        return 1
+    return max(experts.chosen or experts.count for experts in kind.experts)

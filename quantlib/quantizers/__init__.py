@@ -4,7 +4,7 @@ Importing this package registers the quantizers that ship; it does not import to
 """
 
 from quantlib.quantizers.awq import AWQQuantizer
-from quantlib.quantizers.base import BaseQuantizer, GroupInputs, QuantizedGroup
+from quantlib.quantizers.base import BaseQuantizer, BatchQuantizer, GroupInputs, QuantizedGroup
 from quantlib.quantizers.gptq import GPTQQuantizer
 from quantlib.quantizers.hqq import HQQQuantizer
 from quantlib.quantizers.minmax import MinMaxQuantizer
@@ -13,6 +13,7 @@ from quantlib.quantizers.registry import QuantizerRegistry, quantizer_registry
 __all__ = [
     "AWQQuantizer",
     "BaseQuantizer",
+    "BatchQuantizer",
     "GPTQQuantizer",
     "GroupInputs",
     "HQQQuantizer",

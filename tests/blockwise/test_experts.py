@@ -14,7 +14,14 @@ from walking import forward, hidden_states, inputs_of, opened, quantized, walk_o
 from quantlib.blockwise.quantize import LinearError, quantize_block
 from quantlib.blockwise.statistics import HessianAccumulator
 from quantlib.models.streamed import Block, StreamedModel
-from quantlib.quantizers import GPTQQuantizer, GroupInputs, MinMaxQuantizer
+from quantlib.quantizers import (
+    AWQQuantizer,
+    BatchQuantizer,
+    GPTQQuantizer,
+    GroupInputs,
+    HQQQuantizer,
+    MinMaxQuantizer,
+)
 from quantlib.recipe import QuantizationSection, WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")
@@ -170,3 +177,46 @@ def test_without_calibration_there_are_no_counts(model: StreamedModel) -> None:
         assert (error.expert_tokens, error.calibrated_on) == (None, None)
     assert "mlp.experts.7.down_proj" in result.linears
     assert "mlp.gate" not in result.linears
+
+
+@pytest.mark.parametrize("quantizer", [GPTQQuantizer, AWQQuantizer, HQQQuantizer])
+def test_experts_together_give_what_each_gives_alone(
+    quantizer: type[BatchQuantizer],
+    model: StreamedModel,
+    hidden: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = by_expert(run(model, hidden, Recorder(SECTION), minimum=1)[0].errors)
+    minimum = sorted(error.expert_tokens or 0 for error in counts.values())[EXPERTS // 2]
+    exact = ["mlp.experts.2.gate_proj", "mlp.experts.4.down_proj", "mlp.experts.7.up_proj"]
+    exact += [f"mlp.experts.5.{linear}_proj" for linear in ("gate", "up", "down")]
+    read: list[int] = []
+    at_hand: list[int] = []
+    read_expert = model.reader.read_expert
+
+    def reading(module: Any, expert: int) -> dict[str, Tensor]:
+        read.append(expert)
+        at_hand.append(len(module.walked_weights) + 1)
+        return read_expert(module, expert)
+
+    monkeypatch.setattr(model.reader, "read_expert", reading)
+    found = []
+    for at_once in (1, 3, 100):
+        monkeypatch.setattr("quantlib.blockwise.quantize.experts_at_once", lambda *_, n=at_once: n)
+        found.append(
+            quantized(model, hidden, quantizer(SECTION), exact=exact, min_expert_tokens=minimum)
+        )
+        assert read == list(range(EXPERTS))
+        assert max(at_hand) == min(at_once, EXPERTS)
+        read.clear()
+        at_hand.clear()
+    (alone, output), *others = found
+    assert len({error.calibrated_on for error in alone.errors if error.expert is not None}) == 2
+    for together, other_output in others:
+        assert together.errors == alone.errors
+        assert list(together.linears) == list(alone.linears)
+        for name, linear in alone.linears.items():
+            other = together.linears[name]
+            assert torch.equal(other.codes, linear.codes)
+            assert torch.equal(other.scales, linear.scales)
+        assert torch.equal(other_output, output)
