@@ -17,9 +17,10 @@ from quantlib.errors import InvalidInputError
 from quantlib.models import open_model
 from quantlib.planning import HARDWARE, RunEstimate, estimate_run, find_hardware, quantity
 from quantlib.planning.memory import BASE, calibrate_memory, quantize_memory
-from quantlib.planning.model import GroupSize, ModelSizes
+from quantlib.planning.model import GroupSize, ModelSizes, model_sizes
 from quantlib.planning.needs import step_needs
 from quantlib.planning.show import markdown
+from quantlib.quantizers.batches import experts_at_once
 from quantlib.recipe import Recipe
 from quantlib.steps.contract import StepCall
 from quantlib.steps.fetch import fetch
@@ -81,6 +82,35 @@ def test_a_gpu_worker_holds_one_block_and_its_tokens() -> None:
 )
 def test_limits_have_headroom(bytes_needed: int, limit: str) -> None:
     assert quantity(bytes_needed) == limit
+
+
+def test_experts_that_are_quantized_together_are_counted(
+    small_recipe: Callable[..., Recipe], make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    sizes = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    checkpoint, adapter = open_model(FolderSource(make_model(tmp_path, "qwen3_moe", **sizes)))
+    (mixture,) = adapter.layout.kind(0).experts
+    assert mixture.chosen == 2
+    shapes = adapter.layout.kind(0).expert_shapes
+    assert shapes == ((128, 64), (64, 64))
+
+    def held(tokens: int, **quantization: Any) -> int:
+        found = model_sizes(small_recipe(quantization=quantization), checkpoint, adapter)
+        rest = BASE + 12 * tokens * 64 + 5 * found.largest_block_elements
+        return quantize_memory(found, tokens, CPU, 4).host - rest
+
+    assert experts_at_once(shapes, "cpu") > 8
+    gate_up = 8 * 4 * (8 * 64**2 + 5 * 128 * 64)
+    assert held(16) == 4 * 16 * 64 + gate_up
+    # Each token is held by two experts that wait at their down projections.
+    assert held(10**6) == 4 * 10**6 * 64 * 2 + 8 * 4 * (8 * 64**2 + 5 * 64 * 64)
+    assert held(0, method="minmax") == 5 * 4 * 64 * 64  # one by one
+    together, alone = (
+        model_sizes(small_recipe(quantization={"method": method}), checkpoint, adapter)
+        for method in ("gptq", "minmax")
+    )
+    assert {group.experts for group in together.groups} == {0, 8}
+    assert {group.experts for group in alone.groups} == {0}
 
 
 def test_more_ranges_end_sooner_until_there_is_no_worker_for_them(
