@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
+from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, WHOLE_DTYPES, Checkpoint
 from quantlib.compatibility import (
     KERNEL_MULTIPLE,
     exact_linears,
@@ -95,12 +95,14 @@ def _forward_problems(
 
 
 def _dtype_problems(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> list[Problem]:
-    """Weights of blocks that are no floating-point numbers."""
+    """Weights of blocks that are no floating-point numbers; tables of whole numbers may be."""
     prefixes = tuple(adapter.block_prefix(block) for block in range(adapter.blocks))
     return [
         Problem(name, f"has dtype {info.dtype}", f"supported: {', '.join(FLOAT_DTYPES)}")
         for name, info in checkpoint.tensors.items()
-        if info.dtype not in FLOAT_DTYPES and name.startswith(prefixes)
+        if info.dtype not in FLOAT_DTYPES
+        and name.startswith(prefixes)
+        and (name.endswith("weight") or not info.dtype.startswith(WHOLE_DTYPES))
     ]
 
 
@@ -156,6 +158,8 @@ def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) ->
     if all(linears.issuperset(adapter.linears(block)) for block, linears in enumerate(exact)):
         unsuited = unsuited_in_words(section, adapter)
         what = "layers and ignore leave no linear to quantize"
+        if not any(adapter.linears(block) for block in range(adapter.blocks)):
+            what = f"{adapter.layout.architecture} has no linear that can be quantized: see quantlib inspect"
         problems.append(Problem("quantization", f"{what}; {unsuited}" if unsuited else what))
     split: dict[str, Problem] = {}
     for block, linears in enumerate(exact):

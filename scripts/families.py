@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vllm_models import model_names, write
 
 from quantlib.checkpoint.source import FolderSource
-from quantlib.errors import InvalidInputError
+from quantlib.errors import InvalidInputError, Problem
 from quantlib.models import open_model
 from quantlib.models.boundary import HIDDEN, root_of
 from quantlib.models.streamed import StreamedModel
@@ -77,12 +77,15 @@ def compare(name: str, folder: Path) -> Row:
     """
     checkpoint, adapter = open_model(FolderSource(folder))
     layout = adapter.layout
-    expected = _whole(folder, layout.module_prefix.removesuffix(".{}."), layout.axes.get(HIDDEN, 0))
+    if layout.obstacles:
+        raise InvalidInputError(Problem(each.where, each.what) for each in layout.obstacles)
 
     def stream() -> StreamedModel:
         model = adapter.load_model(checkpoint, torch.device("cpu"))
         model.dtype = torch.float32
         return model
+
+    expected = _whole(folder, stream().reader.skeleton.prefix.removesuffix("."))
 
     boundaries = list(_walked(stream(), range(layout.blocks), None))
     found = [_hidden(boundary) for boundary in boundaries]
@@ -111,7 +114,7 @@ def _walked(
         yield walk.boundary()
 
 
-def _whole(folder: Path, prefix: str, axis: int) -> list[Tensor]:
+def _whole(folder: Path, prefix: str) -> list[Tensor]:
     config = transformers.AutoConfig.from_pretrained(folder)
     settings: dict[str, Any] = {"dtype": torch.float32, "experts_implementation": "eager"}
     if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None):

@@ -17,13 +17,16 @@ from quantlib.checkpoint.index import (
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem, StoreError
 
-__all__ = ["CONFIG_NAME", "FLOAT_DTYPES", "INDEX_NAME", "Checkpoint", "read_config"]
+__all__ = ["CONFIG_NAME", "FLOAT_DTYPES", "INDEX_NAME", "WHOLE_DTYPES", "Checkpoint", "read_config"]
 
 CONFIG_NAME = "config.json"
 _PIECE_BYTES = 1 << 28
 _LFS_POINTER = b"version https://git-lfs"
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 """The dtypes that an unquantized weight may have."""
+
+WHOLE_DTYPES = ("I", "U", "BOOL")
+"""What the names of dtypes for whole numbers begin with."""
 
 
 @dataclass(frozen=True)

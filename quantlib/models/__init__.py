@@ -4,6 +4,7 @@ Importing this package registers the families that ship; it does not import torc
 """
 
 from quantlib.models.base import BaseModelAdapter
+from quantlib.models.deepseek import DeepseekV4Adapter
 from quantlib.models.huggingface import BaseHuggingFaceAdapter
 from quantlib.models.layout import Layout, Producer, SharedInput
 from quantlib.models.llama import LlamaAdapter
@@ -14,6 +15,7 @@ from quantlib.models.registry import ModelRegistry, model_registry
 __all__ = [
     "BaseHuggingFaceAdapter",
     "BaseModelAdapter",
+    "DeepseekV4Adapter",
     "Layout",
     "LlamaAdapter",
     "ModelRegistry",

@@ -36,12 +36,14 @@ class BaseModelAdapter(ABC):
     Attributes:
         exact: Patterns of linears that are never quantized, by name within the block, and why.
         computed_as: The model type by which transformers knows the modules, where it is another.
+        in_float32: Whether transformers' forward works in float32 only.
         config: The parsed ``config.json``.
         layout: What the model is made of.
     """
 
     exact: ClassVar[Mapping[str, str]] = {}
     computed_as: ClassVar[str | None] = None
+    in_float32: ClassVar[bool] = False
 
     def __init__(self, config: Mapping[str, Any], layout: Layout) -> None:
         self.config = config

@@ -93,6 +93,27 @@ def written_dicts(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if isinstance(value, (dict, UserDict))}
 
 
+def added(
+    dicts: Mapping[str, Mapping[Any, Any]], given: Mapping[str, Mapping[Any, Any]]
+) -> dict[str, dict[Any, Any]]:
+    """What blocks wrote to their dicts.
+
+    Args:
+        dicts: By the name of the argument.
+        given: What the model itself had put there, which it does again elsewhere.
+    """
+    nothing: Mapping[Any, Any] = {}
+    found = {
+        name: {
+            key: value
+            for key, value in content.items()
+            if key not in (before := given.get(name, nothing)) or before[key] is not value
+        }
+        for name, content in dicts.items()
+    }
+    return {name: content for name, content in found.items() if content}
+
+
 def first_tensor(output: Any) -> Tensor:
     """The hidden states in what a block gives."""
     return output[0] if isinstance(output, tuple) else output

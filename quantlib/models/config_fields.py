@@ -66,6 +66,7 @@ SAME = {
 """Other names of what transformers has: known where it has the same value."""
 
 ALWAYS: Mapping[str, Mapping[str, Any]] = {
+    "afmoe": {"route_norm": True, "score_func": "sigmoid"},
     "glm_moe_dsa": {"indexer_rope_interleave": True, "rope_interleave": True},
     "minimax_m2": {"qk_norm_type": "per_layer"},
     "qwen3_5_moe_text": {"output_gate_type": "swish"},
@@ -131,7 +132,7 @@ def field_problems(
         if (
             field in known
             or _is_inert(value)
-            or _says_nothing(field, config, wrapper=text is not own)
+            or _says_nothing(field, config, wrapper=text is not own or whole is not None)
             or _is_said(field, value, own)
             or any(_value(other, field) == value for other in others)
         ):

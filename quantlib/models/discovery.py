@@ -7,19 +7,21 @@ between; where scales can be folded is found by trying (:mod:`quantlib.models.fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantlib.models.boundary import Boundary, root_of
-from quantlib.models.skeleton import NotWalkableError, Skeleton
+from quantlib.models.boundary import Boundary, added, root_of, written_dicts
+from quantlib.models.skeleton import NotWalkableError, Skeleton, free
 from quantlib.models.walk import Forward, Hooks, Stop
 
 _SAMPLES, _LENGTH = 7, 11
 """Sizes that no model has otherwise, so that the axis of the samples can be told."""
+
+_TOKEN = 5
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def run_on_meta(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
 
     Returns:
         What each block did; the axis of the samples in what crosses between blocks, where it is not
-        the first; and whether blocks after the first need the embedding.
+        the first; and whether blocks after the first need the tokens or their embedding.
 
     Raises:
         NotWalkableError: The model cannot be run so.
@@ -60,14 +62,16 @@ def run_on_meta(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
     for index, block in enumerate(skeleton.blocks):
         linears = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
         handles += hooks.at(block, index, linears)
-    tokens = torch.full((_SAMPLES, _LENGTH), 5)
+    tokens = torch.full((_SAMPLES, _LENGTH), _TOKEN)
     forward = Forward(lambda: skeleton.base(input_ids=tokens, use_cache=False))
     try:
         for index, (found, output, dicts) in enumerate(_blocks(forward, skeleton)):
             seen.append(found)
             axes |= _axes(Boundary(output, dicts))
-            if index:
-                crosses = crosses or _has_nan((found.call.arguments, found.call.kwargs))
+            given = (found.call.arguments, found.call.kwargs)
+            crosses = (
+                crosses or _holds(given, _is_tokens) or (bool(index) and _holds(given, _is_nan))
+            )
     except Exception as error:
         raise NotWalkableError.one(
             "config.json",
@@ -79,21 +83,38 @@ def run_on_meta(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
         for handle in handles:
             handle.remove()
         hooks.remove()
-    return seen, axes, crosses
+    return seen, axes, crosses or not _starts_without_tokens(skeleton)
+
+
+def _starts_without_tokens(skeleton: Skeleton) -> bool:
+    """Whether the forward comes to its blocks by hidden states alone, without the embedding."""
+    free(skeleton.model.get_input_embeddings())
+    hidden = torch.zeros(()).expand(_SAMPLES, _LENGTH, skeleton.text_config.hidden_size)
+    hooks = Hooks(skeleton, range(1))
+    forward = Forward(lambda: skeleton.base(inputs_embeds=hidden, use_cache=False))
+    try:
+        stop = forward.go()
+    except Exception:  # whatever the family's code makes of it
+        return False
+    finally:
+        forward.close()
+        hooks.remove()
+    return stop is not None and stop.kind == "block"
 
 
 def _blocks(
     forward: Forward, skeleton: Skeleton
 ) -> Iterator[tuple[Seen, Any, Mapping[str, Mapping[Any, Any]]]]:
     """Lets the forward go through all blocks; yields what each did, its output and its dicts."""
-    from quantlib.models.boundary import written_dicts
-
     stop = forward.go()
+    given: dict[str, dict[Any, Any]] | None = None
     for index in range(len(skeleton.blocks)):
         if stop is None or stop.kind != "block" or stop.block != index:
             raise ValueError(f"block {index} is not computed in its turn")
         call = Call(stop.value, dict(stop.kwargs or {}))
         dicts = written_dicts(call.kwargs)
+        if given is None:
+            given = {name: dict(content) for name, content in dicts.items()}
         inputs = _Inputs()
         stop = forward.go((_mapped(_to_meta, stop.value), _mapped(_to_meta, stop.kwargs)))
         while stop is not None and stop.kind != "end":
@@ -102,7 +123,7 @@ def _blocks(
         if stop is None:
             raise ValueError(f"the forward ends within block {index}")
         output = stop.value
-        yield Seen(inputs.found, call), output, dicts
+        yield Seen(inputs.found, call), output, added(dicts, given)
         stop = forward.go(_mapped(_zeros_like, output))
 
 
@@ -175,14 +196,21 @@ def _mapped(function: Any, value: Any) -> Any:
     return value
 
 
-def _has_nan(value: Any) -> bool:
+def _holds(value: Any, what: Callable[[Tensor], bool]) -> bool:
+    """Whether a tensor of nested tuples, lists and dicts is such a one."""
     if isinstance(value, Tensor):
-        return (
-            value.is_floating_point() and value.device.type != "meta" and bool(value.isnan().any())
-        )
+        return value.device.type != "meta" and what(value)
     if isinstance(value, (list, tuple)):
-        return any(map(_has_nan, value))
-    return isinstance(value, dict) and any(map(_has_nan, value.values()))
+        return any(_holds(item, what) for item in value)
+    return isinstance(value, dict) and any(_holds(item, what) for item in value.values())
+
+
+def _is_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.isnan().any())
+
+
+def _is_tokens(tensor: Tensor) -> bool:
+    return tensor.shape == (_SAMPLES, _LENGTH) and bool((tensor == _TOKEN).all())
 
 
 def _axes(boundary: Boundary) -> dict[str, int]:

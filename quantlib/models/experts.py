@@ -19,6 +19,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 EXPERTS_FUNCTION = "quantlib_walked"
 """What the function is called among those of transformers."""
 
+_LLAMA4 = "Llama4TextExperts"
+
 Halt = Callable[[nn.Module, int, bool, Tensor, Callable[[], Tensor]], None]
 """Called at an input of an expert: the experts' module, the expert, whether it is the input of what
 leads back, the tokens, and what gives those that there would be if all came to the expert."""
@@ -26,9 +28,9 @@ leads back, the tokens, and what gives those that there would be if all came to 
 
 def is_experts(module: nn.Module) -> bool:
     """Whether a module holds the weights of all experts of a mixture."""
-    return "Experts" in type(module).__name__ and isinstance(
-        getattr(module, "down_proj", None), nn.Parameter
-    )
+    # Where transformers lets a function of another name compute them, they say how they lie.
+    chosen = hasattr(module, "is_transposed") or type(module).__name__ == _LLAMA4
+    return chosen and isinstance(getattr(module, "down_proj", None), nn.Parameter)
 
 
 def prepare_experts(module: Any, block: int, name: str) -> None:
@@ -45,7 +47,7 @@ def prepare_experts(module: Any, block: int, name: str) -> None:
     module.walked_limit = None  # how many experts are computed, where it need not be all
     module.walked_at_once = 1  # how many stand at their inputs before the first of them goes on
     module.walked_chosen = 0  # experts that a token goes to, once that was seen
-    if type(module).__name__ == "Llama4TextExperts":
+    if type(module).__name__ == _LLAMA4:
         _prepare_llama4(module)
 
 

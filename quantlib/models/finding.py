@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.models.by_names import layout_of_names
 from quantlib.models.discovery import Seen, run_on_meta
 from quantlib.models.experts import count_of, linear_shapes
-from quantlib.models.folds import FoldFinder
+from quantlib.models.folds import FoldFinder, NotFoldableError
 from quantlib.models.layout import (
     ANY_EXPERT,
     EXPERT_PARTS,
@@ -147,7 +148,9 @@ class _Kind:
         """The kind of a block that did so."""
         folds = None
         if find_folds:
-            folds = FoldFinder(self._skeleton, self._index, seen.call.arguments, seen.call.kwargs)
+            with suppress(NotFoldableError):
+                call = seen.call
+                folds = FoldFinder(self._skeleton, self._index, call.arguments, call.kwargs)
         inputs = []
         experts = tuple(map(self._experts, self._skeleton.experts[self._index]))
         try:

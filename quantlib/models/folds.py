@@ -39,6 +39,10 @@ _MOST_PARTS = 3
 """Of how many equal parts of a linear's output one may be what is looked for."""
 
 
+class NotFoldableError(Exception):
+    """A block cannot be computed with made-up weights, so that no fold can be tried."""
+
+
 class FoldFinder:
     """A block with made-up weights.
 
@@ -55,6 +59,9 @@ class FoldFinder:
             index: Which block.
             arguments: What the model calls it with; what is no number there is drawn.
             kwargs: The same by name.
+
+        Raises:
+            NotFoldableError: The block cannot be computed so.
         """
         self._block = skeleton.blocks[index]
         self._generator = torch.Generator().manual_seed(0)
@@ -67,10 +74,14 @@ class FoldFinder:
         _fill(skeleton, index, self._generator)
         try:
             self._expected = self._first_run()
-        except (RuntimeError, NotImplementedError):  # the block reads a weight by itself
+        except Exception:  # such as of a block that reads a weight by itself
             self.close()
             _fill(skeleton, index, self._generator, whole=True)
-            self._expected = self._first_run()
+            try:
+                self._expected = self._first_run()
+            except Exception as error:  # whatever the family's code makes of such weights
+                self.close()
+                raise NotFoldableError from error
 
     def close(self) -> None:
         """Frees the block."""
@@ -202,7 +213,7 @@ class FoldFinder:
             else:
                 handles.append(module.register_forward_hook(lambda _, __, y: y / divisors))
             return _close(self._run(), self._expected)
-        except _OtherwiseError:
+        except (_OtherwiseError, RuntimeError):  # such as of a linear that gives no such channels
             return False
         finally:
             module.weight = weight
@@ -273,7 +284,7 @@ def _head_dim(skeleton: Skeleton, index: int) -> int:
     if text.is_heterogeneous:  # blocks have sizes of their own
         text = text.per_layer_config[index]
     given = getattr(text, "head_dim", None)
-    return int(given or text.hidden_size // text.num_attention_heads)
+    return int(given or text.hidden_size // getattr(text, "num_attention_heads", 1))
 
 
 def _fill(

@@ -163,7 +163,7 @@ class Layout(_Data):
             one, or those of equal parts that lie one after the other.
         axes: Along which axis samples lie in what crosses between blocks, where it is not the
             first (:mod:`quantlib.models.boundary`).
-        embeds_cross: Whether blocks after the first need the embedding too.
+        embeds_cross: Whether blocks after the first need the tokens, or their embedding, too.
         extra: Tensors that belong to no module: copied as they are.
         obstacles: Why the layout is made of names and shapes alone, and the model cannot be walked;
             empty where it can.

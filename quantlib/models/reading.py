@@ -63,6 +63,14 @@ class Reader:
             if hasattr(module, "_is_hf_initialized"):
                 del module._is_hf_initialized
         model.tie_weights()
+        # transformers takes the device of a module's first parameter for that of all, and it may
+        # be one of a tower that stays away.
+        for module in (model, self.skeleton.base):
+            name, first = next(module.named_parameters())
+            if first.device.type == "meta":
+                owner = module.get_submodule(name.rpartition(".")[0])
+                zeros = torch.zeros((), dtype=first.dtype, device=self.device).expand(first.shape)
+                owner._parameters[name.rpartition(".")[2]] = nn.Parameter(zeros, False)
 
     def read_block(self, index: int) -> None:
         """Reads the weights of a block, apart from those of experts.

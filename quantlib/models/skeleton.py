@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -108,10 +109,13 @@ class Skeleton:
 
     def _find_blocks(self) -> nn.ModuleList:
         count = getattr(self.text_config, "num_hidden_layers", None)
-        decoder = self.model.get_decoder()
-        for module in decoder.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == count and count:
-                return module
+        lists = [
+            (name, module)
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == count and count
+        ]
+        if lists:  # a tower may have as many blocks: text's lie where tokens are embedded
+            return max(lists, key=lambda each: _steps_together(each[0], self.embedding))[1]
         raise NotWalkableError.one(
             "config.json",
             f"{type(self.model).__name__} has no list of {count} decoder blocks",
@@ -120,6 +124,12 @@ class Skeleton:
 
     def _name_of(self, wanted: nn.Module) -> str:
         return next(name for name, module in self.model.named_modules() if module is wanted)
+
+
+def _steps_together(name: str, other: str) -> int:
+    """How many modules two modules lie in together."""
+    pairs = zip(name.split("."), other.split("."), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def allocate_buffers(module: nn.Module, device: torch.device) -> None:

@@ -186,6 +186,8 @@ class StreamedModel:
         self.device = device
         self.stored_dtype = TORCH_DTYPES[adapter.stored_dtype(checkpoint)]
         self.dtype = product_dtype(device, self.stored_dtype)
+        if adapter.in_float32:
+            self.dtype = torch.float32
         self._reader: Reader | None = None
 
     @property

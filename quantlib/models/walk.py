@@ -20,7 +20,7 @@ import greenlet
 import torch
 from torch import Tensor, nn
 
-from quantlib.models.boundary import Boundary, first_tensor, written_dicts
+from quantlib.models.boundary import Boundary, added, first_tensor, written_dicts
 from quantlib.models.experts import linear_views
 from quantlib.models.reading import Reader
 from quantlib.models.skeleton import Skeleton, free
@@ -190,6 +190,7 @@ class Walk:
         self._forwards = []
         self._at: list[Stop | None] = []
         self._dicts: list[dict[str, Any]] = []
+        self._given: list[dict[str, Any]] = []
         for number, batch in enumerate(batches):
             boundary = None if boundaries is None else boundaries[number]
             forward = Forward(self._body(dict(batch)))
@@ -197,9 +198,11 @@ class Walk:
                 stop = forward.go()
             if stop is None or stop.block != blocks.start:
                 raise RuntimeError(f"the forward does not come to block {blocks.start}")
+            dicts = written_dicts(stop.kwargs or {})
+            self._given.append({name: dict(content) for name, content in dicts.items()})
             if boundary is not None and stop.kwargs is not None:
                 boundary.restore(stop.kwargs)
-            self._dicts.append(written_dicts(stop.kwargs or {}))
+            self._dicts.append(dicts)
             self._forwards.append(forward)
             self._at.append(stop)
 
@@ -274,8 +277,8 @@ class Walk:
     def boundaries(self) -> list[Boundary]:
         """What each batch brings to the next block, while they stand at the end of one."""
         return [
-            Boundary(stop.value, {name: dict(value) for name, value in dicts.items() if value})
-            for stop, dicts in zip(self._at, self._dicts, strict=True)
+            Boundary(stop.value, added(dicts, given))
+            for stop, dicts, given in zip(self._at, self._dicts, self._given, strict=True)
             if stop is not None
         ]
 

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantlib.checkpoint.checkpoint import CONFIG_NAME, FLOAT_DTYPES, INDEX_NAME, Checkpoint
+from quantlib.checkpoint.checkpoint import (
+    CONFIG_NAME,
+    FLOAT_DTYPES,
+    INDEX_NAME,
+    WHOLE_DTYPES,
+    Checkpoint,
+)
 from quantlib.checkpoint.index import SINGLE_NAME, adapter_words, listed
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem
@@ -156,12 +162,10 @@ def _dtype_problems(checkpoint: Checkpoint) -> list[Problem]:
         found = f"{dtype} in {listed(names)}"
         weights = [name for name in names if name.endswith(_QUANTIZED_ENDINGS)]
         known = ", ".join(FLOAT_DTYPES)
-        if dtype.startswith("F8") or (weights and dtype.startswith(("I", "U", "BOOL"))):
+        whole = dtype.startswith(WHOLE_DTYPES)
+        if dtype.startswith("F8") or (weights and whole):
             problems.append(_quantized(where, found))
-        elif dtype.startswith(("I", "U", "BOOL")):
-            remedy = "remove them, if they are buffers; else give the original checkpoint"
-            problems.append(Problem(where, f"{found}: no weights of an unquantized model", remedy))
-        else:
+        elif not whole:  # tables and buffers stay as they are
             problems.append(Problem(where, found, f"convert it to one of {known}"))
     return problems
 
