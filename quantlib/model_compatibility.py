@@ -159,7 +159,7 @@ def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) ->
         unsuited = unsuited_in_words(section, adapter)
         what = "layers and ignore leave no linear to quantize"
         if not any(adapter.linears(block) for block in range(adapter.blocks)):
-            what = f"{adapter.layout.architecture} has no linear that can be quantized: see quantlib inspect"
+            what = f"no linear of {adapter.layout.architecture} can be (quantlib inspect says why)"
         problems.append(Problem("quantization", f"{what}; {unsuited}" if unsuited else what))
     split: dict[str, Problem] = {}
     for block, linears in enumerate(exact):

@@ -52,9 +52,9 @@ _SMALL = {
 """What fields become, where a config has them; widths are those that vLLM's kernels take."""
 
 _SECTIONS = {
-    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"), [8, 12, 12]),
-    **dict.fromkeys(("paddleocr_vl_text", "hunyuan_vl_text"), [8, 12, 12]),
-    "glm4v_moe_text": [4, 6, 6],
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text"), (8, 12, 12)),
+    **dict.fromkeys(("paddleocr_vl_text", "hunyuan_vl_text"), (8, 12, 12)),
+    "glm4v_moe_text": (4, 6, 6),
 }
 """How the angles of such heads are divided among the axes of images, by model type."""
 
@@ -134,7 +134,7 @@ def _small_fields(config_class: Any) -> dict[str, Any]:
     if {"kv_lora_rank", "num_key_value_heads"} <= found.keys():  # latent attention has one for each
         found["num_key_value_heads"] = found["num_attention_heads"]
     if (section := _SECTIONS.get(config_class.model_type)) is not None:
-        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(section)}
         found["rope_parameters"] = rope
     if config_class.sub_configs:
         default = config_class()

@@ -70,7 +70,7 @@ class Reader:
             if first.device.type == "meta":
                 owner = module.get_submodule(name.rpartition(".")[0])
                 zeros = torch.zeros((), dtype=first.dtype, device=self.device).expand(first.shape)
-                owner._parameters[name.rpartition(".")[2]] = nn.Parameter(zeros, False)
+                _place(owner, name.rpartition(".")[2], zeros)
 
     def read_block(self, index: int) -> None:
         """Reads the weights of a block, apart from those of experts.
