@@ -100,6 +100,7 @@ HARMLESS = _words(
 _TOKENS = re.compile(r"(_token_ids?|_token_index|_placeholder)$|^ignore_index$")
 _DRAFT = re.compile(r"(^|_)(mtp|nextn)(_|$)")
 _DTYPE = re.compile(r"_dtype$")
+_TRAINING = re.compile(r"(^|_)(loss|balanc(e|ing)|dropout|initializer|checkpointing|grouped_mm)(_|$)")
 _MODALITY = re.compile(r"(^|_)(audio|image|media|mm|speech|video|vision)(_|$)")
 """What of a wrapper text does not go through; the names of its parts are told otherwise."""
 
@@ -169,8 +170,8 @@ def _strings(code: CodeType) -> Iterator[str]:
 
 
 def _says_nothing(field: str, config: Mapping[str, Any], wrapper: bool) -> bool:
-    """Whether a field is of what is not walked: tokens, draft layers, dtypes, other modalities."""
-    if any(pattern.search(field) for pattern in (_TOKENS, _DRAFT, _DTYPE)):
+    """Whether a field is of what is not walked: tokens, drafts, dtypes, training, modalities."""
+    if any(pattern.search(field) for pattern in (_TOKENS, _DRAFT, _DTYPE, _TRAINING)):
         return True
     if field in ONLY_WITH and not config.get(ONLY_WITH[field]):
         return True

@@ -112,6 +112,9 @@ GLM = {"model_type": "glm_moe_dsa", "num_hidden_layers": 4, "hidden_size": 64}
         LLAMA | {"media_placeholder_token_id": 7, "ignore_index": -100},
         LLAMA | {"mtp_hybrid_override_pattern": "*E", "index_share_for_mtp_iteration": True},
         LLAMA | {"mamba_ssm_dtype": "float32"},
+        # Of training; the rest is what the code does anyway.
+        {"model_type": "afmoe", "load_balance_coeff": 0.001, "use_grouped_mm": True}
+        | {"route_norm": True, "score_func": "sigmoid"},
         # Of blocks that use a window, of which there are none.
         {"model_type": "qwen3_moe", "max_window_layers": 28, "use_sliding_window": False},
         # For every block the same: none of them skips anything.
@@ -131,6 +134,7 @@ def test_what_is_known_in_another_way(fields: dict[str, Any]) -> None:
         LLAMA | {"video_scale": 0.5},  # it is no wrapper
         {"model_type": "qwen3_moe", "max_window_layers": 28, "use_sliding_window": True},
         LLAMA | {"attn_type_list": [1, 0, 1, 1]},
+        {"model_type": "afmoe", "score_func": "softmax"},
     ],
 )
 def test_what_says_something_else_is_refused(fields: dict[str, Any]) -> None:
