@@ -126,7 +126,7 @@ def _whole(folder: Path, prefix: str) -> list[Tensor]:
     states: list[Tensor] = []
     for block in blocks:
         block.register_forward_hook(
-            lambda _, __, y: states.append((y[0] if isinstance(y, tuple) else y).clone())
+            lambda _, __, y: states.append((y[0] if isinstance(y, (tuple, list)) else y).clone())
         )
     model.base_model(input_ids=_TOKENS, use_cache=False)
     return states
