@@ -100,7 +100,9 @@ HARMLESS = _words(
 _TOKENS = re.compile(r"(_token_ids?|_token_index|_placeholder)$|^ignore_index$")
 _DRAFT = re.compile(r"(^|_)(mtp|nextn)(_|$)")
 _DTYPE = re.compile(r"_dtype$")
-_TRAINING = re.compile(r"(^|_)(loss|balanc(e|ing)|dropout|initializer|checkpointing|grouped_mm)(_|$)")
+_TRAINING = re.compile(
+    r"(^|_)(loss|balanc(e|ing)|dropout|initializer|checkpointing|grouped_mm)(_|$)"
+)
 _MODALITY = re.compile(r"(^|_)(audio|image|media|mm|speech|video|vision)(_|$)")
 """What of a wrapper text does not go through; the names of its parts are told otherwise."""
 
