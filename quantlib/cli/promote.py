@@ -230,13 +230,17 @@ def promote(
     )
     if not direct:
         from quantlib.promotion.git import clone_of
-        from quantlib.promotion.gitops import propose
+        from quantlib.promotion.gitops import git_and_cluster, propose
         from quantlib.promotion.overlay import find_overlay
 
-        ask = partial(_served, namespace, service) if compare_with_cluster else None
         with clone_of(repo or "", base) as clone:
             find = partial(find_overlay, clone.folder, overlay or "", service, namespace)
-            click.echo(propose(checked, uri, clone, find, allowances, ask))
+            note = None
+            if compare_with_cluster:
+                note = git_and_cluster(find().current(), _served(namespace, service))
+            click.echo(propose(checked, uri, clone, find, allowances))
+        if note:
+            click.echo(note)
         return
     from quantlib.promotion.smoke import expected_of
 

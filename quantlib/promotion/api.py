@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kubernetes import client
@@ -14,8 +12,7 @@ from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.merging import Document
 
 MANAGER = "quantlib-promote"
-MERGE = "application/merge-patch+json"
-_SECONDS = 15.0
+_CONTENT = {"PATCH": "application/merge-patch+json", "POST": "application/json"}
 _VERBS = {"GET": "get", "PATCH": "patch", "POST": "create"}
 _REFUSALS = ("admission webhook", "exceeded quota", "denied the request", "is forbidden: violates")
 
@@ -36,92 +33,69 @@ class ForbiddenError(InvalidInputError):
     """The account may not do that."""
 
 
-@dataclass(frozen=True)
-class Api:
-    """A client of an API server; ``subject`` is what it is asked about, as errors call it."""
+def ask(
+    api: Any, subject: str, method: str, path: str, body: Document | None = None, **query: str
+) -> Document:
+    """An object of the API server, or a list of them, after what was asked for.
 
-    client: Any
-    subject: str
+    A PATCH is a JSON merge patch; ``subject`` is what errors say that it is about.
+    """
+    manager = {} if body is None else {"fieldManager": MANAGER}
+    params = [*(manager | query).items()]
+    try:
+        answer = send(api, method, path, body, query_params=params, response_type="object")
+    except client.ApiException as error:
+        raise _error(subject, method, path, error) from None
+    if not isinstance(answer, dict):
+        raise UnreachableError(
+            f"what answers at {api.configuration.host} is no API server, but perhaps a "
+            "proxy or a login before it; check the kubeconfig"
+        )
+    return answer
 
-    def get(self, path: str, **query: str) -> Document:
-        """An object, or a list of them."""
-        return self._document("GET", path, None, query)
 
-    def change(self, path: str, patch: Document, **query: str) -> Document:
-        """The object at a path after a JSON merge patch."""
-        return self._document("PATCH", path, patch, {"fieldManager": MANAGER, **query})
+def send(
+    api: Any, method: str, path: str, body: Any = None, seconds: float = 15.0, **options: Any
+) -> Any:
+    """What is answered at a path, with options as of the client's ``call_api``.
 
-    def create(self, path: str, body: Document) -> Document:
-        """The object after it was created."""
-        return self._document("POST", path, body, {"fieldManager": MANAGER})
+    Raises:
+        client.ApiException: It is answered with an error.
+        UnreachableError: It is not answered.
+    """
+    content = {} if body is None else {"Content-Type": _CONTENT[method]}
+    try:
+        return api.call_api(
+            path,
+            method,
+            header_params={"Accept": "application/json, */*"} | content,
+            body=body,
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+            _request_timeout=seconds,
+            **options,
+        )
+    except (HTTPError, OSError) as error:
+        raise UnreachableError(f"the API server does not answer: {error}") from None
 
-    def send(self, method: str, path: str, body: Any = None, seconds: float = _SECONDS) -> bytes:
-        """What is answered at a path, as bytes: a log, or what lies behind a proxy.
 
-        Raises:
-            client.ApiException: It is answered with an error.
-            UnreachableError: It is not answered.
-        """
-        answer = self._ask(method, path, body, {}, seconds, _preload_content=False)
-        data: bytes = answer.data
-        return data
-
-    def _document(self, method: str, path: str, body: Any, query: Mapping[str, str]) -> Document:
-        try:
-            answer = self._ask(method, path, body, query, response_type="object")
-        except client.ApiException as error:
-            raise self._error(method, path, error) from None
-        if not isinstance(answer, dict):
-            raise UnreachableError(
-                f"what answers at {self.client.configuration.host} is no API server, but perhaps a "
-                "proxy or a login before it; check the kubeconfig"
-            )
-        return answer
-
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        body: Any,
-        query: Mapping[str, str],
-        seconds: float = _SECONDS,
-        **options: Any,
-    ) -> Any:
-        headers = {"Accept": "application/json, */*"}
-        if body is not None:
-            headers["Content-Type"] = MERGE if method == "PATCH" else "application/json"
-        try:
-            return self.client.call_api(
-                path,
-                method,
-                query_params=list(query.items()),
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
-                _return_http_data_only=True,
-                _request_timeout=seconds,
-                **options,
-            )
-        except (HTTPError, OSError) as error:
-            raise UnreachableError(f"the API server does not answer: {error}") from None
-
-    def _error(self, method: str, path: str, error: Any) -> QuantlibError:
-        said = message_of(error)
-        if error.status == 404:
-            return AbsentError.one(self.subject, f"there is no {path.rpartition('/apis')[2]}")
-        if any(word in said for word in _REFUSALS):
-            return InvalidInputError.one(self.subject, f"the cluster refuses that: {said}")
-        if error.status in (401, 403):
-            return ForbiddenError.one(
-                self.subject,
-                f"no permission to {_VERBS[method]} {_kind_at(path)}: {said}",
-                "use the account quantlib-promote of manifests/base/accounts.yaml",
-            )
-        if error.status == 409:
-            return ConflictError(f"{self.subject}: {said}")
-        if error.status >= 500 or error.status == 429:
-            return UnreachableError(f"the API server answers {error.status}: {said}")
-        return QuantlibError(f"{self.subject}: the API server answers {error.status}: {said}")
+def _error(subject: str, method: str, path: str, error: Any) -> QuantlibError:
+    said, status = message_of(error), error.status
+    if status == 404:
+        return AbsentError.one(subject, f"there is no {path.rpartition('/apis')[2]}")
+    if any(word in said for word in _REFUSALS):
+        return InvalidInputError.one(subject, f"the cluster refuses that: {said}")
+    if status in (401, 403):
+        return ForbiddenError.one(
+            subject,
+            f"no permission to {_VERBS[method]} {_kind_at(path)}: {said}",
+            "use the account quantlib-promote of manifests/base/accounts.yaml",
+        )
+    if status == 409:
+        return ConflictError(f"{subject}: {said}")
+    if status >= 500 or status == 429:
+        return UnreachableError(f"the API server answers {status}: {said}")
+    return QuantlibError(f"{subject}: the API server answers {status}: {said}")
 
 
 def message_of(error: Any) -> str:

@@ -16,13 +16,14 @@ from quantlib.errors import InvalidInputError, Problem
 from quantlib.promotion.api import (
     MANAGER,
     AbsentError,
-    Api,
     ForbiddenError,
     UnreachableError,
+    ask,
     message_of,
+    send,
 )
 from quantlib.promotion.kinds import KINDS, Kind
-from quantlib.promotion.merging import Document, annotations_of, merge_patch, unlike
+from quantlib.promotion.merging import Document, annotations_of, difference, unlike
 from quantlib.promotion.verified_start import STORAGE_CONTAINER
 from quantlib.serving.client import Server, ServerError
 
@@ -47,14 +48,14 @@ class Service:
 
     def get(self, path: str | None = None) -> Document:
         """The object as it is now; another one, where a path is given."""
-        return self._api.get(path or self._path)
+        return self._ask("GET", path or self._path)
 
     def change(
         self, before: Document, after: Document, *, path: str | None = None, dry_run: bool = False
     ) -> Document:
         """Makes of the object, or of the one at a path, what is wanted, and touches nothing else.
 
-        A merge patch with what differs. A dry run only asks what the server would make of it.
+        A dry run only asks what the server would make of it.
 
         Returns:
             What the server made of it.
@@ -64,20 +65,20 @@ class Service:
             InvalidInputError: A webhook, or definitions that drop fields, make something else of
                 it; without a dry run, it was changed.
         """
-        patch = merge_patch(before, after)
+        patch = difference(before, after)
         if not patch:
             return before
         query = {"dryRun": "All"} if dry_run else {}
         if not dry_run:
             version = {"resourceVersion": before["metadata"]["resourceVersion"]}
             patch["metadata"] = patch.get("metadata", {}) | version
-        made = self._api.change(path or self._path, patch, **query)
+        made = self._ask("PATCH", path or self._path, patch, **query)
         if lost := unlike(after, made):
             made_of_it = "would make" if dry_run else "made"
             raise InvalidInputError.one(
                 str(self),
-                f"the cluster {made_of_it} something else of a change of "
-                f"{', '.join(sorted(_leaves(patch)))}: not as asked is {', '.join(lost[:5])}",
+                f"the cluster {made_of_it} something else of it: not as asked is "
+                f"{', '.join(lost[:5])}",
                 "look at its definitions and admission webhooks",
             )
         return made
@@ -89,7 +90,7 @@ class Service:
         start new pods all the time.
         """
         try:
-            return self._api.get(self._lease)
+            return self.get(self._lease)
         except AbsentError:
             return {}
 
@@ -109,9 +110,9 @@ class Service:
         if not notes:
             lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
             leases, _, metadata["name"] = self._lease.rpartition("/")
-            return self._api.create(leases, lease | {"metadata": metadata})
+            return self._ask("POST", leases, lease | {"metadata": metadata})
         metadata["resourceVersion"] = notes["metadata"]["resourceVersion"]
-        return self._api.change(self._lease, {"metadata": metadata})
+        return self._ask("PATCH", self._lease, {"metadata": metadata})
 
     def deployment(self, name: str) -> Document | None:
         """A Deployment of the namespace; None where it is absent, or not for us to read."""
@@ -124,16 +125,14 @@ class Service:
 
         def listed(group: str, plural: str) -> list[Document]:
             path = f"{group}/namespaces/{self.namespace}/{plural}"
-            found: list[Document] = self._api.get(path, labelSelector=selector)["items"]
+            found: list[Document] = self._ask("GET", path, labelSelector=selector)["items"]
             return found
 
-        def revision(document: Document) -> str | None:
-            return annotations_of(document).get(_REVISION)
-
+        revision = annotations_of(deployment).get(_REVISION)
         newest = {
             each["metadata"]["uid"]
             for each in listed(_APPS, "replicasets")
-            if revision(each) == revision(deployment)
+            if annotations_of(each).get(_REVISION) == revision
         }
         return [
             pod
@@ -147,26 +146,29 @@ class Service:
         query = f"container={container}&previous={str(previous).lower()}&tailLines=40"
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/log?{query}"
         try:
-            return self._api.send("GET", path).decode(errors="replace")
+            answer = send(self.api, "GET", path, _preload_content=False)
         except (client.ApiException, UnreachableError):
             return ""
+        return str(answer.data.decode(errors="replace"))
 
     def behind(self, name: str) -> Server:
         """What answers behind a Service of the namespace, asked through the API server."""
         place = f"/api/v1/namespaces/{self.namespace}/services/{_proxied(name)}/proxy"
         called = f"the Service {name}, through the API server"
 
-        def send(path: str, body: Any, seconds: float) -> bytes:
+        def asked(path: str, body: Any, seconds: float) -> bytes:
             method = "GET" if body is None else "POST"
             try:
-                return self._api.send(method, place + path, body, seconds)
+                answer = send(self.api, method, place + path, body, seconds, _preload_content=False)
             except client.ApiException as error:
                 said = f" answers {error.status}: {message_of(error)[:300]}"
             except UnreachableError as error:
                 said = f": {error}"
+            else:
+                return bytes(answer.data)
             raise ServerError(f"{called}: {path}{said}")
 
-        return Server(called, send)
+        return Server(called, asked)
 
     def may_ask(self, name: str) -> bool:
         """Whether the account may ask behind a Service through the API server."""
@@ -176,7 +178,7 @@ class Service:
         reviews = ({"resourceAttributes": asked | {"verb": verb}} for verb in ("get", "create"))
         try:
             return all(
-                self._api.create(path, {"spec": review})["status"]["allowed"] for review in reviews
+                self._ask("POST", path, {"spec": review})["status"]["allowed"] for review in reviews
             )
         except InvalidInputError:
             return False
@@ -198,7 +200,7 @@ class Service:
             "lastTimestamp": seconds,
             "count": 1,
         }
-        self._api.create(f"/api/v1/namespaces/{self.namespace}/events", body)
+        self._ask("POST", f"/api/v1/namespaces/{self.namespace}/events", body)
 
     def runtimes(self) -> Iterator[list[Document]]:
         """KServe's runtimes of the namespace, then those of the cluster, or ForbiddenError."""
@@ -207,7 +209,7 @@ class Service:
             ("ClusterServingRuntime", f"{_KSERVE}/clusterservingruntimes"),
         ):
             try:
-                listed = self._api.get(path)["items"]
+                listed = self.get(path)["items"]
             except AbsentError:
                 listed = []
             # Objects in a list do not say their kind.
@@ -223,10 +225,6 @@ class Service:
         return f"{group}/namespaces/{self.namespace}/httproutes/{quote(name, safe='')}"
 
     @property
-    def _api(self) -> Api:
-        return Api(self.api, str(self))
-
-    @property
     def _path(self) -> str:
         group = f"/apis/{self.api_version}"
         return f"{group}/namespaces/{self.namespace}/{self.kind.plural}/{self.name}"
@@ -240,9 +238,12 @@ class Service:
         named = {"apiVersion": document["apiVersion"], "kind": self.kind.name, "name": self.name}
         return named | {"uid": document["metadata"]["uid"]}
 
+    def _ask(self, method: str, path: str, body: Document | None = None, **query: str) -> Document:
+        return ask(self.api, str(self), method, path, body, **query)
+
     def _seen(self, path: str) -> Document | None:
         try:
-            return self._api.get(path)
+            return self.get(path)
         except (AbsentError, ForbiddenError):
             return None
 
@@ -250,16 +251,6 @@ class Service:
 def _proxied(name: str) -> str:
     """A Service as the API server's proxy names it: by the port that KServe's Services have."""
     return f"http:{name}:80"
-
-
-def _leaves(patch: Document, path: str = "") -> Iterator[str]:
-    """What a patch sets, but for metadata."""
-    for key, value in patch.items():
-        inner = f"{path}.{key}" if path else key
-        if isinstance(value, dict) and value and inner != "metadata":
-            yield from _leaves(value, inner)
-        elif inner != "metadata":
-            yield inner
 
 
 def find_service(namespace: str, name: str, context: str | None = None) -> Service:
@@ -276,16 +267,15 @@ def find_service(namespace: str, name: str, context: str | None = None) -> Servi
             raise InvalidInputError.one(option, f"{given!r} is no name of an object in Kubernetes")
     api = _connected(context)
     problems: list[Problem] = []
-    for kind in KINDS.values():
-        for version in kind.api_versions:
-            service = Service(api, kind, version, namespace, name)
-            try:
-                service.get()
-                return service
-            except AbsentError:  # also where the API server does not offer this version
-                continue
-            except ForbiddenError as error:
-                problems += error.problems
+    for kind, version in ((kind, each) for kind in KINDS.values() for each in kind.api_versions):
+        service = Service(api, kind, version, namespace, name)
+        try:
+            service.get()
+            return service
+        except AbsentError:  # also where the API server does not offer this version
+            continue
+        except ForbiddenError as error:
+            problems += error.problems
     if problems:
         raise InvalidInputError(problems)
     raise AbsentError.one(

@@ -14,14 +14,10 @@ from quantlib.promotion.record import BEFORE, Held, LostError, Record, record_of
 from quantlib.promotion.restoring import put_route_back, restore
 from quantlib.promotion.rollout import Rollout, Say, Step, deployment_mode, weighed
 from quantlib.promotion.runtimes import Runtime, runtime_of, runtime_problems
-from quantlib.promotion.share import Fingerprint, measure_share, take_fingerprint
+from quantlib.promotion.share import settled_share, take_fingerprint
 from quantlib.promotion.smoke import Expected, smoke_test
 from quantlib.promotion.state import short, successor
 from quantlib.publishing.verification import Verified
-from quantlib.serving.client import Server, ServerError
-
-_SHARE_SECONDS = 60.0
-"""How long a route may take until it splits traffic as it was asked to."""
 
 
 def promote_directly(
@@ -47,24 +43,23 @@ def promote_directly(
     clock, kind = rollout.clock, service.kind
     document, notes = service.get(), service.notes()
     uid = document["metadata"]["uid"]
-    if record := record_of(notes, uid):
-        record.require_abandoned(service, published.digest, clock)
-    before = record.before if record else document
-    before = {**before, "status": document.get("status") or {}}
+    if begun := record_of(notes, uid):
+        begun.require_abandoned(service, published.digest, clock)
+    before = (begun.before if begun else document) | {"status": document.get("status") or {}}
     previous = kind.state(before)
-    if record is None and previous.serves(published, storage_uri):
+    if begun is None and previous.serves(published, storage_uri):
         return f"{service} serves {published.digest} already"
-    began = record.began if record else clock.stamp()
+    began = begun.began if begun else clock.stamp()
     wanted = successor(previous, published, storage_uri, kind.name, began)
     runtime, problems = _runtime(service, document)
     problems += problems_of(published, previous, lambda: runtime, allowances)
     problems += managed_problems(document, allowances)
-    plan = Plan(service, document, before, wanted, record, rollout, expected)
+    plan = Plan(service, document, before, wanted, begun, rollout, expected)
     plan.make(problems)
     mine = Record(
         uid=uid,
         digest=published.digest,
-        step=record.step if record else "begins",
+        step=begun.step if begun else "begins",
         began=began,
         renewed=clock.utc(),
         before=before,
@@ -74,14 +69,15 @@ def promote_directly(
     step = plan.steps[0].name
     try:
         held.begin(document, notes)
-        gone_on_with = f", gone on with at: {step}" if record else ""
+        gone_on_with = f", gone on with at: {step}" if begun else ""
         story = f"{previous.uri} -> {storage_uri}{gone_on_with}"
         held.tell(document, "PromotionStarted", story)
         if plan.remark:
             say(plan.remark)
         for each in plan.steps:
             step = each.name
-            _take_step(held, each, plan)
+            found = _taken(held, each, plan)
+            held.tell(document, "PromotionStep", f"{step}: {found}")
         story = f"promoted {short(published.digest)}, which replaces {previous.uri}"
         held.finish(story, {BEFORE: json.dumps(mine.before)})
     except LostError:
@@ -97,33 +93,31 @@ def promote_directly(
     return f"{service}: {story}"
 
 
-def _take_step(held: Held, step: Step, plan: Plan) -> None:
-    service, say, expected = held.service, held.say, plan.expected
+def _taken(held: Held, step: Step, plan: Plan) -> str:
+    """Takes a step, and says what was found then."""
+    service, expected = held.service, plan.expected
     held.renew(step.name)
-    say(f"{step.name}: applying")
+    held.say(f"{step.name}: applying")
     if not step.is_canary:
         put_route_back(held)
     held.write(step.change)
-    beside = step.is_canary and deployment_mode(service.get()) != "Knative"
+    beside = step.is_canary and deployment_mode(plan.before) != "Knative"
     document = wait_until_ready(held, step.name, canary=beside)
-    found = "ready"
-    if expected is not None:
-        found = _tested(held, step, plan, document, expected) or found
+    found = _tested(held, step, plan, document, expected) if expected else "ready"
     if step.percent and (route := held.record.route):
         change = weighed(route, document, step.percent)
         held.write(change, service.route_path(route["metadata"]["name"]))
     if step.percent and expected and plan.stable is not None and plan.canary and plan.server:
         canary = take_fingerprint(plan.canary, expected.distinguishing)
-        found += f"; {_share(held.rollout, plan.server, plan.stable, canary, step.percent)}"
-    held.tell(document, "PromotionStep", f"{step.name}: {found}")
+        share = settled_share(plan.server, plan.stable, canary, step.percent, held.rollout)
+        found += f"; {share}"
+    return found
 
 
-def _tested(
-    held: Held, step: Step, plan: Plan, document: Document, expected: Expected
-) -> str | None:
-    """What the smoke test found, where the new checkpoint answers now; None where nobody asks."""
+def _tested(held: Held, step: Step, plan: Plan, document: Document, expected: Expected) -> str:
+    """What the smoke test found, where the new checkpoint answers now, if anybody asks there."""
     if step.is_canary:
-        return smoke_test(plan.canary, expected) if plan.canary else None
+        return smoke_test(plan.canary, expected) if plan.canary else "ready"
     service, clock = held.service, held.rollout.clock
     server, failures = answering(service, document, held.rollout.url)
     if server is None:
@@ -134,25 +128,6 @@ def _tested(
     except QuantlibError as error:
         seconds = clock.monotonic() - began
         raise QuantlibError(f"{error}; it answered users for {seconds:.0f} s or more") from None
-
-
-def _share(
-    rollout: Rollout, server: Server, stable: Fingerprint, canary: Fingerprint, percent: int
-) -> str:
-    """Measures a share until it is as asked, for a while."""
-    clock = rollout.clock
-    deadline = clock.monotonic() + _SHARE_SECONDS
-    while True:
-        try:
-            share = measure_share(server, stable, canary, percent)
-            if share.as_asked:
-                return str(share)
-            said = str(share)
-        except ServerError as error:  # the route is in the making
-            said = str(error)
-        if clock.monotonic() > deadline:
-            raise QuantlibError(f"the traffic is not shared as asked: {said}")
-        clock.sleep(rollout.poll_seconds)
 
 
 def _runtime(service: Service, document: Document) -> tuple[Runtime, list[Problem]]:

@@ -19,42 +19,18 @@ def propose(
     clone: Clone,
     find: Callable[[], Overlay],
     allowances: Allowances,
-    in_cluster: Callable[[], State] | None = None,
 ) -> str:
     """Pushes a branch on which an overlay serves a checkpoint, unless it does already.
 
-    ``find`` reads the overlay in the clone. ``in_cluster`` is asked what the cluster serves, where
-    that is to be compared with git.
+    ``find`` reads the overlay in the clone.
 
     Returns:
-        What was done, in a sentence; in a second line how git and the cluster differ.
+        What was done, in a sentence.
 
     Raises:
         InvalidInputError: With everything that speaks against it.
         QuantlibError: The remote cannot be written, or somebody pushed to the branch meanwhile.
     """
-    difference = in_cluster and git_and_cluster(find().current(), in_cluster())
-    done = _proposed(published, storage_uri, clone, find, allowances)
-    return f"{done}\n{difference}" if difference else done
-
-
-def git_and_cluster(in_git: State, in_cluster: State) -> str | None:
-    """In a line how the two differ in what they serve; None where they do not."""
-    if (in_git.uri, in_git.digest) == (in_cluster.uri, in_cluster.digest):
-        return None
-    return (
-        f"note: git says {in_git.uri or 'nothing'}, and the cluster serves "
-        f"{in_cluster.uri or 'nothing'}: it was changed directly, or has not taken over git yet"
-    )
-
-
-def _proposed(
-    published: Verified,
-    storage_uri: str,
-    clone: Clone,
-    find: Callable[[], Overlay],
-    allowances: Allowances,
-) -> str:
     overlay, digest = find(), published.digest
     current, service = overlay.current(), overlay.base["metadata"]["name"]
     if current.serves(published, storage_uri):
@@ -88,9 +64,20 @@ def _proposed(
     return f"pushed {branch} to {without_password(clone.url)}"
 
 
+def git_and_cluster(in_git: State, in_cluster: State) -> str | None:
+    """In a line how the two differ in what they serve; None where they do not."""
+    if (in_git.uri, in_git.digest) == (in_cluster.uri, in_cluster.digest):
+        return None
+    return (
+        f"note: git says {in_git.uri or 'nothing'}, and the cluster serves "
+        f"{in_cluster.uri or 'nothing'}: it was changed directly, or has not taken over git yet"
+    )
+
+
 def _message(published: Verified, service: str, current: State) -> str:
     """The message of the commit: what is promoted, and the gate's table."""
     manifest, evaluation = published.manifest, published.report.evaluation
+    figures = manifest.figures
     lines = [
         f"Serve {manifest.name} {short(published.digest)} as {service}",
         "",
@@ -104,7 +91,6 @@ def _message(published: Verified, service: str, current: State) -> str:
             for check in evaluation.gate.checks
         ]
         lines.append("")
-    figures = manifest.figures
     lines += [
         f"Perplexity {figures.perplexity_original:.4f} -> {figures.perplexity_quantized:.4f}, "
         f"validated with {figures.engine}.",

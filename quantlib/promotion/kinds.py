@@ -15,12 +15,30 @@ from itertools import pairwise
 from typing import Any
 
 from quantlib.errors import InvalidInputError
-from quantlib.promotion.merging import Document, annotations_of, merged
+from quantlib.promotion.merging import Document, annotations_of
 from quantlib.promotion.state import DESCRIBING, State, without
 
 MODEL_FORMAT = "vLLM"
 _VARIABLE = "VLLM_ADDITIONAL_ARGS"
 _MOUNT = "/mnt/models"
+
+_BY_OTHERS = (
+    "says what it serves",
+    "name the model with spec.predictor.model.storageUri, which promotion changes",
+)
+_BY_SEVERAL = (
+    "is of a model that is served by several pods together, which cannot be promoted",
+    "change what it serves by hand",
+)
+_OUT_OF_REACH = {
+    "spec.predictor.model.storage": _BY_OTHERS,
+    "spec.predictor.model.storageUris": _BY_OTHERS,
+    "spec.predictor.storageUris": _BY_OTHERS,
+    "spec.predictor.workerSpec": _BY_SEVERAL,
+    "spec.worker": _BY_SEVERAL,
+    "spec.prefill": _BY_SEVERAL,
+}
+"""Fields that decide what is served beside those that promotion changes."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +50,18 @@ class Kind:
         api_versions: As ``apiVersion``; the one to prefer first. All have the fields that we use.
         plural: In the paths of the API.
         pod: Path of the fields in a document that say what else its pods have.
-        read: What a document says is served, without annotations.
-        write: The ``spec`` to lay over a document so that it serves a state.
-        image: The image that runs vLLM, where the document names one.
+        vllm: The part of a document that says how vLLM is run, its image among others.
+        read: The URI that a document has, and the words for vLLM's server.
+        write: Gives a document others.
     """
 
     name: str
     api_versions: tuple[str, ...]
     plural: str
     pod: tuple[str, ...]
-    read: Callable[[Document], State]
-    write: Callable[[Document, State], Document]
-    image: Callable[[Document], str | None]
+    vllm: Callable[[Document], Document]
+    read: Callable[[Document], tuple[str | None, list[str]]]
+    write: Callable[[Document, str | None, list[str]], None]
 
     def state(self, document: Document) -> State:
         """What a document says is served.
@@ -52,36 +70,31 @@ class Kind:
             InvalidInputError: It serves no model in a way that can be read.
         """
         try:
-            noted = {k: v for k, v in annotations_of(document).items() if k in DESCRIBING}
-            read = self.read(document)
-            if not all(isinstance(word, str) for word in read.arguments):
+            for path, (what, remedy) in _OUT_OF_REACH.items():
+                if _at(document, path) not in (None, []):
+                    raise _refused(document, f"{path} {what}", remedy)
+            uri, words = self.read(deepcopy(document))
+            if not all(isinstance(word, str) for word in words):
                 raise TypeError("an argument that is no string")
+            if self.name != "Deployment":
+                _require_no_model(document, words)
+            noted = {k: v for k, v in annotations_of(document).items() if k in DESCRIBING}
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             what = f"is written in a way that is not understood: {error!r}"
             raise _refused(document, what) from None
-        return State(read.uri, read.arguments, noted)
-
-    def patch(self, document: Document, state: State) -> Document:
-        """The least document that makes ``document`` serve a state when laid over it.
-
-        Null removes a field.
-        """
-        given = document["metadata"]
-        metadata: Document = {k: given[k] for k in ("name", "namespace") if k in given}
-        ended = {name: None for name in annotations_of(document) if name in DESCRIBING}
-        metadata["annotations"] = ended | dict(state.annotations)
-        return {
-            "apiVersion": document["apiVersion"],
-            "kind": self.name,
-            "metadata": metadata,
-            "spec": self.write(document, state),
-        }
+        return State(uri, tuple(words), noted)
 
     def changed(self, document: Document, state: State) -> Document:
         """A document that serves a state, and is otherwise as it was."""
-        patch = self.patch(document, state)
-        changed: Document = merged(document, patch, by_name=self.name == "Deployment")
+        changed = deepcopy(document)
+        self.write(changed, state.uri, list(state.arguments))
+        others = {k: v for k, v in annotations_of(document).items() if k not in DESCRIBING}
+        changed["metadata"]["annotations"] = others | dict(state.annotations)
         return changed
+
+    def image(self, document: Document) -> str | None:
+        """The image that runs vLLM, where the document names one."""
+        return self.vllm(deepcopy(document)).get("image")
 
 
 def pod_of(document: Document) -> Document:
@@ -94,19 +107,24 @@ def pod_of(document: Document) -> Document:
     return part
 
 
+def _at(document: Document, path: str) -> Any:
+    found: Any = document
+    for name in path.split("."):
+        found = None if found is None else found.get(name)
+    return found
+
+
+def _set(part: Document, **fields: Any) -> None:
+    """Gives a part of a document these fields; what is empty is not there."""
+    for name, value in fields.items():
+        part.pop(name, None)
+        if value:
+            part[name] = value
+
+
 def _refused(document: Document, what: str, remedy: str = "") -> InvalidInputError:
     name = document["metadata"].get("name")
     return InvalidInputError.one(f"{document.get('kind')} {name}", what, remedy)
-
-
-def _require_alone(document: Document, field: str, found: Any) -> None:
-    """Workers have arguments and a copy of the model of their own."""
-    if found is not None:
-        raise _refused(
-            document,
-            f"{field}: a model that is served by several pods together cannot be promoted",
-            "change what it serves by hand",
-        )
 
 
 def _require_no_model(document: Document, words: Sequence[str]) -> None:
@@ -114,16 +132,15 @@ def _require_no_model(document: Document, words: Sequence[str]) -> None:
     for word, following in pairwise((*words, "")):
         name, _, value = word.partition("=")
         if name == "--model" and not (value or following).startswith(_MOUNT):
-            raise _refused(
-                document,
+            what = (
                 f"its arguments name a model, {value or following}, which is served whatever "
-                "the URI says",
-                "take it out first",
+                "the URI says"
             )
+            raise _refused(document, what, "take it out first")
 
 
-def _container(document: Document, template: Document, name: str) -> Document:
-    containers = (template.get("spec") or template).get("containers") or []
+def _container(document: Document, name: str) -> Document:
+    containers: list[Document] = pod_of(document).get("containers") or []
     named = [each for each in containers if each["name"] == name]
     if not named and len(containers) == 1:
         named = containers
@@ -134,126 +151,89 @@ def _container(document: Document, template: Document, name: str) -> Document:
 
 
 def _model(document: Document) -> Document:
-    predictor = document["spec"].get("predictor", {})
-    model = predictor.get("model") or {}
-    found = (model.get("modelFormat") or {}).get("name")
+    model: Document = _at(document["spec"], "predictor.model") or {}
+    found = _at(model, "modelFormat.name")
     if (found or "").lower() != MODEL_FORMAT.lower():
-        raise _refused(
-            document,
-            f"spec.predictor.model.modelFormat.name is {found}, not {MODEL_FORMAT}",
-            "let it be served by the runtime kserve-vllmserver first",
-        )
-    for field, holder in (("storage", model), ("storageUris", model), ("storageUris", predictor)):
-        if holder.get(field):
-            where = "model." if holder is model else ""
-            raise _refused(
-                document,
-                f"spec.predictor.{where}{field} says what it serves",
-                "name the model with spec.predictor.model.storageUri, which promotion changes",
-            )
-    _require_alone(document, "spec.predictor.workerSpec", predictor.get("workerSpec"))
+        what = f"spec.predictor.model.modelFormat.name is {found}, not {MODEL_FORMAT}"
+        remedy = "let it be served by the runtime kserve-vllmserver first"
+        raise _refused(document, what, remedy)
     return model
 
 
-def _read_inference_service(document: Document) -> State:
+def _read_inference_service(document: Document) -> tuple[str | None, list[str]]:
     model = _model(document)
-    words = tuple(model.get("args") or ())
-    _require_no_model(document, words)
-    return State(model.get("storageUri"), words)
+    return model.get("storageUri"), model.get("args") or []
 
 
-def _write_inference_service(document: Document, state: State) -> Document:
-    before = _model(document)
-    given = {"storageUri": state.uri, "args": list(state.arguments) or None}
-    ours = {name: value for name, value in given.items() if value is not None or name in before}
-    return {"predictor": {"model": {"modelFormat": before["modelFormat"]} | ours}}
+def _write_inference_service(document: Document, uri: str | None, words: list[str]) -> None:
+    _set(_model(document), storageUri=uri, args=words)
 
 
 def _main(document: Document) -> Document:
-    for field in ("worker", "prefill"):
-        _require_alone(document, f"spec.{field}", document["spec"].get(field))
-    template = document["spec"].get("template") or {}
-    return _container(document, template, "main") if template.get("containers") else {}
+    """The container of an LLMInferenceService; one beside it, where KServe's own is taken."""
+    has_one = pod_of(document).get("containers")
+    return _container(document, "main") if has_one else {"name": "main"}
 
 
-def _read_llm_inference_service(document: Document) -> State:
+def _read_llm_inference_service(document: Document) -> tuple[str | None, list[str]]:
     variables = {each["name"]: each for each in _main(document).get("env") or ()}
     variable = variables.get(_VARIABLE, {})
     if "valueFrom" in variable:
         what = f"the value of {_VARIABLE} comes from elsewhere"
         raise _refused(document, what, "write it in the container's env")
-    words = shlex.split(variable.get("value", ""))
-    _require_no_model(document, words)
-    return State((document["spec"].get("model") or {}).get("uri"), tuple(words))
+    return _at(document, "spec.model.uri"), shlex.split(variable.get("value", ""))
 
 
-def _write_llm_inference_service(document: Document, state: State) -> Document:
-    spec: Document = {"model": {"uri": state.uri}}
-    if "name" in document["spec"].get("model", {}):
-        spec["model"]["name"] = document["spec"]["model"]["name"]
-    # Lists of custom resources are replaced as a whole where kustomize merges them.
-    containers = deepcopy((document["spec"].get("template") or {}).get("containers") or [])
-    main = _main(document).get("name", "main")
-    if not containers and state.arguments:
-        containers = [{"name": main}]
-    for container in containers:
-        if container["name"] == main:
-            others = [each for each in container.get("env") or () if each["name"] != _VARIABLE]
-            ours = [{"name": _VARIABLE, "value": shlex.join(state.arguments)}]
-            container["env"] = others + (ours if state.arguments else [])
-    if containers:
-        spec["template"] = {"containers": containers}
-    return spec
+def _write_llm_inference_service(document: Document, uri: str | None, words: list[str]) -> None:
+    main, spec = _main(document), document["spec"]
+    _set(spec, model={**(spec.get("model") or {}), "uri": uri})
+    ours = [{"name": _VARIABLE, "value": shlex.join(words)}] if words else []
+    others = [each for each in main.get("env") or () if each["name"] != _VARIABLE]
+    _set(main, env=others + ours)
+    if ours and not pod_of(document).get("containers"):
+        pod_of(document)["containers"] = [main]
 
 
 def _vllm(document: Document) -> Document:
-    container = _container(document, document["spec"]["template"], "vllm")
+    container = _container(document, "vllm")
     command = container.get("command") or []
     # A script for a shell, a model, or options would all stay where we only change `args`.
     if any(len(word.split()) > 1 or word.startswith("--") for word in command) or (
         "serve" in command[:-1]
     ):
-        raise _refused(
-            document,
+        what = (
             f"the command of its container {container['name']} is more than what starts vLLM: "
-            f"{shlex.join(command)}",
-            "move the model and the options to args",
+            f"{shlex.join(command)}"
         )
+        raise _refused(document, what, "move the model and the options to args")
     return container
 
 
-def _read_deployment(document: Document) -> State:
+def _read_deployment(document: Document) -> tuple[str | None, list[str]]:
     container = _vllm(document)
     words: list[str] = []
-    for word in (container.get("args") or [])[len(_command(container)) :]:
+    for word in container.get("args") or ():
         words += word.split("=", 1) if word.startswith("--model=") else [word]
+    del words[: words[:1] == ["serve"]]
     if "--model" in words[:-1]:
-        uri = words[words.index("--model") + 1]
-        return State(uri, tuple(without(words, ["model"])))
+        return words[words.index("--model") + 1], without(words, ["model"])
     # A line for a shell is one word with spaces.
     if not words or words[0].startswith("-") or len(words[0].split()) > 1:
-        raise _refused(
-            document,
-            f"args of its container {container['name']} do not name the model",
-            "name it there, first or after --model, and not in command or in a line for a shell",
+        what = f"args of its container {container['name']} do not name the model"
+        remedy = (
+            "name it there, first or after --model, and not in command or in a line for a shell"
         )
-    return State(words[0], tuple(words[1:]))
+        raise _refused(document, what, remedy)
+    return words[0], words[1:]
 
 
-def _command(container: Document) -> list[str]:
-    """The command of vLLM, where the arguments begin with it."""
-    return ["serve"] if (container.get("args") or [])[:1] == ["serve"] else []
-
-
-def _write_deployment(document: Document, state: State) -> Document:
+def _write_deployment(document: Document, uri: str | None, words: list[str]) -> None:
     container = _vllm(document)
-    model = [] if state.uri is None else [state.uri]
+    before = container.get("args") or []
     # vLLM's server module takes the model as an option, its command `vllm serve` by position.
-    if model and any(word.partition("=")[0] == "--model" for word in container.get("args") or ()):
-        model = ["--model", *model]
-    words = [*_command(container), *model, *state.arguments]
-    changed = {"name": container["name"], "args": words}
-    return {"template": {"spec": {"containers": [changed]}}}
+    by_option = any(word.partition("=")[0] == "--model" for word in before)
+    command = ["serve"] if before[:1] == ["serve"] else []
+    container["args"] = [*command, *(["--model"] if by_option else []), str(uri), *words]
 
 
 _KINDS = (
@@ -262,27 +242,27 @@ _KINDS = (
         ("serving.kserve.io/v1beta1",),
         "inferenceservices",
         ("spec", "predictor"),
+        _model,
         _read_inference_service,
         _write_inference_service,
-        lambda document: _model(document).get("image"),
     ),
     Kind(
         "LLMInferenceService",
         ("serving.kserve.io/v1alpha2", "serving.kserve.io/v1alpha1"),
         "llminferenceservices",
         ("spec", "template"),
+        _main,
         _read_llm_inference_service,
         _write_llm_inference_service,
-        lambda document: _main(document).get("image"),
     ),
     Kind(
         "Deployment",
         ("apps/v1",),
         "deployments",
         ("spec", "template", "spec"),
+        _vllm,
         _read_deployment,
         _write_deployment,
-        lambda document: _vllm(document).get("image"),
     ),
 )
 KINDS = {kind.name: kind for kind in _KINDS}

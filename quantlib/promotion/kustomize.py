@@ -21,10 +21,11 @@ _PATCHES = ("patchesStrategicMerge", "patches", "patchesJson6902")
 
 @dataclass(frozen=True)
 class Kustomization:
-    """The content of a kustomization's file, and the namespace that its resources end in."""
+    """The content of a kustomization's file, the resources that it names, and their namespace."""
 
     path: Path
     settings: Document
+    documents: tuple[Document, ...]
     namespace: str | None
 
     def patches(self) -> Iterator[Patch]:
@@ -38,13 +39,6 @@ class Kustomization:
                     path = (self.path.parent / text).resolve()
                     text = path.read_text(encoding="utf-8", errors="replace")
                 yield Patch(key, path, said.get("target") or {}, text)
-
-    def documents(self, root: Path) -> Iterator[Document]:
-        """The resources in files of a repository that it names."""
-        for path in _named_paths(self.path.parent, self.settings, root):
-            for each in _loaded(path) if path.is_file() else ():
-                if isinstance(each, dict) and isinstance(each.get("metadata"), dict):
-                    yield each
 
 
 @dataclass(frozen=True)
@@ -101,10 +95,16 @@ def followed(
         raise InvalidInputError.one(_shown(path), "rests on itself")
     settings = settings_of(path)
     namespace = outer or settings.get("namespace")
-    for inner in _named_paths(folder, settings, root):
-        if inner.is_dir():
+    found: list[Any] = []
+    for name in (*(settings.get("resources") or ()), *(settings.get("components") or ())):
+        inner = (folder / name).resolve()
+        if inner.is_relative_to(root) and inner.is_dir():
             yield from followed(inner, root, namespace, (*above, path))
-    yield Kustomization(path, settings, namespace)
+        elif inner.is_relative_to(root) and inner.is_file():
+            found += _loaded(inner)
+    resources = (each for each in found if isinstance(each, dict))
+    named = tuple(each for each in resources if isinstance(each.get("metadata"), dict))
+    yield Kustomization(path, settings, named, namespace)
 
 
 def settings_of(path: Path) -> Document:
@@ -120,12 +120,6 @@ def settings_of(path: Path) -> Document:
     ):
         raise InvalidInputError.one(_shown(path), "is not what kustomize reads")
     return settings
-
-
-def _named_paths(folder: Path, settings: Document, root: Path) -> list[Path]:
-    names = [*(settings.get("resources") or ()), *(settings.get("components") or ())]
-    paths = [(folder / name).resolve() for name in names]
-    return [path for path in paths if path.is_relative_to(root)]
 
 
 def _loaded(path: Path) -> list[Any]:

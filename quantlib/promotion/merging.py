@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeGuard
 
 Document = dict[str, Any]
-
-_THEIRS = ("status", "apiVersion", "kind")
-"""Not looked at: a server writes them, or may convert them."""
 
 _COMPARED_METADATA = ("annotations", "labels", "finalizers", "ownerReferences")
 
@@ -37,14 +34,25 @@ def merged(base: Any, patch: Any, *, by_name: bool) -> Any:
     return deepcopy(patch)
 
 
-def merge_patch(before: Document, after: Document) -> Document:
-    """The JSON merge patch (RFC 7396) that makes ``after`` of ``before``: what differs, no more."""
+def difference(before: Document, after: Document, *, by_name: bool = False) -> Document:
+    """The patch that makes ``after`` of ``before`` where it is :func:`merged`, and no more.
+
+    Without ``by_name`` it is a JSON merge patch (RFC 7396); with it, no list loses an entry.
+    """
     patch: Document = {key: None for key in before if key not in after}
     for key, value in after.items():
         old = before.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            if inner := merge_patch(old, value):
+            if inner := difference(old, value, by_name=by_name):
                 patch[key] = inner
+        elif by_name and _named(old) and _named(value):
+            known = {each["name"]: each for each in old}
+            news = [
+                {"name": each["name"]} | difference(known.get(each["name"], {}), each, by_name=True)
+                for each in value
+                if each not in old
+            ]
+            patch |= {key: news} if news else {}
         elif key not in before or old != value:
             patch[key] = value
     return patch
@@ -54,15 +62,14 @@ def with_missing(document: Any, before: Any) -> Any:
     """A document with every field that another one had and it has not."""
     if not isinstance(document, dict) or not isinstance(before, dict):
         return document
-    added = {key: value for key, value in before.items() if key not in document}
-    kept = {key: with_missing(value, before.get(key)) for key, value in document.items()}
-    return deepcopy(kept | added)
+    return before | {key: with_missing(value, before.get(key)) for key, value in document.items()}
 
 
 def unlike(wanted: Document, found: Document) -> list[str]:
     """Paths of a document that another one lacks, or has another value at.
 
-    What it has beyond that is no matter: servers fill in defaults.
+    What it has beyond that is no matter: servers fill in defaults, write the status, and may
+    convert to another version.
     """
     return list(_unlike(_compared(wanted), _compared(found), ""))
 
@@ -70,24 +77,20 @@ def unlike(wanted: Document, found: Document) -> list[str]:
 def _unlike(wanted: Any, found: Any, path: str) -> Iterator[str]:
     if isinstance(wanted, dict) and isinstance(found, dict):
         for key, value in wanted.items():
-            inner = f"{path}.{key}" if path else key
-            if key in found:
-                yield from _unlike(value, found[key], inner)
-            elif value not in (None, {}, []):
-                yield inner
+            yield from _unlike(value, found.get(key), f"{path}.{key}".lstrip("."))
     elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
         for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
             yield from _unlike(one, other, f"{path}[{number}]")
-    elif wanted != found:
+    elif wanted != found and (found is not None or wanted not in ({}, [])):
         yield path
 
 
 def _compared(document: Document) -> Document:
     metadata = document.get("metadata") or {}
     kept = {key: metadata[key] for key in _COMPARED_METADATA if metadata.get(key)}
-    rest = {k: v for k, v in document.items() if k not in (*_THEIRS, "metadata")}
-    return rest | {"metadata": kept}
+    theirs = ("metadata", "status", "apiVersion", "kind")
+    return {k: v for k, v in document.items() if k not in theirs} | {"metadata": kept}
 
 
-def _named(value: Any) -> bool:
+def _named(value: Any) -> TypeGuard[list[Document]]:
     return isinstance(value, list) and all(isinstance(v, dict) and "name" in v for v in value)

@@ -12,7 +12,7 @@ import yaml
 from quantlib.errors import InvalidInputError
 from quantlib.promotion.kinds import KINDS, Kind
 from quantlib.promotion.kustomize import Kustomization, followed, settings_of
-from quantlib.promotion.merging import Document
+from quantlib.promotion.merging import Document, difference
 from quantlib.promotion.runtimes import RUNTIMES, Runtime, runtime_of
 from quantlib.promotion.state import State
 
@@ -23,20 +23,17 @@ _HEADER = "# Written by `quantlib promote`: what the service serves.\n"
 class Overlay:
     """An overlay that holds a service: as it is without our patch, and as it is served with it.
 
-    ``image_setter`` is what in the kustomizations may set another image than the resources have.
+    ``patch_path`` is where our patch is, or will be; ``image_setter`` what in the kustomizations
+    may set another image than the resources have.
     """
 
     kustomization: Path
+    patch_path: Path
     kind: Kind
     base: Document
     served: Document
     runtimes: list[Document]
     image_setter: str | None
-
-    @property
-    def patch_path(self) -> Path:
-        """Where the patch is."""
-        return _patch_path(self.kustomization.parent, self.base["metadata"]["name"])
 
     def current(self) -> State:
         """What the overlay serves."""
@@ -51,7 +48,11 @@ class Overlay:
 
     def lay(self, state: State) -> None:
         """Writes the patch, and names it; InvalidInputError where no line can be added for that."""
-        patch = self.kind.patch(self.base, state)
+        by_name, base = self.kind.name == "Deployment", self.base
+        patch = difference(base, self.kind.changed(base, state), by_name=by_name)
+        given = {k: v for k, v in base["metadata"].items() if k in ("name", "namespace")}
+        patch["metadata"] = given | patch["metadata"]
+        patch = {name: base[name] for name in ("apiVersion", "kind")} | patch
         text = yaml.safe_dump(patch, sort_keys=False, width=1000)
         self.patch_path.write_text(_HEADER + text, encoding="utf-8")
         self._name_patch()
@@ -102,9 +103,7 @@ def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay
     if not kustomizations:
         what = "holds no kustomization.yaml"
         raise InvalidInputError.one(where, what, "give its path in the repository")
-    resources = [
-        (document, each.namespace) for each in kustomizations for document in each.documents(root)
-    ]
+    resources = [(each, layer.namespace) for layer in kustomizations for each in layer.documents]
     found = [
         (document, outer)
         for document, outer in resources
@@ -129,17 +128,14 @@ def find_overlay(root: Path, path: str, service: str, namespace: str) -> Overlay
         what = f"{path} puts {service} into {actual}"
         raise InvalidInputError.one(f"--namespace {namespace}", what)
     base = served = document
+    ours = folder / f"promoted-{service}.yaml"
     for patch in (patch for each in kustomizations for patch in each.patches()):
         served = patch.applied(served)
-        if patch.path != _patch_path(folder, service):
+        if patch.path != ours:
             base = patch.applied(base)
     runtimes = [each for each, _ in resources if each.get("kind") in RUNTIMES]
     setter = next(filter(None, map(_image_setter, kustomizations)), None)
-    return Overlay(kustomizations[-1].path, kind, base, served, runtimes, setter)
-
-
-def _patch_path(folder: Path, service: str) -> Path:
-    return folder / f"promoted-{service}.yaml"
+    return Overlay(kustomizations[-1].path, ours, kind, base, served, runtimes, setter)
 
 
 def _image_setter(kustomization: Kustomization) -> str | None:

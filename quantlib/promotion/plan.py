@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from quantlib.errors import InvalidInputError, Problem
@@ -88,7 +87,7 @@ class Plan:
         if self.begun and self.begun.step in names:
             self.steps = self.steps[names.index(self.begun.step) :]
         if self.expected and any(step.is_canary and step.percent for step in self.steps):
-            self.stable = self._fingerprint(self.expected)
+            self._take_fingerprint(self.expected)
 
     def _find_servers(self) -> list[Problem]:
         """Who is asked; that the service answers there is seen before anything is changed."""
@@ -116,16 +115,18 @@ class Plan:
             path = self.service.route_path(rollout.route)
             self.route = (self.begun and self.begun.route) or self.service.get(path)
             require_route(self.route, before, can_share=asked and can_share)
-        serve = self._serving()
-        dark = asked or (self.expected is not None and not rollout.in_place)
-        dark = dark and can_share and not why_not
-        try:
-            self._try_steps(serve, dark)
-        except InvalidInputError as error:
-            if asked or not dark:
-                raise
-            dark, why_not = False, (error.problems[0].what, "")
-            self._try_steps(serve, dark)
+        serve, split = self._serving(), self.route is not None
+        wanted = asked or (self.expected is not None and not rollout.in_place)
+        for dark in (True, False) if wanted and can_share and not why_not else (False,):
+            self.steps = steps_of(before, serve, rollout.percents, dark=dark, split=split)
+            try:
+                for step in self.steps:
+                    self.service.change(self.document, step.change(self.document), dry_run=True)
+                break
+            except InvalidInputError as error:
+                if asked or not dark:
+                    raise
+                why_not = (error.problems[0].what, "")
         if self.expected and not dark and deployment_mode(before) != "Knative":
             chosen = "--in-place" if rollout.in_place else (why_not or ("it has no canary",))[0]
             self.remark = f"new pods are tested while they answer users already ({chosen})"
@@ -134,12 +135,6 @@ class Plan:
                 "a dark launch: KServe gives a canary in Standard mode no traffic, and no route "
                 "that would was named with --route"
             )
-
-    def _try_steps(self, serve: Change, dark: bool) -> None:
-        split = self.route is not None
-        self.steps = steps_of(self.before, serve, self.rollout.percents, dark=dark, split=split)
-        for step in self.steps:
-            self.service.change(self.document, step.change(self.document), dry_run=True)
 
     def _why_no_canary(self) -> tuple[str, str] | None:
         """Why new pods cannot stand beside those that serve, and what would help."""
@@ -167,14 +162,14 @@ class Plan:
         def verifying(document: Document) -> Document:
             return verified(document, wanted.uri or "", wanted.digest or "", installed)
 
-        chosen = self.rollout.verify_on_start
-        verify = verifies(self.before) if chosen is None else chosen
-        if verify:
-            verifying(self.before)
-        elif chosen is None and installed is not None:
-            with suppress(InvalidInputError):  # it is for other addresses
+        verify = self.rollout.verify_on_start is not False
+        try:
+            if verify:
                 verifying(self.before)
-                verify = True
+        except InvalidInputError:
+            if self.rollout.verify_on_start or verifies(self.before):
+                raise
+            verify = False  # the cluster cannot, or not from this address
 
         def change(document: Document) -> Document:
             changed = kind.changed(document, wanted)
@@ -182,14 +177,15 @@ class Plan:
 
         return change
 
-    def _fingerprint(self, expected: Expected) -> Fingerprint | None:
-        """How what serves now answers, asked where no canary does."""
-        server, name = self.server, workload_name(self.document)
+    def _take_fingerprint(self, expected: Expected) -> None:
+        """Asks what serves now where no canary answers."""
+        name, server = workload_name(self.document), self.server
         if name and self.service.may_ask(name):
             server = self.service.behind(name)
         elif self.begun:
-            return None  # both may answer there by now
-        return take_fingerprint(server, expected.distinguishing) if server else None
+            server = None  # both may answer there by now
+        if server:
+            self.stable = take_fingerprint(server, expected.distinguishing)
 
 
 def answering(

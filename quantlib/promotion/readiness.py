@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from quantlib.errors import QuantlibError
@@ -32,7 +32,6 @@ _STUCK = {
 }
 _STATES = ("ready", "waiting", "stuck", "failed")
 _TELLING = re.compile(r"error|exception|fatal|refused", re.IGNORECASE)
-_NOT_LOOKED = "its controller has not looked yet"
 _SOURCE = "internal.serving.kserve.io/storage-initializer-sourceuri"
 
 
@@ -52,6 +51,13 @@ class Readiness:
     certain: bool = True
 
 
+_NOT_LOOKED = Readiness("waiting", "its controller has not looked yet")
+
+
+class NotReadyError(QuantlibError):
+    """What was waited for does not get ready."""
+
+
 def wait_until_ready(
     held: Held,
     step: str,
@@ -69,7 +75,7 @@ def wait_until_ready(
         The service as it is then.
 
     Raises:
-        QuantlibError: They do not get ready.
+        NotReadyError: They do not get ready.
     """
     service, rollout, clock = held.service, held.rollout, held.rollout.clock
     timeout = rollout.timeout if timeout is None else timeout
@@ -92,11 +98,11 @@ def wait_until_ready(
         if state != "ready" and seen.reason != reason:
             held.say(f"{step}: {seen.reason}")
         if state == "failed" or (state == "stuck" and now - since > STUCK_SECONDS):
-            raise QuantlibError(f"{service}: {step}: {seen.reason}")
+            raise NotReadyError(f"{service}: {step}: {seen.reason}")
         reason = seen.reason or reason
         clock.sleep(rollout.poll_seconds)
     what = "nobody waited for it to be ready" if enough() else f"not ready after {timeout:.0f} s"
-    raise QuantlibError(f"{service}: {step}: {what}: {reason}")
+    raise NotReadyError(f"{service}: {step}: {what}: {reason}")
 
 
 def look(service: Service, document: Document, *, canary: bool = False) -> Readiness:
@@ -108,12 +114,11 @@ def look(service: Service, document: Document, *, canary: bool = False) -> Readi
     if workload is None:
         return _by_status(document, canary=canary)
     if not _made_of(document, workload, canary=canary):
-        return Readiness("waiting", _NOT_LOOKED)
+        return _NOT_LOOKED
     seen = _rolled_out(service, workload)
     if seen.state != "ready" or canary:
         return seen
-    told = _by_status(document)
-    return Readiness(told.state, told.reason)
+    return replace(_by_status(document), certain=True)
 
 
 def _by_status(document: Document, *, canary: bool = False) -> Readiness:
@@ -123,14 +128,14 @@ def _by_status(document: Document, *, canary: bool = False) -> Readiness:
     of_others = document["kind"] == "InferenceService"
     observed = None if of_others else status.get("observedGeneration")
     if observed is not None and observed < document["metadata"]["generation"]:
-        return Readiness("waiting", _NOT_LOOKED)
-    if deployment_mode(document) == "Knative":
-        model = status.get("modelStatus") or {}
-        if model.get("transitionStatus") == "BlockedByFailedLoad":
-            said = (model.get("lastFailureInfo") or {}).get("message")
-            return Readiness("failed", _one_line(said or "the model fails to load"))
-    conditions = {each["type"]: each for each in status.get("conditions") or ()}
-    ready = conditions.get("Ready", {})
+        return _NOT_LOOKED
+    model = status.get("modelStatus") or {}
+    if deployment_mode(document) == "Knative" and (
+        model.get("transitionStatus") == "BlockedByFailedLoad"
+    ):
+        said = (model.get("lastFailureInfo") or {}).get("message")
+        return Readiness("failed", _one_line(said or "the model fails to load"))
+    ready = {each["type"]: each for each in status.get("conditions") or ()}.get("Ready", {})
     if ready.get("status") != "True":
         said = ready.get("message") or ready.get("reason") or "not Ready"
         return Readiness("waiting", _one_line(said))
@@ -157,7 +162,7 @@ def _rolled_out(service: Service, deployment: Document) -> Readiness:
     """Whether all pods of a Deployment are of its newest template, and available."""
     status = deployment.get("status") or {}
     if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
-        return Readiness("waiting", _NOT_LOOKED)
+        return _NOT_LOOKED
     wanted = deployment["spec"].get("replicas", 1)
     new, available, all_pods = (
         status.get(name, 0) for name in ("updatedReplicas", "availableReplicas", "replicas")
@@ -197,23 +202,17 @@ def _trouble(service: Service, pod: str, container: Document) -> Readiness | Non
     waiting = states[0].get("waiting") or {}
     ended: Document = next(filter(None, (state.get("terminated") for state in states)), {})
     is_stuck = waiting.get("reason") in _STUCK
-    who = f"{container['name']} of pod {pod}"
+    who, restarts = f"{container['name']} of pod {pod}", container.get("restartCount", 0)
     if not ended.get("exitCode") or container.get("ready"):
-        if not is_stuck:
-            return None
         said = _one_line(waiting.get("message") or "")
-        return Readiness("stuck", ": ".join(filter(None, (who, waiting["reason"], said))))
+        told = [who, waiting.get("reason"), said]
+        return Readiness("stuck", ": ".join(filter(None, told))) if is_stuck else None
     said = _one_line(ended.get("message") or "") or _last_words(
         service.log(pod, container["name"], previous="terminated" not in states[0])
     )
-    reason = f"{who} ended with {ended['exitCode']}"
-    if ended.get("reason") not in (None, "Error"):
-        reason += f" ({ended['reason']})"
-    restarts = container.get("restartCount", 0)
-    if restarts:
-        reason += f", {restarts} restarts"
-    if said:
-        reason += f": {said}"
+    why = f" ({ended['reason']})" if ended.get("reason") not in (None, "Error") else ""
+    often = f", {restarts} restarts" if restarts else ""
+    reason = ": ".join(filter(None, (f"{who} ended with {ended['exitCode']}{why}{often}", said)))
     if restarts >= MOST_RESTARTS:
         return Readiness("failed", reason)
     return Readiness("stuck" if is_stuck else "waiting", reason)

@@ -30,7 +30,6 @@ PATIENCE_SECONDS = 15.0
 """How long a change is tried again while the API server does not answer."""
 
 _Read = TypeVar("_Read")
-_ATTEMPTS = 10
 _SECONDS_BETWEEN_TRIES = 0.5
 
 
@@ -53,10 +52,6 @@ def kept(given: Any) -> Document:
 _Kept = Annotated[Document, BeforeValidator(kept), PlainSerializer(json.dumps)]
 
 
-def _new_holder() -> str:
-    return f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
-
-
 class Record(BaseModel, frozen=True, extra="forbid"):
     """A promotion in progress.
 
@@ -69,7 +64,9 @@ class Record(BaseModel, frozen=True, extra="forbid"):
         route: The HTTPRoute to go back to, in the same way; None without one.
     """
 
-    holder: str = Field(default_factory=_new_holder)
+    holder: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+    )
     uid: str
     digest: str
     step: str
@@ -144,16 +141,13 @@ class Held:
 
     def begin(self, document: Document, notes: Document) -> None:
         """Writes the record; of several who found nobody in these notes, one succeeds."""
-        for _ in range(_ATTEMPTS):
-            try:
-                annotations = self._written() | _ended(notes, self.record.uid)
-                self.service.note(annotations, notes, document)
-                return
-            except ConflictError:
-                before, notes = notes, self.service.notes()
-                if record_of(notes) != record_of(before):
-                    raise LostError(f"{self.service}: {record_of(notes)} was first") from None
-        raise QuantlibError(f"{self.service} changes all the time; nothing was done")
+        found = record_of(notes)
+
+        def begin(notes: Document) -> Document:
+            annotations = self._written() | _ended(notes, self.record.uid)
+            return self.service.note(annotations, notes, document)
+
+        self._while_held(begin, found.holder if found else None)
 
     def renew(self, step: str) -> None:
         """Writes what is being done, and that the holder is there."""
@@ -193,25 +187,20 @@ class Held:
     def _written(self) -> dict[str, str | None]:
         return {RECORD: self.record.model_dump_json()}
 
-    def _while_held(self, change: Callable[[Document], Document]) -> Document:
-        service, clock = self.service, self.rollout.clock
-        deadline = clock.monotonic() + PATIENCE_SECONDS
-        conflicts = 0
-        while conflicts < _ATTEMPTS:
-            try:
-                notes = service.notes()
-                held = record_of(notes)
-                if held is None or held.holder != self.record.holder:
-                    holder = held or "nobody"
-                    raise LostError(f"{service}: {holder} holds it now; nothing more is done")
-                return change(notes)
-            except ConflictError:  # a controller has written its status
-                conflicts += 1
-            except UnreachableError:
-                if clock.monotonic() > deadline:
-                    raise
-                clock.sleep(_SECONDS_BETWEEN_TRIES)
-        raise QuantlibError(f"{service} changes all the time")
+    def _while_held(self, change: Callable[[Document], Document], *before: str | None) -> Document:
+        """Changes something while this process holds it, or who held it before; more than once."""
+
+        def once() -> Document:
+            notes = self.service.notes()
+            held = record_of(notes)
+            if (held.holder if held else None) not in (self.record.holder, *before):
+                holder = held or "nobody"
+                raise LostError(f"{self.service}: {holder} holds it now; nothing more is done")
+            return change(notes)
+
+        # A controller may have written its status.
+        errors = (ConflictError, UnreachableError)
+        return self.rollout.clock.retry(once, errors, PATIENCE_SECONDS, _SECONDS_BETWEEN_TRIES)
 
 
 def _ended(notes: Document, uid: str) -> dict[str, None]:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import Event
 
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.api import UnreachableError
 from quantlib.promotion.cluster import Service
-from quantlib.promotion.merging import unlike
-from quantlib.promotion.readiness import wait_until_ready
-from quantlib.promotion.record import (
-    BEFORE,
-    Held,
-    LostError,
-    Record,
-    before_last,
-    record_of,
-)
+from quantlib.promotion.merging import Document, unlike
+from quantlib.promotion.readiness import NotReadyError, wait_until_ready
+from quantlib.promotion.record import BEFORE, Held, LostError, Record, before_last, record_of
 from quantlib.promotion.rollout import Rollout, Say, deployment_mode, restoring
 from quantlib.promotion.state import short
 
@@ -31,37 +24,29 @@ def restore(held: Held, reason: str) -> str:
 
     Signals do not keep it from restoring; one more ends the waiting. The reason is one line.
     """
-    with _undisturbed(held.say) as impatient:
-        return _restored(held, reason, impatient)
+    service, record, rollout = held.service, held.record, held.rollout
+    uri = service.kind.state(record.before).uri
 
+    def once() -> str:
+        noted = record_of(service.notes(), record.uid)
+        if noted is None or noted.holder != record.holder:
+            served = service.kind.state(service.get()).uri
+            return f"nothing had to be restored: {service} serves {served}"
+        story = f"rolled back {short(record.digest)} to {uri}: {reason}"
+        return _back(held, story, impatient, failed=True)[1]
 
-def _restored(held: Held, reason: str, impatient: Event) -> str:
-    service, rollout, clock = held.service, held.rollout, held.rollout.clock
-    before = service.kind.state(held.record.before)
-    deadline = clock.monotonic() + rollout.restore_seconds
-    while True:
-        try:
-            document, record = service.get(), record_of(service.notes(), held.record.uid)
-            if record is None or record.holder != held.record.holder:
-                served = service.kind.state(document).uri
-                return f"nothing had to be restored: {service} serves {served}"
-            _put_back(held)
-            outcome, answers = _wait(held, impatient)
-            story = f"rolled back {short(held.record.digest)} to {before.uri}: {reason}"
-            held.finish(story if answers else f"{story}; {outcome}", {})
-            held.tell(document, "RolledBack", story, warning=True)
-            return outcome
-        except LostError:
-            return f"{service}: somebody else promotes now; nothing more was done"
-        except QuantlibError as error:
-            if not isinstance(error, UnreachableError) or clock.monotonic() > deadline:
-                return (
-                    f"{service} could not be restored: {error}; it may serve either checkpoint. "
-                    f"When that is mended, `quantlib rollback --service {service.name} "
-                    f"--namespace {service.namespace}` restores {before.uri}"
-                )
-            held.say(f"{_STEP}: {error}")
-            clock.sleep(rollout.poll_seconds)
+    try:
+        with _undisturbed(held.say) as impatient:
+            seconds, every = rollout.restore_seconds, rollout.poll_seconds
+            return rollout.clock.retry(once, UnreachableError, seconds, every, held.say)
+    except LostError:
+        return f"{service}: somebody else promotes now; nothing more was done"
+    except QuantlibError as error:
+        return (
+            f"{service} could not be restored: {error}; it may serve either checkpoint. "
+            f"When that is mended, `quantlib rollback --service {service.name} "
+            f"--namespace {service.namespace}` restores {uri}"
+        )
 
 
 def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
@@ -71,38 +56,29 @@ def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
         InvalidInputError: Nothing is known of a state before, or a promotion is under way.
         QuantlibError: The restored state does not get ready.
     """
-    clock = rollout.clock
-    document, notes = service.get(), service.notes()
+    document, notes, kind = service.get(), service.notes(), service.kind
     uid = document["metadata"]["uid"]
-    record, current = record_of(notes, uid), service.kind.state(document)
-    also: dict[str, str | None] = {}
-    if record is not None:
-        record.require_abandoned(service, None, clock)
-        before = record.before
-    elif (known := before_last(notes, uid)) is not None:
-        before, also = known, {BEFORE: None}
-    else:
+    if record := record_of(notes, uid):
+        record.require_abandoned(service, None, rollout.clock)
+    before = record.before if record else before_last(notes, uid)
+    if before is None:
         raise InvalidInputError.one(
             str(service), "no promotion of it is known, so there is nothing to go back to"
         )
-    state = service.kind.state(before)
+    state = kind.state(before)
     mine = Record(
         uid=uid,
         digest=state.digest or "by-hand",
         step="rollback",
-        began=clock.stamp(),
-        renewed=clock.utc(),
+        began=rollout.clock.stamp(),
+        renewed=rollout.clock.utc(),
         before=before,
         route=record.route if record else None,
     )
     held = Held(service, mine, rollout, say)
     held.begin(document, notes)
-    story = f"rolled back by hand from {current.uri} to {state.uri}"
-    _put_back(held)
-    outcome, answers = _wait(held, Event())
-    told = story if answers else f"{story}; {outcome}"
-    held.finish(told, also)
-    held.tell(document, "RolledBack", told, warning=not answers)
+    story = f"rolled back by hand from {kind.state(document).uri} to {state.uri}"
+    answers, outcome = _back(held, story, Event(), None if record else {BEFORE: None})
     if not answers:
         raise QuantlibError(outcome)
     return f"{service}: {story}"
@@ -116,46 +92,48 @@ def put_route_back(held: Held) -> None:
         held.write(lambda found: found | {"spec": found["spec"] | rules}, path)
 
 
-def _put_back(held: Held) -> None:
-    """Writes what was there before; a canary under Knative first loses its traffic."""
-    service, before = held.service, held.record.before
-    held.renew(_STEP)
-    put_route_back(held)
-    document = service.get()
-    in_canary = "canaryTrafficPercent" in document["spec"].get("predictor", {})
-    hold = in_canary and deployment_mode(document) == "Knative"
-    written = held.write(restoring(service.kind, before, hold_traffic=hold))
-    if hold:
-        _release_traffic(held)
-    elif left := unlike(before, written):
-        held.say(f"{_STEP}: left as somebody else has set it meanwhile: {', '.join(left[:5])}")
-
-
-def _release_traffic(held: Held) -> None:
-    """Lets the restored revision have the traffic, once it is ready."""
-    rollout = held.rollout
-    try:
-        wait_until_ready(held, _STEP, timeout=min(rollout.timeout, rollout.restore_seconds))
-    except UnreachableError:
-        raise
-    except QuantlibError as error:
-        held.say(f"all traffic stays on the revision before the canary: {error}")
-    else:
-        held.write(restoring(held.service.kind, held.record.before))
-
-
-def _wait(held: Held, impatient: Event) -> tuple[str, bool]:
-    """Waits until what was before answers; says what serves now, and whether it is that."""
+def _back(
+    held: Held,
+    story: str,
+    impatient: Event,
+    also: Mapping[str, None] | None = None,
+    *,
+    failed: bool = False,
+) -> tuple[bool, str]:
+    """Goes back, and ends the promotion; whether what was before answers, and what serves now."""
     service, clock = held.service, held.rollout.clock
-    uri, started = service.kind.state(held.record.before).uri, clock.monotonic()
+    document = _put_back(held)
+    uri, started, answers = service.kind.state(held.record.before).uri, clock.monotonic(), True
     held.say(f"{_STEP}: asked for {uri} again; the pods that are ready answer until its own are")
     try:
         wait_until_ready(held, _STEP, enough=impatient.is_set)
-    except (LostError, UnreachableError):
-        raise
-    except QuantlibError as error:
-        return f"{service} is to serve {uri} again, and does not answer with it yet: {error}", False
-    return f"{service} serves {uri} again, after {clock.monotonic() - started:.0f} s", True
+        outcome = f"{service} serves {uri} again, after {clock.monotonic() - started:.0f} s"
+    except NotReadyError as error:
+        outcome = f"{service} is to serve {uri} again, and does not answer with it yet: {error}"
+        answers, story = False, f"{story}; {outcome}"
+    held.finish(story, also or {})
+    held.tell(document, "RolledBack", story, warning=failed or not answers)
+    return answers, outcome
+
+
+def _put_back(held: Held) -> Document:
+    """Writes what was there before; under Knative it gets the traffic once it is ready."""
+    kind, before, rollout = held.service.kind, held.record.before, held.rollout
+    held.renew(_STEP)
+    put_route_back(held)
+    document = held.service.get()
+    in_canary = "canaryTrafficPercent" in document["spec"].get("predictor", {})
+    hold = in_canary and deployment_mode(document) == "Knative"
+    written = held.write(restoring(kind, before, hold_traffic=hold))
+    if hold:
+        try:
+            wait_until_ready(held, _STEP, timeout=min(rollout.timeout, rollout.restore_seconds))
+            written = held.write(restoring(kind, before))
+        except NotReadyError as error:
+            held.say(f"all traffic stays on the revision before the canary: {error}")
+    elif left := unlike(before, written):
+        held.say(f"{_STEP}: left as somebody else has set it meanwhile: {', '.join(left[:5])}")
+    return written
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from quantlib.errors import InvalidInputError
+from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.kinds import Kind, pod_of
-from quantlib.promotion.merging import Document, annotations_of, merged, with_missing
+from quantlib.promotion.merging import Document, annotations_of, with_missing
 
 MODE = "serving.kserve.io/deploymentMode"
 CANARY = "canary"
@@ -27,15 +27,12 @@ _NOT_OF_A_CANARY = ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling")
 
 _OF_VERIFICATION = ("storageContainerName", "initContainers", "volumes")
 _SCALE = ("minReplicas", "maxReplicas")
-_MODES = {
-    "RawDeployment": "Standard",
-    "Standard": "Standard",
-    "Serverless": "Knative",
-    "Knative": "Knative",
-}
+_OLD_MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}
+"""As older releases of KServe call its modes."""
 
 Change = Callable[[Document], Document]
 Say = Callable[[str], None]
+_Result = TypeVar("_Result")
 
 
 class Clock:
@@ -56,6 +53,25 @@ class Clock:
     def stamp(self) -> str:
         """The time of day, as annotations hold it."""
         return self.utc().isoformat(timespec="seconds")
+
+    def retry(
+        self,
+        action: Callable[[], _Result],
+        errors: type[QuantlibError] | tuple[type[QuantlibError], ...],
+        seconds: float,
+        every: float,
+        say: Say = lambda _: None,
+    ) -> _Result:
+        """What an action gives, tried again for some seconds while it raises such an error."""
+        deadline = self.monotonic() + seconds
+        while True:
+            try:
+                return action()
+            except errors as error:
+                if self.monotonic() > deadline:
+                    raise
+                say(str(error))
+            self.sleep(every)
 
 
 @dataclass(frozen=True)
@@ -105,7 +121,8 @@ class Step:
 def deployment_mode(document: Document) -> str | None:
     """``Standard`` or ``Knative``: by the annotation, else by the status; None if neither says."""
     told = (document.get("status") or {}).get("deploymentMode")
-    return _MODES.get(annotations_of(document).get(MODE) or told or "")
+    mode: str | None = annotations_of(document).get(MODE) or told
+    return _OLD_MODES.get(mode or "", mode)
 
 
 def workload_name(document: Document, *, canary: bool = False) -> str | None:
@@ -137,7 +154,7 @@ def require_canary(document: Document) -> None:
         raise InvalidInputError.one(
             "--canary", f"a {document['kind']} has no canary", "promote without --canary"
         )
-    if deployment_mode(document) is None:
+    if deployment_mode(document) not in ("Standard", "Knative"):
         raise InvalidInputError.one(
             "--canary",
             f"neither the annotation {MODE} nor the status says how the service is deployed",
@@ -207,8 +224,8 @@ def _take_over(fields: Document, old: Document, names: Sequence[str]) -> None:
 
 
 def _with_percent(document: Document, percent: int) -> Document:
-    predictor = {"canaryTrafficPercent": percent}
-    changed: Document = merged(document, {"spec": {"predictor": predictor}}, by_name=False)
+    changed = deepcopy(document)
+    changed["spec"]["predictor"]["canaryTrafficPercent"] = percent
     return changed
 
 

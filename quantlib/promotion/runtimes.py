@@ -46,8 +46,12 @@ def runtime_of(
         if len(fit) > 1:
             names = ", ".join(sorted(each["metadata"]["name"] for each in fit))
             return Runtime(None, f"KServe may choose any of the runtimes {names}")
-        if fit:
-            return _read(fit[0], document)
+        for runtime in fit:
+            source = f"the {runtime['kind']} {runtime['metadata']['name']}"
+            for container in runtime["spec"].get("containers") or ():
+                if container["name"] == _CONTAINER and container.get("image"):
+                    return Runtime(_tagged(container["image"], document), source)
+            return Runtime(None, f"{source} names no image for {_CONTAINER}")
     missing = f"there is no runtime {name}" if name else f"no runtime is chosen for {MODEL_FORMAT}"
     return Runtime(None, missing if complete else f"{missing} in the overlay")
 
@@ -68,24 +72,10 @@ def _fits(runtime: Document, document: Document, name: str | None) -> bool:
     if name is not None:
         return bool(runtime["metadata"]["name"] == name)
     spec = runtime["spec"]
-    predictor = document["spec"].get("predictor", {})
-    return (
-        not spec.get("disabled")
-        and not spec.get("multiModel")
-        and ("workerSpec" in spec) == ("workerSpec" in predictor)
-        and any(
-            each.get("autoSelect") and each["name"].lower() == MODEL_FORMAT.lower()
-            for each in spec.get("supportedModelFormats") or ()
-        )
-    )
-
-
-def _read(runtime: Document, document: Document) -> Runtime:
-    source = f"the {runtime['kind']} {runtime['metadata']['name']}"
-    for container in runtime["spec"].get("containers") or ():
-        if container["name"] == _CONTAINER and container.get("image"):
-            return Runtime(_tagged(container["image"], document), source)
-    return Runtime(None, f"{source} names no image for {_CONTAINER}")
+    formats = spec.get("supportedModelFormats") or ()
+    beyond = any(spec.get(each) for each in ("disabled", "multiModel")) or "workerSpec" in spec
+    named = (each["name"] for each in formats if each.get("autoSelect"))
+    return not beyond and MODEL_FORMAT.lower() in map(str.lower, named)
 
 
 def _tagged(image: str, document: Document) -> str:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from operator import eq
 
 from quantlib.errors import QuantlibError
-from quantlib.serving.client import Completion, Server, together
+from quantlib.promotion.rollout import Rollout
+from quantlib.serving.client import Completion, Server, ServerError, together
 
 _NEW_TOKENS = 24
 _VOTES = 5
@@ -21,6 +24,8 @@ _FEWEST, _MOST = 100, 1000
 _CANARY_ANSWERS = 20
 _DEVIATIONS = 3.5
 _NEITHER = 0.05
+_SECONDS = 60.0
+"""How long a route may take until it splits traffic as it was asked to."""
 
 Prompt = tuple[int, ...]
 Fingerprint = dict[Prompt, Completion]
@@ -44,8 +49,8 @@ class Share:
         """
         if self.neither > _NEITHER * self.requests:
             return False
-        if self.percent == 0 or self.canary == 0:
-            return self.percent == 0 and self.canary == 0
+        if 0 in (self.percent, self.canary):
+            return self.percent == self.canary
         share = self.percent / 100
         deviation = math.sqrt(self.requests * share * (1 - share))
         return abs(self.canary - self.requests * share) <= _DEVIATIONS * deviation + 1
@@ -99,6 +104,25 @@ def measure_share(server: Server, stable: Fingerprint, canary: Fingerprint, perc
     return Share(sum(each > 0 for each in leads), leads.count(0), len(leads), percent)
 
 
+def settled_share(
+    server: Server, stable: Fingerprint, canary: Fingerprint, percent: int, rollout: Rollout
+) -> Share:
+    """The share that :func:`measure_share` finds as it was asked for, within a minute.
+
+    Raises:
+        QuantlibError: It is another, or cannot be told.
+    """
+
+    def once() -> Share:
+        share = measure_share(server, stable, canary, percent)
+        if not share.as_asked:
+            raise ServerError(f"the traffic is not shared as asked: {share}")
+        return share
+
+    # A route may be in the making.
+    return rollout.clock.retry(once, ServerError, _SECONDS, rollout.poll_seconds)
+
+
 def _distinguishing(stable: Fingerprint, canary: Fingerprint) -> list[Prompt]:
     """The prompts after which the two part first."""
     found = {
@@ -119,11 +143,9 @@ def _alike(one: Completion, other: Completion) -> int:
 
     That both end there as well is one more.
     """
-    if one.tokens is None or other.tokens is None:
-        left: Sequence[object] = one.text
-        right: Sequence[object] = other.text
-    else:
+    left: Sequence[object] = one.text
+    right: Sequence[object] = other.text
+    if one.tokens is not None and other.tokens is not None:
         left, right = one.tokens, other.tokens
-    pairs = enumerate(zip(left, right, strict=False))
-    whole = min(len(left), len(right)) + (len(left) == len(right))
-    return next((at for at, (a, b) in pairs if a != b), whole)
+    alike = takewhile(bool, map(eq, left, right))
+    return sum(alike) + (left == right)

@@ -169,6 +169,11 @@ class Cluster:
     def merge(self, body: Any, path: str = "") -> None:
         self.call("PATCH", self.path + path, body, "application/merge-patch+json")
 
+    def predict(self, predictor: Document) -> None:
+        """Changes the predictor of an InferenceService, at which its controller looks."""
+        self.merge({"spec": {"predictor": predictor}})
+        self.look()
+
     def events(self) -> list[tuple[str, str, str]]:
         listed = self.call("GET", f"/api/v1/namespaces/{self.namespace}/events")["items"]
         listed.sort(key=lambda each: each["metadata"]["name"])

@@ -18,6 +18,7 @@ from fake_openai import FakeOpenAI, fake_openai
 from promotion.answers import answer_as_expected
 from promotion.cluster import Cluster, Line, kubeconfig_through, make_namespace
 from promotion.cluster import server as server  # a fixture
+from promotion.driver import Promotion
 from promotion.services import BY_HAND, INFERENCE_SERVICE
 from report.conftest import WEIGHTS, commit_run
 
@@ -148,6 +149,19 @@ def make_cluster(
             monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
         cluster.look()
         return cluster
+
+    return make
+
+
+MakePromotion = Callable[..., Promotion]
+
+
+@pytest.fixture
+def make_promotion(make_cluster: MakeCluster, make_published: MakePublished) -> MakePromotion:
+    """A promotion of a checkpoint in a cluster of its own; ``changes`` are of its rollout."""
+
+    def make(*kind: str, changes: Any = None, **cluster: Any) -> Promotion:
+        return Promotion(make_cluster(*kind, **cluster), make_published(), changes or {})
 
     return make
 

@@ -14,9 +14,12 @@ from promotion.cluster import Cluster, Line, kubeconfig_through
 from promotion.services import BY_HAND as BY_HAND
 
 from quantlib.errors import QuantlibError
+from quantlib.promotion import direct
 from quantlib.promotion.checks import Allowances, check_published
 from quantlib.promotion.cluster import Service, find_service
 from quantlib.promotion.direct import promote_directly
+from quantlib.promotion.record import STALE
+from quantlib.promotion.restoring import roll_back
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 
@@ -36,6 +39,7 @@ class Promotion:
     changes: dict[str, Any] = field(default_factory=dict)
     allowances: Allowances = field(default_factory=Allowances)
     said: list[str] = field(default_factory=list)
+    heard: Callable[[str], None] = lambda _: None
     interrupt_at: int | None = None
 
     @property
@@ -44,8 +48,16 @@ class Promotion:
 
     def say(self, text: str) -> None:
         self.said.append(text)
+        self.heard(text)
         if len(self.said) - 1 == self.interrupt_at:
             raise KeyboardInterrupt
+
+    def service(self) -> Service:
+        return find_service(self.cluster.namespace, "tiny")
+
+    def back(self, **changes: Any) -> str:
+        """As `quantlib rollback` does."""
+        return roll_back(self.service(), self.cluster.rollout(**changes), self.say)
 
     def run(self, service: Service | None = None) -> str:
         cluster = self.cluster
@@ -53,7 +65,7 @@ class Promotion:
         return promote_directly(
             check_published(str(self.folder)),
             self.uri,
-            cluster.behind(service or find_service(cluster.namespace, "tiny")),
+            cluster.behind(service or self.service()),
             cluster.rollout(**{"url": url} | self.changes),
             self.allowances,
             EXPECTED,
@@ -78,19 +90,66 @@ def require_restored(cluster: Cluster, before: dict[str, Any]) -> None:
 
 def hooked(
     service: Service,
-    before: Callable[[str], None] = lambda _: None,
-    after: Callable[[str], None] = lambda _: None,
+    before: Callable[[str, str], None] = lambda *_: None,
+    after: Callable[[str, str], None] = lambda *_: None,
+    change: Callable[[Any, Any], None] = lambda *_: None,
 ) -> Service:
-    """The service with something done before or after each request, told the request's method."""
+    """The service with something done before or after each request, told its method and path.
+
+    ``change`` gets the options of each request, and its answer.
+    """
 
     class Api:
+        configuration = service.api.configuration
+
         def call_api(self, path: str, method: str, **options: Any) -> Any:
-            before(method)
+            before(method, path)
             answer = service.api.call_api(path, method, **options)
-            after(method)
+            after(method, path)
+            change(options, answer)
             return answer
 
     return replace(service, api=Api())
+
+
+@dataclass
+class Failing:
+    """Raises at a request of some methods, counted from 0, or from it on; or would have."""
+
+    error: BaseException
+    at: int
+    methods: tuple[str, ...] = ("GET", "PATCH", "POST")
+    lasting: bool = False
+    count: int = 0
+
+    def __call__(self, method: str, _: str) -> None:
+        if method in self.methods:
+            self.count += 1
+            if self.has_failed and (self.lasting or self.count == self.at + 1):
+                raise self.error
+
+    @property
+    def has_failed(self) -> bool:
+        return self.count > self.at
+
+
+class Gone(BaseException):
+    """As kill -9: nothing is done after it."""
+
+
+def killed(promotion: Promotion, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Runs a promotion whose process is killed as soon as it says something."""
+
+    def kill(text: str) -> None:
+        if when in text:
+            raise Gone
+
+    with monkeypatch.context() as patch:
+        patch.setattr(direct, "restore", lambda *_: "")
+        patch.setattr(promotion, "heard", kill)
+        with pytest.raises(Gone):
+            promotion.run()
+    promotion.cluster.clock.sleep(STALE.total_seconds() + 1)
 
 
 def abandon(promotion: Promotion, line: Line) -> None:

@@ -353,7 +353,7 @@ class Kubelet:
         assert (scheme, port) == ("http", "80")
         sources = self._pods.sources(name)
         if not sources:
-            raise _refused(503, f'no endpoints available for service "{name}"')
+            raise refused(503, f'no endpoints available for service "{name}"')
         self._turn += 1
         source = sources[self._turn % len(sources)]
         asked = "/" + "/".join(words[words.index("proxy") + 1 :])
@@ -365,12 +365,13 @@ class Kubelet:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return SimpleNamespace(data=answer.read())
         except urllib.error.HTTPError as error:
-            raise _refused(error.code, "the server said so") from None
+            raise refused(error.code, "the server said so") from None
         except OSError as error:
-            raise _refused(502, str(error)) from None
+            raise refused(502, str(error)) from None
 
 
-def _refused(status: int, message: str) -> client.ApiException:
+def refused(status: int, message: str) -> client.ApiException:
+    """The error of an API server that refuses."""
     error = client.ApiException(status=status, reason=message)
     error.body = json.dumps({"message": message})
     return error

@@ -1,7 +1,5 @@
 """Direct promotion on a real API server; the controller acts while promotion waits."""
 
-import itertools
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,36 +11,28 @@ import kube_api
 import pytest
 from click.testing import CliRunner
 from fake_openai import FakeOpenAI
-from kubernetes import client, config
-from promotion.cluster import (
-    Cluster,
-    Line,
-    request,
-)
-from promotion.conftest import MakeCluster, MakePublished
+from kubernetes import config
+from promotion.cluster import Cluster, Line, request
+from promotion.conftest import MakeCluster, MakePromotion, MakePublished
 from promotion.driver import BY_HAND, Promotion, act_as_account, hooked, require_restored, serves
-from promotion.kserve import NEVER, Fate
+from promotion.kserve import NEVER, Fate, refused
 
 from quantlib.cli.promote import promote
 from quantlib.cli.rollback import rollback
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.checks import Allowances
-from quantlib.promotion.cluster import find_service
 from quantlib.promotion.kinds import KINDS
 from quantlib.promotion.record import STALE
-from quantlib.promotion.restoring import roll_back
 from quantlib.promotion.rollout import SETTLE_SECONDS
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_service_goes_over_and_back_by_hand(
-    make_cluster: MakeCluster, make_published: MakePublished, kind: str
-) -> None:
-    cluster = make_cluster(kind)
+def test_a_service_goes_over_and_back_by_hand(make_promotion: MakePromotion, kind: str) -> None:
+    promotion = make_promotion(kind)
+    cluster = promotion.cluster
     before = cluster.get()["spec"]
-    promotion = Promotion(cluster, make_published())
     assert "promoted" in promotion.run()
     assert serves(cluster) == promotion.uri
     annotations = cluster.annotations()
@@ -56,13 +46,12 @@ def test_a_service_goes_over_and_back_by_hand(
     assert "serves sha256:" in promotion.run(), "the same again has nothing to do"
     assert len(cluster.events()) == 3
 
-    service = find_service(cluster.namespace, "tiny")
-    assert f"to {BY_HAND}" in roll_back(service, cluster.rollout(), promotion.say)
+    assert f"to {BY_HAND}" in promotion.back()
     assert cluster.get()["spec"] == before
     assert "quantlib.io/digest" not in cluster.annotations()
     assert cluster.events()[-1][1] == "RolledBack"
     with pytest.raises(InvalidInputError, match="nothing to go back to"):
-        roll_back(service, cluster.rollout(), promotion.say)
+        promotion.back()
 
 
 IN_PLACE = "not ready after 60 s: 2 of 2 new pods are there, 2 of before, 2 available in all"
@@ -73,11 +62,11 @@ IN_PLACE = "not ready after 60 s: 2 of 2 new pods are there, 2 of before, 2 avai
     [(None, IN_PLACE), ("Standard", "dark launch: not ready after 60 s: 1 of 1 new pods")],
 )
 def test_pods_that_never_get_ready_while_those_before_answer(
-    make_cluster: MakeCluster, make_published: MakePublished, mode: str | None, said: str
+    make_promotion: MakePromotion, mode: str | None, said: str
 ) -> None:
-    cluster = make_cluster(mode=mode)
+    promotion = make_promotion(mode=mode, changes={"timeout": 60.0})
+    cluster = promotion.cluster
     before = cluster.get()
-    promotion = Promotion(cluster, make_published(), {"timeout": 60.0})
     cluster.fates[promotion.uri] = NEVER
     with pytest.raises(QuantlibError, match=said) as failed:
         promotion.run()
@@ -87,26 +76,17 @@ def test_pods_that_never_get_ready_while_those_before_answer(
 
 @pytest.mark.parametrize("percents", [(), (10, 50)])
 def test_no_pods_start_but_those_of_the_new_checkpoint(
-    make_cluster: MakeCluster,
-    make_published: MakePublished,
-    fake: FakeOpenAI,
-    percents: tuple[int, ...],
+    make_promotion: MakePromotion, fake: FakeOpenAI, percents: tuple[int, ...]
 ) -> None:
     """KServe copies a service's annotations to its pods: what changes there starts new ones."""
-    cluster = make_cluster(mode="Standard")
-    waits = itertools.count()
-    cluster.ready = lambda document: (
-        cluster.kind.state(document).uri == BY_HAND
-        or (
-            next(waits) > STALE.total_seconds()  # the record is renewed meanwhile
-        )
-    )
     changes = {"percents": percents, "canary_url": fake.url}
-    promotion = Promotion(cluster, make_published(), changes)
+    promotion = make_promotion(mode="Standard", changes=changes)
+    cluster = promotion.cluster
+    cluster.fates[promotion.uri] = Fate(2 * STALE.total_seconds())  # the record is renewed
     promotion.run()
     cluster.look()
     assert len(cluster.pods.templates) == 3, "of before, of the canary, and new"
-    roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
+    promotion.back()
     cluster.look()
     assert len(cluster.pods.templates) == 4
 
@@ -116,28 +96,23 @@ def test_no_pods_start_but_those_of_the_new_checkpoint(
     [*((kind, BY_HAND) for kind in KINDS), ("InferenceService", None)],
 )
 def test_ready_but_answering_nonsense(
-    make_cluster: MakeCluster,
-    make_published: MakePublished,
-    fake: FakeOpenAI,
-    kind: str,
-    uri: str | None,
+    make_promotion: MakePromotion, fake: FakeOpenAI, kind: str, uri: str | None
 ) -> None:
-    cluster = make_cluster(kind)
+    promotion = make_promotion(kind)
+    cluster = promotion.cluster
     if uri is None:
-        cluster.merge({"spec": {"predictor": {"model": {"storageUri": None}}}})
-        cluster.look()
+        cluster.predict({"model": {"storageUri": None}})
     before = cluster.get()
     fake.tokens = {}
     with pytest.raises(QuantlibError, match="0 of 20 probes"):
-        Promotion(cluster, make_published()).run()
+        promotion.run()
     require_restored(cluster, before)
     assert serves(cluster) == uri
 
 
-def test_a_status_without_a_generation_has_to_stay_ready(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster(observes=False)
+def test_a_status_without_a_generation_has_to_stay_ready(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion(observes=False)
+    cluster = promotion.cluster
     looks = []
 
     def ready(document: dict[str, Any]) -> bool:
@@ -146,48 +121,40 @@ def test_a_status_without_a_generation_has_to_stay_ready(
         return len(looks) not in (5, 6)
 
     cluster.ready = ready
-    Promotion(cluster, make_published()).run()
-    unready = looks[5]
-    assert looks[-1] - unready >= SETTLE_SECONDS
+    promotion.run()
+    assert looks[-1] - looks[5] >= SETTLE_SECONDS
 
 
-def test_an_absent_service(make_cluster: MakeCluster, make_published: MakePublished) -> None:
-    cluster = make_cluster()
+def test_an_absent_service(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion()
+    cluster = promotion.cluster
     cluster.call("DELETE", cluster.path)
     with pytest.raises(InvalidInputError, match="has no InferenceService or LLMInferenceService"):
-        Promotion(cluster, make_published()).run()
+        promotion.run()
 
 
 @pytest.mark.parametrize(("verbs", "missing"), [(["watch"], "get"), (["get"], "patch")])
 def test_missing_permissions_are_found_before_anything_changes(
-    make_cluster: MakeCluster,
-    make_published: MakePublished,
-    line: Line,
-    tmp_path: Path,
-    verbs: list[str],
-    missing: str,
+    make_promotion: MakePromotion, line: Line, tmp_path: Path, verbs: list[str], missing: str
 ) -> None:
-    cluster = make_cluster()
+    promotion = make_promotion()
+    cluster = promotion.cluster
     before = cluster.get()["spec"]
     act_as_account(cluster, line, tmp_path, verbs)
-    with pytest.raises(InvalidInputError) as refused:
-        Promotion(cluster, make_published()).run()
-    assert f"no permission to {missing} inferenceservices" in str(refused.value)
+    said = f"no permission to {missing} inferenceservices"
+    with pytest.raises(InvalidInputError, match=said):
+        promotion.run()
     assert cluster.get()["spec"] == before
     assert "quantlib.io/promotion" not in cluster.annotations()
 
 
 @pytest.mark.parametrize("kind", ["InferenceService", "Deployment"])
 def test_the_account_of_the_manifests_suffices(
-    make_cluster: MakeCluster,
-    make_published: MakePublished,
-    line: Line,
-    tmp_path: Path,
-    kind: str,
+    make_promotion: MakePromotion, line: Line, tmp_path: Path, kind: str
 ) -> None:
-    cluster = make_cluster(kind, mode="Standard")
+    promotion = make_promotion(kind, mode="Standard")
+    cluster = promotion.cluster
     act_as_account(cluster, line, tmp_path)
-    promotion = Promotion(cluster, make_published())
     cluster.fates[promotion.uri] = Fate(10.0)
     promotion.run()
     assert serves(cluster) == promotion.uri
@@ -224,83 +191,69 @@ def runtime(server: kube_api.ApiServer) -> Iterator[Callable[[str], None]]:
         request(api, "DELETE", f"{RUNTIME_PATH}/vllm")
 
 
-def without_an_image(cluster: Cluster) -> None:
-    cluster.merge({"spec": {"predictor": {"model": {"image": None}}}})
-    cluster.look()
-
-
 @pytest.mark.parametrize("asked", [None, "vllm"])
 def test_a_runtime_of_the_cluster_says_its_version(
-    make_cluster: MakeCluster,
-    make_published: MakePublished,
+    make_promotion: MakePromotion,
     runtime: Callable[[str], None],
     line: Line,
     tmp_path: Path,
     asked: str | None,
 ) -> None:
-    cluster = make_cluster()
-    without_an_image(cluster)
-    cluster.merge({"spec": {"predictor": {"model": {"runtime": asked}}}})
-    cluster.look()
+    promotion = make_promotion()
+    cluster = promotion.cluster
+    cluster.predict({"model": {"image": None, "runtime": asked}})
     act_as_account(cluster, line, tmp_path)
-    promotion = Promotion(cluster, make_published())
     with pytest.raises(InvalidInputError, match="is not known") as refused:
         promotion.run()
     assert "--runtime-version" in str(refused.value)
     runtime("vllm/vllm-openai:v0.31.1")
     with pytest.raises(InvalidInputError, match=r"ServingRuntime vllm runs vLLM 0\.31\.1"):
         promotion.run()
-    model = {"runtimeVersion": "v0.32.0"}
-    cluster.merge({"spec": {"predictor": {"model": model}}})
-    cluster.look()
+    cluster.predict({"model": {"runtimeVersion": "v0.32.0"}})
     promotion.run()
     assert serves(cluster) == promotion.uri
 
 
 def test_runtimes_that_may_not_be_read(
-    make_cluster: MakeCluster, make_published: MakePublished, line: Line, tmp_path: Path
+    make_promotion: MakePromotion, line: Line, tmp_path: Path
 ) -> None:
-    cluster = make_cluster()
-    without_an_image(cluster)
+    promotion = make_promotion()
+    cluster = promotion.cluster
+    cluster.predict({"model": {"image": None}})
     act_as_account(cluster, line, tmp_path, ["get", "patch"])
-    promotion = Promotion(cluster, make_published())
     with pytest.raises(InvalidInputError, match="no permission to get servingruntimes") as refused:
         promotion.run()
     assert 'cannot list resource "servingruntimes"' in str(refused.value)
     assert "--runtime-version" in str(refused.value)
-    said = replace(promotion, allowances=Allowances(runtime_version="0.32.0"))
-    said.run()
+    promotion.allowances = Allowances(runtime_version="0.32.0")
+    promotion.run()
     assert serves(cluster) == promotion.uri
 
 
 def test_an_api_server_that_offers_the_older_version_only(
-    make_cluster: MakeCluster, make_published: MakePublished, monkeypatch: pytest.MonkeyPatch
+    make_promotion: MakePromotion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = KINDS["LLMInferenceService"]
     absent, older = "serving.kserve.io/v9", "serving.kserve.io/v1alpha1"
     assert kind.api_versions == ("serving.kserve.io/v1alpha2", older)
     monkeypatch.setitem(KINDS, kind.name, replace(kind, api_versions=(absent, older)))
-    cluster = make_cluster(kind.name, api_version=older)
+    promotion = make_promotion(kind.name, api_version=older)
+    cluster = promotion.cluster
     before = cluster.get()["spec"]
-    promotion = Promotion(cluster, make_published())
     promotion.run()
     assert serves(cluster) == promotion.uri
-    service = find_service(cluster.namespace, "tiny")
-    assert service.api_version == older
-    roll_back(service, cluster.rollout(), promotion.say)
+    assert promotion.service().api_version == older
+    promotion.back()
     assert cluster.get()["spec"] == before
 
 
-def test_a_rollback_that_does_not_get_ready_is_told_and_done(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster()
-    promotion = Promotion(cluster, make_published())
+def test_a_rollback_that_does_not_get_ready_is_told_and_done(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion()
+    cluster = promotion.cluster
     promotion.run()
     cluster.ready = lambda _: False
-    service = find_service(cluster.namespace, "tiny")
     with pytest.raises(QuantlibError, match="not ready after 60 s"):
-        roll_back(service, cluster.rollout(timeout=60.0), promotion.say)
+        promotion.back(timeout=60.0)
     assert serves(cluster) == BY_HAND
     annotations = cluster.annotations()
     assert "quantlib.io/promotion" not in annotations
@@ -308,9 +261,9 @@ def test_a_rollback_that_does_not_get_ready_is_told_and_done(
     assert cluster.events()[-1][:2] == ("Warning", "RolledBack")
 
 
-def test_the_commands_exit_with_0(make_cluster: MakeCluster, make_published: MakePublished) -> None:
-    cluster = make_cluster()
-    promotion = Promotion(cluster, make_published())
+def test_the_commands_exit_with_0(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion()
+    cluster = promotion.cluster
     promotion.run()
     words = ["--service", "tiny", "--namespace", cluster.namespace]
     options = ["--direct", "--no-smoke-test", "--storage-uri", promotion.uri]
@@ -357,20 +310,17 @@ def test_a_checkpoint_that_is_older_than_what_serves(
     assert serves(cluster) == older.uri
 
 
-def test_a_webhook_that_refuses_is_no_missing_permission(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster()
+def test_a_webhook_that_refuses_is_no_missing_permission(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion()
+    cluster = promotion.cluster
 
-    def deny(method: str) -> None:
+    def deny(method: str, _: str) -> None:
         if method == "PATCH":
-            denied = client.ApiException(status=403)
-            denied.body = json.dumps({"message": 'admission webhook "a" denied the request: b'})
-            raise denied
+            raise refused(403, 'admission webhook "a" denied the request: b')
 
-    service = hooked(find_service(cluster.namespace, "tiny"), before=deny)
+    service = hooked(promotion.service(), before=deny)
     with pytest.raises(InvalidInputError, match="the cluster refuses that: admission webhook"):
-        Promotion(cluster, make_published()).run(service)
+        promotion.run(service)
     assert serves(cluster) == BY_HAND
 
 
@@ -402,11 +352,9 @@ def test_a_failed_canary_under_knative_keeps_the_traffic_off(
     require_restored(cluster, before)
 
 
-def test_a_canary_of_somebody_else(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster(mode="Knative")
-    promotion = Promotion(cluster, make_published())
+def test_a_canary_of_somebody_else(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion(mode="Knative")
+    cluster = promotion.cluster
     cluster.merge({"spec": {"predictor": {"canaryTrafficPercent": 20}}})
     with pytest.raises(InvalidInputError, match="it has a canary that is not ours"):
         promotion.run()
@@ -425,9 +373,10 @@ def test_a_canary_of_somebody_else(
     ],
 )
 def test_a_canary_that_the_cluster_would_ignore_is_refused(
-    make_cluster: MakeCluster, make_published: MakePublished, kind: str, said: str
+    make_promotion: MakePromotion, kind: str, said: str
 ) -> None:
-    cluster = make_cluster(kind)
+    promotion = make_promotion(kind, changes={"percents": (10,)})
+    cluster = promotion.cluster
     with pytest.raises(InvalidInputError, match=said):
-        Promotion(cluster, make_published(), {"percents": (10,)}).run()
+        promotion.run()
     assert serves(cluster) == BY_HAND

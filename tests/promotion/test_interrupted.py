@@ -6,21 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_openai import FakeOpenAI
-from kubernetes import client
-from promotion.cluster import (
-    Cluster,
-    Line,
-)
-from promotion.conftest import MakeCluster, MakePublished
+from promotion.cluster import Cluster, Line
+from promotion.conftest import MakeCluster, MakePromotion, MakePublished
 from promotion.driver import (
     BY_HAND,
+    Failing,
     Promotion,
     abandon,
     act_as_account,
@@ -28,20 +25,18 @@ from promotion.driver import (
     require_restored,
     serves,
 )
+from promotion.kserve import refused
 from urllib3.exceptions import ProtocolError
 
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.promotion.cluster import find_service
 from quantlib.promotion.record import STALE, Held, Record
-from quantlib.promotion.restoring import roll_back
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_api_server_gone_for_a_while(
-    make_cluster: MakeCluster, make_published: MakePublished, line: Line
-) -> None:
-    cluster = make_cluster()
+def test_the_api_server_gone_for_a_while(make_promotion: MakePromotion, line: Line) -> None:
+    promotion = make_promotion()
+    cluster = promotion.cluster
     looks = []
 
     def ready(document: dict[str, Any]) -> bool:
@@ -54,26 +49,22 @@ def test_the_api_server_gone_for_a_while(
         return not line.is_cut
 
     cluster.ready = ready
-    promotion = Promotion(cluster, make_published())
     promotion.run()
     assert looks.count(True) == 9
     assert serves(cluster) == promotion.uri
 
 
-def test_the_api_server_gone_for_long(
-    make_cluster: MakeCluster, make_published: MakePublished, line: Line
-) -> None:
-    cluster = make_cluster()
+def test_the_api_server_gone_for_long(make_promotion: MakePromotion, line: Line) -> None:
+    promotion = make_promotion(changes={"timeout": 60.0, "restore_seconds": 10.0})
+    cluster = promotion.cluster
     before = cluster.get()
-    promotion = Promotion(cluster, make_published(), {"timeout": 60.0, "restore_seconds": 10.0})
     abandon(promotion, line)
     record = json.loads(cluster.annotations()["quantlib.io/promotion"])
     assert record["digest"] == f"sha256:{promotion.folder.name}"
-    service = find_service(cluster.namespace, "tiny")
     with pytest.raises(QuantlibError, match="is under way"):
-        roll_back(service, cluster.rollout(), promotion.say)
+        promotion.back()
     cluster.clock.sleep(STALE.total_seconds() + 1)
-    roll_back(service, cluster.rollout(), promotion.say)
+    promotion.back()
     assert cluster.get()["spec"] == before["spec"]
     assert "quantlib.io/promotion" not in cluster.annotations()
 
@@ -106,48 +97,43 @@ def test_a_record_is_read_as_it_was_written() -> None:
         json.dumps(SOMEBODYS | {"before": json.dumps(OBJECT | {"spec": 3})}),
     ],
 )
-def test_a_record_that_somebody_wrote_by_hand(
-    make_cluster: MakeCluster, make_published: MakePublished, text: str
-) -> None:
-    cluster = make_cluster()
-    service = find_service(cluster.namespace, "tiny")
+def test_a_record_that_somebody_wrote_by_hand(make_promotion: MakePromotion, text: str) -> None:
+    promotion = make_promotion()
+    cluster = promotion.cluster
+    service = promotion.service()
     service.note({"quantlib.io/promotion": text}, service.notes())
-    promotion = Promotion(cluster, make_published())
     with pytest.raises(InvalidInputError, match=r"tiny: holds no promotion that"):
         promotion.run()
     assert serves(cluster) == BY_HAND
     notes = {"quantlib.io/promotion": None, "quantlib.io/before": "by hand"}
     service.note(notes, service.notes(), cluster.get())
     with pytest.raises(InvalidInputError, match=r"before .*: holds no service that"):
-        roll_back(service, cluster.rollout(), promotion.say)
+        promotion.back()
 
 
 def test_a_mistake_of_ours_is_undone_too(
-    make_cluster: MakeCluster, make_published: MakePublished, monkeypatch: pytest.MonkeyPatch
+    make_promotion: MakePromotion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = make_cluster()
+    promotion = make_promotion()
+    cluster = promotion.cluster
     before = cluster.get()
     monkeypatch.setattr("quantlib.promotion.direct.smoke_test", lambda *_: 1 // 0)
-    promotion = Promotion(cluster, make_published())
     with pytest.raises(ZeroDivisionError):
         promotion.run()
-    service = find_service(cluster.namespace, "tiny")
+    service = promotion.service()
     assert promotion.said[-1].startswith(f"{service} serves {BY_HAND} again, after ")
     require_restored(cluster, before)
 
 
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
 def test_a_canary_interrupted_at_every_word(
-    make_cluster: MakeCluster,
-    make_published: MakePublished,
-    canary: Callable[[Cluster], str],
-    mode: str,
+    make_promotion: MakePromotion, canary: Callable[[Cluster], str], mode: str
 ) -> None:
-    cluster = make_cluster(mode=mode)
-    changes = {"percents": (10,), "canary_url": canary(cluster)}
-    before, folder = cluster.get(), make_published()
+    promotion = make_promotion(mode=mode, changes={"percents": (10,)})
+    cluster, before = promotion.cluster, promotion.cluster.get()
+    promotion.changes["canary_url"] = canary(cluster)
     for at in itertools.count():
-        promotion = Promotion(cluster, folder, changes, interrupt_at=at)
+        promotion.said, promotion.interrupt_at = [], at
         with suppress(KeyboardInterrupt):
             promotion.run()
         if serves(cluster) == promotion.uri:
@@ -157,22 +143,12 @@ def test_a_canary_interrupted_at_every_word(
     assert at > 4
 
 
-def test_interrupted_at_every_request(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster()
-    before, folder = cluster.get(), make_published()
+def test_interrupted_at_every_request(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion()
+    cluster, before = promotion.cluster, promotion.cluster.get()
     for at in itertools.count():
-        requests = itertools.count()
-
-        def interrupt(method: str, at: int = at, requests: Iterator[int] = requests) -> None:
-            if next(requests) == at:
-                raise KeyboardInterrupt
-
-        promotion = Promotion(cluster, folder)
-        service = hooked(find_service(cluster.namespace, "tiny"), before=interrupt)
         with suppress(KeyboardInterrupt):
-            promotion.run(service)
+            promotion.run(hooked(promotion.service(), Failing(KeyboardInterrupt(), at)))
         annotations = cluster.annotations()
         assert "quantlib.io/promotion" not in annotations
         last = annotations.get("quantlib.io/last-promotion", "")
@@ -185,54 +161,42 @@ def test_interrupted_at_every_request(
     assert at > 10
 
 
-def test_further_signals_do_not_cut_the_restoration_short(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster()
-    before = cluster.get()
-    promotion = Promotion(cluster, make_published(), interrupt_at=2)
+def test_further_signals_do_not_cut_the_restoration_short(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion()
+    cluster, before = promotion.cluster, promotion.cluster.get()
+    promotion.interrupt_at = 2
 
-    def insist(method: str) -> None:
+    def insist(*_: str) -> None:
         if len(promotion.said) > 2:
             signal.raise_signal(signal.SIGINT)
 
-    service = hooked(find_service(cluster.namespace, "tiny"), before=insist)
     with pytest.raises(KeyboardInterrupt):
-        promotion.run(service)
+        promotion.run(hooked(promotion.service(), before=insist))
     assert any("written back first" in line for line in promotion.said)
     require_restored(cluster, before)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_api_server_fails_at_every_request(
-    make_cluster: MakeCluster, make_published: MakePublished, when: str
-) -> None:
+def test_the_api_server_fails_at_every_request(make_promotion: MakePromotion, when: str) -> None:
     """Either the request or its answer is lost, which are alike for who asks."""
-    cluster = make_cluster()
-    before, folder = cluster.get()["spec"], make_published()
+    promotion = make_promotion()
+    cluster, before = promotion.cluster, promotion.cluster.get()["spec"]
     for at in itertools.count():
-        requests = itertools.count()
-
-        def lose(method: str, at: int = at, requests: Iterator[int] = requests) -> None:
-            if next(requests) == at:
-                raise ProtocolError("lost")
-
-        promotion = Promotion(cluster, folder)
-        service = hooked(find_service(cluster.namespace, "tiny"), **{when: lose})
+        lose = Failing(ProtocolError("lost"), at)
         failed = False
         try:
-            promotion.run(service)
+            promotion.run(hooked(promotion.service(), **{when: lose}))
         except QuantlibError as error:
             assert "does not answer" in str(error)
             failed = True
         assert "quantlib.io/promotion" not in cluster.annotations()
         if failed:
             assert cluster.get()["spec"] == before
-        elif next(requests) <= at:
+        elif not lose.has_failed:
             break
         else:
             assert serves(cluster) == promotion.uri
-            roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
+            promotion.back()
     assert at > 10
 
 
@@ -290,9 +254,9 @@ def test_of_two_that_begin_at_once_one_wins(
 ) -> None:
     cluster = make_cluster()
     first, second = (Promotion(cluster, make_published(seed)) for seed in ("one", "two"))
-    service = find_service(cluster.namespace, "tiny")
+    service = first.service()
 
-    def overtake(method: str) -> None:
+    def overtake(method: str, _: str) -> None:
         """Lets the other begin between the dry run and the record."""
         if method == "POST" and not cluster.annotations().get("quantlib.io/promotion"):
             document, clock = cluster.get(), cluster.clock
@@ -308,7 +272,7 @@ def test_of_two_that_begin_at_once_one_wins(
             held = Held(service, record, cluster.rollout(), second.say)
             held.begin(document, service.notes())
 
-    with pytest.raises(QuantlibError, match=r"the promotion of 2 by other .* was first"):
+    with pytest.raises(QuantlibError, match=r"the promotion of 2 by other .* holds it now"):
         first.run(hooked(service, before=overtake))
     assert serves(cluster) == BY_HAND
     assert json.loads(cluster.annotations()["quantlib.io/promotion"])["holder"] == "other"
@@ -316,18 +280,16 @@ def test_of_two_that_begin_at_once_one_wins(
         second.run()
 
 
-def test_a_controller_that_writes_in_between_is_no_obstacle(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster()
+def test_a_controller_that_writes_in_between_is_no_obstacle(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion()
+    cluster = promotion.cluster
     numbers = itertools.count()
 
-    def meddle(method: str) -> None:
+    def meddle(method: str, _: str) -> None:
         if method == "PATCH" and (number := next(numbers)) % 3:
             cluster.merge({"metadata": {"labels": {"seen": str(number)}}})
 
-    promotion = Promotion(cluster, make_published())
-    promotion.run(hooked(find_service(cluster.namespace, "tiny"), before=meddle))
+    promotion.run(hooked(promotion.service(), before=meddle))
     assert serves(cluster) == promotion.uri
 
 
@@ -354,16 +316,17 @@ def test_rolling_back_an_abandoned_canary_keeps_the_traffic_off(
     promotion = Promotion(cluster, make_published(), changes)
     abandon(promotion, line)
     cluster.clock.sleep(STALE.total_seconds() + 1)
-    roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
+    promotion.back()
     percents = [spec["predictor"].get("canaryTrafficPercent") for spec in cluster.specs]
     assert percents[:3] == [None, 10, 0]
     assert cluster.get()["spec"] == before
 
 
 def test_permissions_taken_away_in_between(
-    make_cluster: MakeCluster, make_published: MakePublished, line: Line, tmp_path: Path
+    make_promotion: MakePromotion, line: Line, tmp_path: Path
 ) -> None:
-    cluster = make_cluster()
+    promotion = make_promotion()
+    cluster = promotion.cluster
     act_as_account(cluster, line, tmp_path)
 
     def ready(document: dict[str, Any]) -> bool:
@@ -373,7 +336,7 @@ def test_permissions_taken_away_in_between(
 
     cluster.ready = ready
     with pytest.raises(QuantlibError, match=r"could not be restored: .* no permission") as failed:
-        Promotion(cluster, make_published()).run()
+        promotion.run()
     assert f"quantlib rollback --service tiny --namespace {cluster.namespace}" in str(failed.value)
     assert failed.value.exit_code == 1
 
@@ -397,40 +360,25 @@ REFUSALS = {
         ("lost server", False),
     ],
 )
-def test_refused_at_each_write(
-    make_cluster: MakeCluster, make_published: MakePublished, refusal: str, lasting: bool
-) -> None:
+def test_refused_at_each_write(make_promotion: MakePromotion, refusal: str, lasting: bool) -> None:
     """Once, or from then on: what is served is the old or the new, and the same command goes on."""
-    status, message = REFUSALS[refusal]
-    cluster = make_cluster(mode="Standard")
-    before, folder = cluster.get()["spec"], make_published()
+    promotion = make_promotion(mode="Standard", changes={"restore_seconds": 5.0})
+    cluster, before = promotion.cluster, promotion.cluster.get()["spec"]
     for at in itertools.count():
-        writes = itertools.count()
-
-        def refuse(method: str, at: int = at, writes: Iterator[int] = writes) -> None:
-            if method in ("PATCH", "POST"):
-                number = next(writes)
-                if number == at or (lasting and number > at):
-                    error = client.ApiException(status=status)
-                    error.body = json.dumps({"message": message})
-                    raise error
-
-        promotion = Promotion(cluster, folder, {"restore_seconds": 5.0})
-        service = hooked(find_service(cluster.namespace, "tiny"), before=refuse)
+        refuse = Failing(refused(*REFUSALS[refusal]), at, ("PATCH", "POST"), lasting)
         try:
-            promotion.run(service)
+            promotion.run(hooked(promotion.service(), before=refuse))
         except QuantlibError as error:
             assert error.exit_code in (1, 2)
         cluster.clock.sleep(STALE.total_seconds() + 1)
-        now = cluster.get()["spec"]
-        model = now["predictor"]["model"]
+        model = cluster.get()["spec"]["predictor"]["model"]
         assert model["storageUri"] in (BY_HAND, promotion.uri)
         assert model["resources"] == before["predictor"]["model"]["resources"]
         promotion.run()  # the same command finishes it
         assert serves(cluster) == promotion.uri
         assert "canary" not in cluster.get()["spec"]
-        roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
+        promotion.back()
         assert cluster.get()["spec"] == before
-        if next(writes) <= at:
+        if not refuse.has_failed:
             break
     assert at > 8

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from quantlib.promotion.merging import merge_patch, merged, unlike, with_missing
+from quantlib.promotion.merging import difference, merged, unlike, with_missing
 
 CASES = [
     ({"a": 1}, {"a": 1}, {}),
@@ -17,7 +17,7 @@ CASES = [
 
 @pytest.mark.parametrize(("before", "after", "patch"), CASES)
 def test_a_patch_names_what_differs_and_makes_it(before: Any, after: Any, patch: Any) -> None:
-    assert merge_patch(before, after) == patch
+    assert difference(before, after) == patch
     assert merged(before, patch, by_name=False) == after
 
 
@@ -31,6 +31,9 @@ def test_lists_are_merged_by_name_where_kubernetes_does() -> None:
         {"name": "third"},
     ]
     assert merged(base, patch, by_name=False) == patch
+    after = {"containers": found}
+    assert difference(base, after, by_name=True) == patch
+    assert difference(base, base, by_name=True) == {}
 
 
 def test_what_is_missing_comes_back_and_what_others_set_stays() -> None:

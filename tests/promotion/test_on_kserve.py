@@ -6,8 +6,7 @@ The API server is real; see :mod:`promotion.kserve` for what is played.
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,14 @@ import kube_api
 import pytest
 import yaml
 from fake_openai import FakeOpenAI, fake_openai
-from kubernetes import client, config
+from kubernetes import config
 from promotion.answers import answer_as_expected
 from promotion.cluster import existing, install_minimal, install_routes, request
-from promotion.conftest import MakeCluster, MakePublished
-from promotion.driver import BY_HAND, Promotion, require_restored, serves
-from promotion.kserve import NEVER, Fate
+from promotion.conftest import MakeCluster, MakePromotion, MakePublished
+from promotion.driver import BY_HAND, Promotion, hooked, killed, require_restored, serves
+from promotion.kserve import NEVER, Fate, refused
 
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.promotion import direct
-from quantlib.promotion.cluster import find_service
-from quantlib.promotion.record import STALE
-from quantlib.promotion.restoring import roll_back
 
 pytestmark = pytest.mark.slow
 
@@ -59,58 +54,45 @@ def minimal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kube_api.ApiSe
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_definitions_with_an_atomic_spec_lose_nothing(
-    minimal: kube_api.ApiServer,
-    make_cluster: MakeCluster,
-    make_published: MakePublished,
-    fake: FakeOpenAI,
-    in_place: bool,
+    minimal: kube_api.ApiServer, make_promotion: MakePromotion, in_place: bool
 ) -> None:
-    cluster = make_cluster(mode="Standard", server=minimal)
-    cluster.merge({"spec": {"predictor": RICH}})
-    cluster.look()
+    promotion = make_promotion(mode="Standard", server=minimal, changes={"in_place": in_place})
+    cluster = promotion.cluster
+    cluster.predict(RICH)
     before = cluster.get()
-    changes = {"in_place": in_place}
-    failing = Promotion(cluster, make_published("bad"), changes)
-    cluster.fates[failing.uri] = Fate(log="ValueError: no such scheme")
+    cluster.fates[promotion.uri] = Fate(log="ValueError: no such scheme")
     with pytest.raises(QuantlibError, match="no such scheme"):
-        failing.run()
+        promotion.run()
     require_restored(cluster, before)
-    promotion = Promotion(cluster, make_published(), changes)
+    cluster.fates.clear()
+    cluster.look()
     promotion.run()
     after = cluster.get()["spec"]["predictor"]
     model = before["spec"]["predictor"]["model"]
-    assert after == before["spec"]["predictor"] | {"model": model | _ours(after["model"])}
-    roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
+    ours = {name: after["model"][name] for name in ("storageUri", "args")}
+    assert after == before["spec"]["predictor"] | {"model": model | ours}
+    promotion.back()
     assert cluster.get()["spec"] == before["spec"]
-
-
-def _ours(model: dict[str, Any]) -> dict[str, Any]:
-    return {name: model[name] for name in ("storageUri", "args")}
 
 
 @pytest.mark.parametrize("at", ["dry run", "write"])
 def test_what_a_cluster_would_drop_is_refused_or_restored(
-    make_cluster: MakeCluster, make_published: MakePublished, at: str
+    make_promotion: MakePromotion, at: str
 ) -> None:
     """A webhook, or definitions that drop fields, take more than was asked for."""
-    cluster = make_cluster()
+    promotion = make_promotion()
+    cluster = promotion.cluster
     before = cluster.get()
 
-    class Dropping:
-        configuration = cluster.api.configuration
+    def drop(options: Any, answer: Any) -> None:
+        is_dry = ("dryRun", "All") in options.get("query_params", ())
+        model = ((options["body"] or {}).get("spec") or {}).get("predictor", {}).get("model", {})
+        if model.get("storageUri", BY_HAND) != BY_HAND and is_dry == (at == "dry run"):
+            del answer["spec"]["predictor"]["model"]["resources"]
 
-        def call_api(self, path: str, method: str, **options: Any) -> Any:
-            answer = cluster.api.call_api(path, method, **options)
-            is_dry = ("dryRun", "All") in options.get("query_params", ())
-            if method == "PATCH" and "/inferenceservices/" in path and is_dry == (at == "dry run"):
-                assert isinstance(answer, dict)
-                if answer["spec"]["predictor"]["model"]["storageUri"] != BY_HAND:
-                    del answer["spec"]["predictor"]["model"]["resources"]
-            return answer
-
-    service = replace(find_service(cluster.namespace, "tiny"), api=Dropping())
+    service = hooked(promotion.service(), change=drop)
     with pytest.raises(QuantlibError, match=r"not as asked is spec\.predictor\.model\.resources"):
-        Promotion(cluster, make_published()).run(service)
+        promotion.run(service)
     assert cluster.get()["spec"] == before["spec"]
     assert "quantlib.io/digest" not in cluster.annotations()
     events = [event[1] for event in cluster.events()]
@@ -118,10 +100,10 @@ def test_what_a_cluster_would_drop_is_refused_or_restored(
 
 
 def test_new_pods_stand_beside_those_that_serve_and_take_none_of_them(
-    make_cluster: MakeCluster, make_published: MakePublished
+    make_promotion: MakePromotion,
 ) -> None:
-    cluster = make_cluster(mode="Standard")  # its minReplicas is 2
-    promotion = Promotion(cluster, make_published())
+    promotion = make_promotion(mode="Standard")
+    cluster = promotion.cluster  # its minReplicas is 2
     cluster.fates[promotion.uri] = Fate(30.0)
     seen: list[tuple[int, int, bool]] = []
 
@@ -141,12 +123,10 @@ def test_new_pods_stand_beside_those_that_serve_and_take_none_of_them(
     assert [line.partition(":")[0] for line in tests] == ["dark launch", "all traffic"]
 
 
-def test_a_bad_checkpoint_never_answers_a_user(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster(mode="Standard")
+def test_a_bad_checkpoint_never_answers_a_user(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion(mode="Standard")
+    cluster = promotion.cluster
     before = cluster.get()
-    promotion = Promotion(cluster, make_published())
     answered: set[str] = set()
     cluster.clock.waiting.append(lambda: answered.update(cluster.pods.sources("tiny-predictor")))
     with fake_openai() as bad:
@@ -160,21 +140,18 @@ def test_a_bad_checkpoint_never_answers_a_user(
 
 
 def test_a_canary_without_an_autoscaler_has_a_pod_at_0_percent(
-    make_cluster: MakeCluster, make_published: MakePublished
+    make_promotion: MakePromotion,
 ) -> None:
-    cluster = make_cluster(mode="Standard")
-    cluster.merge({"spec": {"predictor": {"minReplicas": None}}})
-    cluster.look()
-    promotion = Promotion(cluster, make_published(), {"percents": (0,), "timeout": 60.0})
+    promotion = make_promotion(mode="Standard", changes={"percents": (0,), "timeout": 60.0})
+    cluster = promotion.cluster
+    cluster.predict({"minReplicas": None})
     promotion.run()
     assert serves(cluster) == promotion.uri
 
 
-def test_shares_that_nothing_splits_are_called_a_dark_launch(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster(mode="Standard")
-    promotion = Promotion(cluster, make_published(), {"percents": (10, 50)})
+def test_shares_that_nothing_splits_are_called_a_dark_launch(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion(mode="Standard", changes={"percents": (10, 50)})
+    cluster = promotion.cluster
     promotion.run()
     assert any("no traffic, and no route" in line for line in promotion.said)
     asked = [spec["canary"][0]["trafficPercent"] for spec in cluster.specs if "canary" in spec]
@@ -194,18 +171,17 @@ ROUTE = {
 
 @pytest.mark.parametrize(("heeded", "kill"), [(True, False), (True, True), (False, False)])
 def test_a_route_gives_shares_that_are_measured(
-    make_cluster: MakeCluster,
-    make_published: MakePublished,
+    make_promotion: MakePromotion,
     fake: FakeOpenAI,
     monkeypatch: pytest.MonkeyPatch,
     heeded: bool,
     kill: bool,
 ) -> None:
-    cluster = make_cluster(mode="Standard")
+    promotion = make_promotion(mode="Standard", changes={"percents": (10, 50), "route": "tiny"})
+    cluster = promotion.cluster
     install_routes(cluster.server)
     routes = f"/apis/gateway.networking.k8s.io/v1/namespaces/{cluster.namespace}/httproutes"
     cluster.call("POST", routes, ROUTE)
-    promotion = Promotion(cluster, make_published(), {"percents": (10, 50), "route": "tiny"})
     turns = itertools.count()
     weights: list[list[int]] = []
 
@@ -234,7 +210,7 @@ def test_a_route_gives_shares_that_are_measured(
         promotion.changes["url"] = gateway.url
         before = cluster.get()
         if heeded:
-            _with_notes(promotion, note)
+            promotion.heard = lambda _: note()
             if kill:
                 killed(promotion, monkeypatch, "50 % of traffic: applying")
             promotion.run()
@@ -252,72 +228,30 @@ def test_a_route_gives_shares_that_are_measured(
     assert rules() == ROUTE["spec"]["rules"]  # type: ignore[index]
 
 
-def _with_notes(promotion: Promotion, note: Callable[[], None]) -> None:
-    """Looks at the route whenever something is said, too."""
-    said = promotion.say
-
-    def say(text: str) -> None:
-        note()
-        said(text)
-
-    promotion.say = say  # type: ignore[method-assign]
-
-
-class Gone(BaseException):
-    """As kill -9: nothing is done after it."""
-
-
-def killed(promotion: Promotion, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
-    """Runs a promotion whose process is killed as soon as it says something."""
-    said = promotion.say
-
-    def say(text: str) -> None:
-        said(text)
-        if when in text:
-            raise Gone
-
-    with monkeypatch.context() as patch:
-        patch.setattr(direct, "restore", lambda *_: "")
-        promotion.say = say  # type: ignore[method-assign]
-        with pytest.raises(Gone):
-            promotion.run()
-    promotion.say = said  # type: ignore[method-assign]
-    promotion.cluster.clock.sleep(STALE.total_seconds() + 1)
-
-
 @pytest.mark.parametrize("when", ["dark launch: 1 of 1", "all traffic: 2 of 2"])
 def test_gone_on_with_after_a_kill(
-    make_cluster: MakeCluster,
-    make_published: MakePublished,
-    monkeypatch: pytest.MonkeyPatch,
-    when: str,
+    make_promotion: MakePromotion, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    cluster = make_cluster(mode="Standard")
-    promotion = Promotion(cluster, make_published())
+    promotion = make_promotion(mode="Standard")
+    cluster = promotion.cluster
     cluster.fates[promotion.uri] = Fate(300.0)
     killed(promotion, monkeypatch, when)
-    uid = cluster.annotations()["quantlib.io/promotion"]
-    before = [
-        pod["metadata"]["uid"] for pod in cluster.call("GET", cluster.pods.path("pods"))["items"]
-    ]
+    began = json.loads(cluster.annotations()["quantlib.io/promotion"])["began"]
+    born = {*cluster.pods.born}
     promotion.run()
     assert len(cluster.pods.templates) == 3, "nothing was rolled anew"
-    after = [
-        pod["metadata"]["uid"] for pod in cluster.call("GET", cluster.pods.path("pods"))["items"]
-    ]
     assert Counter(cluster.pods.sources("tiny-predictor")) == {promotion.uri: 2}
     if when.startswith("all"):
-        assert set(after) <= set(before), "those that were starting are those that serve"
-    began = json.loads(uid)["began"]
+        assert {*cluster.pods.born} == born, "those that were starting are those that serve"
     assert cluster.annotations()["quantlib.io/promoted-at"] == began
 
 
 def test_restored_is_said_when_what_was_before_answers(
-    make_cluster: MakeCluster, make_published: MakePublished, fake: FakeOpenAI
+    make_promotion: MakePromotion, fake: FakeOpenAI
 ) -> None:
-    cluster = make_cluster(mode="Standard")
+    promotion = make_promotion(mode="Standard", changes={"in_place": True})
+    cluster = promotion.cluster
     before = cluster.get()
-    promotion = Promotion(cluster, make_published(), {"in_place": True})
     with fake_openai() as bad:
         cluster.urls |= {promotion.uri: bad.url, BY_HAND: fake.url}
         cluster.url = None
@@ -343,16 +277,13 @@ def test_restored_is_said_when_what_was_before_answers(
 )
 @pytest.mark.parametrize("kind", ["InferenceService", "Deployment"])
 def test_pods_say_why_they_do_not_get_ready(
-    make_cluster: MakeCluster,
-    make_published: MakePublished,
-    kind: str,
-    fate: Fate,
-    within: float,
-    said: str,
+    make_promotion: MakePromotion, kind: str, fate: Fate, within: float, said: str
 ) -> None:
-    cluster = make_cluster(kind, mode="Standard")
+    promotion = make_promotion(
+        kind, mode="Standard", changes={"timeout": 600.0, "poll_seconds": 5.0}
+    )
+    cluster = promotion.cluster
     before = cluster.get()
-    promotion = Promotion(cluster, make_published(), {"timeout": 600.0, "poll_seconds": 5.0})
     cluster.fates[promotion.uri] = fate
     started = cluster.clock.monotonic()
     with pytest.raises(QuantlibError, match=said):
@@ -365,23 +296,33 @@ def test_pods_say_why_they_do_not_get_ready(
 
 @pytest.mark.parametrize("kind", ["InferenceService", "Deployment"])
 def test_a_slow_model_is_waited_for_beyond_a_deployments_deadline(
-    make_cluster: MakeCluster, make_published: MakePublished, kind: str
+    make_promotion: MakePromotion, kind: str
 ) -> None:
-    cluster = make_cluster(kind)
-    promotion = Promotion(cluster, make_published(), {"poll_seconds": 20.0})
+    promotion = make_promotion(kind, changes={"poll_seconds": 20.0})
+    cluster = promotion.cluster
     cluster.fates[promotion.uri] = Fate(900.0)
     promotion.run()
     assert serves(cluster) == promotion.uri
 
 
-@pytest.mark.parametrize("url", ["http://tiny.invalid", "http://127.0.0.1:9"])
-def test_a_url_that_leads_nowhere_is_found_before_anything_changes(
-    make_cluster: MakeCluster, make_published: MakePublished, url: str
+@pytest.mark.parametrize(
+    ("changes", "model", "said"),
+    [
+        ({"url": "http://tiny.invalid"}, {}, "does not answer from here"),
+        ({"url": "http://127.0.0.1:9"}, {}, "does not answer from here"),
+        ({"verify_on_start": True}, {}, "verified-storage"),
+        ({}, {"runtime": "gone"}, "asks for the runtime gone, which there is not"),
+    ],
+)
+def test_what_cannot_come_is_found_before_anything_changes(
+    make_promotion: MakePromotion, changes: Any, model: Any, said: str
 ) -> None:
-    cluster = make_cluster(mode="Standard")
+    promotion = make_promotion(mode="Standard", changes=changes)
+    cluster = promotion.cluster
+    cluster.merge({"spec": {"predictor": {"model": model}}})
     before = cluster.get()
-    with pytest.raises(InvalidInputError, match="does not answer from here"):
-        Promotion(cluster, make_published(), {"url": url}).run()
+    with pytest.raises(InvalidInputError, match=said):
+        promotion.run()
     assert cluster.get() == before
     assert "quantlib.io/promotion" not in cluster.annotations()
 
@@ -396,15 +337,13 @@ def test_a_service_made_anew_is_another_one(
     lease = existing(cluster.api, cluster.lease)
     assert lease is not None
     assert lease["metadata"]["ownerReferences"][0]["uid"] == cluster.get()["metadata"]["uid"]
-    killed(
-        Promotion(cluster, make_published("second", day=1)), monkeypatch, "dark launch: applying"
-    )
+    second = Promotion(cluster, make_published("second", day=1))
+    killed(second, monkeypatch, "dark launch: applying")
     cluster.call("DELETE", cluster.path)
     cluster.call("POST", cluster.path.removesuffix("/tiny"), body)
     cluster.look()
-    service = find_service(cluster.namespace, "tiny")
     with pytest.raises(InvalidInputError, match="nothing to go back to"):
-        roll_back(service, cluster.rollout(), lambda _: None)
+        second.back()
     assert serves(cluster) == BY_HAND
     third = Promotion(cluster, make_published("third", day=2))
     third.run()
@@ -429,11 +368,11 @@ def storage(server: kube_api.ApiServer) -> Iterator[None]:
 @pytest.mark.usefixtures("storage")
 @pytest.mark.parametrize("verify", [None, False])
 def test_pods_verify_what_they_start_with_where_the_cluster_can(
-    make_cluster: MakeCluster, make_published: MakePublished, verify: bool | None
+    make_promotion: MakePromotion, verify: bool | None
 ) -> None:
-    cluster = make_cluster(mode="Standard")
+    promotion = make_promotion(mode="Standard", changes={"verify_on_start": verify})
+    cluster = promotion.cluster
     before = cluster.get()["spec"]
-    promotion = Promotion(cluster, make_published(), {"verify_on_start": verify})
     promotion.run()
     name = "quantlib-verified" if verify is None else None
     asked = [spec for spec in cluster.specs if "canary" in spec]
@@ -441,47 +380,19 @@ def test_pods_verify_what_they_start_with_where_the_cluster_can(
     assert canaries == {name}
     assert {spec["predictor"].get("storageContainerName") for spec in asked} == {None}
     assert cluster.get()["spec"]["predictor"].get("storageContainerName") == name
-    roll_back(find_service(cluster.namespace, "tiny"), cluster.rollout(), promotion.say)
+    promotion.back()
     assert cluster.get()["spec"] == before
 
 
-def test_verifying_is_refused_where_the_cluster_cannot(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster(mode="Standard")
-    with pytest.raises(InvalidInputError, match="verified-storage"):
-        Promotion(cluster, make_published(), {"verify_on_start": True}).run()
-    assert serves(cluster) == BY_HAND
+def test_an_account_that_may_not_read_pods_is_told_so(make_promotion: MakePromotion) -> None:
+    promotion = make_promotion(mode="Standard", changes={"timeout": 20.0})
+    cluster = promotion.cluster
 
+    def blind(_: str, path: str) -> None:
+        if "replicasets" in path:
+            raise refused(403, "cannot list replicasets")
 
-def test_nothing_is_waited_for_that_cannot_come(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster(mode="Standard")
-    cluster.merge({"spec": {"predictor": {"model": {"runtime": "gone"}}}})
-    before = cluster.get()
-    with pytest.raises(InvalidInputError, match="asks for the runtime gone, which there is not"):
-        Promotion(cluster, make_published()).run()
-    assert cluster.get()["spec"] == before["spec"]
-
-
-def test_an_account_that_may_not_read_pods_is_told_so(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster(mode="Standard")
-
-    class Blind:
-        configuration = cluster.api.configuration
-
-        def call_api(self, path: str, method: str, **options: Any) -> Any:
-            if "replicasets" in path:
-                error = client.ApiException(status=403)
-                error.body = json.dumps({"message": "cannot list replicasets"})
-                raise error
-            return cluster.api.call_api(path, method, **options)
-
-    promotion = Promotion(cluster, make_published(), {"timeout": 20.0})
     cluster.fates[promotion.uri] = NEVER
-    service = replace(find_service(cluster.namespace, "tiny"), api=Blind())
+    service = hooked(promotion.service(), before=blind)
     with pytest.raises(QuantlibError, match=r"may not be looked at .*cannot list replicasets"):
         promotion.run(service)
