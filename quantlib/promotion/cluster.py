@@ -55,7 +55,7 @@ class Service:
     ) -> Document:
         """Makes of the object, or of the one at a path, what is wanted, and touches nothing else.
 
-        A dry run only asks what the server would make of it.
+        A merge patch with what differs. A dry run only asks what the server would make of it.
 
         Returns:
             What the server made of it.

@@ -140,14 +140,13 @@ class Held:
     say: Say
 
     def begin(self, document: Document, notes: Document) -> None:
-        """Writes the record; of several who found nobody in these notes, one succeeds."""
-        found = record_of(notes)
+        """Writes the record; of several who found the same in these notes, one succeeds."""
 
         def begin(notes: Document) -> Document:
             annotations = self._written() | _ended(notes, self.record.uid)
             return self.service.note(annotations, notes, document)
 
-        self._while_held(begin, found.holder if found else None)
+        self._while_held(begin, record_of(notes))
 
     def renew(self, step: str) -> None:
         """Writes what is being done, and that the holder is there."""
@@ -187,18 +186,23 @@ class Held:
     def _written(self) -> dict[str, str | None]:
         return {RECORD: self.record.model_dump_json()}
 
-    def _while_held(self, change: Callable[[Document], Document], *before: str | None) -> Document:
-        """Changes something while this process holds it, or who held it before; more than once."""
+    def _while_held(
+        self, change: Callable[[Document], Document], *before: Record | None
+    ) -> Document:
+        """Changes something while this process holds the promotion, or nobody since ``before``.
+
+        It is tried again where no answer came, or a controller wrote its status meanwhile.
+        """
 
         def once() -> Document:
             notes = self.service.notes()
             held = record_of(notes)
-            if (held.holder if held else None) not in (self.record.holder, *before):
+            is_mine = held is not None and held.holder == self.record.holder
+            if not is_mine and held not in before:
                 holder = held or "nobody"
                 raise LostError(f"{self.service}: {holder} holds it now; nothing more is done")
             return change(notes)
 
-        # A controller may have written its status.
         errors = (ConflictError, UnreachableError)
         return self.rollout.clock.retry(once, errors, PATIENCE_SECONDS, _SECONDS_BETWEEN_TRIES)
 

@@ -119,7 +119,7 @@ class Step:
 
 
 def deployment_mode(document: Document) -> str | None:
-    """``Standard`` or ``Knative``: by the annotation, else by the status; None if neither says."""
+    """Such as ``Standard`` or ``Knative``: by the annotation, else the status; else None."""
     told = (document.get("status") or {}).get("deploymentMode")
     mode: str | None = annotations_of(document).get(MODE) or told
     return _OLD_MODES.get(mode or "", mode)
