@@ -249,35 +249,39 @@ def test_of_two_at_once_one_wins(make_cluster: MakeCluster, make_published: Make
     assert serves(cluster) == first.uri
 
 
-def test_of_two_that_begin_at_once_one_wins(
-    make_cluster: MakeCluster, make_published: MakePublished
-) -> None:
-    cluster = make_cluster()
-    first, second = (Promotion(cluster, make_published(seed)) for seed in ("one", "two"))
-    service = first.service()
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_of_two_that_begin_at_once_one_wins(make_promotion: MakePromotion, abandoned: bool) -> None:
+    """The other begins, or is heard of again, while this one tries out what it is going to do."""
+    promotion = make_promotion()
+    cluster, clock = promotion.cluster, promotion.cluster.clock
+    document, service, digest = cluster.get(), promotion.service(), promotion.folder.name
+    record = Record(
+        holder="other",
+        uid=document["metadata"]["uid"],
+        digest=f"sha256:{digest}",
+        step="begins",
+        began=clock.stamp(),
+        renewed=clock.utc(),
+        before=document,
+    )
+    other = Held(service, record, cluster.rollout(), promotion.say)
+    if abandoned:
+        other.begin(document, {})
+        clock.sleep(STALE.total_seconds() + 1)
+    tried = itertools.count()
 
     def overtake(method: str, _: str) -> None:
-        """Lets the other begin between the dry run and the record."""
-        if method == "POST" and not cluster.annotations().get("quantlib.io/promotion"):
-            document, clock = cluster.get(), cluster.clock
-            record = Record(
-                holder="other",
-                uid=document["metadata"]["uid"],
-                digest="sha256:2",
-                step="begins",
-                began=clock.stamp(),
-                renewed=clock.utc(),
-                before=document,
-            )
-            held = Held(service, record, cluster.rollout(), second.say)
-            held.begin(document, service.notes())
+        if method == "PATCH" and next(tried) == 0:
+            if not abandoned:
+                other.begin(document, {})
+            other.renew("begins")
 
-    with pytest.raises(QuantlibError, match=r"the promotion of 2 by other .* holds it now"):
-        first.run(hooked(service, before=overtake))
+    with pytest.raises(QuantlibError, match=f"{digest[:12]} by other .* holds it now"):
+        promotion.run(hooked(service, before=overtake))
     assert serves(cluster) == BY_HAND
     assert json.loads(cluster.annotations()["quantlib.io/promotion"])["holder"] == "other"
     with pytest.raises(QuantlibError, match="is under way"):
-        second.run()
+        promotion.run()
 
 
 def test_a_controller_that_writes_in_between_is_no_obstacle(make_promotion: MakePromotion) -> None:
