@@ -58,6 +58,16 @@ _SECTIONS = {
 }
 """How the angles of such heads are divided among the axes of images, by model type."""
 
+_OWN: dict[str, dict[str, Any]] = {
+    "dots1": {"n_shared_experts": 1},
+    "glm5_next_text": {"qk_rope_head_dim": 0, "linear_num_heads": 2, "linear_head_dim": 64},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "mamba2": {"num_heads": 8, "head_dim": 64, "n_groups": 2},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"]},
+    "zaya": {"num_experts_per_tok": 1},
+}
+"""What else is small of a model type, or has to agree with what is."""
+
 _HUB_FIELDS: dict[str, dict[str, Any]] = {
     "afmoe": {
         "score_func": "sigmoid",
@@ -136,6 +146,7 @@ def _small_fields(config_class: Any) -> dict[str, Any]:
     if (section := _SECTIONS.get(config_class.model_type)) is not None:
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(section)}
         found["rope_parameters"] = rope
+    found |= _OWN.get(config_class.model_type, {})
     if config_class.sub_configs:
         default = config_class()
         for name in config_class.sub_configs:
