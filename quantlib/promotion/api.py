@@ -13,7 +13,7 @@ from quantlib.promotion.merging import Document
 
 MANAGER = "quantlib-promote"
 _CONTENT = {"PATCH": "application/merge-patch+json", "POST": "application/json"}
-_VERBS = {"GET": "get", "PATCH": "patch", "POST": "create"}
+_VERBS = {"GET": "get", "PATCH": "patch", "POST": "create", "DELETE": "delete"}
 _REFUSALS = ("admission webhook", "exceeded quota", "denied the request", "is forbidden: violates")
 
 

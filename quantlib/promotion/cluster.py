@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +24,8 @@ from quantlib.promotion.api import (
     send,
 )
 from quantlib.promotion.kinds import KINDS, Kind
+from quantlib.promotion.llm_canary import KIND as LLM
+from quantlib.promotion.llm_canary import canary_name
 from quantlib.promotion.merging import Document, annotations_of, difference, unlike
 from quantlib.promotion.verified_start import STORAGE_CONTAINER
 from quantlib.serving.client import Server, ServerError
@@ -31,6 +34,7 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _APPS = "/apis/apps/v1"
 _KSERVE = "/apis/serving.kserve.io/v1alpha1"
 _REVISION = "deployment.kubernetes.io/revision"
+_PLAIN: Document = {"spec": {"ports": [{}]}}
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,32 @@ class Service:
             version = {"resourceVersion": before["metadata"]["resourceVersion"]}
             patch["metadata"] = patch.get("metadata", {}) | version
         made = self._ask("PATCH", path or self._path, patch, **query)
-        if lost := unlike(after, made):
+        self._require_as_asked(after, made, dry_run=dry_run)
+        return made
+
+    @property
+    def canary(self) -> Service:
+        """The object beside this one that serves a new checkpoint, whether or not it is there."""
+        return replace(self, name=canary_name(self.name))
+
+    def seen(self) -> Document | None:
+        """The object as it is now; None where it is absent, or not for us to read."""
+        return self._seen(self._path)
+
+    def make(self, document: Document, *, dry_run: bool = False) -> Document:
+        """Makes the object, as :meth:`change` changes it; ConflictError where it is there."""
+        query = {"dryRun": "All"} if dry_run else {}
+        made = self._ask("POST", self._path.rpartition("/")[0], document, **query)
+        self._require_as_asked(document, made, dry_run=dry_run)
+        return made
+
+    def remove(self) -> None:
+        """Asks for the object to be deleted, which its finalizers may delay."""
+        with suppress(AbsentError):
+            self._ask("DELETE", self._path)
+
+    def _require_as_asked(self, wanted: Document, made: Document, *, dry_run: bool) -> None:
+        if lost := unlike(wanted, made):
             made_of_it = "would make" if dry_run else "made"
             raise InvalidInputError.one(
                 str(self),
@@ -81,7 +110,6 @@ class Service:
                 f"{', '.join(lost[:5])}",
                 "look at its definitions and admission webhooks",
             )
-        return made
 
     def notes(self) -> Document:
         """What is noted of promotions of this very object: a Lease; empty where nothing is noted.
@@ -106,7 +134,7 @@ class Service:
         """
         metadata: Document = {"annotations": dict(annotations)}
         if owner is not None:
-            metadata["ownerReferences"] = [self._reference(owner)]
+            metadata["ownerReferences"] = [self.reference(owner["metadata"]["uid"])]
         if not notes:
             lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
             leases, _, metadata["name"] = self._lease.rpartition("/")
@@ -153,7 +181,7 @@ class Service:
 
     def behind(self, name: str) -> Server:
         """What answers behind a Service of the namespace, asked through the API server."""
-        place = f"/api/v1/namespaces/{self.namespace}/services/{_proxied(name)}/proxy"
+        place = f"/api/v1/namespaces/{self.namespace}/services/{self._proxied(name)}/proxy"
         called = f"the Service {name}, through the API server"
 
         def asked(path: str, body: Any, seconds: float) -> bytes:
@@ -174,7 +202,7 @@ class Service:
         """Whether the account may ask behind a Service through the API server."""
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
         asked = {"group": "", "resource": "services", "subresource": "proxy"}
-        asked |= {"namespace": self.namespace, "name": _proxied(name)}
+        asked |= {"namespace": self.namespace, "name": self._proxied(name)}
         reviews = ({"resourceAttributes": asked | {"verb": verb}} for verb in ("get", "create"))
         try:
             return all(
@@ -191,7 +219,8 @@ class Service:
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {"name": f"{self.name}.{now.timestamp():.6f}", "namespace": self.namespace},
-            "involvedObject": self._reference(document) | {"namespace": self.namespace},
+            "involvedObject": self.reference(document["metadata"]["uid"])
+            | {"namespace": self.namespace},
             "reason": reason,
             "message": message[:1000],
             "type": "Warning" if warning else "Normal",
@@ -234,9 +263,22 @@ class Service:
         group = f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}"
         return f"{group}/leases/quantlib-promote.{self.kind.plural}.{self.name}"
 
-    def _reference(self, document: Document) -> Document:
-        named = {"apiVersion": document["apiVersion"], "kind": self.kind.name, "name": self.name}
-        return named | {"uid": document["metadata"]["uid"]}
+    def reference(self, uid: str) -> Document:
+        """What names the object of a uid as the owner of another."""
+        named = {"apiVersion": self.api_version, "kind": self.kind.name, "name": self.name}
+        return named | {"uid": uid}
+
+    def _proxied(self, name: str) -> str:
+        """A Service as the API server's proxy names it: by the port that KServe's Services have.
+
+        That of an LLMInferenceService has the name of its protocol (``reconcileWorkloadService`` of
+        KServe's ``workload.go``), which is the cluster's: one that there is not yet has the same.
+        """
+        if self.kind.name != LLM:
+            return f"http:{name}:80"
+        path = f"/api/v1/namespaces/{self.namespace}/services/{self.name}-kserve-workload-svc"
+        (port, *_) = (self._seen(path) or _PLAIN)["spec"]["ports"]
+        return f"{'https' if port.get('name') == 'https' else 'http'}:{name}:8000"
 
     def _ask(self, method: str, path: str, body: Document | None = None, **query: str) -> Document:
         return ask(self.api, str(self), method, path, body, **query)
@@ -246,11 +288,6 @@ class Service:
             return self.get(path)
         except (AbsentError, ForbiddenError):
             return None
-
-
-def _proxied(name: str) -> str:
-    """A Service as the API server's proxy names it: by the port that KServe's Services have."""
-    return f"http:{name}:80"
 
 
 def find_service(namespace: str, name: str, context: str | None = None) -> Service:

@@ -11,7 +11,7 @@ from quantlib.promotion.merging import Document
 from quantlib.promotion.plan import Plan, answering
 from quantlib.promotion.readiness import wait_until_ready
 from quantlib.promotion.record import BEFORE, Held, LostError, Record, record_of
-from quantlib.promotion.restoring import put_route_back, restore
+from quantlib.promotion.restoring import put_route_back, restore, take_canary_away
 from quantlib.promotion.rollout import Rollout, Say, Step, deployment_mode, weighed
 from quantlib.promotion.runtimes import Runtime, runtime_of, runtime_problems
 from quantlib.promotion.share import settled_share, take_fingerprint
@@ -100,16 +100,19 @@ def _taken(held: Held, step: Step, plan: Plan) -> str:
     held.say(f"{step.name}: applying")
     if not step.is_canary:
         put_route_back(held)
+        take_canary_away(held)
     held.write(step.change)
+    if step.beside:
+        held.put_beside(step.beside)
     beside = step.is_canary and deployment_mode(plan.before) != "Knative"
     document = wait_until_ready(held, step.name, canary=beside)
     found = _tested(held, step, plan, document, expected) if expected else "ready"
     if step.percent and (route := held.record.route):
         change = weighed(route, document, step.percent)
         held.write(change, service.route_path(route["metadata"]["name"]))
-    if step.percent and expected and plan.stable is not None and plan.canary and plan.server:
+    if step.percent and expected and plan.stable is not None and plan.canary and plan.shared:
         canary = take_fingerprint(plan.canary, expected.distinguishing)
-        share = settled_share(plan.server, plan.stable, canary, step.percent, held.rollout)
+        share = settled_share(plan.shared, plan.stable, canary, step.percent, held.rollout)
         found += f"; {share}"
     return found
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.promotion.cluster import Service
+from quantlib.promotion.llm_canary import KIND as LLM
+from quantlib.promotion.llm_canary import shared_url, why_no_share
 from quantlib.promotion.merging import Document
 from quantlib.promotion.readiness import look
 from quantlib.promotion.record import Record
@@ -17,10 +19,11 @@ from quantlib.promotion.rollout import (
     can_have_a_canary,
     deployment_mode,
     foreign_canary,
+    has_second_predictor,
+    in_cluster_name,
     require_canary,
     require_route,
     steps_of,
-    workload_name,
 )
 from quantlib.promotion.share import Fingerprint, take_fingerprint
 from quantlib.promotion.smoke import Expected
@@ -28,6 +31,10 @@ from quantlib.promotion.state import State
 from quantlib.promotion.verified_start import verified, verifies
 from quantlib.serving.client import Server, ServerError, at_url
 
+_NO_ROUTE = (
+    "KServe gives a canary in Standard mode no traffic, and no route that would was named with "
+    "--route"
+)
 _SECONDS = 10.0
 """What answers now answers that it does within so long."""
 
@@ -43,6 +50,7 @@ class Plan:
         begun: The promotion that is gone on with; None for a new one.
         expected: What the servers are asked; None for nothing.
         server: Where the service answers; None where nobody asks.
+        shared: Where the traffic comes in that a canary gets its share of; None as well.
         canary: Where the new checkpoint alone answers while it is beside the other.
         route: The HTTPRoute before anything was changed; None without one.
         stable: How what serves now answers; None where no shares are measured.
@@ -57,6 +65,7 @@ class Plan:
     rollout: Rollout
     expected: Expected | None
     server: Server | None = None
+    shared: Server | None = None
     canary: Server | None = None
     route: Document | None = None
     steps: list[Step] = field(default_factory=list)
@@ -76,6 +85,7 @@ class Plan:
         try:
             if self.rollout.percents:
                 require_canary(self.document)
+                self._require_no_other_beside()
             if self.expected:
                 problems += self._find_servers()
             self._find_steps()
@@ -92,12 +102,21 @@ class Plan:
     def _find_servers(self) -> list[Problem]:
         """Who is asked; that the service answers there is seen before anything is changed."""
         service, document, rollout = self.service, self.document, self.rollout
-        second = workload_name(document, canary=True)
+        second = in_cluster_name(document, canary=True)
         if rollout.canary_url:
             self.canary = at_url(rollout.canary_url)
         elif second and can_have_a_canary(document) and service.may_ask(second):
             self.canary = service.behind(second)
         self.server, failures = answering(service, document, rollout.url)
+        self.shared = self.server
+        if not rollout.url and self._splits_itself():
+            told = shared_url(document)
+            self.shared = at_url(told) if told else None
+            if self.shared:
+                failures += _failure(self.shared)
+            else:
+                what = "its status names no address of the model (/publishers/…), which is shared"
+                return [Problem(str(service), what, "say with --url where that is")]
         # What does not serve now, or is on its way, need not answer yet.
         if not failures or self.begun or look(service, document).state != "ready":
             return []
@@ -105,36 +124,49 @@ class Plan:
         what = f"it is ready, but does not answer from here: {'; '.join(failures)}"
         return [Problem(str(service), what, remedy)]
 
+    def _splits_itself(self) -> bool:
+        """Whether KServe's own route is to give the canary its share."""
+        is_llm = self.before["kind"] == LLM
+        return bool(is_llm and any(self.rollout.percents) and why_no_share(self.before) is None)
+
+    def _require_no_other_beside(self) -> None:
+        canary = self.service.canary
+        if self.before["kind"] == LLM and not self.begun and canary.seen() is not None:
+            what = "is there already, and of no promotion that is under way"
+            raise InvalidInputError.one(str(canary), what, "remove it, or promote without --canary")
+
     def _find_steps(self) -> None:
         """The steps, beside what serves where that can be and is not to be left out."""
         before, rollout, asked = self.before, self.rollout, bool(self.rollout.percents)
-        can_share, why_not = can_have_a_canary(before), self._why_no_canary()
+        by_itself = has_second_predictor(before) and not rollout.in_place
+        wanted = asked or (self.expected is not None and by_itself)
+        can_share, why_not = can_have_a_canary(before), self._why_no_canary() if wanted else None
         if asked and why_not:
             raise InvalidInputError.one("--canary", *why_not)
         if rollout.route:
             path = self.service.route_path(rollout.route)
             self.route = (self.begun and self.begun.route) or self.service.get(path)
-            require_route(self.route, before, can_share=asked and can_share)
-        serve, split = self._serving(), self.route is not None
-        wanted = asked or (self.expected is not None and not rollout.in_place)
+            require_route(self.route, before, can_share=asked and has_second_predictor(before))
+        serve, split = self._serving(), self.route is not None or self._splits_itself()
         for dark in (True, False) if wanted and can_share and not why_not else (False,):
             self.steps = steps_of(before, serve, rollout.percents, dark=dark, split=split)
             try:
                 for step in self.steps:
                     self.service.change(self.document, step.change(self.document), dry_run=True)
+                    if step.beside and not self.begun:
+                        self.service.canary.make(step.beside, dry_run=True)
                 break
             except InvalidInputError as error:
                 if asked or not dark:
                     raise
                 why_not = (error.problems[0].what, "")
+        no_canary = "--canary 0 tests them before" if before["kind"] == LLM else "it has no canary"
         if self.expected and not dark and deployment_mode(before) != "Knative":
-            chosen = "--in-place" if rollout.in_place else (why_not or ("it has no canary",))[0]
+            chosen = "--in-place" if rollout.in_place else (why_not or (no_canary,))[0]
             self.remark = f"new pods are tested while they answer users already ({chosen})"
-        if asked and dark and self.route is None:
-            self.remark = (
-                "a dark launch: KServe gives a canary in Standard mode no traffic, and no route "
-                "that would was named with --route"
-            )
+        if asked and dark and not split:
+            reason = why_no_share(before) if before["kind"] == LLM else _NO_ROUTE
+            self.remark = f"a dark launch: {reason}" if reason else ""
 
     def _why_no_canary(self) -> tuple[str, str] | None:
         """Why new pods cannot stand beside those that serve, and what would help."""
@@ -145,7 +177,7 @@ class Plan:
                     "the service's own URL answers with both checkpoints by turns",
                     "say with --canary-url where the new one alone answers, or --no-smoke-test",
                 )
-        elif self.service.kind.state(self.before).arguments and not self.wanted.arguments:
+        elif self._would_inherit_arguments():
             return "KServe would give a canary without arguments those of the service", ""
         elif nobody_asks:
             return (
@@ -153,6 +185,10 @@ class Plan:
                 "say with --canary-url where it answers, or use the account of manifests/base",
             )
         return None
+
+    def _would_inherit_arguments(self) -> bool:
+        had_some = bool(self.service.kind.state(self.before).arguments)
+        return has_second_predictor(self.before) and had_some and not self.wanted.arguments
 
     def _serving(self) -> Change:
         """What makes of a service one that serves the checkpoint, verified on start where asked."""
@@ -179,7 +215,7 @@ class Plan:
 
     def _take_fingerprint(self, expected: Expected) -> None:
         """Asks what serves now where no canary answers."""
-        name, server = workload_name(self.document), self.server
+        name, server = in_cluster_name(self.document), self.server
         if name and self.service.may_ask(name):
             server = self.service.behind(name)
         elif self.begun:
@@ -195,16 +231,23 @@ def answering(
 
     The first address that does, else the first; and why they do not.
     """
-    name = workload_name(document) if service.kind.name == "InferenceService" else None
+    name = in_cluster_name(document)
     told = url or (document.get("status") or {}).get("url")
     servers = [at_url(told)] if told else []
     if name and not url and service.may_ask(name):
         servers.append(service.behind(name))
     failures = [] if servers else ["its status names no URL"]
     for server in servers:
-        try:
-            server.models(_SECONDS)
+        if not (failure := _failure(server)):
             return server, []
-        except ServerError as error:
-            failures.append(str(error))
+        failures += failure
     return (servers[0] if servers else None), failures
+
+
+def _failure(server: Server) -> list[str]:
+    """Why a server does not answer; empty where it does."""
+    try:
+        server.models(_SECONDS)
+    except ServerError as error:
+        return [str(error)]
+    return []

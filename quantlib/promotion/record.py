@@ -29,6 +29,9 @@ STALE = timedelta(seconds=120)
 PATIENCE_SECONDS = 15.0
 """How long a change is tried again while the API server does not answer."""
 
+_LEAVING_SECONDS = 60.0
+"""How long a canary may take to end."""
+
 _Read = TypeVar("_Read")
 _SECONDS_BETWEEN_TRIES = 0.5
 
@@ -162,6 +165,57 @@ class Held:
             return self.service.change(before, change(before), path=path)
 
         return self._while_held(changed)
+
+    def put_beside(self, wanted: Document) -> None:
+        """Makes the object beside the service what is wanted; it goes when the service goes.
+
+        Raises:
+            InvalidInputError: There is one of its name that no promotion of this service made.
+        """
+        canary = self.service.canary
+        owners = {"ownerReferences": [self.service.reference(self.record.uid)]}
+
+        def put(_: Document) -> Document:
+            found = canary.seen()
+            if found is None:
+                return canary.make(wanted | {"metadata": wanted["metadata"] | owners})
+            if not self._is_mine(found):
+                raise InvalidInputError.one(str(canary), "it is not ours", "give it another name")
+            if found["metadata"].get("deletionTimestamp"):
+                raise ConflictError(f"{canary}: it is being deleted")
+            return canary.change(found, found | {"spec": wanted["spec"]})
+
+        self._while_held(put)
+
+    def take_away(self) -> None:
+        """Removes the object beside the service, and waits until it is gone.
+
+        KServe ends a member of a group once no route of another leads to it any more
+        (``finalizeGroupMembership`` of its ``router_group.go``): no request is lost with its pods.
+
+        Raises:
+            ConflictError: It is still there after a while.
+        """
+        canary = self.service.canary
+
+        def remove(_: Document) -> Document:
+            found = canary.seen() or {}
+            if found and self._is_mine(found) and not found["metadata"].get("deletionTimestamp"):
+                canary.remove()
+            return found
+
+        def gone() -> None:
+            found = canary.seen()
+            if found and self._is_mine(found):
+                raise ConflictError(f"{canary}: it is asked to go, and does not")
+
+        if self._while_held(remove):
+            errors = (ConflictError, UnreachableError)
+            self.rollout.clock.retry(gone, errors, _LEAVING_SECONDS, self.rollout.poll_seconds)
+
+    def _is_mine(self, found: Document) -> bool:
+        owners = found["metadata"].get("ownerReferences") or ()
+        return self.record.uid in {owner["uid"] for owner in owners}
 
     def finish(self, story: str, also: Mapping[str, str | None]) -> None:
         """Ends it, and writes what came of it, with other annotations."""

@@ -8,8 +8,9 @@ from contextlib import contextmanager, suppress
 from threading import Event
 
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.promotion.api import UnreachableError
+from quantlib.promotion.api import ConflictError, UnreachableError
 from quantlib.promotion.cluster import Service
+from quantlib.promotion.llm_canary import KIND as LLM
 from quantlib.promotion.merging import Document, unlike
 from quantlib.promotion.readiness import NotReadyError, wait_until_ready
 from quantlib.promotion.record import BEFORE, Held, LostError, Record, before_last, record_of
@@ -92,6 +93,12 @@ def put_route_back(held: Held) -> None:
         held.write(lambda found: found | {"spec": found["spec"] | rules}, path)
 
 
+def take_canary_away(held: Held) -> None:
+    """Lets the canary beside a service end, where there may be one."""
+    if held.service.kind.name == LLM:
+        held.take_away()
+
+
 def _back(
     held: Held,
     story: str,
@@ -121,6 +128,10 @@ def _put_back(held: Held) -> Document:
     kind, before, rollout = held.service.kind, held.record.before, held.rollout
     held.renew(_STEP)
     put_route_back(held)
+    try:
+        take_canary_away(held)
+    except (ConflictError, InvalidInputError) as error:
+        held.say(f"{_STEP}: {error}")
     document = held.service.get()
     in_canary = "canaryTrafficPercent" in document["spec"].get("predictor", {})
     hold = in_canary and deployment_mode(document) == "Knative"

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from quantlib.errors import InvalidInputError, QuantlibError
+from quantlib.promotion import llm_canary
 from quantlib.promotion.kinds import Kind, pod_of
 from quantlib.promotion.merging import Document, annotations_of, with_missing
 
@@ -110,12 +111,14 @@ class Step:
         change: What it makes of the service as it is found.
         is_canary: Whether the new checkpoint is still beside the one that serves.
         percent: Its share of the traffic; None where it has none that is known.
+        beside: The object beside the service that serves the new checkpoint; None for none.
     """
 
     name: str
     change: Change
     is_canary: bool = False
     percent: int | None = None
+    beside: Document | None = None
 
 
 def deployment_mode(document: Document) -> str | None:
@@ -126,19 +129,30 @@ def deployment_mode(document: Document) -> str | None:
 
 
 def workload_name(document: Document, *, canary: bool = False) -> str | None:
-    """The Deployment that KServe makes of a service, and its Service; None under Knative."""
+    """The Deployment that KServe makes of a service or of its canary; None under Knative."""
     name: str = document["metadata"]["name"]
-    if document["kind"] == "LLMInferenceService":
-        return f"{name}-kserve"
+    if document["kind"] == llm_canary.KIND:
+        return f"{llm_canary.canary_name(name) if canary else name}-kserve"
     if document["kind"] == "Deployment" or deployment_mode(document) == "Knative":
         return None
     own = CANARY if canary else document["spec"].get("predictor", {}).get("name")
     return "-".join(filter(None, (name, own, "predictor")))
 
 
+def in_cluster_name(document: Document, *, canary: bool = False) -> str | None:
+    """The Service before the pods of a service or of its canary; None where KServe makes none."""
+    name = workload_name(document, canary=canary)
+    return f"{name}-workload-svc" if document["kind"] == llm_canary.KIND else name
+
+
+def has_second_predictor(document: Document) -> bool:
+    """Whether a canary is a part of the service itself."""
+    return document["kind"] == "InferenceService" and deployment_mode(document) == "Standard"
+
+
 def can_have_a_canary(document: Document) -> bool:
     """Whether new pods can stand beside those that serve, without traffic of their own."""
-    return document["kind"] == "InferenceService" and deployment_mode(document) == "Standard"
+    return document["kind"] == llm_canary.KIND or has_second_predictor(document)
 
 
 def foreign_canary(document: Document) -> bool:
@@ -150,11 +164,11 @@ def foreign_canary(document: Document) -> bool:
 
 def require_canary(document: Document) -> None:
     """Refuses a canary that the cluster would ignore, with InvalidInputError."""
-    if document["kind"] != "InferenceService":
-        raise InvalidInputError.one(
-            "--canary", f"a {document['kind']} has no canary", "promote without --canary"
-        )
-    if deployment_mode(document) not in ("Standard", "Knative"):
+    if document["kind"] == "Deployment":
+        what, remedy = "a Deployment has no canary", "promote without --canary"
+        raise InvalidInputError.one("--canary", what, remedy)
+    is_known = deployment_mode(document) in ("Standard", "Knative")
+    if document["kind"] == "InferenceService" and not is_known:
         raise InvalidInputError.one(
             "--canary",
             f"neither the annotation {MODE} nor the status says how the service is deployed",
@@ -169,14 +183,14 @@ def steps_of(
 
     Under Knative the new revision gets ``canaryTrafficPercent``. In Standard mode a second
     predictor in ``spec.canary`` serves the new checkpoint: KServe 0.20 gives it pods and a Service,
-    and no traffic, which takes a route.
+    and no traffic, which takes a route. Beside an LLMInferenceService stands a second one.
 
     Args:
         before: The service before the promotion.
         serve: What makes of a service one that serves the checkpoint.
         percents: Of the traffic, for the canary.
         dark: Whether new pods first stand beside those that serve, without traffic.
-        split: Whether a route of ours gives the canary its share.
+        split: Whether a route, of ours or KServe's own, gives the canary its share.
     """
 
     def last(document: Document) -> Document:
@@ -188,6 +202,10 @@ def steps_of(
     def canary(percent: int) -> Change:
         return lambda document: _with_canary(document, before, serve, percent)
 
+    if before["kind"] == llm_canary.KIND:
+        shares = [each for each in percents if each] if dark and split else []
+        beside = _steps_beside(before, serve(before), shares) if dark else []
+        return [*beside, Step("all traffic", last)]
     on_knative = deployment_mode(before) == "Knative"
     steps = [Step("dark launch", canary(0), True, 0 if split else None)] if dark else []
     if split or on_knative:
@@ -197,6 +215,21 @@ def steps_of(
             if each or on_knative
         ]
     return [*steps, Step("all traffic", last)]
+
+
+def _steps_beside(before: Document, served: Document, percents: Sequence[int]) -> list[Step]:
+    def sharing(percent: int) -> Change:
+        return lambda document: llm_canary.sharing(document, percent)
+
+    def beside(percent: int | None) -> Document:
+        return llm_canary.canary_of(before, served, percent)
+
+    least = 0 if percents else None
+    dark = Step("dark launch", lambda document: document, True, least, beside(None))
+    shares = [
+        Step(f"{each} % of traffic", sharing(each), True, each, beside(each)) for each in percents
+    ]
+    return [dark, *shares]
 
 
 def restoring(kind: Kind, before: Document, *, hold_traffic: bool = False) -> Change:
@@ -232,7 +265,7 @@ def _with_percent(document: Document, percent: int) -> Document:
 def _without_canary(document: Document, before: Document) -> Document:
     """A service as it is without a canary of ours; its scale is what it was before one."""
     if document["kind"] != "InferenceService":
-        return document
+        return llm_canary.not_sharing(document) if document["kind"] == llm_canary.KIND else document
     changed = deepcopy(document)
     predictor, old = changed["spec"]["predictor"], before["spec"]["predictor"]
     had_canary = changed["spec"].pop("canary", None)

@@ -19,6 +19,7 @@ import yaml
 from kube_api import ApiServer, api_server, missing
 from kubernetes import client, config
 from promotion.kserve import NEVER, Fate, Kubelet, Pods
+from promotion.kserve_llm import Router
 from promotion.services import SERVICES
 
 from quantlib.promotion.cluster import Service
@@ -114,6 +115,7 @@ class Cluster:
             says.
         urls: Where a checkpoint answers behind a Service, by its URI; others at ``url``.
         pods: Of the namespace.
+        router: Plays KServe's controller of LLMInferenceServices, where it is set.
     """
 
     def __init__(self, server: ApiServer, namespace: str, kind: str) -> None:
@@ -130,6 +132,7 @@ class Cluster:
         self.clock = SteppedClock()
         self.clock.waiting.append(self.look)
         self.pods = Pods(self.call, namespace, self.clock.monotonic, self._fate)
+        self.router: Router | None = None
         self._is_ready = True
 
     def _fate(self, uri: str) -> Fate:
@@ -185,6 +188,9 @@ class Cluster:
         if not self.specs or document["spec"] != self.specs[-1]:
             self.specs.append(document["spec"])
         self._is_ready = ready = self.ready(document)
+        if self.router:
+            self.router.look()
+            return
         if self.kind.name == "Deployment":
             self.pods.roll_out("tiny")
             return

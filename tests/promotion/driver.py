@@ -27,6 +27,7 @@ MANIFESTS = Path(__file__).parents[2] / "manifests"
 ACCOUNTS = (
     MANIFESTS / "base" / "accounts.yaml",
     MANIFESTS / "components" / "promote-deployment" / "role.yaml",
+    MANIFESTS / "components" / "promote-llm-canary" / "role.yaml",
 )
 
 

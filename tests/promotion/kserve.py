@@ -10,6 +10,8 @@ It is played, and no controller: it follows what was measured of the real one in
 - A Deployment's new template gets a ReplicaSet; pods of before stay until those of the new one are
   ready. A service is Ready while any pods of its own are.
 - The stable Service leads to pods of ``NAME-predictor`` alone, whatever the canary's share.
+
+What it makes of LLMInferenceServices is in :mod:`promotion.kserve_llm`.
 """
 
 from __future__ import annotations
@@ -82,8 +84,12 @@ class Pods:
 
     def find(self, plural: str, name: str) -> Document | None:
         """An object, or None."""
+        return self.optional(self.path(plural, name))
+
+    def optional(self, path: str) -> Document | None:
+        """What is at a path, or None."""
         try:
-            found: Document = self.ask("GET", self.path(plural, name))
+            found: Document = self.ask("GET", path)
         except client.ApiException as error:
             assert error.status == 404
             return None
@@ -115,7 +121,6 @@ class Pods:
             self.remove(f"{name}-canary-predictor")
 
     def _deploy(self, service: Document, name: str, predictor: Document, replicas: int) -> None:
-        labels = {"app": f"isvc.{name}"}
         annotations = {
             key: value
             for key, value in (service["metadata"].get("annotations") or {}).items()
@@ -126,10 +131,12 @@ class Pods:
         container = {"name": "kserve-container", "image": "vllm"}
         if arguments := predictor["model"].get("args"):
             container["args"] = arguments
-        template = {
-            "metadata": {"labels": labels, "annotations": annotations},
-            "spec": {"containers": [container]},
-        }
+        self.apply(name, annotations, {"containers": [container]}, replicas)
+
+    def apply(self, name: str, annotations: Document, pod: Document, replicas: int) -> None:
+        """Makes a Deployment with such pods, or lets it have them, and plays its controller."""
+        labels = {"app": f"isvc.{name}"}
+        template = {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
         spec = {"selector": {"matchLabels": labels}, "template": template, "replicas": replicas}
         found = self.find("deployments", name)
         if found is None:
@@ -350,8 +357,9 @@ class Kubelet:
         if "proxy" not in words:
             return self._api.call_api(path, method, **options)
         scheme, name, port = words[words.index("services") + 1].split(":")
-        assert (scheme, port) == ("http", "80")
-        sources = self._pods.sources(name)
+        is_llm = name.endswith("-workload-svc")
+        assert (scheme, port) == (("https", "8000") if is_llm else ("http", "80"))
+        sources = self._pods.sources(name.removesuffix("-workload-svc"))
         if not sources:
             raise refused(503, f'no endpoints available for service "{name}"')
         self._turn += 1

@@ -368,7 +368,6 @@ def test_a_canary_of_somebody_else(make_promotion: MakePromotion) -> None:
     ("kind", "said"),
     [
         ("Deployment", "a Deployment has no canary"),
-        ("LLMInferenceService", "a LLMInferenceService has no canary"),
         ("InferenceService", "neither the annotation"),
     ],
 )

@@ -11,6 +11,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.promotion.kinds import KINDS
 from quantlib.promotion.rollout import (
     Change,
+    in_cluster_name,
     require_canary,
     require_route,
     restoring,
@@ -114,8 +115,12 @@ def test_other_kinds_go_over_and_back(kind: str) -> None:
     now = step.change(before)
     assert KINDS[kind].state(now).uri == WANTED.uri
     assert restoring(KINDS[kind], before)(now)["spec"] == before["spec"]
-    with pytest.raises(InvalidInputError, match=f"a {kind} has no canary"):
-        require_canary(before)
+
+
+def test_a_deployment_has_no_canary() -> None:
+    require_canary(service(kind="LLMInferenceService"))
+    with pytest.raises(InvalidInputError, match="a Deployment has no canary"):
+        require_canary(service(kind="Deployment"))
 
 
 def test_the_deployments_that_kserve_makes() -> None:
@@ -123,7 +128,11 @@ def test_the_deployments_that_kserve_makes() -> None:
     assert workload_name(service(), canary=True) == "tiny-canary-predictor"
     assert workload_name(service(name="blue")) == "tiny-blue-predictor"
     assert workload_name(service("Knative")) is None
-    assert workload_name(service(kind="LLMInferenceService")) == "tiny-kserve"
+    llm = service(kind="LLMInferenceService")
+    assert workload_name(llm) == "tiny-kserve"
+    assert workload_name(llm, canary=True) == "tiny-canary-kserve"
+    assert in_cluster_name(llm, canary=True) == "tiny-canary-kserve-workload-svc"
+    assert in_cluster_name(service()) == "tiny-predictor"
 
 
 def route(*names: str, **metadata: Any) -> Any:
