@@ -35,6 +35,9 @@ _NO_ROUTE = (
     "KServe gives a canary in Standard mode no traffic, and no route that would was named with "
     "--route"
 )
+_LONGEST = 63
+"""What KServe calls longer than a Service's name may be, it calls by another one."""
+
 _SECONDS = 10.0
 """What answers now answers that it does within so long."""
 
@@ -134,6 +137,9 @@ class Plan:
         if self.before["kind"] == LLM and not self.begun and canary.seen() is not None:
             what = "is there already, and of no promotion that is under way"
             raise InvalidInputError.one(str(canary), what, "remove it, or promote without --canary")
+        if len(in_cluster_name(self.before, canary=True) or "") > _LONGEST:
+            what = f"the name {self.service.name} is too long for those of a canary's objects"
+            raise InvalidInputError.one("--canary", what, "promote without --canary")
 
     def _find_steps(self) -> None:
         """The steps, beside what serves where that can be and is not to be left out."""

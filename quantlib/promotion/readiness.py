@@ -14,7 +14,6 @@ from typing import Literal
 from quantlib.errors import QuantlibError
 from quantlib.promotion.api import ForbiddenError, UnreachableError
 from quantlib.promotion.cluster import Service
-from quantlib.promotion.kinds import KINDS
 from quantlib.promotion.llm_canary import KIND as LLM
 from quantlib.promotion.merging import Document, annotations_of
 from quantlib.promotion.record import STALE, Held
@@ -34,7 +33,6 @@ _STUCK = {
 }
 _STATES = ("ready", "waiting", "stuck", "failed")
 _TELLING = re.compile(r"error|exception|fatal|refused", re.IGNORECASE)
-_FETCHES = "storage-initializer"
 _SOURCE = "internal.serving.kserve.io/storage-initializer-sourceuri"
 
 
@@ -153,29 +151,14 @@ def _by_status(document: Document, *, canary: bool = False) -> Readiness:
 
 def _made_of(document: Document, workload: Document, *, canary: bool) -> bool:
     """Whether a Deployment is what KServe makes of the service as it is now."""
-    if document["kind"] == LLM:
-        return _is_of_llm(document, workload)
+    if document["kind"] != "InferenceService":
+        return True
     told, noted = annotations_of(workload["spec"]["template"]), annotations_of(document)
     if any(told.get(k) != noted.get(k) for k in {*told, *noted} if k.startswith(PREFIX)):
         return False
     spec = document["spec"]
     part = spec["canary"][0] if canary and spec.get("canary") else spec
     return told.get(_SOURCE) in (None, part["predictor"]["model"].get("storageUri"))
-
-
-def _is_of_llm(document: Document, workload: Document) -> bool:
-    """As :func:`_made_of`: KServe sets no observedGeneration and copies no annotations of ours.
-
-    What it copies is the container ``main``, and the URI as an argument of what fetches it
-    (``workload_single_node.go`` and ``workload_storage.go`` of KServe 0.20's llmisvc).
-    """
-    pod = workload["spec"]["template"]["spec"]
-    uri, words = KINDS[LLM].read(document)
-    fetching = [each for each in pod.get("initContainers") or () if each["name"] == _FETCHES]
-    if fetching and uri not in fetching[0].get("args", ()):
-        return False
-    made = {"kind": LLM, "spec": {"template": pod}, "metadata": workload["metadata"]}
-    return not words or KINDS[LLM].read(made)[1] == words
 
 
 def _rolled_out(service: Service, deployment: Document) -> Readiness:

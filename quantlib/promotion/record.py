@@ -180,7 +180,8 @@ class Held:
             if found is None:
                 return canary.make(wanted | {"metadata": wanted["metadata"] | owners})
             if not self._is_mine(found):
-                raise InvalidInputError.one(str(canary), "it is not ours", "give it another name")
+                remedy = "remove it, or promote without --canary"
+                raise InvalidInputError.one(str(canary), "somebody else has made it", remedy)
             if found["metadata"].get("deletionTimestamp"):
                 raise ConflictError(f"{canary}: it is being deleted")
             return canary.change(found, found | {"spec": wanted["spec"]})

@@ -46,3 +46,12 @@ def test_a_deployment_is_changed_by_name_only() -> None:
     role, _ = yaml.safe_load_all(path.read_text())
     assert all(rule["resourceNames"] for rule in role["rules"])
     assert {verb for rule in role["rules"] for verb in rule["verbs"]} == {"get", "patch"}
+
+
+def test_a_canary_is_changed_by_name_only() -> None:
+    path = MANIFESTS / "components" / "promote-llm-canary" / "role.yaml"
+    role, _ = yaml.safe_load_all(path.read_text())
+    unnamed = [rule for rule in role["rules"] if not rule.get("resourceNames")]
+    assert [(rule["resources"], rule["verbs"]) for rule in unnamed] == [
+        (["llminferenceservices"], ["create"])
+    ]

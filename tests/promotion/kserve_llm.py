@@ -14,7 +14,7 @@ compared with no running controller:
   name are the backends of each other's rules, by their weights, once they are ready; the rules
   below ``/NAMESPACE/NAME`` stay as they are. Who is deleted is left out, and ends when no other's
   route leads to it.
-- ``llm_inference_service_defaults.go``: the label of the group. No ``observedGeneration`` is set.
+- ``llm_inference_service_defaults.go``: the label of the group.
 
 Of the gateway's rules that are split, there is one in place of many.
 """
@@ -89,6 +89,7 @@ class Router:
             self._write_route(service)
         ready = bool(self.pods.sources(f"{name}-kserve"))
         told: Document = {"conditions": [{"type": "Ready", "status": str(ready)}]}
+        told |= {"observedGeneration": metadata["generation"]}
         host = f"{self.protocol}://{name}-kserve-workload-svc.{self.pods.namespace}.svc"
         own, shared = (f"{self.gateway}{path}" for path in self._paths(service))
         urls = [host] if route is None else [own, shared]

@@ -130,7 +130,6 @@ def make_routed(
         install_routes(cluster.server)
         cluster.router = played = Router(cluster.pods, cluster.path.rpartition("/")[0], gateway.url)
         cluster.merge({"spec": {"router": router, "replicas": 2}})
-        cluster.merge({"status": {"observedGeneration": None}}, "/status")
         cluster.look()
         cluster.look()
         for prompt in fake.completions:
@@ -321,7 +320,6 @@ def test_a_canary_of_somebody_else_is_left_alone(make_routed: MakeRouted) -> Non
 
 @pytest.mark.slow
 def test_pods_of_before_are_not_taken_for_new_ones(make_routed: MakeRouted) -> None:
-    """KServe says of no LLMInferenceService which generation its status is of."""
     promotion, _ = make_routed(MANAGED, percents=(), timeout=30.0)
     cluster = promotion.cluster
     cluster.fates[promotion.uri] = NEVER
