@@ -67,6 +67,22 @@ def scheme_problems(recipe: Recipe) -> list[Problem]:
     else:
         if reason:
             problems.append(Problem("quantization.format", f"{name} cannot hold this: {reason}"))
+    if section.draft_layers and name != "compressed-tensors":
+        problems.append(
+            Problem(
+                "quantization.draft_layers",
+                f"{name} is not known to be served with rounded draft layers",
+                "set quantization.format to compressed-tensors, or leave it out",
+            )
+        )
+    if section.draft_layers and section.activations == "int8-static":
+        problems.append(
+            Problem(
+                "quantization.draft_layers",
+                "int8-static needs calibration, which does not run through draft layers",
+                "use int8, or leave it out",
+            )
+        )
     if recipe.outlier_suppression is not None:
         try:
             suppressor = outlier_suppression_registry.get_suppressor(
@@ -200,6 +216,38 @@ def unsuited_linears(
     return {name: sides for name, sides in shapes.items() if name in odd}
 
 
+def rounded_drafts(
+    section: QuantizationSection, adapter: BaseModelAdapter
+) -> dict[str, tuple[str, ...]]:
+    """Linears of draft layers that are rounded: those that would be in a block like theirs.
+
+    Experts stay exact.
+
+    Returns:
+        Their names within the draft block, by what the names of its tensors start with.
+    """
+    if not section.draft_layers:
+        return {}
+    rounded = {}
+    for prefix, block in adapter.layout.draft_blocks.items():
+        exact = set(unsuited_linears(section, adapter, block))
+        linears = [name for name in adapter.linears(block) if without_expert(name) == name]
+        for pattern in section.ignore:
+            exact.update(name for name in linears if matches(pattern, prefix + name))
+        for parts in adapter.fused(block).values():
+            if not exact.isdisjoint(parts):
+                exact.update(parts)
+        if names := tuple(name for name in linears if name not in exact):
+            rounded[prefix] = names
+    return rounded
+
+
+def rounded_draft_names(section: QuantizationSection, adapter: BaseModelAdapter) -> tuple[str, ...]:
+    """The full names of :func:`rounded_drafts`."""
+    drafts = rounded_drafts(section, adapter)
+    return tuple(prefix + name for prefix, names in drafts.items() for name in names)
+
+
 def matches(pattern: str, name: str) -> bool:
     """Whether a pattern of ``quantization.ignore`` names a linear."""
     if pattern.startswith("re:"):
@@ -209,7 +257,7 @@ def matches(pattern: str, name: str) -> bool:
 
 def checkpoint_scheme(section: QuantizationSection, adapter: BaseModelAdapter) -> CheckpointScheme:
     """What the quantized checkpoint holds, for its ``quantization_config``."""
-    outside = adapter.outside()
+    outside = adapter.outside(rounded_draft_names(section, adapter))
     exact = [adapter.head, *(name for name in outside if not name.endswith("."))]
     fused: list[str] = []
     modules = [name.removesuffix(".") for name in outside if name.endswith(".")]

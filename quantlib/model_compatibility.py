@@ -12,6 +12,7 @@ from quantlib.compatibility import (
     matches,
     needs_calibration,
     resolve_format,
+    rounded_drafts,
     unsuited_linears,
 )
 from quantlib.errors import Problem
@@ -49,6 +50,7 @@ def model_problems(
     if not problems:
         problems = _fusion_problems(recipe.quantization, adapter)
     problems += _expert_problems(recipe.quantization, adapter)
+    problems += _draft_problems(recipe.quantization, adapter)
     problems += _shape_problems(recipe.quantization, adapter)
     if recipe.outlier_suppression is not None:
         suppression = recipe.outlier_suppression
@@ -150,6 +152,17 @@ def _layer_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> 
             f"the model has blocks 0 to {adapter.blocks - 1}",
         )
     ]
+
+
+def _draft_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> Iterator[Problem]:
+    """That draft layers are to be rounded where there are none that can be."""
+    if section.draft_layers and not rounded_drafts(section, adapter):
+        what = "the model has no layers that draft tokens"
+        if adapter.drafts:
+            what = "ignore leaves no linear of the model's draft layers to round"
+            if not adapter.layout.draft_blocks:
+                what = "no block of the model has the linears of its draft layers"
+        yield Problem("quantization.draft_layers", what, "leave it out")
 
 
 def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:

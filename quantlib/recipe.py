@@ -7,18 +7,17 @@ This module imports neither torch nor any part that does, so that a recipe is ch
 
 from __future__ import annotations
 
-import copy
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from quantlib.config import YamlFormat, load_config, named_file
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.faults import field_problems, without_faults
 
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
 
@@ -91,6 +90,13 @@ class QuantizationSection(Section):
             "name, or re: and a regular expression on the full name. The head is never quantized."
         ),
     ] = ()
+    draft_layers: Annotated[
+        bool,
+        Field(
+            description="Whether linears of layers that draft tokens (MTP) are rounded too, "
+            "without calibration; their experts stay exact. For compressed-tensors."
+        ),
+    ] = False
     options: Annotated[
         dict[str, Any],
         Field(description="Settings of the method; its class documents and checks them."),
@@ -298,8 +304,8 @@ def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        problems = _field_problems(error)
-        recipe = _without_faults(data, error)
+        problems = field_problems(error, Recipe)
+        recipe = without_faults(data, error, Recipe)
     problems += scheme_problems(recipe)
     if problems:
         raise InvalidInputError(
@@ -307,58 +313,6 @@ def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
             for problem in problems
         )
     return recipe
-
-
-def _field_problems(error: ValidationError) -> list[Problem]:
-    problems = []
-    for fault in error.errors():
-        path = ".".join(str(part) for part in fault["loc"]) or "(top level)"
-        if fault["type"] == "extra_forbidden":
-            problems.append(Problem(path, "unknown key", _suggestion(fault["loc"])))
-            continue
-        message = fault["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(fault["input"], (dict, list)) else f" (given: {fault['input']!r})"
-        problems.append(Problem(path, message[0].lower() + message[1:] + given))
-    return problems
-
-
-def _suggestion(path: Sequence[int | str]) -> str:
-    """The key that an unknown one may stand for: of its own section first, else of any."""
-    *section, given = map(str, path)
-    known = list(_keys(Recipe))
-    beside = {key.rpartition(".")[2]: key for key in known if key.split(".")[:-1] == section}
-    everywhere = {key.rpartition(".")[2]: key for key in known}
-    for keys in (beside, everywhere):
-        found = difflib.get_close_matches(given, list(keys), n=1, cutoff=0.7)
-        if found:
-            return f"did you mean {keys[found[0]]}?"
-    return ""
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        for inner in (field.annotation, *get_args(field.annotation)):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                yield from _keys(inner, f"{prefix}{name}.")
-
-
-def _without_faults(data: Mapping[str, Any], error: ValidationError) -> Recipe:
-    """The recipe with defaults in place of its faulty fields, so that the rest is checked too."""
-    remaining = copy.deepcopy(dict(data))
-    for fault in error.errors():
-        parent: Any = remaining
-        *path, last = fault["loc"] or ("",)
-        for part in path:
-            parent = parent.get(part) if isinstance(parent, dict) else None
-        if isinstance(parent, dict):
-            parent.pop(last, None)
-        elif path:
-            remaining.pop(str(path[0]), None)
-    try:
-        return Recipe.model_validate(remaining)
-    except ValidationError:
-        return Recipe()
 
 
 def recipe_path(name: Path | str) -> Path:

@@ -2,7 +2,7 @@
 
 Layers of multi-token prediction guess a token ahead when the model is served so; vLLM computes the
 guess along with the next token and keeps it where the model says the same. Quantizing the model
-moves it away from what its draft layers, which stay exact, learned to guess.
+moves it away from what its draft layers, most often exact, learned to guess.
 """
 
 from __future__ import annotations

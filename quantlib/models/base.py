@@ -214,12 +214,31 @@ class BaseModelAdapter(ABC):
         """The names by which vLLM may ask for a linear that stays exact; its own among them."""
         return (self.linear_name(block, linear),)
 
-    def outside(self) -> tuple[str, ...]:
+    def outside(self, rounded: Collection[str] = ()) -> tuple[str, ...]:
         """Linears outside of the blocks, and with a dot at the end modules, as vLLM names them too.
 
         They stay exact.
+
+        Args:
+            rounded: Linears of draft layers that do not.
         """
-        return tuple(self.layout.outside)
+        if not rounded:
+            return tuple(self.layout.outside)
+        others = [name for name, why in self.layout.outside.items() if why != DRAFTING]
+        return (*others, *self.exact_drafting(rounded))
+
+    def exact_drafting(self, rounded: Collection[str]) -> tuple[str, ...]:
+        """What of the draft layers stays exact where some of their linears do not.
+
+        Args:
+            rounded: Those linears.
+
+        Returns:
+            Linears, and with a dot at the end the modules that experts lie in.
+        """
+        kept = [name for name in self.layout.drafting if name not in rounded]
+        parts = (name.partition(".experts.") for name in kept)
+        return tuple(dict.fromkeys(name + experts for name, experts, _ in parts))
 
     @abstractmethod
     def load_model(self, checkpoint: Checkpoint, device: torch.device) -> StreamedModel:

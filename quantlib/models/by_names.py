@@ -15,6 +15,7 @@ from typing import Any
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.index import listed
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.models.drafts import draft_blocks_of, drafting_of
 from quantlib.models.layout import (
     ANY_EXPERT,
     EXPERT_PARTS,
@@ -78,6 +79,8 @@ def layout_of_names(checkpoint: Checkpoint, problems: Sequence[Problem]) -> Layo
         raise InvalidInputError([*problems, _no_blocks(shapes)])
     head = _head(outer, embedding)
     architectures = checkpoint.config.get("architectures") or ("",)
+    outside = outside_of(outer, run.prefix, {embedding, head})
+    drafting = drafting_of(outer, outside)
     return Layout(
         architecture=str(architectures[0] or ""),
         prefix=run.prefix,
@@ -90,7 +93,9 @@ def layout_of_names(checkpoint: Checkpoint, problems: Sequence[Problem]) -> Layo
         obstacles=tuple(
             Obstacle(where=each.where, what=each.what, remedy=each.remedy) for each in problems
         ),
-        outside=outside_of(outer, run.prefix, {embedding, head}),
+        outside=outside,
+        drafting=tuple(drafting),
+        draft_blocks=draft_blocks_of(drafting, kinds, kind_of),
     )
 
 

@@ -12,6 +12,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.errors import InvalidInputError
 from quantlib.models.by_names import layout_of_names
 from quantlib.models.discovery import Seen, run_on_meta
+from quantlib.models.drafts import draft_blocks_of, drafting_of
 from quantlib.models.experts import count_of, linear_shapes
 from quantlib.models.folds import FoldFinder, NotFoldableError
 from quantlib.models.layout import (
@@ -80,6 +81,8 @@ def _walked_layout(checkpoint: Checkpoint, folds: bool) -> Layout:
     outer = {
         name: info.shape for name, info in checkpoint.tensors.items() if not name.startswith(inner)
     }
+    outside = outside_of(outer, prefix, {embedding, head})
+    drafting = drafting_of(outer, outside)
     return Layout(
         architecture=type(skeleton.model).__name__,
         prefix=prefix,
@@ -93,7 +96,9 @@ def _walked_layout(checkpoint: Checkpoint, folds: bool) -> Layout:
         axes=axes,
         embeds_cross=crosses,
         extra=tuple(names.extra),
-        outside=outside_of(outer, prefix, {embedding, head}),
+        outside=outside,
+        drafting=tuple(drafting),
+        draft_blocks=draft_blocks_of(drafting, kinds, kind_of),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,8 @@ _FUSED = {
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
 """What vLLM fuses in every family that it does not say otherwise of."""
+
+_NUMBERED = re.compile(r"(?:.*\.)?(\w+)\.\d+\.(.+)")
 
 _TOWERS = (
     "vision_tower",
@@ -106,24 +109,55 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         name = self.linear_name(block, linear)
         return (name,) if self._vllm is None else self._vllm.spelled(name)
 
-    def outside(self) -> tuple[str, ...]:
+    def outside(self, rounded: Collection[str] = ()) -> tuple[str, ...]:
         """Linears outside of the blocks, and with a dot at the end modules, as vLLM names them too.
 
         They stay exact.
+
+        Args:
+            rounded: Linears of draft layers that do not.
         """
-        names = super().outside()
+        drafting = self.exact_drafting(rounded) if rounded else ()
+        names = tuple(name for name in super().outside(rounded) if name not in drafting)
         # vLLM has what stands beside the language model under no model., and maps no patterns.
         beside = [name for name, why in self.layout.outside.items() if why == OUTSIDE]
         names = (*names, *(name.removeprefix("model.") for name in beside))
-        if self.drafts:
-            # However they are stored, most families' draft layers are vLLM's next blocks.
-            count = int(self.text_config.get("num_nextn_predict_layers") or 1)
-            following = range(self.blocks, self.blocks + count)
-            names = (*names, *map(self.block_prefix, following))
+        if self.drafts and not rounded:
+            names = (*names, *self._following())
+        vllm = self._vllm
+        others = [] if vllm is None else [other for name in names for other in vllm.within(name)]
+        return tuple(dict.fromkeys((*names, *others, *drafting)))
+
+    def exact_drafting(self, rounded: Collection[str]) -> tuple[str, ...]:
+        """What of the draft layers stays exact where some of their linears do not.
+
+        Args:
+            rounded: Those linears.
+
+        Returns:
+            Linears, and with a dot at the end the modules that experts lie in, as vLLM may name
+            them too.
+        """
+        stored = super().exact_drafting(rounded)
+        endings = dict.fromkeys(ending for name in stored for ending in _endings(name))
+        names = (*stored, *(prefix + ending for prefix in self._following() for ending in endings))
         if self._vllm is None:
-            return tuple(dict.fromkeys(names))
-        others = [other for name in names for other in self._vllm.within(name)]
+            return names
+        others = [
+            other
+            for name in names
+            for other in self._vllm.spelled(name.removesuffix("."))
+            if f"{other}." != name
+        ]
         return tuple(dict.fromkeys((*names, *others)))
+
+    def _following(self) -> list[str]:
+        """What names within the next blocks start with.
+
+        However they are stored, most families' draft layers are those to vLLM.
+        """
+        count = int(self.text_config.get("num_nextn_predict_layers") or 1)
+        return [self.block_prefix(self.blocks + number) for number in range(count)]
 
     @cached_property
     def _vllm(self) -> VllmNames | None:
@@ -187,6 +221,16 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
                         f"hidden size, {hidden}, is no multiple of 128"
                     )
         return None
+
+
+def _endings(name: str) -> list[str]:
+    """What vLLM may call a module of a draft layer within the block that it makes of the layer."""
+    match = _NUMBERED.fullmatch(name)
+    module, within = (match[1], match[2]) if match else ("", name)
+    endings = [within, f"{module}.{within}"] if module else []
+    if not name.endswith("."):
+        endings.append(within.removesuffix(".0").rpartition(".")[2])
+    return endings
 
 
 def _usually_fused(linears: Sequence[str]) -> dict[str, tuple[str, ...]]:

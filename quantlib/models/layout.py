@@ -7,7 +7,7 @@ Names of linears and tensors are those of the checkpoint, within the block: ``se
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict
@@ -169,6 +169,9 @@ class Layout(_Data):
             empty where it can.
         outside: What else holds linears outside of the blocks, and why they stay exact: a linear,
             or with a dot at its end a module.
+        drafting: The matrices of modules that draft tokens, without ``.weight``.
+        draft_blocks: What the names of tensors of a block that drafts tokens start with, and the
+            number of a block of the model that has the same linears.
     """
 
     architecture: str
@@ -185,21 +188,26 @@ class Layout(_Data):
     extra: tuple[str, ...] = ()
     obstacles: tuple[Obstacle, ...] = ()
     outside: Mapping[str, str] = {}
+    drafting: tuple[str, ...] = ()
+    draft_blocks: Mapping[str, int] = {}
 
     @property
     def blocks(self) -> int:
         """Number of blocks."""
         return len(self.kind_of)
 
-    @property
-    def carried(self) -> Mapping[str, int]:
+    def carried(self, rounded: Collection[str] = ()) -> Mapping[str, int]:
         """How many tensors belong to no module, by the part that they are of: ``mtp``.
 
         What lies within blocks of the model is counted together.
+
+        Args:
+            rounded: Those that do not count, for they are not carried.
         """
         own = {self.prefix.format(block).removesuffix(".") for block in range(self.blocks)}
         within = self.prefix.format(ANY_EXPERT).removesuffix(".")
-        return Counter(within if part in own else part for part in map(_part, self.extra))
+        parts = (_part(name) for name in self.extra if name not in rounded)
+        return Counter(within if part in own else part for part in parts)
 
     def kind(self, block: int) -> BlockKind:
         """What a block is made of."""

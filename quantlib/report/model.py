@@ -178,7 +178,7 @@ class Drafting(Part):
 
     Attributes:
         original: Share of the original's drafts that it accepts; None where nothing was drafted.
-        quantized: The same of the quantized model, whose draft layers are those of the original.
+        quantized: The same of the quantized model.
         drafts: How many the quantized model's layers made, each one token ahead.
         refused: Why nothing was drafted; None where it was.
     """

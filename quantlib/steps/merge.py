@@ -15,13 +15,14 @@ from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from quantlib.checkpoint.header import TensorInfo, read_header
 from quantlib.checkpoint.remote_code import is_config, without_code
 from quantlib.checkpoint.source import ReceiptSource
-from quantlib.compatibility import checkpoint_scheme, exact_linears
+from quantlib.compatibility import checkpoint_scheme, exact_linears, rounded_draft_names
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.foreign_json import parse_mapping
 from quantlib.formats import format_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe, recipe_from_text
 from quantlib.report.summary import step_summary
+from quantlib.report.text import plural
 from quantlib.serving.options import serving_dtype
 from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, VllmConfig
 from quantlib.steps.contract import StepCall
@@ -54,7 +55,7 @@ def merge(store: Store, recipe: Recipe, model: Receipt, quantized: Sequence[Rece
     if problems:
         raise InvalidInputError(problems)
 
-    outer = separate_outer(store, model)
+    outer = separate_outer(store, recipe.quantization, model)
 
     def work(output: StepOutput) -> None:
         _merge(store, recipe, model, outer, ranges, output)
@@ -143,6 +144,12 @@ def _merge(
     files = dict(output.files)
     output.add_json(LINEARS_NAME, errors)
     exact = exact_linears(recipe.quantization, adapter)
+    rounded = [f"{name}.weight" for name in rounded_draft_names(recipe.quantization, adapter)]
+    if rounded:
+        output.remarks.append(
+            f"{plural(len(rounded), 'linear')} of layers that draft tokens were rounded without "
+            "calibration."
+        )
     output.facts |= {
         "checkpoint_digest": files_digest(files),
         "checkpoint_files": sorted(files),
@@ -154,7 +161,7 @@ def _merge(
             for block, linears in enumerate(exact)
             if len(linears) < len(adapter.linears(block))
         ],
-        "carried": dict(adapter.layout.carried),
+        "carried": dict(adapter.layout.carried(rounded)),
         "serve": vllm_config.arguments(),
         "removed": removed,
     }

@@ -2,13 +2,16 @@
 
 Embedding, final norm, head, towers and whatever else is not in a block are in every checkpoint as
 they were, or, where they lay quantized, as what their codes stand for. The plan step writes them
-once per model, so that merge need not read them: the checkpoint names the same file.
+once per model, so that merge need not read them: the checkpoint names the same file. Linears of
+draft layers that a recipe rounds are left out: the worker of the last range writes them.
 """
 
 from __future__ import annotations
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.writer import SafetensorsWriter
+from quantlib.compatibility import rounded_draft_names
+from quantlib.recipe import QuantizationSection
 from quantlib.steps.layout import open_receipt
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
@@ -16,24 +19,27 @@ STEP = "outer"
 OUTER_NAME = "outer.safetensors"
 
 
-def separate_outer(store: Store, model: Receipt) -> Receipt:
+def separate_outer(store: Store, section: QuantizationSection, model: Receipt) -> Receipt:
     """Writes the tensors outside of the blocks, or finds that they are written.
 
     Args:
         store: Where the steps' files are.
+        section: Which linears of draft layers are rounded, and left out here.
         model: Receipt of the fetch step.
 
     Returns:
         A receipt with the one file.
     """
+    checkpoint, adapter = open_receipt(store, model)
+    rounded = [f"{linear}.weight" for linear in rounded_draft_names(section, adapter)]
 
     def work(output: StepOutput) -> None:
-        checkpoint, adapter = open_receipt(store, model)
         inner = tuple(adapter.block_prefix(block) for block in range(adapter.blocks))
         names = [name for name in checkpoint.tensors if not name.startswith(inner)]
-        copy_tensors(checkpoint, names, output, OUTER_NAME)
+        copy_tensors(checkpoint, [n for n in names if n not in rounded], output, OUTER_NAME)
 
-    return commit_step(store, STEP, {}, {"model": model}, work)
+    parameters = {"without": rounded} if rounded else {}
+    return commit_step(store, STEP, parameters, {"model": model}, work)
 
 
 def copy_tensors(checkpoint: Checkpoint, names: list[str], output: StepOutput, file: str) -> None:

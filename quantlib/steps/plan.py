@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.index import same_bytes
-from quantlib.compatibility import exact_linears
+from quantlib.compatibility import exact_linears, rounded_draft_names
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
 from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
@@ -26,6 +26,7 @@ from quantlib.planning import (
 from quantlib.planning.estimate import MOST_RANGES
 from quantlib.planning.show import markdown
 from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.report.text import plural
 from quantlib.steps.contract import StepCall
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.outer import separate_outer
@@ -105,6 +106,11 @@ def plan(
         output.remarks += by_names
         if unsuited := unsuited_in_words(recipe.quantization, adapter):
             output.remarks.append(f"{unsuited}.")
+        if drafts := rounded_draft_names(recipe.quantization, adapter):
+            output.remarks.append(
+                f"{plural(len(drafts), 'linear')} of layers that draft tokens will be rounded "
+                "without calibration; experts of such layers stay exact."
+            )
         output.remarks.append(
             dry_load(store, recipe.quantization, model, checkpoint, adapter, validated=validated)
         )
@@ -244,7 +250,7 @@ def main(call: StepCall) -> None:
     texts = call.receipt("texts")
     receipt = plan(store, recipe, model, texts, num_ranges, hardware, parallel, limits)
     ranges = receipt.facts["ranges"]
-    separate_outer(store, model)
+    separate_outer(store, recipe.quantization, model)
     opened = open_receipt(store, model)
     estimate = _estimated(recipe, opened, hardware, parallel, limits, len(ranges))
     call.write_receipt("plan", store, receipt)

@@ -15,11 +15,16 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import read_header
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
-from quantlib.compatibility import exact_linears, needs_hidden_states, resolve_format
+from quantlib.compatibility import (
+    exact_linears,
+    needs_hidden_states,
+    resolve_format,
+    rounded_draft_names,
+)
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.progress import progress_bar
-from quantlib.quantizers import quantizer_registry
+from quantlib.quantizers import GroupInputs, quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe, recipe_from_text
 from quantlib.report.summary import step_summary
 from quantlib.steps.calibrate import hidden_name
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from quantlib.models.streamed import Block, StreamedModel
 
 BLOCKS_NAME = "blocks.safetensors"
+DRAFTS_NAME = "drafts.safetensors"
 LINEARS_NAME = "linears.json"
 
 
@@ -156,7 +162,13 @@ def _quantize_blocks(
                     write_tensors(kept.path(names[-1]), walk.boundary())
                 kept.save(names, {"next": index + 1, "errors": errors})
             advance(1)
-    _join(kept.folder, [_block(index) for index in blocks], output)
+    names = [_block(index) for index in blocks]
+    own = map(streamed.adapter.linears, range(streamed.adapter.blocks))
+    last = max(at for at, linears in enumerate(own) if not exact_of[at].issuperset(linears))
+    if section.draft_layers and blocks[-1] == last:
+        names.append(DRAFTS_NAME)
+        _round_drafts(section, streamed, kept.path(DRAFTS_NAME))
+    _join(kept.folder, names, output)
     output.add_json(LINEARS_NAME, errors)
 
 
@@ -216,6 +228,23 @@ def _write_block(
             else:
                 info = checkpoint.info(name)
                 writer.add(name, info.dtype, info.shape, checkpoint.read(name))
+        writer.finish()
+
+
+def _round_drafts(section: QuantizationSection, streamed: StreamedModel, path: Path) -> None:
+    """Rounds linears of draft layers, through which no calibration tokens go, to the nearest."""
+    from quantlib.checkpoint.tensors import read_tensor, write_tensor
+
+    data_free = section.model_copy(update={"method": "minmax", "options": {}})
+    quantizer = quantizer_registry.get_quantizer("minmax")(data_free)
+    checkpoint_format = format_registry.get_format(resolve_format(section))
+    with SafetensorsWriter(path) as writer:
+        for name in rounded_draft_names(section, streamed.adapter):
+            weight = read_tensor(streamed.checkpoint, f"{name}.weight")
+            weights = {name: weight.to(streamed.device).float()}
+            made = quantizer.quantize(weights, GroupInputs(), streamed.stored_dtype).linears[name]
+            for part, tensor in checkpoint_format.tensors(made, section.activations).items():
+                write_tensor(writer, f"{name}.{part}", tensor)
         writer.finish()
 
 

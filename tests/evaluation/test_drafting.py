@@ -13,6 +13,7 @@ from drafting import FIELDS, add_draft_layer
 from safetensors.torch import load_file, save_file
 
 from quantlib.checkpoint.source import FolderSource
+from quantlib.compatibility import rounded_draft_names
 from quantlib.evaluation.drafting import LOG_NAME, drafting_of
 from quantlib.evaluation.job import Drafted
 from quantlib.models import open_model
@@ -87,6 +88,25 @@ class TestByVllm:
         # vLLM has no kernels for codes of experts on a CPU.
         evaluation, _, _ = judge(source, ignore=["re:.*experts.*"])
         assert evaluation["checkpoint_dequantized_reason"] is None
+        found = evaluation["drafting"]
+        assert found["refused"] is None
+        assert 0.3 < found["original"] <= 1
+        assert found["quantized"] == pytest.approx(found["original"], abs=0.2)
+
+    @pytest.mark.parametrize("family", FIELDS)
+    def test_rounded_draft_layers_draft_as_well(
+        self, family: str, judge: Any, tmp_path: Path
+    ) -> None:
+        source = zoo.make(family, tmp_path / "source")
+        add_draft_layer(source, family, strength=0.1)
+        # vLLM has no kernels for codes of experts on a CPU; the shared ones are plain linears.
+        ignore = [] if family == "qwen3_5" else [r"re:[.]experts[.]"]
+        evaluation, _, made = judge(source, ignore=ignore, draft_layers=True)
+        assert evaluation["checkpoint_dequantized_reason"] is None
+        assert (
+            len(rounded_draft_names(made.recipe.quantization, open_model(FolderSource(source))[1]))
+            >= 4
+        )
         found = evaluation["drafting"]
         assert found["refused"] is None
         assert 0.3 < found["original"] <= 1

@@ -298,7 +298,7 @@ def test_faults_of_all_kinds_are_named_at_once(tmp_path: Path) -> None:
         "mtp.layers.0.norm.weight",
         "model.layers.0.self_attn.rotary_emb.inv_freq",
     }
-    assert adapter.layout.carried == {
+    assert adapter.layout.carried() == {
         "another": 1,
         "model.layers.*": 1,
         "model.layers.2": 1,

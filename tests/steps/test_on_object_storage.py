@@ -101,7 +101,7 @@ def test_a_quantize_worker_reads_its_own_blocks(made: Any, proxy: s3.Proxy) -> N
 
 def test_merge_lets_the_server_copy(made: Any, proxy: s3.Proxy) -> None:
     made.store.delete(made.checkpoint.address)
-    separate_outer(made.store, made.model)
+    separate_outer(made.store, made.recipe.quantization, made.model)
     proxy.requests.clear()
     again = merge(made.store, made.recipe, made.model, made.quantized)
     assert again == made.checkpoint
