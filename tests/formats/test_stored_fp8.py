@@ -147,7 +147,8 @@ print((peak() - before) / weight.nbytes)
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert float(done.stdout) < 3
+    # 2.3 mostly, with what the kernels' libraries take up; a float32 copy with its scales is 5.5.
+    assert float(done.stdout) < 4
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
