@@ -12,8 +12,7 @@ from pydantic import BaseModel, ValidationError
 from quantlib.errors import Problem, UnknownNameError
 from quantlib.formats import CheckpointScheme, format_registry
 from quantlib.models import BaseModelAdapter
-from quantlib.models.base import without_expert
-from quantlib.models.layout import ANY_EXPERT
+from quantlib.models.layout import ANY_EXPERT, without_expert
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import BaseQuantizer, BatchQuantizer, quantizer_registry
 from quantlib.recipe import Activations, QuantizationSection, Recipe, WeightScheme

@@ -18,7 +18,7 @@ from quantlib.compatibility import (
 from quantlib.errors import Problem
 from quantlib.formats import format_registry
 from quantlib.models import BaseModelAdapter
-from quantlib.models.base import without_expert
+from quantlib.models.layout import without_expert
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe

@@ -21,8 +21,8 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
 from quantlib.compatibility import exact_linears
 from quantlib.model_compatibility import model_problems
-from quantlib.models.base import BaseModelAdapter, without_expert
-from quantlib.models.layout import SharedInput
+from quantlib.models.base import BaseModelAdapter
+from quantlib.models.layout import SharedInput, without_expert
 from quantlib.recipe import SHIPPED_RECIPES, Recipe, load_recipe
 
 FOLDER = Path(__file__).parent / "data" / "models"

@@ -22,8 +22,7 @@ from quantlib.compatibility import exact_linears
 from quantlib.evaluation.transformers_engine import load_model
 from quantlib.formats.stored import plain
 from quantlib.models import BaseModelAdapter, open_model
-from quantlib.models.base import without_expert
-from quantlib.models.layout import ANY_EXPERT
+from quantlib.models.layout import ANY_EXPERT, without_expert
 from quantlib.recipe import Recipe
 from quantlib.store import LocalStore
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,20 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import TensorInfo
-from quantlib.models.layout import ANY_EXPERT, EXPERT_PARTS, Layout, SharedInput
+from quantlib.models.layout import ANY_EXPERT, EXPERT_PARTS, Layout, SharedInput, without_expert
 from quantlib.models.naming import DRAFTING
 
 if TYPE_CHECKING:
     import torch
 
     from quantlib.models.streamed import StreamedModel
-
-_EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")
-
-
-def without_expert(linear: str) -> str:
-    """The name that the same linear has in every expert: ``mlp.experts.*.up_proj``."""
-    return _EXPERT_NUMBER.sub(ANY_EXPERT, linear)
 
 
 class BaseModelAdapter(ABC):

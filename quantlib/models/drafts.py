@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from quantlib.models.base import without_expert
-from quantlib.models.layout import ANY_EXPERT, BlockKind
+from quantlib.models.layout import ANY_EXPERT, BlockKind, without_expert
 from quantlib.models.naming import DRAFTING, Shape
 
 _EXPERTS = ".experts."

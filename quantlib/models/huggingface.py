@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.remote_code import without_code
-from quantlib.models.base import BaseModelAdapter, without_expert
+from quantlib.models.base import BaseModelAdapter
 from quantlib.models.fusion import VllmNames, vllm_names
-from quantlib.models.layout import ANY_EXPERT, of_expert
+from quantlib.models.layout import ANY_EXPERT, of_expert, without_expert
 from quantlib.models.naming import OUTSIDE
 from quantlib.models.servable import with_causal_architecture
 

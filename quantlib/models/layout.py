@@ -6,6 +6,7 @@ Names of linears and tensors are those of the checkpoint, within the block: ``se
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import lru_cache
@@ -13,6 +14,8 @@ from functools import lru_cache
 from pydantic import BaseModel, ConfigDict
 
 ANY_EXPERT = "*"
+
+_EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")
 
 EXPERT_PARTS = {
     "gate_up_proj": ("gate_proj", "up_proj"),
@@ -223,6 +226,11 @@ def _part(name: str) -> str:
     parts = name.split(".")
     numbers = [at for at, part in enumerate(parts) if part.isdecimal()]
     return ".".join(parts[: numbers[0] + 1] if numbers else parts[:1])
+
+
+def without_expert(linear: str) -> str:
+    """The name that the same linear has in every expert: ``mlp.experts.*.up_proj``."""
+    return _EXPERT_NUMBER.sub(ANY_EXPERT, linear)
 
 
 def of_expert(name: str, expert: int) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import read_slice, read_tensor
-from quantlib.models.base import BaseModelAdapter, without_expert
-from quantlib.models.layout import ANY_EXPERT, Experts, of_expert
+from quantlib.models.base import BaseModelAdapter
+from quantlib.models.layout import ANY_EXPERT, Experts, of_expert, without_expert
 
 
 class StoredTensors(MutableMapping[str, Tensor]):

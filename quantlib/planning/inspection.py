@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.formats.stored import stored
 from quantlib.models import BaseModelAdapter, open_checkpoint
-from quantlib.models.base import without_expert
 from quantlib.models.fusion import vllm_serves, vllm_version
-from quantlib.models.layout import ANY_EXPERT
+from quantlib.models.layout import ANY_EXPERT, without_expert
 from quantlib.models.naming import OUTSIDE, outermost
 from quantlib.planning.model import model_sizes
 from quantlib.recipe import QuantizationSection, Recipe, WeightScheme

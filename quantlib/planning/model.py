@@ -8,8 +8,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
 from quantlib.compatibility import batches_experts, exact_linears
 from quantlib.models import BaseModelAdapter
-from quantlib.models.base import without_expert
-from quantlib.models.layout import BlockKind, SharedInput, of_expert
+from quantlib.models.layout import BlockKind, SharedInput, of_expert, without_expert
 from quantlib.recipe import Recipe
 
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from quantlib.errors import QuantizationError
-from quantlib.quantizers.base import BatchQuantizer, GroupInputs, Options, QuantizedGroup
+from quantlib.quantizers.base import (
+    BatchQuantizer,
+    GroupInputs,
+    Options,
+    QuantizedGroup,
+    hessians_of,
+)
 from quantlib.quantizers.registry import quantizer_registry
 
 if TYPE_CHECKING:
@@ -62,9 +68,7 @@ class AWQQuantizer(BatchQuantizer):
         from quantlib.quantizers.scales import SHRINKS, searched_scales
 
         scheme = self.section.weights
-        hessians = [known.hessian for known in inputs if known.hessian is not None]
-        if len(hessians) < len(inputs):
-            raise ValueError("AWQ needs the Hessian of the input")
+        hessians = hessians_of(inputs, "AWQ")
         for names, hessian in zip(weights, hessians, strict=True):
             if not hessian.isfinite().all():
                 raise QuantizationError(

@@ -40,6 +40,18 @@ class GroupInputs:
     fold: Fold | None = None
 
 
+def hessians_of(inputs: Sequence[GroupInputs], method: str) -> list[Tensor]:
+    """The Hessian of each input, for a method that cannot do without.
+
+    Raises:
+        ValueError: One of them is not known.
+    """
+    hessians = [known.hessian for known in inputs if known.hessian is not None]
+    if len(hessians) < len(inputs):
+        raise ValueError(f"{method} needs the Hessian of the input")
+    return hessians
+
+
 @dataclass(frozen=True)
 class QuantizedGroup:
     """The quantized linears of a group.

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from quantlib.errors import QuantizationError
-from quantlib.quantizers.base import BatchQuantizer, GroupInputs, Options, QuantizedGroup
+from quantlib.quantizers.base import (
+    BatchQuantizer,
+    GroupInputs,
+    Options,
+    QuantizedGroup,
+    hessians_of,
+)
 from quantlib.quantizers.registry import quantizer_registry
 
 if TYPE_CHECKING:
@@ -85,9 +91,7 @@ class GPTQQuantizer(BatchQuantizer):
         )
         from quantlib.quantizers.rounding import stacked, to_quantized_linears
 
-        hessians = [each.hessian for each in inputs if each.hessian is not None]
-        if len(hessians) < len(inputs):
-            raise ValueError("GPTQ needs the Hessian of the input")
+        hessians = hessians_of(inputs, "GPTQ")
         try:
             factor = factorize(hessians, self.options.damping, self.options.act_order == "static")
         except NotPositiveDefiniteError as error:

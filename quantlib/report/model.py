@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quantlib.errors import InvalidInputError
 from quantlib.faults import faults_of
 from quantlib.foreign_json import parse_json
-from quantlib.models.base import without_expert
+from quantlib.models.layout import without_expert
 from quantlib.recipe import Activations
 from quantlib.store.receipt import Digest, FileRecord
 

@@ -18,8 +18,8 @@ from whole import blocks_of, expert_weights, read_whole, states_of
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.models import open_model
-from quantlib.models.base import without_expert
 from quantlib.models.boundary import HIDDEN, root_of
+from quantlib.models.layout import without_expert
 from quantlib.models.streamed import StreamedModel
 
 pytestmark = pytest.mark.usefixtures("float32_products", "sample_by_sample")
