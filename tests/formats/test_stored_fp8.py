@@ -144,11 +144,9 @@ before = peak()
 weight = read_tensor(read, "b.weight")
 print((peak() - before) / weight.nbytes)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    # 2.3 mostly, with what the kernels' libraries take up; a float32 copy with its scales is 5.5.
-    assert float(done.stdout) < 4
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    # Threads and libraries take something up now and then, which has nothing to do with it.
+    assert min(float(subprocess.check_output(command, text=True)) for _ in range(3)) < 3
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
