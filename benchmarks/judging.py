@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from quantlib.checkpoint.source import FolderSource
+from quantlib.checks.recipe import parse_recipe
 from quantlib.evaluation.evaluate import summarize
 from quantlib.evaluation.gate import Figures
 from quantlib.evaluation.metrics import compare
 from quantlib.evaluation.transformers_engine import load_model
-from quantlib.recipe import parse_recipe
 from quantlib.steps.texts import windows_without_store
 
 WINDOWS = 40

@@ -24,9 +24,9 @@ from rich.table import Table
 from smollm2 import download_smollm2
 
 from quantlib.checkpoint.source import ReceiptSource
+from quantlib.checks.recipe import parse_recipe
 from quantlib.models import open_model
 from quantlib.planning import estimate_run, find_hardware
-from quantlib.recipe import parse_recipe
 from quantlib.store import LocalStore, Receipt, run_facts
 
 FOLDER = ROOT / "build" / "benchmarks" / "memory"
@@ -44,7 +44,7 @@ AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(sys.
 _STEPS = """
 import sys
 from pathlib import Path
-from quantlib.recipe import recipe_from_text
+from quantlib.checks.recipe import recipe_from_text
 from quantlib.steps.calibrate import calibrate
 from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import plan

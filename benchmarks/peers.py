@@ -33,7 +33,7 @@ from deeper import write_deeper_model
 from smollm2 import download_smollm2
 
 from quantlib.checkpoint.source import FolderSource
-from quantlib.recipe import parse_recipe
+from quantlib.checks.recipe import parse_recipe
 from quantlib.steps.fetch import fetch
 from quantlib.steps.texts import windows_without_store
 from quantlib.store import LocalStore

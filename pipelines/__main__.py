@@ -38,6 +38,8 @@ from pipelines.scheduler import State, StepRun
 from pipelines.status import log_tail
 from pipelines.watch import watch
 from quantlib import __version__
+from quantlib.checks.machine import destination_problems, place_problems
+from quantlib.checks.run import input_problems
 from quantlib.cli.watch import PROGRAM_VARIABLE
 from quantlib.cpus import available_cpus
 from quantlib.errors import (
@@ -48,7 +50,6 @@ from quantlib.errors import (
     os_error_line,
 )
 from quantlib.evaluation.engines import choose_engine
-from quantlib.preflight import destination_problems, input_problems, place_problems
 from quantlib.report.model import HTML_NAME
 from quantlib.report.text import figures_line
 from quantlib.sources.naming import named

@@ -12,9 +12,10 @@ import click
 
 from pipelines.compiling import NAME, PIPELINES, CompileOptions
 from pipelines.kubeflow import HOST_VARIABLE, Server
+from quantlib.checks.recipe import load_recipe, recipe_from_text
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.planning import HARDWARE
-from quantlib.recipe import Recipe, load_recipe, recipe_from_text
+from quantlib.recipe import Recipe
 from quantlib.steps.plan import AUTO
 from quantlib.text.addresses import LocalText, Text, parse_text
 from quantlib.text.wanted import wanted_texts

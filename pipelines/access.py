@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.launch import Launch
-from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.checks.recipe import recipe_from_text
+from quantlib.recipe import Recipe
 from quantlib.sources.pinned import split_pin
 from quantlib.text.addresses import HubText, LocalText, ObjectText, Text, parse_text
 from quantlib.text.wanted import wanted_texts

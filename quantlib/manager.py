@@ -6,11 +6,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantlib.compatibility import resolve_format
+from quantlib.checks.model import sharing_problems
+from quantlib.checks.scheme import resolve_format
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
 from quantlib.formats import format_registry
-from quantlib.model_compatibility import sharing_problems
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.output import write_checkpoint
 from quantlib.quantizers import quantizer_registry

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME
+from quantlib.checks.places import writable_problems
 from quantlib.errors import InvalidInputError, Problem, QuantlibError
 from quantlib.report.html import render_html
 from quantlib.report.model import HTML_NAME, JSON_NAME, Report
-from quantlib.sources.space import existing_ancestor
 from quantlib.store import Receipt, Store
 
 WORK_NAME = ".quantlib-work"
@@ -55,21 +55,6 @@ def output_problems(output: Path, *, overwrite: bool) -> list[Problem]:
     except OSError as error:
         return [Problem(where, f"cannot be read: {error.strerror}", _OTHER)]
     return problems + writable_problems(output)
-
-
-def writable_problems(folder: Path) -> list[Problem]:
-    """Why a folder cannot be made or written to."""
-    try:
-        ancestor = existing_ancestor(folder.absolute())
-        if not ancestor.is_dir():
-            return [Problem(str(folder), f"{ancestor} is no folder", _OTHER)]
-        if os.statvfs(ancestor).f_flag & os.ST_RDONLY:
-            return [Problem(str(folder), f"{ancestor} is on a read-only file system", _OTHER)]
-        if not os.access(ancestor, os.W_OK | os.X_OK):
-            return [Problem(str(folder), f"no permission to write in {ancestor}", _OTHER)]
-    except OSError as error:
-        return [Problem(str(folder), f"cannot be read: {error.strerror}", _OTHER)]
-    return []
 
 
 def _content_problems(output: Path, overwrite: bool) -> list[Problem]:

@@ -1,23 +1,17 @@
 """The recipe: everything that decides what a quantized checkpoint will be.
 
-A recipe is a YAML or JSON file. Unknown keys are refused, every field has a documented default, and
-all faults of a file are reported together, each with its path (``quantization.weights.bits``).
-This module imports neither torch nor any part that does, so that a recipe is checked in an instant.
+Unknown keys are refused, and every field has a documented default. Whether what is asked for goes
+together is a question for :mod:`quantlib.checks`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
-from quantlib.config import YamlFormat, load_config, named_file
-from quantlib.errors import InvalidInputError, Problem
-from quantlib.faults import field_problems, without_faults
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
 
@@ -285,69 +279,3 @@ class Recipe(Section):
     def digest(self) -> str:
         """``sha256:`` and the hexadecimal digest of :meth:`canonical_json`."""
         return "sha256:" + hashlib.sha256(self.canonical_json().encode()).hexdigest()
-
-
-def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
-    """Validates parsed data.
-
-    Args:
-        data: The mapping that a recipe file holds.
-        origin: What to call the recipe in error messages.
-
-    Raises:
-        InvalidInputError: With one problem per fault.
-    """
-    # The parts of a recipe import its types.
-    from quantlib.compatibility import scheme_problems
-
-    problems: list[Problem] = []
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        problems = field_problems(error, Recipe)
-        recipe = without_faults(data, error, Recipe)
-    problems += scheme_problems(recipe)
-    if problems:
-        raise InvalidInputError(
-            Problem(f"{origin}: {problem.where}", problem.what, problem.remedy)
-            for problem in problems
-        )
-    return recipe
-
-
-def recipe_path(name: Path | str) -> Path:
-    """The file of a recipe given by path, or by the name of a shipped recipe (``gptq``)."""
-    return named_file(name, SHIPPED_RECIPES, "recipe")
-
-
-def load_recipe(path: Path | str, group_size: int | None = None) -> Recipe:
-    """Reads and validates a recipe file, or a shipped recipe by its name (``gptq``).
-
-    Args:
-        path: The file or the name.
-        group_size: In the place of the recipe's; None for the recipe's.
-
-    Raises:
-        InvalidInputError: With one problem per fault of the file.
-    """
-    data = load_config(recipe_path(path))
-    if group_size is not None:
-        section = data.setdefault("quantization", {})
-        if isinstance(section, dict) and isinstance(section.setdefault("weights", {}), dict):
-            section["weights"]["group_size"] = group_size
-    return parse_recipe(data, origin=str(path))
-
-
-def recipe_from_text(text: str) -> Recipe:
-    """A recipe given as YAML or JSON text, as pipeline parameters carry it.
-
-    Raises:
-        InvalidInputError: ``text`` is no valid recipe.
-    """
-    try:
-        data = YamlFormat().parse(text)
-    except ValueError as error:
-        raise InvalidInputError.one("recipe", f"cannot be parsed: {error}") from None
-    if not isinstance(data, dict):
-        raise InvalidInputError.one("recipe", "does not hold a mapping")
-    return parse_recipe(data)

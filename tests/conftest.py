@@ -18,7 +18,8 @@ os.environ.setdefault("QUANTLIB_DRY_LOAD", "never")
 import pytest
 import s3
 
-from quantlib.recipe import Recipe, parse_recipe
+from quantlib.checks.recipe import parse_recipe
+from quantlib.recipe import Recipe
 from quantlib.store import LocalStore, Receipt, Store
 
 TINY = {

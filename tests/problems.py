@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from quantlib.checkpoint.source import FileSource
+from quantlib.checks.run import opened_problems
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.models import open_model
 from quantlib.recipe import Recipe
-from quantlib.steps.plan import opened_problems
 
 
 def input_problems(recipe: Recipe, source: FileSource) -> list[Problem]:

@@ -19,11 +19,12 @@ from typing import Any
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
-from quantlib.compatibility import exact_linears
-from quantlib.model_compatibility import model_problems
+from quantlib.checks.linears import exact_linears
+from quantlib.checks.model import model_problems
+from quantlib.checks.recipe import load_recipe
 from quantlib.models.base import BaseModelAdapter
 from quantlib.models.layout import SharedInput, without_expert
-from quantlib.recipe import SHIPPED_RECIPES, Recipe, load_recipe
+from quantlib.recipe import SHIPPED_RECIPES, Recipe
 
 FOLDER = Path(__file__).parent / "data" / "models"
 RECIPES = ("gptq", "fp8")

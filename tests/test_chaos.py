@@ -49,8 +49,8 @@ def whole_run(
     import torch
 
     import quantlib.steps.publish as publishing
+    from quantlib.checks.recipe import parse_recipe
     from quantlib.manager import QuantizationManager
-    from quantlib.recipe import parse_recipe
     from quantlib.steps.publish import publish
     from quantlib.store import transaction
 

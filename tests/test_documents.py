@@ -10,8 +10,9 @@ import pytest
 import yaml
 from documents import DOCUMENTS, ROOT, blocks
 
+from quantlib.checks.recipe import parse_recipe
 from quantlib.cli import cli
-from quantlib.recipe import Recipe, parse_recipe
+from quantlib.recipe import Recipe
 
 NAMES = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
 _LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")

@@ -18,7 +18,7 @@ from whole import blocks_of, expert_weights, read_whole
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.tensors import read_tensor
-from quantlib.compatibility import exact_linears
+from quantlib.checks.linears import exact_linears
 from quantlib.evaluation.transformers_engine import load_model
 from quantlib.formats.stored import plain
 from quantlib.models import BaseModelAdapter, open_model

@@ -18,14 +18,14 @@ from transformers import AutoModelForCausalLM
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.tensors import read_tensor
-from quantlib.compatibility import checkpoint_scheme, exact_linears
+from quantlib.checks.linears import checkpoint_scheme, exact_linears
+from quantlib.checks.machine import required_bytes
+from quantlib.checks.model import cpu_problem, model_problems
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.engines import FALLBACK_VARIABLE
 from quantlib.evaluation.transformers_engine import load_model
 from quantlib.formats.dequantize import dequantized_state
-from quantlib.model_compatibility import cpu_problem, model_problems
 from quantlib.models import open_model
-from quantlib.preflight import required_bytes
 from quantlib.report.build import build_report
 from quantlib.steps.plan import plan_ranges
 from quantlib.steps.validate import read_evaluation, validate

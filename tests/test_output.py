@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from quantlib.checks.recipe import parse_recipe
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.manager import QuantizationManager, QuantizationResult
 from quantlib.output import WORK_NAME, output_problems, write_checkpoint, writing
-from quantlib.recipe import parse_recipe
 from quantlib.store import LocalStore
 
 Write = Callable[[Path], None]

@@ -19,7 +19,7 @@ import pytest
 from documents import ROOT
 from serving import assert_served_as_meant, reference_logprobs, served_logprobs
 
-from quantlib.compatibility import resolve_format, schemes
+from quantlib.checks.scheme import resolve_format, schemes
 from quantlib.formats import format_registry
 from quantlib.recipe import QuantizationSection
 from quantlib.store import LocalStore

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from quantlib.blockwise.quantize import QuantizedBlock, quantize_block
 from quantlib.checkpoint.source import ReceiptSource
+from quantlib.checks.recipe import parse_recipe
 from quantlib.models import open_model
 from quantlib.models.streamed import StreamedModel
 from quantlib.quantizers import GPTQQuantizer
-from quantlib.recipe import QuantizationSection, WeightScheme, parse_recipe
+from quantlib.recipe import QuantizationSection, WeightScheme
 from quantlib.steps.fetch import fetch
 from quantlib.steps.texts import windows_without_store
 from quantlib.store import LocalStore

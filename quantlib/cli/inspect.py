@@ -41,7 +41,7 @@ def inspect(model: str, as_json: bool) -> None:
 
 
 def _lines(found: Inspection) -> Iterator[str]:
-    from quantlib.model_compatibility import WITHOUT_TEXT
+    from quantlib.checks.model import WITHOUT_TEXT
     from quantlib.report.text import plural
 
     named = found.architecture or "no architecture"

@@ -55,14 +55,15 @@ def plan(
     Only headers are read. The pipeline's plan step goes by the same numbers. Exits with 2 where
     something does not fit, and says what would.
     """
-    from quantlib.compatibility import needs_calibration
+    from quantlib.checks.recipe import load_recipe
+    from quantlib.checks.run import opened_problems
+    from quantlib.checks.scheme import needs_calibration
     from quantlib.errors import InvalidInputError
     from quantlib.models import open_model
     from quantlib.planning import Limits, estimate_run, find_hardware, fit_problems, show
-    from quantlib.recipe import load_recipe
     from quantlib.report.text import plural
     from quantlib.sources.opening import open_source
-    from quantlib.steps.plan import judging_line, opened_problems
+    from quantlib.steps.plan import judging_line
 
     wanted = None if ranges == "auto" else _number(ranges)
     recipe, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from quantlib.checks.recipe import parse_recipe, recipe_path
 from quantlib.config import load_config
 from quantlib.errors import (
     GateFailedError,
@@ -23,7 +24,7 @@ from quantlib.errors import (
     StoreError,
     os_error_line,
 )
-from quantlib.recipe import Activations, Recipe, parse_recipe, recipe_path
+from quantlib.recipe import Activations, Recipe
 from quantlib.report.text import evaluation_line
 from quantlib.sources.naming import named
 
@@ -119,11 +120,12 @@ def quantize(
 
     When an interrupted command is given again, the steps that were finished are not done again.
     """
+    from quantlib.checks.machine import place_problems
+    from quantlib.checks.run import input_problems
     from quantlib.compute import resolve_device
     from quantlib.evaluation.engines import choose_engine
     from quantlib.manager import QuantizationManager
     from quantlib.output import WORK_NAME, output_problems, writing
-    from quantlib.preflight import input_problems, place_problems
     from quantlib.store import LocalStore
 
     recipe = named(build_recipe(config, options), model_path)

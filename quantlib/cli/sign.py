@@ -47,9 +47,9 @@ def sign(
     model.sig covers the sha256 of every file of that. A folder that carries the signer's own
     signature, and says the same, is left as it is.
     """
+    from quantlib.checks.recipe import load_recipe
     from quantlib.publishing.keys import PASSWORD_VARIABLE
     from quantlib.publishing.signing import TOKEN_VARIABLE, KeylessSigner, KeySigner
-    from quantlib.recipe import load_recipe
     from quantlib.steps.publish import sign_published
     from quantlib.store import open_store
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from quantlib.recipe import load_recipe
+from quantlib.checks.recipe import load_recipe
 
 _EXAMPLES = """\b
 Examples:

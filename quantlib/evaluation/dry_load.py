@@ -16,11 +16,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
-from quantlib.compatibility import checkpoint_scheme
+from quantlib.checks.linears import checkpoint_scheme
+from quantlib.checks.model import cpu_problem
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import installed_vllm
 from quantlib.keeper import kept
-from quantlib.model_compatibility import cpu_problem
 from quantlib.models import BaseModelAdapter, Layout
 from quantlib.models.fusion import vllm_serves, vllm_version
 from quantlib.models.servable import with_causal_architecture

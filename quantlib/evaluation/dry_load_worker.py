@@ -26,7 +26,8 @@ from quantlib.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.tensors import DTYPE_NAMES, TORCH_DTYPES
-from quantlib.compatibility import exact_linears, resolve_format
+from quantlib.checks.linears import exact_linears
+from quantlib.checks.scheme import resolve_format
 from quantlib.evaluation.dry_load import JOB_NAME, OUTCOME_NAME, DryLoadJob, DryLoadOutcome
 from quantlib.evaluation.refusals import in_words
 from quantlib.formats import format_registry

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource
+from quantlib.checks.model import cpu_problem
 from quantlib.evaluation.engines import dequantized_reason, installed_vllm, vllm_judges_on_cpu
 from quantlib.formats.stored import stored
-from quantlib.model_compatibility import cpu_problem
 from quantlib.models import BaseModelAdapter
 from quantlib.recipe import QuantizationSection, Recipe
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.compatibility import needs_hidden_states
+from quantlib.checks.scheme import needs_hidden_states
 from quantlib.models import BaseModelAdapter
 from quantlib.planning.hardware import Hardware, cpu_has_bf16
 from quantlib.planning.memory import experts_at_once

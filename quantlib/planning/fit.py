@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.compatibility import needs_hidden_states, scheme_problems
+from quantlib.checks.scheme import needs_hidden_states, scheme_problems
 from quantlib.errors import Problem
 from quantlib.models import BaseModelAdapter
 from quantlib.planning.estimate import RunEstimate

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
-from quantlib.compatibility import batches_experts, exact_linears
+from quantlib.checks.linears import exact_linears
+from quantlib.checks.scheme import batches_experts
 from quantlib.models import BaseModelAdapter
 from quantlib.models.layout import BlockKind, SharedInput, of_expert, without_expert
 from quantlib.recipe import Recipe

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantlib.compatibility import needs_calibration, needs_hidden_states
-from quantlib.model_compatibility import quantized_sharding
+from quantlib.checks.model import quantized_sharding
+from quantlib.checks.scheme import needs_calibration, needs_hidden_states
 from quantlib.models import BaseModelAdapter
 from quantlib.planning.hardware import Hardware
 from quantlib.planning.memory import (

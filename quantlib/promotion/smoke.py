@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass
 
 from quantlib.checkpoint.source import StoreSource
+from quantlib.checks.recipe import parse_recipe
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.state import report_address
 from quantlib.publishing.verification import Verified
-from quantlib.recipe import parse_recipe
 from quantlib.report.model import Probe
 from quantlib.serving.client import Completion, Server, ServerError, together
 from quantlib.steps.texts import windows_without_store

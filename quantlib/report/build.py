@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from quantlib.compatibility import resolve_format
+from quantlib.checks.scheme import resolve_format
 from quantlib.errors import InvalidInputError, StoreError
 from quantlib.faults import faults_of
 from quantlib.recipe import Recipe

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from quantlib.checkpoint.source import FolderSource
-from quantlib.compatibility import needs_calibration, needs_hidden_states
+from quantlib.checks.recipe import recipe_from_text
+from quantlib.checks.scheme import needs_calibration, needs_hidden_states
 from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
 from quantlib.progress import progress_bar
-from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.recipe import Recipe
 from quantlib.report.summary import step_summary
 from quantlib.steps.contract import StepCall
 from quantlib.steps.kept import Kept

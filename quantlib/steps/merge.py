@@ -15,12 +15,13 @@ from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from quantlib.checkpoint.header import TensorInfo, read_header
 from quantlib.checkpoint.remote_code import is_config, without_code
 from quantlib.checkpoint.source import ReceiptSource
-from quantlib.compatibility import checkpoint_scheme, exact_linears, rounded_draft_names
+from quantlib.checks.linears import checkpoint_scheme, exact_linears, rounded_draft_names
+from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.foreign_json import parse_mapping
 from quantlib.formats import format_registry
 from quantlib.quantizers import quantizer_registry
-from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.recipe import Recipe
 from quantlib.report.summary import step_summary
 from quantlib.report.text import plural
 from quantlib.serving.options import serving_dtype

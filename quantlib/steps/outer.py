@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.writer import SafetensorsWriter
-from quantlib.compatibility import rounded_draft_names
+from quantlib.checks.linears import rounded_draft_names
 from quantlib.recipe import QuantizationSection
 from quantlib.steps.layout import open_receipt
 from quantlib.store import Receipt, StepOutput, Store, commit_step

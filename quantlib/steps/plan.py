@@ -7,11 +7,12 @@ from itertools import accumulate
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.index import same_bytes
-from quantlib.compatibility import exact_linears, rounded_draft_names
+from quantlib.checks.linears import exact_linears, rounded_draft_names
+from quantlib.checks.model import model_problems, unsuited_in_words
+from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
 from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
-from quantlib.model_compatibility import model_problems, unsuited_in_words
 from quantlib.models import BaseModelAdapter
 from quantlib.planning import (
     Hardware,
@@ -25,13 +26,13 @@ from quantlib.planning import (
 )
 from quantlib.planning.estimate import MOST_RANGES
 from quantlib.planning.show import markdown
-from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.recipe import Recipe
 from quantlib.report.text import plural
 from quantlib.steps.contract import StepCall
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.outer import separate_outer
 from quantlib.steps.resolved import resolved_quantization, resolved_suppression
-from quantlib.steps.texts import make_all_windows, text_problems
+from quantlib.steps.texts import make_all_windows
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
 
 AUTO = -1
@@ -124,23 +125,6 @@ def plan(
         "num_ranges": wanted,
     }
     return commit_step(store, "plan", parameters, {"model": model, **windows}, work)
-
-
-def opened_problems(
-    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter, *, validated: bool = True
-) -> list[Problem]:
-    """Everything about a recipe, a model and the texts that makes quantizing impossible.
-
-    Args:
-        recipe: What to do.
-        checkpoint: The model.
-        adapter: Its family.
-        validated: Whether the checkpoint will be compared with the original.
-    """
-    return [
-        *model_problems(recipe, checkpoint, adapter, validated=validated),
-        *text_problems(recipe, checkpoint.source, checkpoint, adapter, validated=validated),
-    ]
 
 
 def judging_line(recipe: Recipe, adapter: BaseModelAdapter, hardware: Hardware) -> str | None:

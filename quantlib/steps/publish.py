@@ -8,13 +8,14 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from quantlib.checks.recipe import recipe_from_text
 from quantlib.code import code_versions
 from quantlib.errors import GateFailedError, InvalidInputError, StoreError
 from quantlib.publishing.folder import Draft, record_of, write_published
 from quantlib.publishing.jobs import enter_job
 from quantlib.publishing.receipts import read_receipts, render_receipts
 from quantlib.publishing.signing import Signer, require_usable, signer_from_environment
-from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.recipe import Recipe
 from quantlib.report.build import build_report, model_name
 from quantlib.report.html import render_html
 from quantlib.report.manifest import (

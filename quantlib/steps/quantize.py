@@ -15,17 +15,14 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import read_header
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
-from quantlib.compatibility import (
-    exact_linears,
-    needs_hidden_states,
-    resolve_format,
-    rounded_draft_names,
-)
+from quantlib.checks.linears import exact_linears, rounded_draft_names
+from quantlib.checks.recipe import recipe_from_text
+from quantlib.checks.scheme import needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.progress import progress_bar
 from quantlib.quantizers import GroupInputs, quantizer_registry
-from quantlib.recipe import QuantizationSection, Recipe, recipe_from_text
+from quantlib.recipe import QuantizationSection, Recipe
 from quantlib.report.summary import step_summary
 from quantlib.steps.calibrate import hidden_name
 from quantlib.steps.contract import StepCall

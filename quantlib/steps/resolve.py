@@ -5,7 +5,7 @@ It comes first in the watch pipeline, whose other steps run only where something
 
 from __future__ import annotations
 
-from quantlib.recipe import recipe_from_text
+from quantlib.checks.recipe import recipe_from_text
 from quantlib.steps.contract import StepCall
 from quantlib.watching import find_job
 

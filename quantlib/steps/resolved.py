@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantlib.compatibility import resolve_format
+from quantlib.checks.scheme import resolve_format
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import OutlierSuppressionSection, QuantizationSection

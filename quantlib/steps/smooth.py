@@ -8,9 +8,10 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import read_header
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
-from quantlib.compatibility import exact_linears
+from quantlib.checks.linears import exact_linears
+from quantlib.checks.recipe import recipe_from_text
 from quantlib.outlier_suppression import outlier_suppression_registry
-from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.recipe import Recipe
 from quantlib.report.summary import step_summary
 from quantlib.steps.calibrate import STATISTICS_NAME
 from quantlib.steps.contract import StepCall

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantlib.checkpoint.source import ReceiptSource
+from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import choose_engine
 from quantlib.evaluation.evaluate import (
@@ -27,7 +28,7 @@ from quantlib.evaluation.judging import (
     in_words,
 )
 from quantlib.evaluation.process import Workers
-from quantlib.recipe import Recipe, recipe_from_text
+from quantlib.recipe import Recipe
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
 from quantlib.report.html import render_brief_html, render_html
 from quantlib.report.model import HTML_NAME, JSON_NAME

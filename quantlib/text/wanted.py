@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantlib.compatibility import needs_calibration
+from quantlib.checks.scheme import needs_calibration
 from quantlib.recipe import CalibrationSection, Recipe, ValidationSection
 from quantlib.text.addresses import Purpose
 

@@ -22,7 +22,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after_it(
     monkeypatch: pytest.MonkeyPatch,
     kibibytes: int,
 ) -> None:
-    monkeypatch.setattr("quantlib.preflight._room_problems", lambda *_: [])
+    monkeypatch.setattr("quantlib.checks.machine._room_problems", lambda *_: [])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("validation: {num_samples: 4, sequence_length: 64}\n")
     volume = mount(tmp_path / "vol", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs")

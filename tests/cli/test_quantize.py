@@ -257,9 +257,9 @@ def test_bad_recipes(
 def test_no_permission_and_no_space(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from quantlib.checks.recipe import parse_recipe
+    from quantlib.checks.run import input_problems
     from quantlib.output import output_problems
-    from quantlib.preflight import input_problems
-    from quantlib.recipe import parse_recipe
 
     recipe = parse_recipe(
         {

@@ -12,7 +12,7 @@ from published_runs import publish_as
 from recipes import QUICK
 
 from components._images import WATCH_IMAGE, named_images
-from quantlib.recipe import parse_recipe
+from quantlib.checks.recipe import parse_recipe
 from quantlib.watching import find_job
 
 LOCKED = (

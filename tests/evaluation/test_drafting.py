@@ -13,7 +13,7 @@ from drafting import FIELDS, add_draft_layer
 from safetensors.torch import load_file, save_file
 
 from quantlib.checkpoint.source import FolderSource
-from quantlib.compatibility import rounded_draft_names
+from quantlib.checks.linears import rounded_draft_names
 from quantlib.evaluation.drafting import LOG_NAME, drafting_of
 from quantlib.evaluation.job import Drafted
 from quantlib.models import open_model

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from quantized_models import quantized_model
 
-from quantlib import preflight
 from quantlib.checkpoint.source import FolderSource
+from quantlib.checks import machine
+from quantlib.checks.run import input_problems
 from quantlib.evaluation.engines import InstalledVllm
 from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
 from quantlib.models import open_model
@@ -106,19 +107,17 @@ def test_the_plain_model_that_validation_writes_needs_room(
     plain: bool,
 ) -> None:
     needed: list[int] = []
-    monkeypatch.setattr(preflight, "_room_problems", lambda _, n, __: needed.append(n) or [])
+    monkeypatch.setattr(machine, "_room_problems", lambda _, n, __: needed.append(n) or [])
     for module in ("engines", "judging"):
         monkeypatch.setattr(f"quantlib.evaluation.{module}.installed_vllm", lambda: vllm)
     source = mixtral
     if kind != "mixtral":
         source, _ = quantized_model(tiny_llama, tmp_path / "models", kind)
     recipe = small_recipe(quantization={"format": "compressed-tensors", **quantization})
-    found = preflight.input_problems(
-        recipe, str(source), str(tmp_path / "store"), validated_on=device
-    )
+    found = input_problems(recipe, str(source), str(tmp_path / "store"), validated_on=device)
     assert found == []
     checkpoint, adapter = open_model(FolderSource(source))
-    written, hidden = preflight.required_bytes(recipe, checkpoint, adapter)
+    written, hidden = machine.required_bytes(recipe, checkpoint, adapter)
     total = sum(info.bytes for info in checkpoint.tensors.values())
     assert 2 * total > written
     assert needed == [written + (2 * total if plain else written) + hidden]

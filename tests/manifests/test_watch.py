@@ -27,7 +27,7 @@ from pipelines.compiling import CompileOptions, compile_to
 from pipelines.kubeflow import HOST_VARIABLE, TOKEN_FILE
 from pipelines.reader import load_pipeline
 from pipelines.watch import recipe_names
-from quantlib.recipe import load_recipe, recipe_from_text
+from quantlib.checks.recipe import load_recipe, recipe_from_text
 from quantlib.store import open_store
 from quantlib.watching import resolve_release
 

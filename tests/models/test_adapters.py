@@ -10,11 +10,11 @@ import zoo
 from safetensors.torch import load_file, save_file
 
 from quantlib.checkpoint.source import FolderSource
+from quantlib.checks.model import model_problems
+from quantlib.checks.recipe import parse_recipe
 from quantlib.errors import InvalidInputError
-from quantlib.model_compatibility import model_problems
 from quantlib.models import BaseHuggingFaceAdapter, BaseModelAdapter, open_model
 from quantlib.models.layout import BlockKind, Layout, Producer, SharedInput
-from quantlib.recipe import parse_recipe
 
 MakeModel = Callable[..., Path]
 CALIBRATED = parse_recipe({"quantization": {"weights": {"group_size": 32}}})

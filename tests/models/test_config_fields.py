@@ -11,10 +11,10 @@ import zoo
 from transformers import AutoConfig
 
 from quantlib.checkpoint.source import FolderSource
-from quantlib.model_compatibility import model_problems
+from quantlib.checks.model import model_problems
+from quantlib.checks.recipe import parse_recipe
 from quantlib.models import open_model
 from quantlib.models.config_fields import field_problems
-from quantlib.recipe import parse_recipe
 
 LLAMA = {
     "model_type": "llama",

@@ -15,9 +15,9 @@ from pipelines.ir import Container
 from pipelines.placeholders import Placeholder
 from pipelines.platform_spec import SecretVolume
 from pipelines.reader import read_pipeline
+from quantlib.checks.recipe import load_recipe
 from quantlib.code import code_version
 from quantlib.errors import InvalidInputError
-from quantlib.recipe import load_recipe
 
 DIGEST = f"sha256:{'a' * 64}"
 

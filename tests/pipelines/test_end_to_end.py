@@ -13,7 +13,7 @@ import pytest
 import yaml
 from recipes import QUICK
 
-from quantlib.recipe import recipe_path
+from quantlib.checks.recipe import recipe_path
 from quantlib.report.manifest import verify_published
 from quantlib.store import LocalStore
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from pipelines._options import require_reachable
+from quantlib.checks.recipe import parse_recipe
 from quantlib.errors import InvalidInputError
-from quantlib.recipe import parse_recipe
 
 
 def parameters(calibration: str | None, evaluation: str | None, method: str = "gptq") -> dict:

@@ -18,8 +18,8 @@ from pipelines.ir import Component, Container, Dag, DagInput, Loop, Pipeline, Ta
 from pipelines.placeholders import EXECUTOR_INPUT, Placeholder
 from pipelines.quantize import DEFAULT_RECIPE
 from pipelines.reader import load_pipeline
+from quantlib.checks.recipe import load_recipe, recipe_from_text
 from quantlib.code import code_version
-from quantlib.recipe import load_recipe, recipe_from_text
 from quantlib.steps import STEP_NAMES
 
 

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from quantlib.checkpoint.source import FolderSource
+from quantlib.checks.recipe import parse_recipe
 from quantlib.cli import cli
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.models import open_model
@@ -24,7 +25,6 @@ from quantlib.planning import (
     fit_problems,
     parse_quantity,
 )
-from quantlib.recipe import parse_recipe
 
 GIB = 1 << 30
 LLAMA_405B = {

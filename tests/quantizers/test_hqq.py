@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from quantlib.compatibility import needs_hidden_states
+from quantlib.checks.scheme import needs_hidden_states
 from quantlib.quantizers import GroupInputs, HQQQuantizer, MinMaxQuantizer
 from quantlib.quantizers.hqq_solver import half_quadratic_scales
 from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear

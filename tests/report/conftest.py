@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from quantlib.recipe import Recipe, parse_recipe
+from quantlib.checks.recipe import parse_recipe
+from quantlib.recipe import Recipe
 from quantlib.store import FileRecord, LocalStore, Receipt, commit_step
 from quantlib.store.receipt import files_digest
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from quantlib.checks.recipe import parse_recipe
 from quantlib.errors import InvalidInputError, StepError
-from quantlib.recipe import parse_recipe
 from quantlib.steps.texts import bring_texts, files_of, input_of
 from quantlib.store import LocalStore, Receipt, open_store
 from quantlib.text.addresses import Text

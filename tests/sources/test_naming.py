@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantlib.recipe import parse_recipe
+from quantlib.checks.recipe import parse_recipe
 from quantlib.sources.naming import address_name, named
 
 

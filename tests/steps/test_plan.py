@@ -7,9 +7,9 @@ from problems import input_problems
 from safetensors.torch import load_file, save_file
 
 from quantlib.checkpoint.source import FolderSource
-from quantlib.compatibility import exact_linears
+from quantlib.checks.linears import exact_linears
+from quantlib.checks.model import model_problems
 from quantlib.errors import InvalidInputError
-from quantlib.model_compatibility import model_problems
 from quantlib.models import open_model
 from quantlib.recipe import Recipe
 from quantlib.steps.fetch import fetch

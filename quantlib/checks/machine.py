@@ -1,4 +1,4 @@
-"""What can be found wrong before anything is written. Imports neither torch nor transformers."""
+"""Whether there is a place and room on this machine for what a run writes."""
 
 from __future__ import annotations
 
@@ -9,73 +9,23 @@ from pathlib import Path
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
-from quantlib.checkpoint.source import FolderSource
-from quantlib.compatibility import exact_linears, needs_calibration
-from quantlib.errors import InvalidInputError, Problem, StoreError
-from quantlib.evaluation.judging import writes_plain_model
+from quantlib.checks.linears import exact_linears
+from quantlib.checks.places import (
+    Place,
+    conflicts,
+    local_path,
+    model_places,
+    standing_places,
+    writable_problems,
+)
+from quantlib.checks.scheme import needs_calibration
+from quantlib.errors import Problem, StoreError
 from quantlib.evaluation.original import SHARD_BYTES
-from quantlib.model_compatibility import sharing_problems
-from quantlib.models import BaseModelAdapter, open_model
-from quantlib.output import writable_problems
-from quantlib.places import Place, conflicts, model_places, standing_places
+from quantlib.models import BaseModelAdapter
 from quantlib.recipe import Recipe
-from quantlib.sources import FolderAddress, parse_address, source_problems
-from quantlib.sources.inspection import tokenizer_problems
 from quantlib.sources.pinned import split_pin
 from quantlib.sources.space import existing_ancestor
-from quantlib.steps.plan import opened_problems
-from quantlib.steps.texts import unread_problems
 from quantlib.store import open_store
-from quantlib.text.wanted import wanted_texts
-
-
-def input_problems(
-    recipe: Recipe,
-    source: str,
-    store: str,
-    gpus: int = 1,
-    output: Path | None = None,
-    validated_on: str | None = None,
-    *,
-    validated: bool = True,
-) -> list[Problem]:
-    """Why a run cannot work: the model, the recipe on it, the texts, and room for the store.
-
-    A model on the hub and a GGUF file are checked further when they have been fetched.
-
-    Args:
-        recipe: What to do.
-        source: The model.
-        store: The store's address.
-        gpus: What validation spreads a model over.
-        output: The folder that the checkpoint is copied to; None where it stays in the store.
-        validated_on: auto, cpu or cuda; None where nothing is validated in the store's folder.
-        validated: Whether the checkpoint will be compared with the original.
-    """
-    problems = destination_problems(store) + store_problems(store) + text_problems(recipe)
-    faults = source_problems(source)
-    address = None if faults else parse_address(source)
-    if isinstance(address, FolderAddress):
-        files = FolderSource(address.path)
-        if wanted_texts(recipe, validated=validated):
-            faults = tokenizer_problems(files)
-        try:
-            checkpoint, adapter = open_model(files, folds=needs_calibration(recipe))
-        except InvalidInputError as error:
-            return [*problems, *faults, *error.problems]
-        if not faults:
-            faults = opened_problems(recipe, checkpoint, adapter, validated=validated)
-        if not faults:
-            faults = sharing_problems(recipe.quantization, adapter, gpus, "gpus")
-            if not store.startswith("s3://"):
-                folder = Path(store.removeprefix("file://"))
-                plain = validated_on is not None and writes_plain_model(
-                    recipe, files, adapter, validated_on
-                )
-                problems += _space_problems(recipe, checkpoint, adapter, folder, output, plain)
-    else:
-        faults += unread_problems(recipe, validated=validated)
-    return problems + faults
 
 
 def destination_problems(address: str) -> list[Problem]:
@@ -111,17 +61,17 @@ def place_problems(recipe: Recipe, source: str, folders: Mapping[str, str]) -> l
             may hold another.
     """
     places = standing_places()
-    if (model := _local(split_pin(source)[0])) is not None:
+    if (model := local_path(split_pin(source)[0])) is not None:
         places += model_places(model)
     for what, dataset in (
         ("the calibration text", recipe.calibration.dataset),
         ("the validation text", recipe.validation.dataset),
     ):
-        if dataset and (text := _local(dataset)) is not None and text.exists():
+        if dataset and (text := local_path(dataset)) is not None and text.exists():
             places.append(Place(what, text))
     problems: list[Problem] = []
     for what, address in folders.items():
-        if (folder := _local(address)) is not None:
+        if (folder := local_path(address)) is not None:
             problems += conflicts(folder, places)
             places.append(Place(what, folder))
     return problems
@@ -129,7 +79,7 @@ def place_problems(recipe: Recipe, source: str, folders: Mapping[str, str]) -> l
 
 def store_problems(address: str) -> list[Problem]:
     """Why a folder cannot be a store: it holds something else."""
-    folder = _local(address)
+    folder = local_path(address)
     try:
         if folder is None or not folder.is_dir() or not (names := set(os.listdir(folder))):
             return []
@@ -140,25 +90,7 @@ def store_problems(address: str) -> list[Problem]:
     return [Problem(address, "is not empty, and no store", "choose another folder for the store")]
 
 
-def text_problems(recipe: Recipe) -> list[Problem]:
-    """Calibration text that is named although the method looks at none, and is not there."""
-    dataset = recipe.calibration.dataset
-    if dataset is None or needs_calibration(recipe) or (path := _local(dataset)) is None:
-        return []
-    if path.exists() or not (dataset.startswith(("/", ".", "~")) or path.suffix):
-        return []
-    return [Problem("calibration.dataset", f"{dataset}: there is no such file or folder")]
-
-
-def _local(address: str) -> Path | None:
-    """The path that an address names; None where it is empty or elsewhere."""
-    address = address.removeprefix("file://")
-    if not address or "://" in address:
-        return None
-    return Path(os.path.expanduser(address)).absolute()
-
-
-def _space_problems(
+def space_problems(
     recipe: Recipe,
     checkpoint: Checkpoint,
     adapter: BaseModelAdapter,
@@ -166,6 +98,16 @@ def _space_problems(
     output: Path | None,
     plain: bool,
 ) -> list[Problem]:
+    """Why the store or the output has no room for a run.
+
+    Args:
+        recipe: What to do.
+        checkpoint: The model.
+        adapter: Its family.
+        store: The store's folder.
+        output: The folder that the checkpoint is copied to; None where it stays in the store.
+        plain: Whether validation writes a plain model.
+    """
     written, hidden = required_bytes(recipe, checkpoint, adapter)
     remedy = "make room, or choose another folder with --store"
     # A spool of the file in the making, and scales and zero points beside the codes.

@@ -1,4 +1,4 @@
-"""Whether a folder is, holds or lies in another one, by whatever names the two go.
+"""Why a folder cannot be written: no permission, or it is, holds or lies in what is the user's.
 
 Symbolic links, relative paths, bind mounts and file systems that ignore case give one folder many
 names. Two names are of one folder where the system says so: device and inode are the same.
@@ -17,6 +17,7 @@ from quantlib.sources.space import existing_ancestor
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
+_OTHER = "choose another"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,29 @@ def conflicts(folder: Path, places: Iterable[Place]) -> list[Problem]:
             continue
         problems.append(Problem(str(folder), what, "choose another folder"))
     return problems
+
+
+def local_path(address: str) -> Path | None:
+    """The path that an address names; None where it is empty or elsewhere."""
+    address = address.removeprefix("file://")
+    if not address or "://" in address:
+        return None
+    return Path(os.path.expanduser(address)).absolute()
+
+
+def writable_problems(folder: Path) -> list[Problem]:
+    """Why a folder cannot be made or written to."""
+    try:
+        ancestor = existing_ancestor(folder.absolute())
+        if not ancestor.is_dir():
+            return [Problem(str(folder), f"{ancestor} is no folder", _OTHER)]
+        if os.statvfs(ancestor).f_flag & os.ST_RDONLY:
+            return [Problem(str(folder), f"{ancestor} is on a read-only file system", _OTHER)]
+        if not os.access(ancestor, os.W_OK | os.X_OK):
+            return [Problem(str(folder), f"no permission to write in {ancestor}", _OTHER)]
+    except OSError as error:
+        return [Problem(str(folder), f"cannot be read: {error.strerror}", _OTHER)]
+    return []
 
 
 def holds(folder: Path, path: Path) -> bool:

@@ -6,15 +6,14 @@ import re
 from collections.abc import Iterator
 
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, WHOLE_DTYPES, Checkpoint
-from quantlib.compatibility import (
+from quantlib.checks.linears import (
     KERNEL_MULTIPLE,
     exact_linears,
     matches,
-    needs_calibration,
-    resolve_format,
     rounded_drafts,
     unsuited_linears,
 )
+from quantlib.checks.scheme import needs_calibration, resolve_format
 from quantlib.errors import Problem
 from quantlib.formats import format_registry
 from quantlib.models import BaseModelAdapter

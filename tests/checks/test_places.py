@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quantlib.places import Place, conflicts, holds, model_places, standing_places
+from quantlib.checks.places import Place, conflicts, holds, model_places, standing_places
 
 Mount = Callable[..., Path]
 

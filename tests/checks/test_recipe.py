@@ -6,15 +6,10 @@ from typing import Any
 
 import pytest
 
-from quantlib.compatibility import resolve_format
+from quantlib.checks.recipe import load_recipe, parse_recipe, recipe_from_text
+from quantlib.checks.scheme import resolve_format
 from quantlib.errors import InvalidInputError
-from quantlib.recipe import (
-    SHIPPED_RECIPES,
-    Recipe,
-    load_recipe,
-    parse_recipe,
-    recipe_from_text,
-)
+from quantlib.recipe import SHIPPED_RECIPES, Recipe
 
 
 def problems(data: dict) -> list[str]:
@@ -132,7 +127,7 @@ def test_layers_are_sorted_and_unique() -> None:
 
 def test_recipes_are_checked_without_torch() -> None:
     script = (
-        "import sys; from quantlib.recipe import load_recipe; load_recipe('gptq');"
+        "import sys; from quantlib.checks.recipe import load_recipe; load_recipe('gptq');"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'kfp')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,0 +1,83 @@
+"""Reads a recipe from a file or a text, and checks all that can be checked of it alone.
+
+A recipe is a YAML or JSON file. All faults of one are reported together, each with its path
+(``quantization.weights.bits``). No part that is imported here imports torch, so that a recipe is
+checked in an instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from quantlib.checks.scheme import scheme_problems
+from quantlib.config import YamlFormat, load_config, named_file
+from quantlib.errors import InvalidInputError, Problem
+from quantlib.faults import field_problems, without_faults
+from quantlib.recipe import SHIPPED_RECIPES, Recipe
+
+
+def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+    """Validates parsed data.
+
+    Args:
+        data: The mapping that a recipe file holds.
+        origin: What to call the recipe in error messages.
+
+    Raises:
+        InvalidInputError: With one problem per fault.
+    """
+    problems: list[Problem] = []
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems = field_problems(error, Recipe)
+        recipe = without_faults(data, error, Recipe)
+    problems += scheme_problems(recipe)
+    if problems:
+        raise InvalidInputError(
+            Problem(f"{origin}: {problem.where}", problem.what, problem.remedy)
+            for problem in problems
+        )
+    return recipe
+
+
+def recipe_path(name: Path | str) -> Path:
+    """The file of a recipe given by path, or by the name of a shipped recipe (``gptq``)."""
+    return named_file(name, SHIPPED_RECIPES, "recipe")
+
+
+def load_recipe(path: Path | str, group_size: int | None = None) -> Recipe:
+    """Reads and validates a recipe file, or a shipped recipe by its name (``gptq``).
+
+    Args:
+        path: The file or the name.
+        group_size: In the place of the recipe's; None for the recipe's.
+
+    Raises:
+        InvalidInputError: With one problem per fault of the file.
+    """
+    data = load_config(recipe_path(path))
+    if group_size is not None:
+        section = data.setdefault("quantization", {})
+        if isinstance(section, dict) and isinstance(section.setdefault("weights", {}), dict):
+            section["weights"]["group_size"] = group_size
+    return parse_recipe(data, origin=str(path))
+
+
+def recipe_from_text(text: str) -> Recipe:
+    """A recipe given as YAML or JSON text, as pipeline parameters carry it.
+
+    Raises:
+        InvalidInputError: ``text`` is no valid recipe.
+    """
+    try:
+        data = YamlFormat().parse(text)
+    except ValueError as error:
+        raise InvalidInputError.one("recipe", f"cannot be parsed: {error}") from None
+    if not isinstance(data, dict):
+        raise InvalidInputError.one("recipe", "does not hold a mapping")
+    return parse_recipe(data)
