@@ -22,7 +22,7 @@ from quantlib.checkpoint.header import DTYPE_BYTES
 from quantlib.checks.linears import exact_linears
 from quantlib.checks.model import model_problems
 from quantlib.checks.recipe import load_recipe
-from quantlib.models.base import BaseModelAdapter
+from quantlib.models.adapter import BaseModelAdapter
 from quantlib.models.layout import SharedInput, without_expert
 from quantlib.recipe import SHIPPED_RECIPES, Recipe
 

@@ -6,7 +6,7 @@ import re
 
 from quantlib.checks.scheme import resolve_format
 from quantlib.formats import CheckpointScheme
-from quantlib.models import BaseModelAdapter
+from quantlib.models.family import ModelFamily
 from quantlib.models.layout import ANY_EXPERT, without_expert
 from quantlib.recipe import QuantizationSection
 
@@ -16,7 +16,7 @@ KERNEL_MULTIPLE = 32
 _OF_EXPERT = f".{ANY_EXPERT}."
 
 
-def exact_linears(section: QuantizationSection, adapter: BaseModelAdapter) -> list[set[str]]:
+def exact_linears(section: QuantizationSection, adapter: ModelFamily) -> list[set[str]]:
     """For each block, the names within it of the linears that stay exact."""
     exact = []
     for block in range(adapter.blocks):
@@ -38,7 +38,7 @@ def exact_linears(section: QuantizationSection, adapter: BaseModelAdapter) -> li
 
 
 def unsuited_linears(
-    section: QuantizationSection, adapter: BaseModelAdapter, block: int
+    section: QuantizationSection, adapter: ModelFamily, block: int
 ) -> dict[str, tuple[int, int]]:
     """Linears of a block that no kernel of vLLM takes packed, and what it fuses with them.
 
@@ -60,7 +60,7 @@ def unsuited_linears(
 
 
 def rounded_drafts(
-    section: QuantizationSection, adapter: BaseModelAdapter
+    section: QuantizationSection, adapter: ModelFamily
 ) -> dict[str, tuple[str, ...]]:
     """Linears of draft layers that are rounded: those that would be in a block like theirs.
 
@@ -85,7 +85,7 @@ def rounded_drafts(
     return rounded
 
 
-def rounded_draft_names(section: QuantizationSection, adapter: BaseModelAdapter) -> tuple[str, ...]:
+def rounded_draft_names(section: QuantizationSection, adapter: ModelFamily) -> tuple[str, ...]:
     """The full names of :func:`rounded_drafts`."""
     drafts = rounded_drafts(section, adapter)
     return tuple(prefix + name for prefix, names in drafts.items() for name in names)
@@ -98,7 +98,7 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern or name.endswith(f".{pattern}")
 
 
-def checkpoint_scheme(section: QuantizationSection, adapter: BaseModelAdapter) -> CheckpointScheme:
+def checkpoint_scheme(section: QuantizationSection, adapter: ModelFamily) -> CheckpointScheme:
     """What the quantized checkpoint holds, for its ``quantization_config``."""
     outside = adapter.outside(rounded_draft_names(section, adapter))
     exact = [adapter.head, *(name for name in outside if not name.endswith("."))]

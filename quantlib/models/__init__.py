@@ -3,7 +3,7 @@
 Importing this package registers the families that ship; it does not import torch.
 """
 
-from quantlib.models.base import BaseModelAdapter
+from quantlib.models.adapter import BaseModelAdapter
 from quantlib.models.deepseek import DeepseekV4Adapter
 from quantlib.models.huggingface import BaseHuggingFaceAdapter
 from quantlib.models.layout import Layout, Producer, SharedInput

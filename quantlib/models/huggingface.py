@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.remote_code import without_code
-from quantlib.models.base import BaseModelAdapter
+from quantlib.models.adapter import BaseModelAdapter
 from quantlib.models.fusion import VllmNames, vllm_names
 from quantlib.models.layout import ANY_EXPERT, of_expert, without_expert
 from quantlib.models.naming import OUTSIDE
+from quantlib.models.registry import model_registry
 from quantlib.models.servable import with_causal_architecture
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _TOWERS = (
 """Modules that text does not go through."""
 
 
+@model_registry.register_default
 class BaseHuggingFaceAdapter(BaseModelAdapter):
     """A model that transformers has: its own modules are walked, whatever they compute.
 

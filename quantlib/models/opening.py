@@ -7,7 +7,7 @@ from dataclasses import replace
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource
 from quantlib.formats.stored import plain
-from quantlib.models.base import BaseModelAdapter
+from quantlib.models.adapter import BaseModelAdapter
 from quantlib.models.layout import Layout
 from quantlib.models.registry import model_registry
 from quantlib.models.servable import servable_config

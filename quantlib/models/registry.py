@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from quantlib.errors import InvalidInputError
 from quantlib.registry import Registry
 
 if TYPE_CHECKING:
-    from quantlib.models.base import BaseModelAdapter
+    from quantlib.models.adapter import BaseModelAdapter
+
+Adapter = TypeVar("Adapter", bound="BaseModelAdapter")
 
 _GUIDE = "docs/extension_guide.md"
 
@@ -17,13 +19,16 @@ _GUIDE = "docs/extension_guide.md"
 class ModelRegistry(Registry[type["BaseModelAdapter"]]):
     """Adapter classes by model type, for the families that need one of their own."""
 
-    def get_adapter(self, model_type: str) -> type[BaseModelAdapter]:
-        """The adapter class of a model type: that of all models where it has none of its own."""
-        if model_type in self:
-            return self.get(model_type)
-        from quantlib.models.huggingface import BaseHuggingFaceAdapter
+    _default: type[BaseModelAdapter]
 
-        return BaseHuggingFaceAdapter
+    def register_default(self, adapter: type[Adapter]) -> type[Adapter]:
+        """Takes the decorated class for model types that have none of their own."""
+        self._default = adapter
+        return adapter
+
+    def get_adapter(self, model_type: str) -> type[BaseModelAdapter]:
+        """The adapter class of a model type: the default where it has none of its own."""
+        return self.get(model_type) if model_type in self else self._default
 
     def adapter_of(self, config: Mapping[str, Any]) -> type[BaseModelAdapter]:
         """The adapter class of a model, by its config.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import read_slice, read_tensor
-from quantlib.models.base import BaseModelAdapter
+from quantlib.models.family import ModelFamily
 from quantlib.models.layout import ANY_EXPERT, Experts, of_expert, without_expert
 
 
@@ -21,7 +21,7 @@ class StoredTensors(MutableMapping[str, Tensor]):
     """
 
     def __init__(
-        self, adapter: BaseModelAdapter, checkpoint: Checkpoint, index: int, device: torch.device
+        self, adapter: ModelFamily, checkpoint: Checkpoint, index: int, device: torch.device
     ) -> None:
         self._checkpoint = checkpoint
         self._device = device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +14,12 @@ from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
 from quantlib.compute import batch_samples, product_dtype
 from quantlib.models.boundary import HIDDEN, joined, root_of, split
 from quantlib.models.experts import bias_views, linear_views
+from quantlib.models.family import ModelFamily
 from quantlib.models.layout import SharedInput
 from quantlib.models.reading import Reader
 from quantlib.models.skeleton import Skeleton, free
 from quantlib.models.stored import StoredTensors
 from quantlib.models.walk import Walk
-
-if TYPE_CHECKING:
-    from quantlib.models.huggingface import BaseHuggingFaceAdapter
 
 
 class Block:
@@ -178,9 +176,7 @@ class StreamedModel:
         reader: Reads the weights into transformers' modules.
     """
 
-    def __init__(
-        self, adapter: BaseHuggingFaceAdapter, checkpoint: Checkpoint, device: torch.device
-    ) -> None:
+    def __init__(self, adapter: ModelFamily, checkpoint: Checkpoint, device: torch.device) -> None:
         self.adapter = adapter
         self.checkpoint = checkpoint
         self.device = device

@@ -11,8 +11,7 @@ from quantlib.blockwise.statistics import ChannelObserver, TokenSample
 from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block
 from quantlib.outlier_suppression.base import ChannelStatistics
-from quantlib.outlier_suppression.settings import SAMPLE_TOKENS
-from quantlib.outlier_suppression.smooth_quant import smoothing_scales
+from quantlib.outlier_suppression.smoothing import SAMPLE_TOKENS, smoothing_scales
 from quantlib.quantizers import GroupInputs, MinMaxQuantizer
 from quantlib.quantizers.rounding import round_input
 from quantlib.recipe import QuantizationSection

@@ -23,6 +23,7 @@ from quantlib.outlier_suppression.base import (
     Options,
 )
 from quantlib.outlier_suppression.registry import outlier_suppression_registry
+from quantlib.outlier_suppression.smoothing import smoothing_scales
 from quantlib.recipe import QuantizationSection
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 CANDIDATES = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """The alphas among which ``auto`` chooses."""
-
-_SMALLEST = 1e-5
 
 _ATTENTION = re.compile(r"attn|attention|mixer|mamba|conv")
 """In the name of a module: it mixes tokens."""
@@ -89,16 +88,6 @@ def pair_of(group: SharedInput) -> Pair | None:
         return "norms"
     inner = group.producer.name.rpartition(".")[0]
     return "value_output" if _ATTENTION.search(inner) else "up_down"
-
-
-def smoothing_scales(statistics: ChannelStatistics, alpha: float) -> np.ndarray:
-    """``max|X| ** alpha / max|W| ** (1 - alpha)``, per channel; float32 ``[in_features]``."""
-    import numpy as np
-
-    inputs = np.maximum(statistics.input_absmax.astype(np.float64), _SMALLEST)
-    weights = np.maximum(statistics.weight_absmax.astype(np.float64), _SMALLEST)
-    scales = inputs**alpha / weights ** (1 - alpha)
-    return np.maximum(scales, _SMALLEST).astype(np.float32)
 
 
 @outlier_suppression_registry.register("smooth_quant")

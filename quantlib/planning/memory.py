@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from quantlib.outlier_suppression.settings import SAMPLE_TOKENS
+from quantlib.outlier_suppression.smoothing import SAMPLE_TOKENS
 from quantlib.planning.hardware import GIB, Hardware
 from quantlib.planning.model import ModelSizes
 from quantlib.quantizers import batches

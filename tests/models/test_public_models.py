@@ -25,7 +25,7 @@ from quantlib.checkpoint.source import FolderSource
 from quantlib.cli import cli
 from quantlib.errors import InvalidInputError
 from quantlib.models import open_model
-from quantlib.models.base import BaseModelAdapter
+from quantlib.models.adapter import BaseModelAdapter
 from quantlib.models.registry import model_registry
 from quantlib.models.skeleton import Skeleton
 from quantlib.planning.estimate import estimate_run

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.header import TensorInfo
 from quantlib.models.layout import ANY_EXPERT, EXPERT_PARTS, Layout, SharedInput, without_expert
 from quantlib.models.naming import DRAFTING
 
 if TYPE_CHECKING:
-    import torch
-
-    from quantlib.models.streamed import StreamedModel
+    from quantlib.models.skeleton import Skeleton
 
 
-class BaseModelAdapter(ABC):
+class ModelFamily(ABC):
     """A model family: what its :class:`Layout` says, and what it does not say.
 
-    An adapter holds names, never weights.
+    It holds names, never weights.
 
     Attributes:
         exact: Patterns of linears that are never quantized, by name within the block, and why.
@@ -41,22 +36,6 @@ class BaseModelAdapter(ABC):
         self.config = config
         self.layout = layout
         self._names: tuple[object, dict[int, list[str]]] | None = None
-
-    @classmethod
-    def find_layout(cls, checkpoint: Checkpoint, *, folds: bool = True) -> Layout:
-        """Finds out what a model is made of; no weight is read.
-
-        Args:
-            checkpoint: The config, and the names and shapes of the tensors.
-            folds: Whether to find out where scales can be folded.
-
-        Raises:
-            InvalidInputError: The checkpoint is not whole, or no blocks are to be seen in it.
-        """
-        from quantlib.models.finding import find_layout
-
-        config = cls.transformers_config(checkpoint.config)
-        return find_layout(replace(checkpoint, config=config), folds=folds)
 
     @classmethod
     def transformers_config(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -233,18 +212,8 @@ class BaseModelAdapter(ABC):
         return tuple(dict.fromkeys(name + experts for name, experts, _ in parts))
 
     @abstractmethod
-    def load_model(self, checkpoint: Checkpoint, device: torch.device) -> StreamedModel:
-        """Opens a model whose weights are read block by block."""
-
-    @abstractmethod
-    def save_model(
-        self,
-        checkpoint: Checkpoint,
-        output: Path,
-        parts: Mapping[str, Mapping[str, TensorInfo]],
-        quantization_config: Mapping[str, Any],
-    ) -> None:
-        """Writes what makes files of tensors a checkpoint: the index and the config."""
+    def needed_outside(self, skeleton: Skeleton) -> Callable[[str], bool]:
+        """Says of a parameter outside of the blocks whether text goes through it."""
 
     def format_problem(self, format_name: str, exact: Sequence[Collection[str]]) -> str | None:
         """Why vLLM cannot read the family in a format that it reads otherwise; None where it can.
