@@ -41,7 +41,6 @@ from quantlib import __version__
 from quantlib.checks.machine import destination_problems, place_problems
 from quantlib.checks.run import input_problems
 from quantlib.cli.watch import PROGRAM_VARIABLE
-from quantlib.cpus import available_cpus
 from quantlib.errors import (
     InvalidInputError,
     QuantlibError,
@@ -52,6 +51,7 @@ from quantlib.errors import (
 from quantlib.evaluation.engines import choose_engine
 from quantlib.report.model import HTML_NAME
 from quantlib.report.text import figures_line
+from quantlib.runtime.cpus import available_cpus
 from quantlib.sources.naming import named
 
 RUNNERS = ("process", "docker", "kubeflow")

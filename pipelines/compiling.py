@@ -13,10 +13,10 @@ from components._images import Images, is_floating, named_images, read_lock
 from pipelines.cluster import load_cluster
 from pipelines.lint import launcher_problems
 from pipelines.reader import load_pipeline
-from quantlib.code import code_version
-from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError, Problem, QuantlibError
 from quantlib.recipe import Recipe
+from quantlib.runtime.code_version import code_version
+from quantlib.runtime.distribution import pip_install
 
 NAME = "quantize"
 WATCH_NAME = "watch"

@@ -25,7 +25,7 @@ from components._images import IMAGE_VARIABLE
 from pipelines.access import Access, access_of
 from pipelines.launch import Launch
 from quantlib.errors import InvalidInputError, Problem, QuantlibError, StepError
-from quantlib.keeper import kept
+from quantlib.runtime.keeper import kept
 
 RUN_LABEL = "org.quantlib.run"
 """Label of every container; its value is the folder of the run."""

@@ -26,8 +26,8 @@ from pipelines.reader import load_pipeline
 from pipelines.scheduler import Scheduler, State, StepRun
 from pipelines.status import open_status
 from pipelines.values import Values, convert
-from quantlib.cpus import available_cpus
 from quantlib.errors import InvalidInputError, Problem, naming
+from quantlib.runtime.cpus import available_cpus
 
 SCHEMA = "quantlib/run/1"
 RESULT_NAME = "run.json"

@@ -13,8 +13,8 @@ from typing import Protocol
 from components._images import IMAGE_VARIABLE
 from pipelines.launch import Launch
 from quantlib.errors import StepError
-from quantlib.keeper import kept
-from quantlib.process_group import SECONDS_FOR_KEEPER, SECONDS_TO_END
+from quantlib.runtime.keeper import kept
+from quantlib.runtime.process_group import SECONDS_FOR_KEEPER, SECONDS_TO_END
 
 
 class Runner(Protocol):

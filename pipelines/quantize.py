@@ -27,12 +27,12 @@ from components.quantize.component import quantize
 from components.smooth.component import smooth
 from components.validate.component import validate
 from pipelines.cluster import PLANNED_STEPS, Accelerator, Cluster, Scratch
-from quantlib.code import CODE_VARIABLE, code_version
 from quantlib.config import load_config
 from quantlib.planning import HARDWARE
 from quantlib.publishing.keys import PASSWORD_VARIABLE
 from quantlib.publishing.signing import KEY_VARIABLE
 from quantlib.recipe import SHIPPED_RECIPES
+from quantlib.runtime.code_version import CODE_VARIABLE, code_version
 
 # In one line: kfp writes a default into a comment of the compiled file without minding its line
 # breaks, and the form of the Kubeflow UI has a single line for text, with an editor for JSON.

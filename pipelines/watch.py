@@ -21,11 +21,11 @@ from pipelines.compiling import CompileOptions
 from pipelines.kubeflow import Server
 from quantlib.checks.recipe import load_recipe
 from quantlib.errors import GateFailedError, InvalidInputError, Problem, QuantlibError
-from quantlib.keeper import kept
 from quantlib.planning import HARDWARE
-from quantlib.process_group import end_kept
 from quantlib.publishing.jobs import published_of
 from quantlib.recipe import Recipe
+from quantlib.runtime.keeper import kept
+from quantlib.runtime.process_group import end_kept
 from quantlib.store import lease, open_store
 from quantlib.watching import Job, find_job
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantlib.checkpoint.source import StoreSource
-from quantlib.code import code_version
 from quantlib.errors import InvalidInputError
 from quantlib.publishing.jobs import published_of
 from quantlib.recipe import Recipe
+from quantlib.runtime.code_version import code_version
 from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
 from quantlib.sources.folder import open_folder
 from quantlib.sources.inspection import model_files

@@ -172,13 +172,15 @@ def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are multiplied in float32, whatever instructions this CPU has."""
     import torch
 
-    monkeypatch.setattr("quantlib.compute.cpu_multiplies", lambda dtype: dtype is torch.float32)
+    monkeypatch.setattr(
+        "quantlib.runtime.devices.cpu_multiplies", lambda dtype: dtype is torch.float32
+    )
 
 
 @pytest.fixture
 def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models in bfloat16 are multiplied in bfloat16, emulated where the CPU cannot."""
-    monkeypatch.setattr("quantlib.compute.cpu_multiplies", lambda _: True)
+    monkeypatch.setattr("quantlib.runtime.devices.cpu_multiplies", lambda _: True)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import Tensor
 from quantlib.blockwise.statistics import HessianAccumulator
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.tensors import read_tensors
-from quantlib.compute import batch_samples
+from quantlib.runtime.devices import batch_samples
 from quantlib.store import LocalStore
 
 W4 = {"group_size": 32}

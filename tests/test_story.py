@@ -30,9 +30,9 @@ from promotion.kserve import NEVER
 from recipes import QUICK
 
 from quantlib.checkpoint.source import StoreSource
-from quantlib.process_group import end_kept
 from quantlib.promotion.kinds import Document
 from quantlib.report.manifest import MANIFEST_NAME
+from quantlib.runtime.process_group import end_kept
 from quantlib.serving.arguments import checkpoint_arguments, serve_command
 from quantlib.serving.server import Server, base_url
 from quantlib.store import open_store

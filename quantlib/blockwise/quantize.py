@@ -14,7 +14,7 @@ from quantlib.errors import QuantizationError
 from quantlib.models.folding import Fold
 from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block, BlockWalk, Standing
-from quantlib.quantized import QuantizedLinear
+from quantlib.numbers.quantized import QuantizedLinear
 from quantlib.quantizers.base import BaseQuantizer, BatchQuantizer, GroupInputs, QuantizedGroup
 from quantlib.quantizers.batches import experts_at_once
 

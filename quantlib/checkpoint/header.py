@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem, StoreError
-from quantlib.foreign_json import parse_mapping
+from quantlib.runtime.foreign_json import parse_mapping
 
 DTYPE_BYTES = {
     "BOOL": 1,

@@ -9,7 +9,7 @@ from typing import Any
 from quantlib.checkpoint.header import REFETCH, TensorInfo
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem, StoreError
-from quantlib.foreign_json import parse_mapping
+from quantlib.runtime.foreign_json import parse_mapping
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from quantlib.checks.scheme import scheme_problems
 from quantlib.config import YamlFormat, load_config, named_file
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.faults import field_problems, without_faults
 from quantlib.recipe import SHIPPED_RECIPES, Recipe
+from quantlib.runtime.pydantic_faults import field_problems, without_faults
 
 
 def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import click
 
-from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.foreign_json import parse_mapping
 from quantlib.publishing.linking import linked_folder
 from quantlib.report.manifest import MANIFEST_NAME
+from quantlib.runtime.distribution import pip_install
+from quantlib.runtime.foreign_json import parse_mapping
 from quantlib.serving.arguments import (
     checkpoint_arguments,
     checkpoint_sharding,

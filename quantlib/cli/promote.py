@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import click
 
 from quantlib.cli._signature import policy_of, signature_options
-from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError
+from quantlib.runtime.distribution import pip_install
 
 if TYPE_CHECKING:
     from quantlib.promotion.state import State

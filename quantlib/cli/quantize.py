@@ -122,10 +122,10 @@ def quantize(
     """
     from quantlib.checks.machine import place_problems
     from quantlib.checks.run import input_problems
-    from quantlib.compute import resolve_device
     from quantlib.evaluation.engines import choose_engine
     from quantlib.manager import QuantizationManager
     from quantlib.output import WORK_NAME, output_problems, writing
+    from quantlib.runtime.devices import resolve_device
     from quantlib.store import LocalStore
 
     recipe = named(build_recipe(config, options), model_path)

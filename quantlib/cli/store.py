@@ -64,7 +64,7 @@ def list_command(address: str) -> None:
 def verify(address: str) -> None:
     """Read and hash every file in STORE; exit 1 where one is damaged or missing."""
     from quantlib.errors import StoreError
-    from quantlib.progress import progress_bar
+    from quantlib.runtime.progress import progress_bar
     from quantlib.store.inventory import take_inventory, verify_blob, verify_steps
 
     opened = _opened(address)

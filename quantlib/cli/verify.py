@@ -47,9 +47,9 @@ def verify(
     folder's name, the report, the provenance and the signature. All faults are printed, with exit
     code 1; 2 means that the options make no sense.
     """
-    from quantlib.progress import progress_bar
     from quantlib.publishing.verification import verify_for_promotion
     from quantlib.report.manifest import read_manifest
+    from quantlib.runtime.progress import progress_bar
     from quantlib.store import open_store
 
     if digest is not None and not re.fullmatch("sha256:[0-9a-f]{64}", digest):

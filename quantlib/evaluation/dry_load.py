@@ -20,13 +20,13 @@ from quantlib.checks.linears import checkpoint_scheme
 from quantlib.checks.model import cpu_problem
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.engines import installed_vllm
-from quantlib.keeper import kept
 from quantlib.models import BaseModelAdapter, Layout
 from quantlib.models.fusion import vllm_serves, vllm_version
 from quantlib.models.servable import with_causal_architecture
-from quantlib.process_group import SECONDS_TO_END, end_kept, last_lines
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection
+from quantlib.runtime.keeper import kept
+from quantlib.runtime.process_group import SECONDS_TO_END, end_kept, last_lines
 from quantlib.serving.options import serving_dtype
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 

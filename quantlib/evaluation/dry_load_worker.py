@@ -32,7 +32,7 @@ from quantlib.evaluation.dry_load import JOB_NAME, OUTCOME_NAME, DryLoadJob, Dry
 from quantlib.evaluation.refusals import in_words
 from quantlib.formats import format_registry
 from quantlib.models import model_registry
-from quantlib.quantized import QuantizedLinear, group_count
+from quantlib.numbers.quantized import QuantizedLinear, group_count
 from quantlib.recipe import QuantizationSection
 
 _HEADER_NAME = "model.safetensors"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError
+from quantlib.runtime.distribution import pip_install
 
 FALLBACK_VARIABLE = "QUANTLIB_ENGINE_FALLBACK"
 """Environment variable: ``transformers`` lets that engine judge where vLLM is not installed."""

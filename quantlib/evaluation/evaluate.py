@@ -26,7 +26,7 @@ from quantlib.evaluation.job import (
 )
 from quantlib.evaluation.original import make_plain, make_servable
 from quantlib.evaluation.process import Workers
-from quantlib.progress import progress_bar
+from quantlib.runtime.progress import progress_bar
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
 from quantlib.text.windows import Windows
 

@@ -14,8 +14,8 @@ from typing import Self, TextIO
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import Job
-from quantlib.keeper import kept
-from quantlib.process_group import SECONDS_TO_END, end_kept, last_lines
+from quantlib.runtime.keeper import kept
+from quantlib.runtime.process_group import SECONDS_TO_END, end_kept, last_lines
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantlib.compute import cpu_multiplies
-from quantlib.cpus import available_cpus
 from quantlib.errors import QuantlibError
 from quantlib.evaluation import vllm_model
 from quantlib.evaluation.engine import Scored
 from quantlib.evaluation.job import Drafted
+from quantlib.runtime.cpus import available_cpus
+from quantlib.runtime.devices import cpu_multiplies
 
 if TYPE_CHECKING:
     from quantlib.evaluation.job import Job

@@ -37,7 +37,7 @@ from quantlib.evaluation.job import (
 )
 from quantlib.evaluation.metrics import Comparison, Leads
 from quantlib.evaluation.refusals import in_words
-from quantlib.process_group import end_others
+from quantlib.runtime.process_group import end_others
 
 _Columns = TypeVar("_Columns", Comparison, Leads)
 _LOGITS_BYTES_AT_ONCE = 1 << 28

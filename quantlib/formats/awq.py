@@ -22,7 +22,7 @@ from quantlib.recipe import Activations, WeightScheme
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantlib.quantized import QuantizedLinear
+    from quantlib.numbers.quantized import QuantizedLinear
 
 _BITS = 4
 _GROUP_SIZES = (32, 64, 128)
@@ -72,7 +72,7 @@ class AWQFormat(BaseFormat):
 
     def parse(self, tensors: Mapping[str, Tensor], weights: WeightScheme) -> QuantizedLinear:
         """The inverse of :meth:`tensors`."""
-        from quantlib.quantized import QuantizedLinear
+        from quantlib.numbers.quantized import QuantizedLinear
 
         return QuantizedLinear(
             codes=_unpack(tensors["qweight"]).t().contiguous(),

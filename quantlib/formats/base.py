@@ -12,7 +12,7 @@ from quantlib.recipe import Activations, WeightScheme
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantlib.quantized import QuantizedLinear
+    from quantlib.numbers.quantized import QuantizedLinear
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from quantlib.recipe import Activations, WeightScheme
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantlib.quantized import QuantizedLinear
+    from quantlib.numbers.quantized import QuantizedLinear
 
 
 _LAYOUTS: dict[Activations, str] = {
@@ -123,7 +123,7 @@ class CompressedTensorsFormat(BaseFormat):
         import torch
 
         from quantlib.formats.packing import unpack_int32
-        from quantlib.quantized import QuantizedLinear
+        from quantlib.numbers.quantized import QuantizedLinear
 
         scales, zero_points = tensors["weight_scale"], None
         middle = 1 << (weights.bits - 1)

@@ -23,7 +23,7 @@ from quantlib.recipe import Activations, WeightScheme
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantlib.quantized import QuantizedLinear
+    from quantlib.numbers.quantized import QuantizedLinear
 
 _GROUP_SIZES = (-1, 32, 64, 128)
 
@@ -84,7 +84,7 @@ class GPTQFormat(BaseFormat):
         import torch
 
         from quantlib.formats.packing import unpack_stream
-        from quantlib.quantized import QuantizedLinear
+        from quantlib.numbers.quantized import QuantizedLinear
 
         words, scales = tensors["qweight"].t(), tensors["scales"].t().contiguous()
         codes = unpack_stream(words, weights.bits, words.shape[1] * 32 // weights.bits)

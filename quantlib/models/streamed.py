@@ -11,7 +11,6 @@ from torch import Tensor
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
-from quantlib.compute import batch_samples, product_dtype
 from quantlib.models.boundary import HIDDEN, joined, root_of, split
 from quantlib.models.experts import bias_views, linear_views
 from quantlib.models.family import ModelFamily
@@ -20,6 +19,7 @@ from quantlib.models.reading import Reader
 from quantlib.models.skeleton import Skeleton, free
 from quantlib.models.stored import StoredTensors
 from quantlib.models.walk import Walk
+from quantlib.runtime.devices import batch_samples, product_dtype
 
 
 class Block:

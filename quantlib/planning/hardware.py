@@ -84,7 +84,7 @@ def find_hardware(name: str) -> Hardware:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this machine's CPU multiplies bfloat16, as :mod:`quantlib.compute` asks torch."""
+    """Whether this machine's CPU multiplies bfloat16, found out without torch."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from quantlib.errors import InvalidInputError, StoreError
-from quantlib.foreign_json import parse_mapping
 from quantlib.report.manifest import MANIFEST_NAME
+from quantlib.runtime.foreign_json import parse_mapping
 from quantlib.store import Store, open_store
 from quantlib.store.receipt import canonical_json
 

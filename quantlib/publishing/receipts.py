@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 
 from quantlib.errors import InvalidInputError
-from quantlib.foreign_json import parse_mapping
 from quantlib.report.manifest import Manifest, checkpoint_files
 from quantlib.report.model import Report
+from quantlib.runtime.foreign_json import parse_mapping
 from quantlib.store import Receipt
 
 SCHEMA = "quantlib/receipts/1"

@@ -18,9 +18,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
-from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.foreign_json import parse_mapping
 from quantlib.publishing.keys import (
     PASSWORD_VARIABLE,
     load_private_key,
@@ -28,6 +26,8 @@ from quantlib.publishing.keys import (
     public_pem,
 )
 from quantlib.report.manifest import MANIFEST_NAME, SIGNATURE_NAME, parse_manifest
+from quantlib.runtime.distribution import pip_install
+from quantlib.runtime.foreign_json import parse_mapping
 
 KEY_VARIABLE = "QUANTLIB_SIGNING_KEY"
 """Environment variable: path of an elliptic curve private key in PEM."""

@@ -11,7 +11,6 @@ from threading import Lock
 from typing import Any
 
 from quantlib.errors import InvalidInputError, Problem, VerificationError
-from quantlib.progress import Advance
 from quantlib.publishing.receipts import check_receipts
 from quantlib.publishing.signing import (
     SignatureError,
@@ -35,6 +34,7 @@ from quantlib.report.manifest import (
 )
 from quantlib.report.model import Report
 from quantlib.report.provenance import PROVENANCE_NAME, read_subjects, subjects_of
+from quantlib.runtime.progress import Advance
 from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, parse_vllm_config
 from quantlib.store import FileRecord, Store
 from quantlib.store.transaction import difference

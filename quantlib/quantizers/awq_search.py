@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quantlib.models.folding import Fold
-from quantlib.quantized import group_count
+from quantlib.numbers.quantized import group_count
 from quantlib.quantizers.scales import searched_scales
 from quantlib.recipe import WeightScheme
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from quantlib.models.folding import Fold
-    from quantlib.quantized import QuantizedLinear
+    from quantlib.numbers.quantized import QuantizedLinear
 
 
 class Options(BaseModel):

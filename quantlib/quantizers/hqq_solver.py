@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quantlib.quantized import group_count
+from quantlib.numbers.quantized import group_count
 from quantlib.quantizers.scales import (
     GroupScales,
     by_group,

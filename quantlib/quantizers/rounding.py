@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from quantlib.quantized import QuantizedLinear
+from quantlib.numbers.quantized import QuantizedLinear
 from quantlib.quantizers.scales import GroupScales, by_group, smallest_scale
 from quantlib.recipe import WeightScheme
 

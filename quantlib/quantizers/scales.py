@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlib.quantized import group_count
+from quantlib.numbers.quantized import group_count
 from quantlib.recipe import WeightScheme
 
 SHRINKS = tuple(1.0 - 0.05 * step for step in range(13))

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from quantlib.checks.scheme import resolve_format
 from quantlib.errors import InvalidInputError, StoreError
-from quantlib.faults import faults_of
 from quantlib.recipe import Recipe
 from quantlib.report.model import (
     CalibrationText,
@@ -27,8 +26,9 @@ from quantlib.report.model import (
     StepRun,
     Verdict,
 )
+from quantlib.runtime.pydantic_faults import faults_of
+from quantlib.runtime.surroundings import image, package_versions
 from quantlib.store import Receipt, Store, read_lineage, run_facts
-from quantlib.surroundings import image, package_versions
 
 LINEARS_NAME = "linears.json"
 NOT_VALIDATED = "The checkpoint was not compared with the original model."

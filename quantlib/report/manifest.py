@@ -14,11 +14,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, Field, ValidationError, field_validator
 
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.faults import faults_of
-from quantlib.foreign_json import parse_mapping
 from quantlib.report.model import HTML_NAME, JSON_NAME, Evaluation, Part, Verdict
 from quantlib.report.model_card import CARD_NAME
 from quantlib.report.provenance import PROVENANCE_NAME
+from quantlib.runtime.foreign_json import parse_mapping
+from quantlib.runtime.pydantic_faults import faults_of
 from quantlib.store import FileRecord, Store, open_store
 from quantlib.store.receipt import Digest, files_digest
 from quantlib.store.transaction import difference

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib.errors import InvalidInputError
-from quantlib.faults import faults_of
-from quantlib.foreign_json import parse_json
 from quantlib.models.layout import without_expert
 from quantlib.recipe import Activations
+from quantlib.runtime.foreign_json import parse_json
+from quantlib.runtime.pydantic_faults import faults_of
 from quantlib.store.receipt import Digest, FileRecord
 
 SCHEMA: Final = "quantlib/report/1"

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantlib.errors import InvalidInputError
-from quantlib.foreign_json import parse_mapping
 from quantlib.report.model import Evaluation, Report
+from quantlib.runtime.foreign_json import parse_mapping
 from quantlib.store import FileRecord
 from quantlib.store.receipt import receipt_path
 

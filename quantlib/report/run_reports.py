@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.foreign_json import parse_json
 from quantlib.report.model import JSON_NAME, SCHEMA, Report
+from quantlib.runtime.foreign_json import parse_json
 
 MOST_RUNS = 7
 """As many as there are colours and markers."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.keeper import kept
-from quantlib.process_group import end_kept, last_lines
+from quantlib.runtime.keeper import kept
+from quantlib.runtime.process_group import end_kept, last_lines
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_TO_STOP = 30.0

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib.errors import InvalidInputError
-from quantlib.faults import faults_of
-from quantlib.foreign_json import parse_mapping
+from quantlib.runtime.foreign_json import parse_mapping
+from quantlib.runtime.pydantic_faults import faults_of
 
 VLLM_CONFIG_NAME = "vllm_config.json"
 

@@ -19,7 +19,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.index import copy_problems
 from quantlib.errors import InvalidInputError, Problem, QuantlibError
-from quantlib.progress import Advance
+from quantlib.runtime.progress import Advance
 from quantlib.sources.inspection import model_files
 from quantlib.sources.scan import ShowProgress
 from quantlib.store import FileRecord, LocalStore, StepOutput

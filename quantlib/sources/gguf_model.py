@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.runtime.distribution import pip_install
 from quantlib.sources.gguf_header import GgufArray, GgufHeader, read_gguf_header
 
 _ARCHITECTURES = {

@@ -29,7 +29,7 @@ from huggingface_hub.utils import (
 
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.errors import StepError, StoreError
-from quantlib.progress import Advance
+from quantlib.runtime.progress import Advance
 from quantlib.sources import HubAddress
 from quantlib.sources.arrival import Arrived, bring_model, room_needed
 from quantlib.sources.hub_errors import explained_errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.source import StoreSource
-from quantlib.progress import Advance
+from quantlib.runtime.progress import Advance
 from quantlib.sources.arrival import Arrived, bring_model, room_needed
 from quantlib.sources.inspection import Kind, kind_of, model_files, open_model
 from quantlib.sources.scan import ShowProgress, hash_and_scan, hash_and_scan_chunks

@@ -12,10 +12,10 @@ import numpy as np
 
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.progress import Advance
+from quantlib.runtime.progress import Advance
 
 ShowProgress = Callable[[str, int, str], AbstractContextManager[Advance]]
-"""What :func:`quantlib.progress.progress_bar` is: label, total and unit to an advance function."""
+"""What ``progress_bar`` of quantlib.runtime.progress is: label, total and unit to a function."""
 
 _CHUNK_BYTES = 16 << 20
 _SCAN_ELEMENTS = 1 << 18

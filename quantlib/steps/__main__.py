@@ -14,9 +14,9 @@ import signal
 import sys
 import tempfile
 
-from quantlib.code import require_same_code
-from quantlib.cpus import available_cpus
 from quantlib.errors import QuantlibError, os_error_line
+from quantlib.runtime.code_version import require_same_code
+from quantlib.runtime.cpus import available_cpus
 from quantlib.steps import ALL_STEP_NAMES
 from quantlib.steps.contract import StepCall
 

@@ -13,9 +13,9 @@ from quantlib.checkpoint.source import FolderSource
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.checks.scheme import needs_calibration, needs_hidden_states
 from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
-from quantlib.progress import progress_bar
 from quantlib.recipe import Recipe
 from quantlib.report.summary import step_summary
+from quantlib.runtime.progress import progress_bar
 from quantlib.steps.contract import StepCall
 from quantlib.steps.kept import Kept
 from quantlib.steps.layout import open_receipt
@@ -74,7 +74,7 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
     if not calibrated:
         return commit_step(store, "calibrate", parameters, inputs, lambda output: None)
 
-    from quantlib.compute import numerics, resolve_device
+    from quantlib.runtime.devices import numerics, resolve_device
 
     windowed = input_of(store, plan, "calibration")
     windows = read_windows(store, windowed)

@@ -11,8 +11,8 @@ from pathlib import Path
 from quantlib.checkpoint.source import FileSource, FolderSource, StoreSource
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError
-from quantlib.progress import progress_bar
 from quantlib.report.summary import step_summary
+from quantlib.runtime.progress import progress_bar
 from quantlib.sources import (
     FolderAddress,
     GgufAddress,

@@ -18,12 +18,12 @@ from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checks.linears import checkpoint_scheme, exact_linears, rounded_draft_names
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.foreign_json import parse_mapping
 from quantlib.formats import format_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe
 from quantlib.report.summary import step_summary
 from quantlib.report.text import plural
+from quantlib.runtime.foreign_json import parse_mapping
 from quantlib.serving.options import serving_dtype
 from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, VllmConfig
 from quantlib.steps.contract import StepCall

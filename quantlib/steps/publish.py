@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from quantlib.checks.recipe import recipe_from_text
-from quantlib.code import code_versions
 from quantlib.errors import GateFailedError, InvalidInputError, StoreError
 from quantlib.publishing.folder import Draft, record_of, write_published
 from quantlib.publishing.jobs import enter_job
@@ -30,6 +29,7 @@ from quantlib.report.model import HTML_NAME, JSON_NAME
 from quantlib.report.model_card import CARD_NAME, render_model_card
 from quantlib.report.provenance import PROVENANCE_NAME, provenance_of
 from quantlib.report.summary import step_summary
+from quantlib.runtime.code_version import code_versions
 from quantlib.steps.contract import StepCall
 from quantlib.steps.validate import read_evaluation
 from quantlib.store import (

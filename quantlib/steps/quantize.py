@@ -20,10 +20,10 @@ from quantlib.checks.recipe import recipe_from_text
 from quantlib.checks.scheme import needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
-from quantlib.progress import progress_bar
 from quantlib.quantizers import GroupInputs, quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
 from quantlib.report.summary import step_summary
+from quantlib.runtime.progress import progress_bar
 from quantlib.steps.calibrate import hidden_name
 from quantlib.steps.contract import StepCall
 from quantlib.steps.kept import Kept
@@ -76,7 +76,7 @@ def quantize(
     start, stop = parse_range(block_range)
     import torch
 
-    from quantlib.compute import numerics, resolve_device
+    from quantlib.runtime.devices import numerics, resolve_device
 
     parameters = {
         "range": block_range,

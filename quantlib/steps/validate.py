@@ -156,7 +156,7 @@ def _setting(
 ) -> Setting:
     import torch
 
-    from quantlib.compute import numerics, resolve_device
+    from quantlib.runtime.devices import numerics, resolve_device
 
     section = recipe.validation
     windowed = input_of(store, planned, "evaluation")

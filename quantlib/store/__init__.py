@@ -32,8 +32,8 @@ def open_store(address: str) -> Store:
     Raises:
         InvalidInputError: The address is of a kind that is not supported, or boto3 is missing.
     """
-    from quantlib.distribution import pip_install
     from quantlib.errors import InvalidInputError
+    from quantlib.runtime.distribution import pip_install
 
     if address.startswith("s3://"):
         try:

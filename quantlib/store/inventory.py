@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from quantlib.errors import InvalidInputError, StoreError
-from quantlib.progress import Advance
+from quantlib.runtime.progress import Advance
 from quantlib.store.base import Store, StoredFile
 from quantlib.store.receipt import Receipt
 from quantlib.store.transaction import USED_NAME

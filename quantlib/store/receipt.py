@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib.errors import InvalidInputError
-from quantlib.faults import faults_of
-from quantlib.foreign_json import parse_json
+from quantlib.runtime.foreign_json import parse_json
+from quantlib.runtime.pydantic_faults import faults_of
 
 SCHEMA: Final = "quantlib/receipt/2"
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]

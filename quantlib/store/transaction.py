@@ -14,8 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantlib.code import code_versions
 from quantlib.errors import InvalidInputError, StoreError
+from quantlib.runtime.code_version import code_versions
+from quantlib.runtime.surroundings import cpu_name, image, package_versions
 from quantlib.store.base import Store
 from quantlib.store.condemned import condemned_files
 from quantlib.store.hashing import hash_file
@@ -32,7 +33,6 @@ from quantlib.store.receipt import (
     step_key,
 )
 from quantlib.store.scratch import Scratch
-from quantlib.surroundings import cpu_name, image, package_versions
 
 RUN_NAME = "run.json"
 """Seconds, peak memory and remarks of the run that committed a step; no part of the receipt."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TextIO
 
-from quantlib.distribution import pip_install
 from quantlib.errors import InvalidInputError
+from quantlib.runtime.distribution import pip_install
 from quantlib.text.files import TextFile
 
 PIECE_CHARACTERS = 1 << 16

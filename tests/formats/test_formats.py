@@ -7,7 +7,7 @@ from compressed_tensors.quantization import QuantizationConfig
 
 from quantlib.formats import CheckpointScheme, format_registry
 from quantlib.formats.packing import pack_int32, unpack_int32
-from quantlib.quantized import QuantizedLinear
+from quantlib.numbers.quantized import QuantizedLinear
 from quantlib.quantizers import GroupInputs, MinMaxQuantizer
 from quantlib.recipe import QuantizationSection, WeightScheme
 

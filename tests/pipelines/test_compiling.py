@@ -16,8 +16,8 @@ from pipelines.placeholders import Placeholder
 from pipelines.platform_spec import SecretVolume
 from pipelines.reader import read_pipeline
 from quantlib.checks.recipe import load_recipe
-from quantlib.code import code_version
 from quantlib.errors import InvalidInputError
+from quantlib.runtime.code_version import code_version
 
 DIGEST = f"sha256:{'a' * 64}"
 

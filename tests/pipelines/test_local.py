@@ -259,8 +259,8 @@ def test_a_slow_engine_ends_with_its_step(
             """
             import signal, subprocess
             sys.path[:0] = os.environ["PATHS"].split(os.pathsep)
-            from quantlib.keeper import kept
-            from quantlib.process_group import end_kept
+            from quantlib.runtime.keeper import kept
+            from quantlib.runtime.process_group import end_kept
             engine = subprocess.Popen(kept(["sh", "-c", "trap '' TERM; sleep 60; sleep 60"], 2.0))
             folder = pathlib.Path(inputs["folder"])
             def end(*_):

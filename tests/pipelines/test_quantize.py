@@ -19,7 +19,7 @@ from pipelines.placeholders import EXECUTOR_INPUT, Placeholder
 from pipelines.quantize import DEFAULT_RECIPE
 from pipelines.reader import load_pipeline
 from quantlib.checks.recipe import load_recipe, recipe_from_text
-from quantlib.code import code_version
+from quantlib.runtime.code_version import code_version
 from quantlib.steps import STEP_NAMES
 
 

@@ -21,9 +21,9 @@ import pipelines.__main__ as command
 from pipelines.watch import Starter, look_once, recipe_names
 from quantlib.checks.recipe import load_recipe, parse_recipe
 from quantlib.errors import InvalidInputError, StepError
-from quantlib.keeper import kept
 from quantlib.publishing.jobs import published_of
 from quantlib.recipe import Recipe
+from quantlib.runtime.keeper import kept
 from quantlib.steps.fetch import fetch
 from quantlib.store import open_store
 from quantlib.watching import find_job, resolve_release

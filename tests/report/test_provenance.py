@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from quantlib.code import code_digest, code_version
 from quantlib.errors import InvalidInputError
 from quantlib.report.build import build_report
 from quantlib.report.model import Report
 from quantlib.report.provenance import provenance_of, read_subjects, subjects_of
+from quantlib.runtime.code_version import code_digest, code_version
 from quantlib.store import transaction
 
 

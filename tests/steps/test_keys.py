@@ -108,7 +108,7 @@ def test_the_dtype_of_products_is_in_the_key(
     made = []
     for dtype in (torch.float32, torch.bfloat16):
         monkeypatch.setattr(
-            "quantlib.compute.cpu_multiplies",
+            "quantlib.runtime.devices.cpu_multiplies",
             lambda asked, dtype=dtype: asked in (dtype, torch.float32),
         )
         made.append(run_steps(store, small_recipe(), tiny_llama))

@@ -139,7 +139,7 @@ class Fp4Weight(StoredWeight):
 
         from quantlib.formats.packing import unpack_e2m1
         from quantlib.formats.stored.fp8 import multipliers
-        from quantlib.quantized import QuantizedLinear
+        from quantlib.numbers.quantized import QuantizedLinear
 
         groups = self.parts["scales"].shape[1]
         scheme = WeightScheme(type="float", bits=4, group_size=self.columns // groups)

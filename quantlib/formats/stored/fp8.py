@@ -66,7 +66,7 @@ class Fp8Weight(StoredWeight):
         import torch
 
         from quantlib.checkpoint.tensors import TORCH_DTYPES
-        from quantlib.quantized import QuantizedLinear
+        from quantlib.numbers.quantized import QuantizedLinear
 
         rows = self.shape[-2]
         high, wide = min(self.block[0], rows), min(self.block[1], self.columns)

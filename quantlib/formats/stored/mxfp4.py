@@ -39,7 +39,7 @@ class Mxfp4Weight(StoredWeight):
 
         from quantlib.formats.packing import unpack_e2m1
         from quantlib.formats.stored.fp8 import multipliers
-        from quantlib.quantized import QuantizedLinear
+        from quantlib.numbers.quantized import QuantizedLinear
 
         _, rows, columns = self.shape
         scheme = WeightScheme(type="float", bits=4, group_size=2 * _PAIRS)

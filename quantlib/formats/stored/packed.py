@@ -25,7 +25,7 @@ from quantlib.recipe import WeightScheme
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantlib.quantized import QuantizedLinear
+    from quantlib.numbers.quantized import QuantizedLinear
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _AWQ_KNOWN = (

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from quantlib.quantized import QuantizedLinear
+    from quantlib.numbers.quantized import QuantizedLinear
 
 _PIECE_ELEMENTS = 1 << 22
 """Numbers that are computed at a time: the arithmetic is in float32, which takes more room."""

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from quantlib import code
-from quantlib.code import code_digest, code_version, code_versions, require_same_code
 from quantlib.errors import InvalidInputError
+from quantlib.runtime import code_version as code
+from quantlib.runtime.code_version import (
+    code_digest,
+    code_version,
+    code_versions,
+    require_same_code,
+)
 
 
 def test_steps_run_in_the_code_that_the_pipeline_was_compiled_from(

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from quantlib.faults import faults_of
+from quantlib.runtime.pydantic_faults import faults_of
 
 
 class Inner(BaseModel):

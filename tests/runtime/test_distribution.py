@@ -6,9 +6,9 @@ import re
 import tomllib
 from pathlib import Path
 
-from quantlib.distribution import DISTRIBUTION, pip_install
+from quantlib.runtime.distribution import DISTRIBUTION, pip_install
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TEXTS = [
     path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantlib.cpus import available_cpus
+from quantlib.runtime.cpus import available_cpus
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Runs a command and ends all that it has started, in whatever session, when it ends.
 
-    python -m quantlib.keeper PARENT GRACE AFTER COMMAND...
+    python -m quantlib.runtime.keeper PARENT GRACE AFTER COMMAND...
 
 So it does when the process PARENT, which has started the keeper, is gone, also by SIGKILL; and
 after SIGTERM, which the command's group gets first, with GRACE seconds to end by itself. A second
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from quantlib.process_group import end_all
+from quantlib.runtime.process_group import end_all
 
 _DIE_WITH_PARENT, _ADOPT = 1, 36  # PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER
 _SECONDS_BETWEEN_LOOKS = 0.2

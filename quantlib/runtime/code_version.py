@@ -26,7 +26,7 @@ def code_version() -> str:
 @cache
 def code_digest() -> str:
     """A hexadecimal sha256 over the names and the contents of this package's files."""
-    return _digest_of_folder(Path(__file__).parent)
+    return _digest_of_folder(Path(__file__).parents[1])
 
 
 def code_versions() -> dict[str, str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from processes import are_gone, marked
 
-from quantlib.keeper import kept
-from quantlib.process_group import end_kept
+from quantlib.runtime.keeper import kept
+from quantlib.runtime.process_group import end_kept
 
 Start = Callable[..., subprocess.Popen[bytes]]
 
@@ -108,7 +108,7 @@ def test_the_keeper_ends_as_its_command(start: Start) -> None:
 
 PARENT = """
 import subprocess, sys, time
-from quantlib.keeper import kept
+from quantlib.runtime.keeper import kept
 process = subprocess.Popen(kept([sys.executable, "-c", *sys.argv[1:]], 60), stdout=-1)
 process.stdout.readline()
 print("up", flush=True)
@@ -151,7 +151,7 @@ def test_shared_memory_of_a_killed_process_is_freed(start: Start) -> None:
 
 AFTER = """
 import subprocess, sys, time
-from quantlib.keeper import kept
+from quantlib.runtime.keeper import kept
 after = [sys.executable, "-c", "open({path!r}, 'w').close()".format(path=sys.argv[1])]
 process = subprocess.Popen(kept([sys.executable, "-c", sys.argv[2]], 60, after), stdout=-1)
 process.stdout.readline()

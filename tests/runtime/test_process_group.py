@@ -4,11 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from quantlib.process_group import last_lines
+from quantlib.runtime.process_group import last_lines
 
 OTHERS = """
 import os, subprocess, sys
-from quantlib.process_group import end_others, living
+from quantlib.runtime.process_group import end_others, living
 ignoring = "import signal, time; signal.signal(15, signal.SIG_IGN); print(); time.sleep(60)"
 for code in (ignoring, "import time; print(); time.sleep(60)"):
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from quantlib.errors import InvalidInputError
-from quantlib.foreign_json import parse_json, parse_mapping
+from quantlib.runtime.foreign_json import parse_json, parse_mapping
 
 
 def refusal(data: bytes | str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from quantlib.errors import InvalidInputError
-from quantlib.surroundings import cpu_name
+from quantlib.runtime.surroundings import cpu_name
 
 _BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 """Tokens computed at once: enough to keep the kernels busy, few enough for a CPU's caches, and for

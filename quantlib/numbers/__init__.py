@@ -1,0 +1,1 @@
+"""How numbers are stored: what codes, scales and zero points stand for."""

@@ -1,0 +1,1 @@
+"""This process and the machine it runs on: devices, CPUs, child processes, which code this is."""
