@@ -34,7 +34,8 @@ CASES = {
     "quantize": (
         QUANTLIB_IMAGE,
         10.0,
-        "quantlib.steps.quantize, quantlib.blockwise.quantize, quantlib.quantizers.gptq_solver",
+        "quantlib.steps.quantize, quantlib.blockwise.quantize_block, "
+        "quantlib.quantizers.gptq_solver",
     ),
     "validate": (VALIDATE_IMAGE, 10.0, "quantlib.steps.validate, vllm.entrypoints.llm"),
 }

@@ -48,7 +48,7 @@ from quantlib.errors import (
     naming,
     os_error_line,
 )
-from quantlib.evaluation.engines import choose_engine
+from quantlib.evaluation.choose_engine import choose_engine
 from quantlib.report.model import HTML_NAME
 from quantlib.report.text import figures_line
 from quantlib.runtime.cpus import available_cpus

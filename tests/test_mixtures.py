@@ -22,7 +22,7 @@ from quantlib.checks.linears import checkpoint_scheme, exact_linears
 from quantlib.checks.machine import required_bytes
 from quantlib.checks.model import cpu_problem, model_problems
 from quantlib.errors import QuantlibError
-from quantlib.evaluation.engines import FALLBACK_VARIABLE
+from quantlib.evaluation.choose_engine import FALLBACK_VARIABLE
 from quantlib.evaluation.transformers_engine import load_model
 from quantlib.formats.dequantize import dequantized_state
 from quantlib.models import open_model

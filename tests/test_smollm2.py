@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantlib.blockwise.quantize import QuantizedBlock, quantize_block
+from quantlib.blockwise.quantize_block import QuantizedBlock, quantize_block
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checks.recipe import parse_recipe
 from quantlib.models import open_model

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlib.blockwise.quantize import QuantizedBlock, quantize_block
+from quantlib.blockwise.quantize_block import QuantizedBlock, quantize_block
 from quantlib.checkpoint.source import FolderSource
 from quantlib.models import SharedInput, open_model
 from quantlib.models.streamed import Block, BlockWalk, StreamedModel

@@ -14,6 +14,7 @@ from quantlib.checks.linears import (
     unsuited_linears,
 )
 from quantlib.checks.scheme import needs_calibration, resolve_format
+from quantlib.checks.sharding import Sharding, sharding_of
 from quantlib.errors import Problem
 from quantlib.formats import format_registry
 from quantlib.models import BaseModelAdapter
@@ -21,7 +22,6 @@ from quantlib.models.layout import without_expert
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
-from quantlib.serving.tensor_parallel import Sharding, sharding_of
 
 WITHOUT_TEXT = "--method minmax, --config fp8, or method hqq with options {importance: none}"
 """What needs no forward."""
@@ -205,9 +205,9 @@ def unsuited_in_words(section: QuantizationSection, adapter: BaseModelAdapter) -
 def quantizes_experts(section: QuantizationSection, adapter: BaseModelAdapter) -> bool:
     """Whether a recipe quantizes the linears of experts."""
     return any(
-        group.expert is not None and not exact.issuperset(group.linears)
+        shared.expert is not None and not exact.issuperset(shared.linears)
         for block, exact in enumerate(exact_linears(section, adapter))
-        for group in adapter.inputs(block)
+        for shared in adapter.inputs(block)
     )
 
 

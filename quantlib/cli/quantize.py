@@ -122,7 +122,7 @@ def quantize(
     """
     from quantlib.checks.machine import place_problems
     from quantlib.checks.run import input_problems
-    from quantlib.evaluation.engines import choose_engine
+    from quantlib.evaluation.choose_engine import choose_engine
     from quantlib.manager import QuantizationManager
     from quantlib.output import WORK_NAME, output_problems, writing
     from quantlib.runtime.devices import resolve_device

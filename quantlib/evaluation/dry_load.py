@@ -19,7 +19,7 @@ from quantlib.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from quantlib.checks.linears import checkpoint_scheme
 from quantlib.checks.model import cpu_problem
 from quantlib.errors import InvalidInputError
-from quantlib.evaluation.engines import installed_vllm
+from quantlib.evaluation.choose_engine import installed_vllm
 from quantlib.models import BaseModelAdapter, Layout
 from quantlib.models.fusion import vllm_serves, vllm_version
 from quantlib.models.servable import with_causal_architecture

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from quantlib.evaluation.choose_engine import EngineChoice
 from quantlib.evaluation.drafting import LOG_NAME as DRAFTING_LOG_NAME
 from quantlib.evaluation.drafting import drafting_of, let_draft
-from quantlib.evaluation.engines import EngineChoice
 from quantlib.evaluation.gate import Figures
 from quantlib.evaluation.job import (
     COMPARISON_NAME,

@@ -5,7 +5,11 @@ from __future__ import annotations
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource
 from quantlib.checks.model import cpu_problem
-from quantlib.evaluation.engines import dequantized_reason, installed_vllm, vllm_judges_on_cpu
+from quantlib.evaluation.choose_engine import (
+    dequantized_reason,
+    installed_vllm,
+    vllm_judges_on_cpu,
+)
 from quantlib.formats.stored import stored
 from quantlib.models import BaseModelAdapter
 from quantlib.recipe import QuantizationSection, Recipe

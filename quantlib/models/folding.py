@@ -1,4 +1,4 @@
-"""Scales per input channel, folded into what gives a group of linears its input."""
+"""Scales per input channel, folded into what gives linears their input."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from quantlib.models.streamed import Block
 
 @dataclass(frozen=True)
 class Fold:
-    """The place where the scales of a group go.
+    """The place where the scales of an input go.
 
-    Folding divides the group's input by a scale per channel; whoever folds multiplies the columns
-    of the group's linears by the same scales, so that the block's function stays.
+    Folding divides the input by a scale per channel; whoever folds multiplies the columns of the
+    linears that read it by the same scales, so that the block's function stays.
 
     Attributes:
         block: The block.
@@ -31,7 +31,7 @@ class Fold:
 
     @classmethod
     def of(cls, block: Block, producer: Producer, in_features: int) -> Fold:
-        """The fold of a group with ``in_features`` input channels."""
+        """The fold of an input with ``in_features`` channels."""
         device = block.tensors[f"{producer.name}.weight"].device
         channels = torch.arange(in_features, device=device)
         heads = channels // (producer.head_dim * producer.repeats)

@@ -12,7 +12,7 @@ from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block
 from quantlib.outlier_suppression.base import ChannelStatistics
 from quantlib.outlier_suppression.smoothing import SAMPLE_TOKENS, smoothing_scales
-from quantlib.quantizers import GroupInputs, MinMaxQuantizer
+from quantlib.quantizers import InputStatistics, MinMaxQuantizer
 from quantlib.quantizers.rounding import round_input
 from quantlib.recipe import QuantizationSection
 
@@ -31,7 +31,7 @@ class AlphaErrors:
     def __init__(
         self,
         block: Block,
-        groups: Sequence[SharedInput],
+        inputs: Sequence[SharedInput],
         tokens: int,
         alphas: Sequence[float],
         section: QuantizationSection,
@@ -40,7 +40,7 @@ class AlphaErrors:
 
         Args:
             block: The block of the original model.
-            groups: Those of its groups that are to be scaled.
+            inputs: Those of its shared inputs that are to be scaled.
             tokens: How many calibration tokens will come.
             alphas: The strengths to try.
             section: Says what weights and activations are rounded to.
@@ -52,7 +52,7 @@ class AlphaErrors:
         self._channels = ChannelObserver(block)
         self._tokens = tokens
         self._group_size = section.weights.group_size
-        self._tried = {group.name for group in groups}
+        self._tried = {shared.name for shared in inputs}
         self._found: dict[str, Tensor] = {}
 
     def __call__(self, shared: SharedInput, inputs: Sequence[Tensor]) -> None:
@@ -74,9 +74,9 @@ class AlphaErrors:
         """Those of :class:`ChannelObserver` and ``<input>.alpha_errors``, float32 ``[alphas]``."""
         return self._channels.tensors() | self._found
 
-    def _errors(self, group: SharedInput, x: Tensor, statistics: ChannelStatistics) -> Tensor:
-        """The sum over a group's linears of the energy of the error over that of the output."""
-        weights = self._weights(group)
+    def _errors(self, shared: SharedInput, x: Tensor, statistics: ChannelStatistics) -> Tensor:
+        """The sum over an input's linears of the energy of the error over that of the output."""
+        weights = self._weights(shared)
         outputs = {name: x @ weight.t() for name, weight in weights.items()}
         extremes = torch.from_numpy(statistics.input_absmax).to(x.device)
         errors = []
@@ -84,7 +84,7 @@ class AlphaErrors:
             scales = torch.from_numpy(smoothing_scales(statistics, alpha)).to(x.device)
             rounded = self._rounded(x / scales, (extremes / scales).max()[None])
             scaled = {name: weight * scales for name, weight in weights.items()}
-            quantized = self._nearest.quantize(scaled, GroupInputs(), torch.float32)
+            quantized = self._nearest.quantize(scaled, InputStatistics(), torch.float32)
             errors.append(
                 sum(
                     _relative_error(rounded @ linear.dequantize().t(), outputs[name])
@@ -99,8 +99,8 @@ class AlphaErrors:
         step = largest / 127 if self._activations == "int8-static" else None
         return round_input(x, "float" if self._activations == "fp8" else "int", step)
 
-    def _weights(self, group: SharedInput) -> Mapping[str, Tensor]:
-        return {name: self._block.weight(name).float() for name in group.linears}
+    def _weights(self, shared: SharedInput) -> Mapping[str, Tensor]:
+        return {name: self._block.weight(name).float() for name in shared.linears}
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> float:

@@ -43,7 +43,7 @@ class BlockObserver(Protocol):
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """The extremes of a group of linears, per input channel.
+    """The extremes of a shared input and its linears, per channel.
 
     Attributes:
         input_absmax: Largest magnitude of the input over the calibration tokens, float32
@@ -55,22 +55,22 @@ class ChannelStatistics:
     weight_absmax: np.ndarray
 
     @classmethod
-    def of(cls, group: SharedInput, statistics: Mapping[str, np.ndarray]) -> ChannelStatistics:
-        """The extremes that :class:`ChannelObserver` collected of a group.
+    def of(cls, shared: SharedInput, statistics: Mapping[str, np.ndarray]) -> ChannelStatistics:
+        """The extremes that :class:`ChannelObserver` collected of a shared input.
 
         Channels that come from the same channel of the producer (query heads that share a value
         head) are one channel to whoever scales it: each gets the largest extreme among them.
 
         Args:
-            group: A group with a producer.
+            shared: One with a producer.
             statistics: float32 by name within the block.
         """
-        producer = group.producer
+        producer = shared.producer
         if producer is None:
-            raise ValueError(f"the input of {group.name} cannot be scaled")
+            raise ValueError(f"the input of {shared.name} cannot be scaled")
 
         def extremes(kind: str) -> np.ndarray:
-            values = statistics[f"{group.name}.{kind}"]
+            values = statistics[f"{shared.name}.{kind}"]
             heads = values.reshape(-1, producer.repeats, producer.head_dim)
             return heads.max(1, keepdims=True).repeat(producer.repeats, 1).reshape(-1)
 
@@ -82,7 +82,7 @@ class BlockScales:
     """What a suppressor decided for one block.
 
     Attributes:
-        scales: What the input of a group is divided by, per channel, by the name of the group;
+        scales: What a shared input is divided by, per channel, by its name;
             float32 ``[in_features]``.
         alpha: The strength that they were computed with; None for a suppressor that has none.
     """
@@ -132,7 +132,7 @@ class BaseOutlierSuppressor(ABC):
         return {}
 
     def observer(self, block: Block, tokens: int, section: QuantizationSection) -> BlockObserver:
-        """What collects a block's statistics: the extremes of each group's channels.
+        """What collects a block's statistics: the extremes of each input's channels.
 
         Args:
             block: The block of the original model.
@@ -144,18 +144,18 @@ class BaseOutlierSuppressor(ABC):
         return ChannelObserver(block)
 
     @abstractmethod
-    def scaled(self, group: SharedInput) -> bool:
-        """Whether the suppressor scales the input of a group, where nothing in it stays exact."""
+    def scaled(self, shared: SharedInput) -> bool:
+        """Whether the suppressor scales an input, where none of its linears stays exact."""
 
     @abstractmethod
     def scales(
-        self, block: int, groups: Sequence[SharedInput], statistics: Mapping[str, np.ndarray]
+        self, block: int, inputs: Sequence[SharedInput], statistics: Mapping[str, np.ndarray]
     ) -> BlockScales:
-        """What the inputs of a block's groups are divided by.
+        """What the shared inputs of a block are divided by.
 
         Args:
             block: Index of the block.
-            groups: The groups to scale, at least one.
+            inputs: Those to scale, at least one.
             statistics: What :meth:`observer` collected of the block.
         """
 

@@ -80,13 +80,13 @@ class SmoothQuantOptions(Options):
         return value
 
 
-def pair_of(group: SharedInput) -> Pair | None:
-    """Which of the pairs a group and what gives its input are; None where nothing can be folded."""
-    if group.producer is None:
+def pair_of(shared: SharedInput) -> Pair | None:
+    """Which of the pairs an input and what gives it are; None where nothing can be folded."""
+    if shared.producer is None:
         return None
-    if group.producer.norm:
+    if shared.producer.norm:
         return "norms"
-    inner = group.producer.name.rpartition(".")[0]
+    inner = shared.producer.name.rpartition(".")[0]
     return "value_output" if _ATTENTION.search(inner) else "up_down"
 
 
@@ -129,29 +129,31 @@ class SmoothQuantSuppressor(BaseOutlierSuppressor):
             return super().observer(block, tokens, section)
         from quantlib.outlier_suppression.alpha_errors import AlphaErrors
 
-        groups = [group for group in block.inputs if self.scaled(group)]
-        return AlphaErrors(block, groups, tokens, CANDIDATES, section)
+        inputs = [shared for shared in block.inputs if self.scaled(shared)]
+        return AlphaErrors(block, inputs, tokens, CANDIDATES, section)
 
-    def scaled(self, group: SharedInput) -> bool:
-        """Whether the recipe names the pair that the group belongs to."""
-        return pair_of(group) in self.options.pairs
+    def scaled(self, shared: SharedInput) -> bool:
+        """Whether the recipe names the pair that the input belongs to."""
+        return pair_of(shared) in self.options.pairs
 
     def scales(
-        self, block: int, groups: Sequence[SharedInput], statistics: Mapping[str, np.ndarray]
+        self, block: int, inputs: Sequence[SharedInput], statistics: Mapping[str, np.ndarray]
     ) -> BlockScales:
         """Equation 4, with the block's alpha."""
         import numpy as np
 
         alpha = self.options.alpha
         if alpha == "auto":
-            errors = np.sum([statistics[f"{group.name}.alpha_errors"] for group in groups], axis=0)
+            errors = np.sum(
+                [statistics[f"{shared.name}.alpha_errors"] for shared in inputs], axis=0
+            )
             alpha = CANDIDATES[int(errors.argmin())]
         elif isinstance(alpha, tuple):
             alpha = alpha[block]
         return BlockScales(
             {
-                group.name: smoothing_scales(ChannelStatistics.of(group, statistics), alpha)
-                for group in groups
+                shared.name: smoothing_scales(ChannelStatistics.of(shared, statistics), alpha)
+                for shared in inputs
             },
             alpha,
         )

@@ -4,7 +4,7 @@ Importing this package registers the quantizers that ship; it does not import to
 """
 
 from quantlib.quantizers.awq import AWQQuantizer
-from quantlib.quantizers.base import BaseQuantizer, BatchQuantizer, GroupInputs, QuantizedGroup
+from quantlib.quantizers.base import BaseQuantizer, BatchQuantizer, InputStatistics, QuantizedInput
 from quantlib.quantizers.gptq import GPTQQuantizer
 from quantlib.quantizers.hqq import HQQQuantizer
 from quantlib.quantizers.minmax import MinMaxQuantizer
@@ -15,10 +15,10 @@ __all__ = [
     "BaseQuantizer",
     "BatchQuantizer",
     "GPTQQuantizer",
-    "GroupInputs",
     "HQQQuantizer",
+    "InputStatistics",
     "MinMaxQuantizer",
-    "QuantizedGroup",
+    "QuantizedInput",
     "QuantizerRegistry",
     "quantizer_registry",
 ]

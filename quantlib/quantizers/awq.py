@@ -10,9 +10,9 @@ from pydantic import Field
 from quantlib.errors import QuantizationError
 from quantlib.quantizers.base import (
     BatchQuantizer,
-    GroupInputs,
+    InputStatistics,
     Options,
-    QuantizedGroup,
+    QuantizedInput,
     hessians_of,
 )
 from quantlib.quantizers.registry import quantizer_registry
@@ -53,9 +53,9 @@ class AWQQuantizer(BatchQuantizer):
     def quantize_batch(
         self,
         weights: Sequence[Mapping[str, Tensor]],
-        inputs: Sequence[GroupInputs],
+        inputs: Sequence[InputStatistics],
         stored: torch.dtype,
-    ) -> list[QuantizedGroup]:
+    ) -> list[QuantizedInput]:
         """Quantizes linears by shared input, and scales inputs where that can be folded."""
         import torch
 
@@ -98,7 +98,7 @@ class AWQQuantizer(BatchQuantizer):
         scales = searched_scales(whole, blocks, scheme, stored, shrinks)
         codes = round_to_nearest(whole, scales, scheme)
         linears = to_quantized_linears(weights, codes, scales, scheme, stored)
-        return list(map(QuantizedGroup, linears, input_scales))
+        return list(map(QuantizedInput, linears, input_scales))
 
     @classmethod
     def get_supported_bits(cls) -> tuple[int, ...]:

@@ -27,8 +27,8 @@ class Options(BaseModel):
 
 
 @dataclass(frozen=True)
-class GroupInputs:
-    """What is known of the input that the linears of a group share.
+class InputStatistics:
+    """What is known of the input that linears share.
 
     Attributes:
         hessian: float32 ``[in_features, in_features]``, the mean of ``x.T @ x`` over the
@@ -40,7 +40,7 @@ class GroupInputs:
     fold: Fold | None = None
 
 
-def hessians_of(inputs: Sequence[GroupInputs], method: str) -> list[Tensor]:
+def hessians_of(inputs: Sequence[InputStatistics], method: str) -> list[Tensor]:
     """The Hessian of each input, for a method that cannot do without.
 
     Raises:
@@ -53,8 +53,8 @@ def hessians_of(inputs: Sequence[GroupInputs], method: str) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class QuantizedGroup:
-    """The quantized linears of a group.
+class QuantizedInput:
+    """The quantized linears that share an input.
 
     Attributes:
         linears: By the names that they were given under.
@@ -96,8 +96,8 @@ class BaseQuantizer(ABC):
 
     @abstractmethod
     def quantize(
-        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
-    ) -> QuantizedGroup:
+        self, weights: Mapping[str, Tensor], inputs: InputStatistics, stored: torch.dtype
+    ) -> QuantizedInput:
         """Quantizes linears that share an input.
 
         Args:
@@ -135,24 +135,24 @@ class BatchQuantizer(BaseQuantizer):
     """
 
     def quantize(
-        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
-    ) -> QuantizedGroup:
+        self, weights: Mapping[str, Tensor], inputs: InputStatistics, stored: torch.dtype
+    ) -> QuantizedInput:
         """Quantizes linears that share an input: a batch of one."""
-        (group,) = self.quantize_batch([weights], [inputs], stored)
-        return group
+        (quantized,) = self.quantize_batch([weights], [inputs], stored)
+        return quantized
 
     @abstractmethod
     def quantize_batch(
         self,
         weights: Sequence[Mapping[str, Tensor]],
-        inputs: Sequence[GroupInputs],
+        inputs: Sequence[InputStatistics],
         stored: torch.dtype,
-    ) -> list[QuantizedGroup]:
-        """Quantizes groups of linears of one shape, each as if it were alone.
+    ) -> list[QuantizedInput]:
+        """Quantizes linears of several inputs of one shape, each input as if it were alone.
 
         Args:
-            weights: Of each group float32 ``[out_features, in_features]`` by name.
-            inputs: What is known of the input of each; all can be folded, and into producers of one
+            weights: Of each input float32 ``[out_features, in_features]`` by name.
+            inputs: What is known of each; all can be folded, and into producers of one
                 kind, or none.
             stored: The dtype in which scales are stored.
 

@@ -10,9 +10,9 @@ from pydantic import Field, field_validator
 from quantlib.errors import QuantizationError
 from quantlib.quantizers.base import (
     BatchQuantizer,
-    GroupInputs,
+    InputStatistics,
     Options,
-    QuantizedGroup,
+    QuantizedInput,
     hessians_of,
 )
 from quantlib.quantizers.registry import quantizer_registry
@@ -78,9 +78,9 @@ class GPTQQuantizer(BatchQuantizer):
     def quantize_batch(
         self,
         weights: Sequence[Mapping[str, Tensor]],
-        inputs: Sequence[GroupInputs],
+        inputs: Sequence[InputStatistics],
         stored: torch.dtype,
-    ) -> list[QuantizedGroup]:
+    ) -> list[QuantizedInput]:
         """Quantizes linears by shared input, with one factorization of each Hessian."""
         import torch
 
@@ -107,8 +107,8 @@ class GPTQQuantizer(BatchQuantizer):
         codes = round_columns(whole, factor, scales.scales, scales.zero_points, scheme.bits)
         linears = to_quantized_linears(weights, codes, scales, scheme, stored)
         return [
-            QuantizedGroup(group, damping=damping, damping_attempts=attempts)
-            for group, damping, attempts in zip(
+            QuantizedInput(of_input, damping=damping, damping_attempts=attempts)
+            for of_input, damping, attempts in zip(
                 linears, factor.damping, factor.attempts, strict=True
             )
         ]

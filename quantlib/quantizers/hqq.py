@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from quantlib.quantizers.base import BatchQuantizer, GroupInputs, Options, QuantizedGroup
+from quantlib.quantizers.base import BatchQuantizer, InputStatistics, Options, QuantizedInput
 from quantlib.quantizers.registry import quantizer_registry
 from quantlib.recipe import QuantizationSection
 
@@ -57,9 +57,9 @@ class HQQQuantizer(BatchQuantizer):
     def quantize_batch(
         self,
         weights: Sequence[Mapping[str, Tensor]],
-        inputs: Sequence[GroupInputs],
+        inputs: Sequence[InputStatistics],
         stored: torch.dtype,
-    ) -> list[QuantizedGroup]:
+    ) -> list[QuantizedInput]:
         """Rounds each weight to the nearest code of its optimized groups."""
         import torch
 
@@ -86,7 +86,7 @@ class HQQQuantizer(BatchQuantizer):
         )
         codes = round_to_nearest(whole, scales, scheme)
         linears = to_quantized_linears(weights, codes, scales, scheme, stored)
-        return list(map(QuantizedGroup, linears))
+        return list(map(QuantizedInput, linears))
 
     @classmethod
     def get_supported_bits(cls) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from quantlib.quantizers.base import BaseQuantizer, GroupInputs, QuantizedGroup
+from quantlib.quantizers.base import BaseQuantizer, InputStatistics, QuantizedInput
 from quantlib.quantizers.registry import quantizer_registry
 from quantlib.recipe import WeightType
 
@@ -21,8 +21,8 @@ class MinMaxQuantizer(BaseQuantizer):
     types: ClassVar[tuple[WeightType, ...]] = ("int", "float")
 
     def quantize(
-        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
-    ) -> QuantizedGroup:
+        self, weights: Mapping[str, Tensor], inputs: InputStatistics, stored: torch.dtype
+    ) -> QuantizedInput:
         """Rounds each weight to the nearest code."""
         from quantlib.quantizers.rounding import (
             round_to_float8,
@@ -32,7 +32,7 @@ class MinMaxQuantizer(BaseQuantizer):
         from quantlib.quantizers.scales import range_scales
 
         if self.section.weights.type == "float":
-            return QuantizedGroup(
+            return QuantizedInput(
                 {
                     name: round_to_float8(weight, self.section.weights, stored)
                     for name, weight in weights.items()
@@ -43,7 +43,7 @@ class MinMaxQuantizer(BaseQuantizer):
             scales = range_scales(weight, self.section.weights, stored)
             codes = round_to_nearest(weight, scales, self.section.weights)
             linears[name] = to_quantized_linear(codes, scales, self.section.weights, stored)
-        return QuantizedGroup(linears)
+        return QuantizedInput(linears)
 
     @classmethod
     def get_supported_bits(cls) -> tuple[int, ...]:

@@ -45,15 +45,15 @@ def to_quantized_linear(
 
 
 def stacked(weights: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """The linears of each of some groups one below the other.
+    """The linears of each of some inputs one below the other.
 
     Args:
-        weights: ``[out_features, in_features]`` by name, of groups of one shape.
+        weights: ``[out_features, in_features]`` by name, of inputs of one shape.
 
     Returns:
-        ``[groups, sum of out_features, in_features]``.
+        ``[inputs, sum of out_features, in_features]``.
     """
-    every = [weight for group in weights for weight in group.values()]
+    every = [weight for of_input in weights for weight in of_input.values()]
     return torch.cat(every).unflatten(0, (len(weights), -1))
 
 
@@ -64,20 +64,20 @@ def to_quantized_linears(
     scheme: WeightScheme,
     stored: torch.dtype,
 ) -> list[dict[str, QuantizedLinear]]:
-    """The linears of groups that were quantized as one, as :func:`stacked` puts them.
+    """The linears of inputs that were quantized as one, as :func:`stacked` puts them.
 
     Args:
-        weights: ``[out_features, in_features]`` by name, of each group.
-        codes: uint8 ``[groups, sum of out_features, in_features]``.
+        weights: ``[out_features, in_features]`` by name, of each input.
+        codes: uint8 ``[inputs, sum of out_features, in_features]``.
         scales: Of the stacked weights' groups of columns, exact in ``stored``.
         scheme: Bits, group size and symmetry.
         stored: The dtype in which scales are stored.
     """
     linears = []
-    for number, group in enumerate(weights):
-        rows = [len(weight) for weight in group.values()]
+    for number, of_input in enumerate(weights):
+        rows = [len(weight) for weight in of_input.values()]
         parts = zip(
-            group,
+            of_input,
             codes[number].split(rows),
             scales.scales[number].split(rows),
             scales.zero_points[number].split(rows),

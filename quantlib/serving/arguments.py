@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from quantlib.checkpoint.quantized import stated_quantization
+from quantlib.checks.sharding import ROW_PARALLEL, Sharding, sharding_of
 from quantlib.errors import InvalidInputError
-from quantlib.evaluation.engines import installed_vllm
+from quantlib.evaluation.choose_engine import installed_vllm
 from quantlib.formats import format_registry
 from quantlib.recipe import WeightScheme
 from quantlib.runtime.foreign_json import parse_mapping
 from quantlib.serving.options import serve_options, serving_dtype
-from quantlib.serving.tensor_parallel import ROW_PARALLEL, Sharding, sharding_of
 from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, parse_vllm_config
 
 CONFIG_NAME = "config.json"

@@ -20,7 +20,7 @@ from quantlib.checks.recipe import recipe_from_text
 from quantlib.checks.scheme import needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
-from quantlib.quantizers import GroupInputs, quantizer_registry
+from quantlib.quantizers import InputStatistics, quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
 from quantlib.report.summary import step_summary
 from quantlib.runtime.progress import progress_bar
@@ -37,7 +37,7 @@ from quantlib.store import Receipt, StepOutput, Store, commit_step
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantlib.blockwise.quantize import QuantizedBlock, Smooth
+    from quantlib.blockwise.quantize_block import QuantizedBlock, Smooth
     from quantlib.models import SharedInput
     from quantlib.models.streamed import Block, StreamedModel
 
@@ -115,7 +115,7 @@ def _quantize_blocks(
     smoothing: Receipt,
     output: StepOutput,
 ) -> None:
-    from quantlib.blockwise.quantize import quantize_block
+    from quantlib.blockwise.quantize_block import quantize_block
     from quantlib.checkpoint.tensors import read_tensors, write_tensors
 
     section = recipe.quantization
@@ -239,8 +239,9 @@ def _round_drafts(section: QuantizationSection, streamed: StreamedModel, path: P
         for name in rounded_draft_names(section, streamed.adapter):
             weight = read_tensor(streamed.checkpoint, f"{name}.weight")
             weights = {name: weight.to(streamed.device).float()}
-            made = quantizer.quantize(weights, GroupInputs(), streamed.stored_dtype).linears[name]
-            for part, tensor in checkpoint_format.tensors(made, section.activations).items():
+            made = quantizer.quantize(weights, InputStatistics(), streamed.stored_dtype)
+            linear = made.linears[name]
+            for part, tensor in checkpoint_format.tensors(linear, section.activations).items():
                 write_tensor(writer, f"{name}.{part}", tensor)
         writer.finish()
 

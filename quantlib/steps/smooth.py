@@ -26,7 +26,7 @@ _SEEN = np.ones(1, dtype="<f4")
 
 
 def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -> Receipt:
-    """Computes smoothing scales for the groups of linears that the suppressor scales.
+    """Computes smoothing scales for the inputs that the suppressor scales.
 
     Groups with a linear that stays exact, or whose input such a linear gives, are left alone, and
     so are experts that no calibration token came to.
@@ -38,7 +38,7 @@ def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -
         calibration: Receipt of the calibrate step.
 
     Returns:
-        A receipt with the file of scales, float32 ``<block>.<group>``, and the fact ``alpha``: the
+        A receipt with the file of scales, float32 ``<block>.<input>``, and the fact ``alpha``: the
         strength for each block, None where nothing is scaled. With neither where the recipe
         suppresses nothing.
     """
@@ -66,22 +66,22 @@ def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -
                     for name in statistics.tensors
                     if name.startswith(prefix)
                 }
-                groups = [
-                    group
-                    for group in adapter.inputs(block)
-                    if group.producer is not None
-                    and suppressor.scaled(group)
-                    and exact.isdisjoint([group.producer.name, *group.linears])
-                    and of_block.get(f"{group.name}.input_absmax", _SEEN).any()
+                scaled = [
+                    shared
+                    for shared in adapter.inputs(block)
+                    if shared.producer is not None
+                    and suppressor.scaled(shared)
+                    and exact.isdisjoint([shared.producer.name, *shared.linears])
+                    and of_block.get(f"{shared.name}.input_absmax", _SEEN).any()
                 ]
-                if not groups:
+                if not scaled:
                     alphas.append(None)
                     continue
-                chosen = suppressor.scales(block, groups, of_block)
+                chosen = suppressor.scales(block, scaled, of_block)
                 alphas.append(chosen.alpha)
-                for group_name, scales in chosen.scales.items():
+                for name, scales in chosen.scales.items():
                     data = scales.astype("<f4").tobytes()
-                    writer.add(f"{block}.{group_name}", "F32", scales.shape, data)
+                    writer.add(f"{block}.{name}", "F32", scales.shape, data)
             digest, count = writer.finish()
         output.add(SCALES_NAME, sha256=digest, tensors=count)
         output.facts["alpha"] = alphas

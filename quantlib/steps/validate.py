@@ -13,7 +13,7 @@ from typing import Any
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError
-from quantlib.evaluation.engines import choose_engine
+from quantlib.evaluation.choose_engine import choose_engine
 from quantlib.evaluation.evaluate import (
     REFERENCE_STEP,
     Setting,

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from walking import forward, hidden_states, inputs_of, opened, quantized, walk_of
 
-from quantlib.blockwise.quantize import LinearError, quantize_block
+from quantlib.blockwise.quantize_block import LinearError, quantize_block
 from quantlib.blockwise.statistics import HessianAccumulator
 from quantlib.models.streamed import Block, StreamedModel
 from quantlib.quantizers import (
     AWQQuantizer,
     BatchQuantizer,
     GPTQQuantizer,
-    GroupInputs,
     HQQQuantizer,
+    InputStatistics,
     MinMaxQuantizer,
 )
 from quantlib.recipe import QuantizationSection, WeightScheme
@@ -38,7 +38,7 @@ class Recorder(MinMaxQuantizer):
         super().__init__(section.model_copy(update={"method": "minmax"}))
         self.hessians: dict[str, Tensor] = {}
 
-    def quantize(self, weights: Any, inputs: GroupInputs, stored: torch.dtype) -> Any:
+    def quantize(self, weights: Any, inputs: InputStatistics, stored: torch.dtype) -> Any:
         assert inputs.hessian is not None
         self.hessians.update(dict.fromkeys(weights, inputs.hessian))
         return super().quantize(weights, inputs, stored)
@@ -202,7 +202,9 @@ def test_experts_together_give_what_each_gives_alone(
     monkeypatch.setattr(model.reader, "read_expert", reading)
     found = []
     for at_once in (1, 3, 100):
-        monkeypatch.setattr("quantlib.blockwise.quantize.experts_at_once", lambda *_, n=at_once: n)
+        monkeypatch.setattr(
+            "quantlib.blockwise.quantize_block.experts_at_once", lambda *_, n=at_once: n
+        )
         found.append(
             quantized(model, hidden, quantizer(SECTION), exact=exact, min_expert_tokens=minimum)
         )

@@ -5,7 +5,7 @@ import torch
 from walking import opened
 
 from quantlib.blockwise.statistics import ChannelObserver, HessianAccumulator, TokenSample
-from quantlib.quantizers import GPTQQuantizer, GroupInputs
+from quantlib.quantizers import GPTQQuantizer, InputStatistics
 from quantlib.recipe import QuantizationSection, WeightScheme
 
 
@@ -48,9 +48,9 @@ def test_gptq_loses_nothing_by_hessians_of_short_tokens() -> None:
 
     def error(hessian: torch.Tensor) -> float:
         section = QuantizationSection(weights=WeightScheme(bits=4, group_size=64))
-        inputs = GroupInputs(hessian)
-        group = GPTQQuantizer(section).quantize({"x": weight}, inputs, torch.bfloat16)
-        change = (group.linears["x"].dequantize() - weight).double()
+        inputs = InputStatistics(hessian)
+        quantized = GPTQQuantizer(section).quantize({"x": weight}, inputs, torch.bfloat16)
+        change = (quantized.linears["x"].dequantize() - weight).double()
         return float((change @ exact * change).sum())
 
     assert error(accumulator.hessian()) == pytest.approx(error(exact.float()), rel=0.02)

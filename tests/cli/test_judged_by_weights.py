@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from command import Command
 
+from quantlib.evaluation.choose_engine import installed_vllm
 from quantlib.evaluation.dry_load import SWITCH_VARIABLE
-from quantlib.evaluation.engines import installed_vllm
 from quantlib.evaluation.judging import in_words
 
 EXPERTS = "vLLM's CPU kernels for quantized experts need AMX instructions"

@@ -79,7 +79,9 @@ print(*(os.path.exists(module.__cached__) for module in (pydantic, quantlib.reci
 
 
 def test_only_validate_has_vllm() -> None:
-    program = "from quantlib.evaluation.engines import installed_vllm; print(installed_vllm())"
+    program = (
+        "from quantlib.evaluation.choose_engine import installed_vllm; print(installed_vllm())"
+    )
     assert docker("run", "--rm", QUANTLIB_IMAGE, "python", "-c", program) == "None"
     assert "vllm" in docker("run", "--rm", VALIDATE_IMAGE, "python", "-c", program)
 

@@ -18,9 +18,9 @@ from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.tensors import DTYPE_NAMES
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation import dry_load as module
+from quantlib.evaluation.choose_engine import InstalledVllm
 from quantlib.evaluation.dry_load import SWITCH_VARIABLE, DryLoadJob, DryLoadOutcome, dry_load
 from quantlib.evaluation.dry_load_worker import final_tensors
-from quantlib.evaluation.engines import InstalledVllm
 from quantlib.evaluation.refusals import in_words
 from quantlib.models import open_model
 from quantlib.models.fusion import vllm_version

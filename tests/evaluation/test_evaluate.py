@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from quantlib.evaluation.engines import EngineChoice
+from quantlib.evaluation.choose_engine import EngineChoice
 from quantlib.evaluation.evaluate import Setting, summarize
 from quantlib.store import Receipt
 from quantlib.text.windows import Windows

@@ -11,7 +11,7 @@ from quantized_models import quantized_model
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checks import machine
 from quantlib.checks.run import input_problems
-from quantlib.evaluation.engines import InstalledVllm
+from quantlib.evaluation.choose_engine import InstalledVllm
 from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
 from quantlib.models import open_model
 from quantlib.planning import find_hardware
@@ -53,7 +53,7 @@ def test_why_a_checkpoint_is_not_judged_as_it_is_served(
     quantization: dict[str, object],
     reason: str | None,
 ) -> None:
-    monkeypatch.setattr("quantlib.evaluation.engines.installed_vllm", lambda: vllm)
+    monkeypatch.setattr("quantlib.evaluation.choose_engine.installed_vllm", lambda: vllm)
     _, adapter = open_model(FolderSource(mixtral))
     format_of = {"format": "compressed-tensors", "method": "minmax"}
     section = small_recipe(quantization=format_of | quantization).quantization
@@ -71,7 +71,7 @@ def test_why_a_checkpoint_is_not_judged_as_it_is_served(
 def test_a_plan_says_it_of_cpus_alone(
     mixtral: Path, small_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantlib.evaluation.engines.installed_vllm", lambda: ON_CPU)
+    monkeypatch.setattr("quantlib.evaluation.choose_engine.installed_vllm", lambda: ON_CPU)
     _, adapter = open_model(FolderSource(mixtral))
     said = judging_line(small_recipe(), adapter, find_hardware("cpu"))
     assert (
@@ -108,7 +108,7 @@ def test_the_plain_model_that_validation_writes_needs_room(
 ) -> None:
     needed: list[int] = []
     monkeypatch.setattr(machine, "_room_problems", lambda _, n, __: needed.append(n) or [])
-    for module in ("engines", "judging"):
+    for module in ("choose_engine", "judging"):
         monkeypatch.setattr(f"quantlib.evaluation.{module}.installed_vllm", lambda: vllm)
     source = mixtral
     if kind != "mixtral":

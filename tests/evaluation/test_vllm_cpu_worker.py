@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from quantlib.evaluation.engines import installed_vllm
+from quantlib.evaluation.choose_engine import installed_vllm
 from quantlib.evaluation.job import OUTCOME_NAME, REFERENCE_NAME, Outcome
 from quantlib.evaluation.process import Workers
 

@@ -8,7 +8,7 @@ from compressed_tensors.quantization import QuantizationConfig
 from quantlib.formats import CheckpointScheme, format_registry
 from quantlib.formats.packing import pack_int32, unpack_int32
 from quantlib.numbers.quantized import QuantizedLinear
-from quantlib.quantizers import GroupInputs, MinMaxQuantizer
+from quantlib.quantizers import InputStatistics, MinMaxQuantizer
 from quantlib.recipe import QuantizationSection, WeightScheme
 
 SCHEMES = [
@@ -22,7 +22,7 @@ SCHEMES = [
 def quantized(weights: WeightScheme) -> QuantizedLinear:
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
     quantizer = MinMaxQuantizer(QuantizationSection(method="minmax", weights=weights))
-    return quantizer.quantize({"x": weight}, GroupInputs(), torch.bfloat16).linears["x"]
+    return quantizer.quantize({"x": weight}, InputStatistics(), torch.bfloat16).linears["x"]
 
 
 def scheme_of(name: str, weights: WeightScheme, activations: str = "none") -> CheckpointScheme:

@@ -13,7 +13,7 @@ from quantlib.models.folding import Fold
 from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block, StreamedModel
 from quantlib.outlier_suppression import SmoothQuantSuppressor
-from quantlib.quantizers import GroupInputs, MinMaxQuantizer, QuantizedGroup
+from quantlib.quantizers import InputStatistics, MinMaxQuantizer, QuantizedInput
 from quantlib.recipe import QuantizationSection, WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")
@@ -38,15 +38,15 @@ class ScalingQuantizer(MinMaxQuantizer):
     """Divides every input that may be scaled by scales of its own."""
 
     def quantize(
-        self, weights: Mapping[str, Tensor], inputs: GroupInputs, stored: torch.dtype
-    ) -> QuantizedGroup:
+        self, weights: Mapping[str, Tensor], inputs: InputStatistics, stored: torch.dtype
+    ) -> QuantizedInput:
         if inputs.fold is None:
             return super().quantize(weights, inputs, stored)
         columns = next(iter(weights.values())).shape[1]
         wanted = torch.rand(columns, generator=torch.Generator().manual_seed(columns)) * 2 + 0.5
         scales = inputs.fold.effective(inputs.fold.tie(wanted))
         scaled = {name: weight * scales for name, weight in weights.items()}
-        return QuantizedGroup(super().quantize(scaled, inputs, stored).linears, scales)
+        return QuantizedInput(super().quantize(scaled, inputs, stored).linears, scales)
 
 
 @pytest.mark.parametrize("exact_attention", [False, True])

@@ -27,16 +27,18 @@ NORM = shared_input("mlp.gate_proj", "mlp.up_proj", name="norm", norm=True)
 SHARED = shared_input("self_attn.o_proj", name="self_attn.v_proj", head_dim=2, repeats=2)
 
 
-def statistics_of(group: SharedInput, inputs: list[float], weights: list[float]) -> dict[str, Any]:
+def statistics_of(shared: SharedInput, inputs: list[float], weights: list[float]) -> dict[str, Any]:
     return {
-        f"{group.name}.input_absmax": np.array(inputs, np.float32),
-        f"{group.name}.weight_absmax": np.array(weights, np.float32),
+        f"{shared.name}.input_absmax": np.array(inputs, np.float32),
+        f"{shared.name}.weight_absmax": np.array(weights, np.float32),
     }
 
 
-def scales_of(options: Mapping[str, Any], group: SharedInput, *extremes: list[float]) -> np.ndarray:
-    chosen = SmoothQuantSuppressor(options).scales(0, [group], statistics_of(group, *extremes))
-    return chosen.scales[group.name]
+def scales_of(
+    options: Mapping[str, Any], shared: SharedInput, *extremes: list[float]
+) -> np.ndarray:
+    chosen = SmoothQuantSuppressor(options).scales(0, [shared], statistics_of(shared, *extremes))
+    return chosen.scales[shared.name]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_each_block_has_its_alpha() -> None:
 def test_auto_takes_the_least_sum_over_the_scaled_groups() -> None:
     suppressor = SmoothQuantSuppressor({"alpha": "auto"})
     errors = np.ones((2, len(CANDIDATES)), np.float32)
-    errors[0, 2], errors[1, 2] = 0.1, 2.0  # best for one group, worst for both
+    errors[0, 2], errors[1, 2] = 0.1, 2.0  # best for one input, worst for both
     errors[:, 4] = 0.8
     statistics = statistics_of(NORM, [16.0], [1.0]) | statistics_of(SHARED, [1.0] * 8, [1.0] * 8)
     statistics |= {

@@ -11,7 +11,7 @@ from walking import forward, hidden_states, opened, quantized
 from quantlib.errors import QuantizationError
 from quantlib.models.folding import Fold
 from quantlib.models.streamed import StreamedModel
-from quantlib.quantizers import AWQQuantizer, GroupInputs, MinMaxQuantizer, QuantizedGroup
+from quantlib.quantizers import AWQQuantizer, InputStatistics, MinMaxQuantizer, QuantizedInput
 from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
 from quantlib.quantizers.scales import SHRINKS, range_scales
 from quantlib.recipe import QuantizationSection, WeightScheme
@@ -51,9 +51,9 @@ def salient_case() -> tuple[Tensor, Tensor]:
     return torch.randn(96, 64, generator=generator), tokens
 
 
-def output_error(group: QuantizedGroup, weight: Tensor, tokens: Tensor) -> float:
-    scales = torch.ones(64) if group.input_scales is None else group.input_scales
-    output = (tokens / scales) @ group.linears["x"].dequantize().t()
+def output_error(quantized: QuantizedInput, weight: Tensor, tokens: Tensor) -> float:
+    scales = torch.ones(64) if quantized.input_scales is None else quantized.input_scales
+    output = (tokens / scales) @ quantized.linears["x"].dequantize().t()
     exact = tokens @ weight.t()
     return float((output - exact).square().sum() / exact.square().sum())
 
@@ -61,7 +61,7 @@ def output_error(group: QuantizedGroup, weight: Tensor, tokens: Tensor) -> float
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_salient_channels_are_protected(model: StreamedModel, symmetric: bool) -> None:
     weight, tokens = salient_case()
-    inputs = GroupInputs(tokens.t() @ tokens / len(tokens), fold_of(model, 0, torch.bfloat16))
+    inputs = InputStatistics(tokens.t() @ tokens / len(tokens), fold_of(model, 0, torch.bfloat16))
 
     def error(quantizer: Any) -> float:
         return output_error(
@@ -114,7 +114,7 @@ def test_scales_are_the_best_of_the_grid(
 ) -> None:
     weight, tokens = salient_case()
     quantizer = AWQQuantizer(section(symmetric, scaling=scaling))
-    inputs = GroupInputs(tokens.t() @ tokens / len(tokens), fold_of(model, 0))
+    inputs = InputStatistics(tokens.t() @ tokens / len(tokens), fold_of(model, 0))
     found = quantizer.quantize({"x": weight}, inputs, torch.float32).input_scales
     assert found is not None
     candidates, errors = grid(weight, tokens, quantizer, lambda scales: scales)
@@ -135,7 +135,7 @@ def test_heads_that_share_values_in_other_groups_take_the_best_for_all(
     tokens = torch.randn(512, 128, generator=generator)
     tokens[:, [5, 70]] *= 12  # in heads 0 and 2; the others that share their values have none
     quantizer = AWQQuantizer(section(symmetric))
-    inputs = GroupInputs(tokens.t() @ tokens / len(tokens), fold_of(model, 1, columns=128))
+    inputs = InputStatistics(tokens.t() @ tokens / len(tokens), fold_of(model, 1, columns=128))
     found = quantizer.quantize({"x": weight}, inputs, torch.float32).input_scales
     assert found is not None
 
@@ -153,7 +153,7 @@ def test_heads_that_share_values_in_other_groups_take_the_best_for_all(
 
 def test_an_input_that_has_to_stay_is_not_scaled() -> None:
     weight, tokens = salient_case()
-    inputs = GroupInputs(tokens.t() @ tokens / len(tokens))
+    inputs = InputStatistics(tokens.t() @ tokens / len(tokens))
     awq = AWQQuantizer(section(True)).quantize({"x": weight}, inputs, torch.bfloat16)
     assert awq.input_scales is None
     plain = MinMaxQuantizer(section(True)).quantize({"x": weight}, inputs, torch.bfloat16)
@@ -162,10 +162,10 @@ def test_an_input_that_has_to_stay_is_not_scaled() -> None:
 
 def test_heads_that_share_values_get_the_same_scales(model: StreamedModel) -> None:
     weight, tokens = salient_case()
-    inputs = GroupInputs(tokens.t() @ tokens / len(tokens), fold_of(model, 1))
-    group = AWQQuantizer(section(True)).quantize({"x": weight}, inputs, torch.float32)
-    assert group.input_scales is not None
-    heads = group.input_scales.unflatten(0, (2, 2, 16))
+    inputs = InputStatistics(tokens.t() @ tokens / len(tokens), fold_of(model, 1))
+    quantized = AWQQuantizer(section(True)).quantize({"x": weight}, inputs, torch.float32)
+    assert quantized.input_scales is not None
+    heads = quantized.input_scales.unflatten(0, (2, 2, 16))
     torch.testing.assert_close(heads[:, 0], heads[:, 1])
     assert heads.std() > 0.05
 
@@ -175,12 +175,14 @@ def test_dead_channels_and_dead_inputs_stay_finite(model: StreamedModel) -> None
     weight[:, :32] = 0
     for dead in (slice(0, 8), slice(None)):
         tokens[:, dead] = 0
-        inputs = GroupInputs(tokens.t() @ tokens / len(tokens), fold_of(model, 0, torch.float16))
-        group = AWQQuantizer(section(False)).quantize({"x": weight}, inputs, torch.float16)
-        assert group.input_scales is not None
-        assert group.input_scales.isfinite().all()
-        assert (group.input_scales > 1e-3).all()
-        assert group.linears["x"].dequantize().isfinite().all()
+        inputs = InputStatistics(
+            tokens.t() @ tokens / len(tokens), fold_of(model, 0, torch.float16)
+        )
+        quantized = AWQQuantizer(section(False)).quantize({"x": weight}, inputs, torch.float16)
+        assert quantized.input_scales is not None
+        assert quantized.input_scales.isfinite().all()
+        assert (quantized.input_scales > 1e-3).all()
+        assert quantized.linears["x"].dequantize().isfinite().all()
 
 
 def test_activations_that_overflow_name_the_linears() -> None:
@@ -188,7 +190,7 @@ def test_activations_that_overflow_name_the_linears() -> None:
     hessian[3, 3] = torch.inf
     weights = {"q": torch.randn(8, 64), "k": torch.randn(8, 64)}
     with pytest.raises(QuantizationError, match=r"q and k: .* not finite"):
-        AWQQuantizer(section(True)).quantize(weights, GroupInputs(hessian), torch.bfloat16)
+        AWQQuantizer(section(True)).quantize(weights, InputStatistics(hessian), torch.bfloat16)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

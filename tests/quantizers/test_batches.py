@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from quantlib.errors import QuantizationError
 from quantlib.models.folding import Fold
 from quantlib.models.layout import Producer
-from quantlib.quantizers import BatchQuantizer, GroupInputs, QuantizedGroup, quantizer_registry
+from quantlib.quantizers import BatchQuantizer, InputStatistics, QuantizedInput, quantizer_registry
 from quantlib.quantizers.batches import experts_at_once, held_bytes
 from quantlib.recipe import QuantizationSection, WeightScheme
 
@@ -83,15 +83,15 @@ def experts(count: int, columns: int = COLUMNS) -> tuple[list[dict[str, Tensor]]
     return weights, hessians
 
 
-def tensors(group: QuantizedGroup) -> list[Tensor]:
-    found = [] if group.input_scales is None else [group.input_scales]
-    for linear in group.linears.values():
+def tensors(quantized: QuantizedInput) -> list[Tensor]:
+    found = [] if quantized.input_scales is None else [quantized.input_scales]
+    for linear in quantized.linears.values():
         found += [linear.codes, linear.scales]
         found += [] if linear.zero_points is None else [linear.zero_points]
     return found
 
 
-def same(one: QuantizedGroup, other: QuantizedGroup) -> bool:
+def same(one: QuantizedInput, other: QuantizedInput) -> bool:
     assert list(one.linears) == list(other.linears) == list(ROWS)
     known = [(each.damping, each.damping_attempts) for each in (one, other)]
     pairs = zip(tensors(one), tensors(other), strict=True)
@@ -106,24 +106,24 @@ def test_a_batch_gives_what_its_members_give_alone(name: str, folded: bool) -> N
     fold: Any = None
     if folded:  # nothing of a block is looked at where a linear is what scales go into
         fold = Fold(None, Producer(name="up_proj"), torch.arange(COLUMNS))  # type: ignore[arg-type]
-    inputs = [GroupInputs(hessian, fold) for hessian in hessians]
+    inputs = [InputStatistics(hessian, fold) for hessian in hessians]
     alone = [
         quantizer.quantize(own, known, torch.bfloat16)
         for own, known in zip(weights, inputs, strict=True)
     ]
     for size in (3, 7):
         together = [
-            group
+            quantized
             for start in range(0, 7, size)
-            for group in quantizer.quantize_batch(
+            for quantized in quantizer.quantize_batch(
                 weights[start : start + size], inputs[start : start + size], torch.bfloat16
             )
         ]
         assert [same(*pair) for pair in zip(alone, together, strict=True)] == [True] * 7
     assert (alone[0].input_scales is not None) == (folded and name.startswith("awq"))
     if name.startswith("gptq"):
-        assert [group.damping_attempts for group in alone] == [1, 1, 1, 2, 1, 1, 1]
-        assert [group.damping for group in alone] == [0.1] * 3 + [1.0] + [0.1] * 3
+        assert [quantized.damping_attempts for quantized in alone] == [1, 1, 1, 2, 1, 1, 1]
+        assert [quantized.damping for quantized in alone] == [0.1] * 3 + [1.0] + [0.1] * 3
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq"])
@@ -132,7 +132,9 @@ def test_what_cannot_be_quantized_is_named(name: str) -> None:
     hessians[2][0, 0] = torch.inf
     weights[2] = {f"experts.2.{linear}": weight for linear, weight in weights[2].items()}
     with pytest.raises(QuantizationError, match=r"experts\.2\.gate_proj and experts\.2\.up_proj"):
-        quantizer_of(name).quantize_batch(weights, list(map(GroupInputs, hessians)), torch.float32)
+        quantizer_of(name).quantize_batch(
+            weights, list(map(InputStatistics, hessians)), torch.float32
+        )
 
 
 def operations(name: str, count: int) -> int:
@@ -140,7 +142,7 @@ def operations(name: str, count: int) -> int:
     counter = Counter()
     with counter:
         quantizer_of(name).quantize_batch(
-            weights[-count:], list(map(GroupInputs, hessians[-count:])), torch.bfloat16
+            weights[-count:], list(map(InputStatistics, hessians[-count:])), torch.bfloat16
         )
     return counter.calls
 
@@ -177,10 +179,10 @@ def test_a_batch_holds_no_more_than_was_reckoned(name: str) -> None:
     weights, hessians = experts(8, 512)
     stored = [{key: weight.half() for key, weight in own.items()} for own in weights]
 
-    def work() -> Sequence[QuantizedGroup]:
+    def work() -> Sequence[QuantizedInput]:
         wide = [{key: weight.float() for key, weight in own.items()} for own in stored]
         return quantizer_of(name).quantize_batch(
-            wide, list(map(GroupInputs, hessians)), torch.bfloat16
+            wide, list(map(InputStatistics, hessians)), torch.bfloat16
         )
 
     given = sum(hessian.nbytes for hessian in hessians)

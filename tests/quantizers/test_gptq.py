@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from quantlib.quantizers import GPTQQuantizer, GroupInputs, QuantizedGroup
+from quantlib.quantizers import GPTQQuantizer, InputStatistics, QuantizedInput
 from quantlib.recipe import QuantizationSection, WeightScheme
 
 Array = npt.NDArray[Any]
@@ -96,8 +96,8 @@ def oracle(weight: Array, hessian: Array, symmetric: bool) -> Expected:
     return Expected(codes, scales, zeros)
 
 
-def found(group: QuantizedGroup) -> Expected:
-    linears = [group.linears[name] for name in ROWS]
+def found(quantized: QuantizedInput) -> Expected:
+    linears = [quantized.linears[name] for name in ROWS]
     zeros = [
         np.full(linear.scales.shape, 8.0)
         if linear.zero_points is None
@@ -118,11 +118,11 @@ def test_the_default_is_what_the_documentation_says(symmetric: bool) -> None:
     section = QuantizationSection(weights=scheme)
     assert section.method == "gptq"
     assert section.options == {}
-    group = GPTQQuantizer(section).quantize(weights, GroupInputs(hessian), torch.bfloat16)
-    ours = found(group)
+    quantized = GPTQQuantizer(section).quantize(weights, InputStatistics(hessian), torch.bfloat16)
+    ours = found(quantized)
     stacked = torch.cat(list(weights.values())).double().numpy()
     expected = oracle(stacked, hessian.double().numpy(), symmetric)
     assert (ours.scales == expected.scales).mean() > SAME_SCALES
     assert (ours.zeros == expected.zeros).mean() > SAME_SCALES
     assert (ours.codes == expected.codes).mean() > SAME_CODES
-    assert (group.damping, group.damping_attempts) == (0.1, 1)
+    assert (quantized.damping, quantized.damping_attempts) == (0.1, 1)

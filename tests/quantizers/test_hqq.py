@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quantlib.checks.scheme import needs_hidden_states
-from quantlib.quantizers import GroupInputs, HQQQuantizer, MinMaxQuantizer
+from quantlib.quantizers import HQQQuantizer, InputStatistics, MinMaxQuantizer
 from quantlib.quantizers.hqq_solver import half_quadratic_scales
 from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
 from quantlib.quantizers.scales import GroupScales, range_scales
@@ -116,9 +116,9 @@ def test_outliers_are_forgiven() -> None:
         weights=WeightScheme(bits=4, group_size=64, symmetric=False),
         options={"norm": 0.7, "importance": "none"},
     )
-    ours = HQQQuantizer(section).quantize({"x": weight}, GroupInputs(), torch.bfloat16)
+    ours = HQQQuantizer(section).quantize({"x": weight}, InputStatistics(), torch.bfloat16)
     rounding = section.model_copy(update={"options": {}})
-    plain = MinMaxQuantizer(rounding).quantize({"x": weight}, GroupInputs(), torch.bfloat16)
+    plain = MinMaxQuantizer(rounding).quantize({"x": weight}, InputStatistics(), torch.bfloat16)
     medians = [
         float((made.linears["x"].dequantize() - weight).abs().median()) for made in (ours, plain)
     ]
@@ -131,10 +131,10 @@ def test_important_channels_keep_smaller_errors(scheme: WeightScheme) -> None:
     diagonal = torch.ones(128)
     diagonal[::8] = 400.0
     section = QuantizationSection(method="hqq", weights=scheme)
-    inputs = GroupInputs(torch.diag(diagonal))
+    inputs = InputStatistics(torch.diag(diagonal))
     made = HQQQuantizer(section).quantize({"x": weight}, inputs, torch.bfloat16)
     unweighted = section.model_copy(update={"options": {"importance": "none"}})
-    plain = HQQQuantizer(unweighted).quantize({"x": weight}, GroupInputs(), torch.bfloat16)
+    plain = HQQQuantizer(unweighted).quantize({"x": weight}, InputStatistics(), torch.bfloat16)
     costs, errors = zip(
         *(
             (float((squares * diagonal).sum()), float(squares.sum()))
@@ -159,7 +159,7 @@ def test_a_constant_group_stays_finite() -> None:
     section = QuantizationSection(method="hqq", weights=WeightScheme(bits=4, group_size=32))
     weight = torch.zeros(4, 64)
     weight[1] = 0.25
-    made = HQQQuantizer(section).quantize({"x": weight}, GroupInputs(), torch.bfloat16)
+    made = HQQQuantizer(section).quantize({"x": weight}, InputStatistics(), torch.bfloat16)
     restored = made.linears["x"].dequantize()
     assert restored.isfinite().all()
     torch.testing.assert_close(restored, weight, atol=0.02, rtol=0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from quantlib.errors import InvalidInputError
-from quantlib.evaluation.engines import InstalledVllm
+from quantlib.evaluation.choose_engine import InstalledVllm
 from quantlib.serving import arguments as module
 from quantlib.serving.arguments import (
     checkpoint_arguments,

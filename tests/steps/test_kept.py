@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quantlib.blockwise import quantize as quantizing
+from quantlib.blockwise import quantize_block as quantizing
 from quantlib.models.walk import Walk
 from quantlib.recipe import Recipe
 from quantlib.steps.calibrate import calibrate

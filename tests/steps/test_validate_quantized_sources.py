@@ -12,7 +12,7 @@ from quantized_models import quantized_model
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.tensors import read_tensor
-from quantlib.evaluation.engines import InstalledVllm, dequantized_reason
+from quantlib.evaluation.choose_engine import InstalledVllm, dequantized_reason
 from quantlib.evaluation.original import make_plain, make_servable
 from quantlib.formats.stored import stored
 from quantlib.report.model import Evaluation
@@ -110,5 +110,5 @@ def test_why_a_source_is_dequantized_for_the_gate(
     device: str,
     reason: str | None,
 ) -> None:
-    monkeypatch.setattr("quantlib.evaluation.engines.installed_vllm", lambda: vllm)
+    monkeypatch.setattr("quantlib.evaluation.choose_engine.installed_vllm", lambda: vllm)
     assert dequantized_reason(engine, problem, device) == reason

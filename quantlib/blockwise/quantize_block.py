@@ -15,7 +15,7 @@ from quantlib.models.folding import Fold
 from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block, BlockWalk, Standing
 from quantlib.numbers.quantized import QuantizedLinear
-from quantlib.quantizers.base import BaseQuantizer, BatchQuantizer, GroupInputs, QuantizedGroup
+from quantlib.quantizers.base import BaseQuantizer, BatchQuantizer, InputStatistics, QuantizedInput
 from quantlib.quantizers.batches import experts_at_once
 
 
@@ -147,7 +147,7 @@ def quantize_block(
                     seen = _Inputs(quantizer.needs_hessian, static_activations)
                     for everyone in standing.everyone:
                         seen.add(everyone())
-            inputs = GroupInputs(seen.hessian(), job.fold(shared, names))
+            inputs = InputStatistics(seen.hessian(), job.fold(shared, names))
             waiting.append(
                 _Waiting(shared, names, inputs, seen.scale(), expert_tokens, calibrated_on)
             )
@@ -179,14 +179,14 @@ class _Waiting:
 
     shared: SharedInput
     names: list[str]
-    inputs: GroupInputs
+    inputs: InputStatistics
     input_scale: Tensor | None
     expert_tokens: int | None
     calibrated_on: Literal["routed", "all"] | None
 
 
 class _Inputs:
-    """What is kept of the inputs of a group, as they come."""
+    """What is kept of a shared input, as it comes."""
 
     def __init__(self, needs_hessian: bool, needs_scale: bool) -> None:
         self._needs_hessian = needs_hessian
@@ -265,12 +265,12 @@ class _Job:
             weights = [
                 {name: self.block.weight(name).float() for name in each.names} for each in batch
             ]
-            for each, own, group in zip(batch, weights, self._codes(batch, weights), strict=True):
-                self._keep(each, own, group)
+            for each, own, done in zip(batch, weights, self._codes(batch, weights), strict=True):
+                self._keep(each, own, done)
 
     def _codes(
         self, batch: Sequence[_Waiting], weights: Sequence[Mapping[str, Tensor]]
-    ) -> Sequence[QuantizedGroup]:
+    ) -> Sequence[QuantizedInput]:
         inputs = [each.inputs for each in batch]
         try:
             if isinstance(self.quantizer, BatchQuantizer):
@@ -284,18 +284,18 @@ class _Job:
             raise QuantizationError(where, error.what) from None
 
     def _keep(
-        self, waiting: _Waiting, weights: Mapping[str, Tensor], group: QuantizedGroup
+        self, waiting: _Waiting, weights: Mapping[str, Tensor], quantized: QuantizedInput
     ) -> None:
         """Adds linears to the result, and lets the walk go on with what their codes stand for."""
         block, result = self.block, self.result
-        if group.input_scales is not None:
-            _fold(waiting.inputs, group.input_scales, result)
+        if quantized.input_scales is not None:
+            _fold(waiting.inputs, quantized.input_scales, result)
         hessian = waiting.inputs.hessian
-        for name, linear in group.linears.items():
+        for name, linear in quantized.linears.items():
             weight, restored = weights[name], linear.dequantize()
-            if group.input_scales is not None:
+            if quantized.input_scales is not None:
                 # The walk goes on with the input as it was.
-                restored = restored / group.input_scales
+                restored = restored / quantized.input_scales
             change = restored - weight
             result.errors.append(
                 LinearError(
@@ -305,8 +305,8 @@ class _Job:
                     if hessian is None
                     else _energy_ratio(change, weight, hessian),
                     relative_weight_error=_energy_ratio(change, weight, None),
-                    damping=group.damping,
-                    damping_attempts=group.damping_attempts,
+                    damping=quantized.damping,
+                    damping_attempts=quantized.damping_attempts,
                     expert=waiting.shared.expert,
                     expert_tokens=waiting.expert_tokens,
                     calibrated_on=waiting.calibrated_on,
@@ -317,7 +317,7 @@ class _Job:
             result.linears[name] = replace(linear, input_scale=waiting.input_scale)
 
 
-def _fold(inputs: GroupInputs, scales: Tensor, result: QuantizedBlock) -> None:
+def _fold(inputs: InputStatistics, scales: Tensor, result: QuantizedBlock) -> None:
     """Folds scales into a norm, or into a linear that was quantized before."""
     fold = inputs.fold
     if fold is None:

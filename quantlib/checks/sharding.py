@@ -20,7 +20,7 @@ _MOST_GPUS = 64
 
 
 @dataclass(frozen=True)
-class SharedInput:
+class DividedInput:
     """The input of a row-parallel linear.
 
     Attributes:
@@ -35,7 +35,7 @@ class SharedInput:
 
 
 @dataclass(frozen=True)
-class SharedOutput:
+class DividedOutput:
     """The output of a column-parallel linear whose weights are quantized in blocks.
 
     vLLM requires whole blocks on each GPU of what it fuses (``fp8_utils.py``:
@@ -68,8 +68,8 @@ class Sharding:
 
     heads: int | None
     key_value_heads: int | None
-    inputs: tuple[SharedInput, ...]
-    outputs: tuple[SharedOutput, ...] = ()
+    inputs: tuple[DividedInput, ...]
+    outputs: tuple[DividedOutput, ...] = ()
 
     def problems(self, size: int) -> list[str]:
         """Why ``size`` GPUs cannot share the model; empty where they can."""
@@ -81,15 +81,15 @@ class Sharding:
             found.append(
                 f"{heads} key/value heads can be neither divided by {size} nor repeated evenly"
             )
-        for shared in self.inputs:
-            if shared.channels % size:
+        for divided in self.inputs:
+            if divided.channels % size:
                 found.append(
-                    f"the {shared.channels} inputs of {shared.linear} cannot be divided by {size}"
+                    f"the {divided.channels} inputs of {divided.linear} cannot be divided by {size}"
                 )
-            elif (share := shared.channels // size) % shared.multiple:
+            elif (share := divided.channels // size) % divided.multiple:
                 found.append(
-                    f"each GPU would get {share} inputs of {shared.linear}, which are no whole "
-                    f"groups of {shared.multiple}"
+                    f"each GPU would get {share} inputs of {divided.linear}, which are no whole "
+                    f"groups of {divided.multiple}"
                 )
         for output in self.outputs:
             share = max(output.channels // size, output.least)
@@ -142,7 +142,7 @@ def sharding_of(
         # Codes are packed into words of 32 bits.
         multiple = math.lcm(max(weights.group_size, 1), 32 // weights.bits)
     key_value_heads = _count(config, "num_key_value_heads") or heads
-    outputs: tuple[SharedOutput, ...] = ()
+    outputs: tuple[DividedOutput, ...] = ()
     if block is not None and heads and key_value_heads and head_dim:
         rows, multiple = block
         outputs = tuple(
@@ -153,7 +153,7 @@ def sharding_of(
         key_value_heads=key_value_heads,
         outputs=outputs,
         inputs=tuple(
-            SharedInput(label, channels, multiple if any(n in quantized for n in names) else 1)
+            DividedInput(label, channels, multiple if any(n in quantized for n in names) else 1)
             for names, label, channels in inputs
         ),
     )
@@ -172,13 +172,13 @@ def _block_outputs(
     head_dim: int,
     rows: int,
     whole_outputs: bool,
-) -> Iterator[SharedOutput]:
+) -> Iterator[DividedOutput]:
     experts = any(config.get(field) for field in ("num_local_experts", "num_experts"))
     if whole_outputs:
-        yield SharedOutput("q_proj", heads * head_dim, rows)
-        yield SharedOutput("k_proj and v_proj", key_value_heads * head_dim, rows, head_dim)
+        yield DividedOutput("q_proj", heads * head_dim, rows)
+        yield DividedOutput("k_proj and v_proj", key_value_heads * head_dim, rows, head_dim)
         if not experts:
-            yield SharedOutput("gate_proj and up_proj", config["intermediate_size"], rows)
+            yield DividedOutput("gate_proj and up_proj", config["intermediate_size"], rows)
     inner = config.get("moe_intermediate_size") or (experts and config.get("intermediate_size"))
     if inner:
-        yield SharedOutput("an expert's gate_proj and up_proj", inner, rows)
+        yield DividedOutput("an expert's gate_proj and up_proj", inner, rows)

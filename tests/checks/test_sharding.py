@@ -9,9 +9,9 @@ import pytest
 from problems import input_problems
 
 from quantlib.checkpoint.source import FolderSource
+from quantlib.checks.sharding import sharding_of
 from quantlib.recipe import Recipe, WeightScheme
 from quantlib.serving.arguments import checkpoint_sharding
-from quantlib.serving.tensor_parallel import sharding_of
 
 SMOLLM2 = {
     "hidden_size": 576,

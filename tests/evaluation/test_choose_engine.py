@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from quantlib.errors import InvalidInputError
-from quantlib.evaluation import engines
+from quantlib.evaluation import choose_engine as engines
 from quantlib.evaluation.metrics import next_token_logprobs
 from quantlib.evaluation.transformers_engine import TransformersEngine
 
