@@ -111,8 +111,8 @@ class Service:
                 "look at its definitions and admission webhooks",
             )
 
-    def notes(self) -> Document:
-        """What is noted of promotions of this very object: a Lease; empty where nothing is noted.
+    def lease(self) -> Document:
+        """The Lease on which promotions of this very object are noted; empty where there is none.
 
         KServe copies the annotations of a service to its pods: one that changes all the time would
         start new pods all the time.
@@ -122,10 +122,10 @@ class Service:
         except AbsentError:
             return {}
 
-    def note(
+    def annotate_lease(
         self, annotations: Mapping[str, str | None], notes: Document, owner: Document | None = None
     ) -> Document:
-        """Sets annotations of the notes, if these are as they were read; None removes one.
+        """Sets annotations of the Lease, if it is as it was read; None removes one.
 
         With an owner, they are of this object from now on, and go when it goes.
 
@@ -211,8 +211,10 @@ class Service:
         except InvalidInputError:
             return False
 
-    def tell(self, document: Document, reason: str, message: str, *, warning: bool = False) -> None:
-        """Leaves an event beside the object; the reason is one word in CamelCase."""
+    def create_event(
+        self, document: Document, reason: str, message: str, *, warning: bool = False
+    ) -> None:
+        """Creates an event of the object; the reason is one word in CamelCase."""
         now = datetime.now(UTC)
         seconds = f"{now:%Y-%m-%dT%H:%M:%SZ}"
         body = {

@@ -10,7 +10,7 @@ from quantlib.promotion.cluster import Service
 from quantlib.promotion.merging import Document
 from quantlib.promotion.plan import Plan, answering
 from quantlib.promotion.readiness import wait_until_ready
-from quantlib.promotion.record import BEFORE, Held, LostError, Record, record_of
+from quantlib.promotion.record import BEFORE, Held, LostError, PromotionRecord, record_of
 from quantlib.promotion.restoring import put_route_back, restore, take_canary_away
 from quantlib.promotion.rollout import Rollout, Say, Step, deployment_mode, weighed
 from quantlib.promotion.runtimes import Runtime, runtime_of, runtime_problems
@@ -41,7 +41,7 @@ def promote_directly(
         QuantlibError: It failed; the message says what the service serves now.
     """
     clock, kind = rollout.clock, service.kind
-    document, notes = service.get(), service.notes()
+    document, notes = service.get(), service.lease()
     uid = document["metadata"]["uid"]
     if begun := record_of(notes, uid):
         begun.require_abandoned(service, published.digest, clock)
@@ -56,7 +56,7 @@ def promote_directly(
     problems += managed_problems(document, allowances)
     plan = Plan(service, document, before, wanted, begun, rollout, expected)
     plan.make(problems)
-    mine = Record(
+    mine = PromotionRecord(
         uid=uid,
         digest=published.digest,
         step=begun.step if begun else "begins",
@@ -71,13 +71,13 @@ def promote_directly(
         held.begin(document, notes)
         gone_on_with = f", gone on with at: {step}" if begun else ""
         story = f"{previous.uri} -> {storage_uri}{gone_on_with}"
-        held.tell(document, "PromotionStarted", story)
+        held.announce(document, "PromotionStarted", story)
         if plan.remark:
             say(plan.remark)
         for each in plan.steps:
             step = each.name
             found = _taken(held, each, plan)
-            held.tell(document, "PromotionStep", f"{step}: {found}")
+            held.announce(document, "PromotionStep", f"{step}: {found}")
         story = f"promoted {short(published.digest)}, which replaces {previous.uri}"
         held.finish(story, {BEFORE: json.dumps(mine.before)})
     except LostError:
@@ -89,7 +89,7 @@ def promote_directly(
             raise QuantlibError(f"{reason}\n{outcome}") from None
         say(outcome)
         raise
-    held.tell(document, "Promoted", story)
+    held.announce(document, "Promoted", story)
     return f"{service}: {story}"
 
 

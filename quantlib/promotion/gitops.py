@@ -51,7 +51,7 @@ def propose(
     else:
         clone.git("checkout", "--quiet", "--no-track", "-B", branch)
     wanted = successor(current, published, storage_uri, overlay.kind.name)
-    overlay.lay(wanted)
+    overlay.write_patch(wanted)
     laid = find().current()
     if (laid.uri, laid.arguments) != (wanted.uri, wanted.arguments):
         raise InvalidInputError.one(

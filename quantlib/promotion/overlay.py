@@ -46,7 +46,7 @@ class Overlay:
         levels = ([each for each in self.runtimes if each["kind"] == kind] for kind in RUNTIMES)
         return runtime_of(self.kind, self.base, levels, complete=False)
 
-    def lay(self, state: State) -> None:
+    def write_patch(self, state: State) -> None:
         """Writes the patch, and names it; InvalidInputError where no line can be added for that."""
         by_name, base = self.kind.name == "Deployment", self.base
         patch = difference(base, self.kind.changed(base, state), by_name=by_name)

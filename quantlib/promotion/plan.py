@@ -11,7 +11,7 @@ from quantlib.promotion.llm_canary import KIND as LLM
 from quantlib.promotion.llm_canary import shared_url, why_no_share
 from quantlib.promotion.merging import Document
 from quantlib.promotion.readiness import look
-from quantlib.promotion.record import Record
+from quantlib.promotion.record import PromotionRecord
 from quantlib.promotion.rollout import (
     Change,
     Rollout,
@@ -64,7 +64,7 @@ class Plan:
     document: Document
     before: Document
     wanted: State
-    begun: Record | None
+    begun: PromotionRecord | None
     rollout: Rollout
     expected: Expected | None
     server: Server | None = None

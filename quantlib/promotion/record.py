@@ -55,7 +55,7 @@ def kept(given: Any) -> Document:
 _Kept = Annotated[Document, BeforeValidator(kept), PlainSerializer(json.dumps)]
 
 
-class Record(BaseModel, frozen=True, extra="forbid"):
+class PromotionRecord(BaseModel, frozen=True, extra="forbid"):
     """A promotion in progress.
 
     Attributes:
@@ -100,12 +100,12 @@ class Record(BaseModel, frozen=True, extra="forbid"):
         )
 
 
-def record_of(notes: Document, uid: str | None = None) -> Record | None:
+def record_of(notes: Document, uid: str | None = None) -> PromotionRecord | None:
     """The promotion in progress, if there is one; InvalidInputError where it is not as we write it.
 
     That of another object of its name, by the uid, is over: that one is gone.
     """
-    record = _noted(notes, RECORD, "promotion", Record.model_validate_json)
+    record = _parsed(notes, RECORD, "promotion", PromotionRecord.model_validate_json)
     return record if record and uid in (None, record.uid) else None
 
 
@@ -114,10 +114,10 @@ def before_last(notes: Document, uid: str) -> Document | None:
 
     InvalidInputError where that is not as we write it.
     """
-    return None if _ended(notes, uid) else _noted(notes, BEFORE, "service", kept)
+    return None if _ended(notes, uid) else _parsed(notes, BEFORE, "service", kept)
 
 
-def _noted(notes: Document, name: str, what: str, read: Callable[[str], _Read]) -> _Read | None:
+def _parsed(notes: Document, name: str, what: str, read: Callable[[str], _Read]) -> _Read | None:
     if not (text := annotations_of(notes).get(name)):
         return None
     try:
@@ -138,7 +138,7 @@ class Held:
     """
 
     service: Service
-    record: Record
+    record: PromotionRecord
     rollout: Rollout
     say: Say
 
@@ -147,7 +147,7 @@ class Held:
 
         def begin(notes: Document) -> Document:
             annotations = self._written() | _ended(notes, self.record.uid)
-            return self.service.note(annotations, notes, document)
+            return self.service.annotate_lease(annotations, notes, document)
 
         self._while_held(begin, record_of(notes))
 
@@ -155,7 +155,7 @@ class Held:
         """Writes what is being done, and that the holder is there."""
         news = {"step": step, "renewed": self.rollout.clock.utc()}
         self.record = self.record.model_copy(update=news)
-        self._while_held(lambda notes: self.service.note(self._written(), notes))
+        self._while_held(lambda notes: self.service.annotate_lease(self._written(), notes))
 
     def write(self, change: Callable[[Document], Document], path: str | None = None) -> Document:
         """Changes the service as it is found, or the object at another path."""
@@ -223,18 +223,20 @@ class Held:
         told = f"{self.rollout.clock.stamp()} {story}"[:1000]
         annotations = {RECORD: None, LAST: told, **also}
         try:
-            self._while_held(lambda notes: self.service.note(annotations, notes))
+            self._while_held(lambda notes: self.service.annotate_lease(annotations, notes))
         except LostError:
             # Unless the change was made, and the answer was lost on its way.
-            if annotations_of(self.service.notes()).get(LAST) != told:
+            if annotations_of(self.service.lease()).get(LAST) != told:
                 raise
 
-    def tell(self, document: Document, reason: str, message: str, *, warning: bool = False) -> None:
+    def announce(
+        self, document: Document, reason: str, message: str, *, warning: bool = False
+    ) -> None:
         """Says it here and in an event, in a line; what cannot be told there hinders nothing."""
         line = " ".join(message.split())
         self.say(line)
         try:
-            self.service.tell(document, reason, line, warning=warning)
+            self.service.create_event(document, reason, line, warning=warning)
         except QuantlibError as error:
             self.say(f"no event was left: {error}")
 
@@ -242,7 +244,7 @@ class Held:
         return {RECORD: self.record.model_dump_json()}
 
     def _while_held(
-        self, change: Callable[[Document], Document], *before: Record | None
+        self, change: Callable[[Document], Document], *before: PromotionRecord | None
     ) -> Document:
         """Changes something while this process holds the promotion, or nobody since ``before``.
 
@@ -250,7 +252,7 @@ class Held:
         """
 
         def once() -> Document:
-            notes = self.service.notes()
+            notes = self.service.lease()
             held = record_of(notes)
             is_mine = held is not None and held.holder == self.record.holder
             if not is_mine and held not in before:

@@ -13,7 +13,14 @@ from quantlib.promotion.cluster import Service
 from quantlib.promotion.llm_canary import KIND as LLM
 from quantlib.promotion.merging import Document, unlike
 from quantlib.promotion.readiness import NotReadyError, wait_until_ready
-from quantlib.promotion.record import BEFORE, Held, LostError, Record, before_last, record_of
+from quantlib.promotion.record import (
+    BEFORE,
+    Held,
+    LostError,
+    PromotionRecord,
+    before_last,
+    record_of,
+)
 from quantlib.promotion.rollout import Rollout, Say, deployment_mode, restoring
 from quantlib.promotion.state import short
 
@@ -29,7 +36,7 @@ def restore(held: Held, reason: str) -> str:
     uri = service.kind.state(record.before).uri
 
     def once() -> str:
-        noted = record_of(service.notes(), record.uid)
+        noted = record_of(service.lease(), record.uid)
         if noted is None or noted.holder != record.holder:
             served = service.kind.state(service.get()).uri
             return f"nothing had to be restored: {service} serves {served}"
@@ -37,7 +44,7 @@ def restore(held: Held, reason: str) -> str:
         return _back(held, story, impatient, failed=True)[1]
 
     try:
-        with _undisturbed(held.say) as impatient:
+        with _signals_held_back(held.say) as impatient:
             seconds, every = rollout.restore_seconds, rollout.poll_seconds
             return rollout.clock.retry(once, UnreachableError, seconds, every, held.say)
     except LostError:
@@ -57,7 +64,7 @@ def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
         InvalidInputError: Nothing is known of a state before, or a promotion is under way.
         QuantlibError: The restored state does not get ready.
     """
-    document, notes, kind = service.get(), service.notes(), service.kind
+    document, notes, kind = service.get(), service.lease(), service.kind
     uid = document["metadata"]["uid"]
     if record := record_of(notes, uid):
         record.require_abandoned(service, None, rollout.clock)
@@ -67,7 +74,7 @@ def roll_back(service: Service, rollout: Rollout, say: Say) -> str:
             str(service), "no promotion of it is known, so there is nothing to go back to"
         )
     state = kind.state(before)
-    mine = Record(
+    mine = PromotionRecord(
         uid=uid,
         digest=state.digest or "by-hand",
         step="rollback",
@@ -119,7 +126,7 @@ def _back(
         outcome = f"{service} is to serve {uri} again, and does not answer with it yet: {error}"
         answers, story = False, f"{story}; {outcome}"
     held.finish(story, also or {})
-    held.tell(document, "RolledBack", story, warning=failed or not answers)
+    held.announce(document, "RolledBack", story, warning=failed or not answers)
     return answers, outcome
 
 
@@ -148,7 +155,7 @@ def _put_back(held: Held) -> Document:
 
 
 @contextmanager
-def _undisturbed(say: Say) -> Iterator[Event]:
+def _signals_held_back(say: Say) -> Iterator[Event]:
     """Keeps further signals from cutting the restoration short; they end its waiting."""
     impatient = Event()
 

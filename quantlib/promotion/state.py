@@ -41,14 +41,14 @@ class State:
     arguments: tuple[str, ...]
     annotations: Mapping[str, str] = field(default_factory=dict)
 
-    def noted(self, name: str) -> str:
+    def annotation(self, name: str) -> str:
         """An annotation of ours; empty where it is not there."""
         return self.annotations.get(PREFIX + name, "")
 
     @property
     def digest(self) -> str | None:
         """Of the checkpoint: what the annotation says, if the URI agrees; else None."""
-        digest = self.noted("digest")
+        digest = self.annotation("digest")
         if digest and (self.uri or "").rstrip("/").endswith(digest.removeprefix("sha256:")):
             return digest
         return None
@@ -56,7 +56,7 @@ class State:
     @property
     def published_at(self) -> datetime | None:
         """When what is served was published; None where nothing says it."""
-        noted = self.noted("published-at")
+        noted = self.annotation("published-at")
         try:
             when = datetime.fromisoformat(noted) if noted and self.digest else None
         except ValueError:
@@ -66,13 +66,13 @@ class State:
     @property
     def release(self) -> int | None:
         """The number of what is served among the model's releases; None where nothing says it."""
-        noted = self.noted("release")
+        noted = self.annotation("release")
         return int(noted) if self.digest and re.fullmatch(r"[0-9]{1,16}", noted) else None
 
     @property
     def model(self) -> str | None:
         """Which model the service is for: what the annotation says, else the URI of ours."""
-        if noted := self.noted("model"):
+        if noted := self.annotation("model"):
             return noted
         parts = (self.uri or "").rstrip("/").rsplit("/", 2)
         return parts[1] if self.digest and len(parts) == 3 and parts[1] else None
@@ -93,7 +93,7 @@ def successor(
         InvalidInputError: A service of this kind cannot read such a URI.
     """
     arguments = _arguments(published, uri, kind)
-    earlier = current.noted("arguments")
+    earlier = current.annotation("arguments")
     replaced = {*arguments, *filter(None, earlier.split(","))}
     words = [*without(current.arguments, replaced), *serve_options(arguments)]
     manifest, last = published.manifest, published.report.provenance.receipts[-1]

@@ -42,7 +42,7 @@ def bring_from_s3(
     """
     checkpoint = open_model(files)
     target = output.store
-    copies = isinstance(target, S3Store) and target.serves(store)
+    copies = isinstance(target, S3Store) and target.can_copy_from(store)
     if not copies:
         sizes = [files.size(name) for name in model_files(checkpoint)]
         room = room_needed(output, sizes)

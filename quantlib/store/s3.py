@@ -230,7 +230,7 @@ class S3Store(Store):
         with self._explained(path), create_transfer_manager(self.client, _COPY) as manager:
             manager.copy(origin, self.bucket, self.key(path), extra).result()
 
-    def serves(self, other: Store) -> bool:
+    def can_copy_from(self, other: Store) -> bool:
         """Whether another store is on the same server, so that it can copy from there."""
         return isinstance(other, S3Store) and other.endpoint == self.endpoint
 

@@ -23,7 +23,7 @@ def transfer(source: Store, path: str, target: Store, name: str, record: FileRec
         from quantlib.store.s3 import S3Store
 
         assert isinstance(source, S3Store) and isinstance(target, S3Store)
-        if target.serves(source):
+        if target.can_copy_from(source):
             target.copy_from(source, path, name, record)
             return
     target.put_stream(source.stream(path), name, record)

@@ -29,7 +29,7 @@ from promotion.kserve import refused
 from urllib3.exceptions import ProtocolError
 
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.promotion.record import STALE, Held, Record
+from quantlib.promotion.record import STALE, Held, PromotionRecord
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ SOMEBODYS = {
 
 
 def test_a_record_is_read_as_it_was_written() -> None:
-    record = Record.model_validate_json(json.dumps(SOMEBODYS))
+    record = PromotionRecord.model_validate_json(json.dumps(SOMEBODYS))
     assert record.before == OBJECT
     assert json.loads(record.model_dump_json()) == SOMEBODYS | {"route": None}
 
@@ -101,12 +101,12 @@ def test_a_record_that_somebody_wrote_by_hand(make_promotion: MakePromotion, tex
     promotion = make_promotion()
     cluster = promotion.cluster
     service = promotion.service()
-    service.note({"quantlib.io/promotion": text}, service.notes())
+    service.annotate_lease({"quantlib.io/promotion": text}, service.lease())
     with pytest.raises(InvalidInputError, match=r"tiny: holds no promotion that"):
         promotion.run()
     assert serves(cluster) == BY_HAND
     notes = {"quantlib.io/promotion": None, "quantlib.io/before": "by hand"}
-    service.note(notes, service.notes(), cluster.get())
+    service.annotate_lease(notes, service.lease(), cluster.get())
     with pytest.raises(InvalidInputError, match=r"before .*: holds no service that"):
         promotion.back()
 
@@ -255,7 +255,7 @@ def test_of_two_that_begin_at_once_one_wins(make_promotion: MakePromotion, aband
     promotion = make_promotion()
     cluster, clock = promotion.cluster, promotion.cluster.clock
     document, service, digest = cluster.get(), promotion.service(), promotion.folder.name
-    record = Record(
+    record = PromotionRecord(
         holder="other",
         uid=document["metadata"]["uid"],
         digest=f"sha256:{digest}",
