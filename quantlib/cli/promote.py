@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from quantlib.cli._signature import policy_of, signature_options
+from quantlib.cli.signature_options import policy_of, signature_options
 from quantlib.errors import InvalidInputError
 from quantlib.runtime.distribution import pip_install
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quantlib.cli._signature import policy_of, signature_options
+from quantlib.cli.signature_options import policy_of, signature_options
 from quantlib.errors import InvalidInputError, VerificationError
 
 if TYPE_CHECKING:

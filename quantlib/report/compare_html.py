@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from quantlib import __version__
-from quantlib.report._templates import environment
 from quantlib.report.chart import Mark, lay_out
 from quantlib.report.compare import COMPARISON_SCHEMA, Comparison
 from quantlib.report.compare_rows import (
@@ -13,6 +12,7 @@ from quantlib.report.compare_rows import (
     figure_rows,
     left_out_note,
 )
+from quantlib.report.jinja_environment import environment
 
 _WIDE = (1040, 400)
 _NARROW = (400, 320)

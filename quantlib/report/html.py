@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import yaml
 
 from quantlib.blockwise.experts import Experts
-from quantlib.report._templates import environment
 from quantlib.report.chart import error_chart, measure_of, summarize
+from quantlib.report.jinja_environment import environment
 from quantlib.report.model import Check, Generation, Report
 from quantlib.report.text import percent, significant
 from quantlib.serving.options import serve_line

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from quantlib.report._templates import environment
 from quantlib.report.html import check_row
+from quantlib.report.jinja_environment import environment
 from quantlib.report.model import Report
 from quantlib.report.text import counted
 from quantlib.serving.options import serve_line
