@@ -13,6 +13,27 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("quantlib", "components", "pipelines")
+LEVELS = (
+    ("errors", "recipe"),
+    ("registry", "numbers"),
+    ("runtime", "config"),
+    ("store",),
+    ("checkpoint",),
+    ("formats",),
+    ("models", "sources"),
+    ("quantizers",),
+    ("blockwise",),
+    ("outlier_suppression",),
+    (
+        *("checks", "evaluation", "planning", "publishing", "report", "serving", "steps", "text"),
+        "watching",
+    ),
+    ("output", "promotion"),
+    ("manager",),
+    ("cli",),
+    ("__main__",),
+)
+"""The rooms of quantlib from the lowest up: none knows one above it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +105,17 @@ def test_there_are_no_circles() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" is imported by ".join(error.args[1]))
+
+
+def test_rooms_know_none_above_them() -> None:
+    level = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
+    for name, imports in modules().items():
+        package, _, inside = name.partition(".")
+        if package != "quantlib" or not inside:
+            continue
+        for other in own(imports.anywhere) - {"quantlib"}:
+            room, seen = inside.partition(".")[0], other.split(".")[1]
+            assert level[seen] <= level[room], f"{name} imports {other}, which lies above it"
 
 
 def test_a_recipe_is_data() -> None:
