@@ -18,7 +18,7 @@ install: ## Install everything into .venv
 $(STAMP): pyproject.toml requirements.lock scripts/install.sh scripts/requirements.py
 	bash scripts/install.sh $(VENV)
 
-demo: $(STAMP) ## Quantize SmolLM2-135M through the compiled pipeline, validate it with vLLM, publish it
+demo: $(STAMP) ## Quantize SmolLM2-135M through the workflow, validate it with vLLM, publish it
 	$(VENV_PYTHON) scripts/demo.py
 
 test: $(STAMP) ## Run all tests
@@ -43,7 +43,7 @@ lock: $(STAMP) ## Write requirements.lock; UPGRADE=boto3 renews a package, UPGRA
 	$(VENV_PYTHON) scripts/requirements.py lock $(if $(filter-out undefined,$(origin UPGRADE)),--upgrade $(UPGRADE))
 
 compile: $(STAMP) ## Compile the Kubeflow pipeline to build/pipeline.yaml
-	$(VENV_PYTHON) -m pipelines compile --output build/pipeline.yaml
+	$(VENV_PYTHON) -m quantlib compile --output build/pipeline.yaml
 
 benchmark: $(STAMP) ## Compare with llm-compressor and hqq, side by side (about an hour)
 	$(VENV_PYTHON) benchmarks/peers.py

@@ -21,7 +21,10 @@ from rich.table import Table
 
 from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE
 
-_GATE = '{"inputs":{"parameterValues":{"reason":"x"}},"outputs":{"outputFile":"/scratch/output"}}'
+_GATE = (
+    '{"inputs":{"parameterValues":{"verdict":"failed","reason":"x"}},'
+    '"outputs":{"outputFile":"/scratch/output"}}'
+)
 _LOCKED = (
     *("--read-only", "--cap-drop", "ALL", "--network", "none", "--init"),
     *("--tmpfs", "/tmp", "--tmpfs", "/scratch"),

@@ -121,8 +121,8 @@ def quantlib_row(name: str, model: Path, data: dict[str, Any], *options: str) ->
     output = FOLDER / "out" / slug
     shutil.rmtree(output, ignore_errors=True)
     recipe = write_recipe(slug, data)
-    command = [sys.executable, "-m", "quantlib", "quantize", "--config", str(recipe)]
-    command += ["--model-path", str(model), "--output-path", str(output), "--device", "cpu"]
+    command = [sys.executable, "-m", "quantlib", "quantize", "--recipe", str(recipe)]
+    command += ["--model", str(model), "--output", str(output), "--device", "cpu"]
     return measured(name, [*command, *options])
 
 
@@ -161,7 +161,8 @@ def pipeline_row(name: str, model: Path, data: dict[str, Any]) -> Row:
     folder = FOLDER / "pipeline"
     shutil.rmtree(folder, ignore_errors=True)
     recipe = write_recipe("pipeline", data)
-    command = [sys.executable, "-m", "pipelines", "run", str(recipe), "--model", str(model)]
+    command = [sys.executable, "-m", "quantlib", "run", "--recipe", str(recipe)]
+    command += ["--model", str(model)]
     command += ["--store", str(folder / "store"), "--run-dir", str(folder / "run")]
     command += ["--publish-to", str(folder / "published"), "--device", "cpu"]
     row = measured(name, command)

@@ -9,7 +9,7 @@ from pathlib import Path
 from quantlib.checkpoint.source import StoreSource
 from quantlib.errors import InvalidInputError
 from quantlib.publishing.jobs import published_of
-from quantlib.recipe import Recipe
+from quantlib.recipe import PublishSection, Recipe
 from quantlib.runtime.code_version import code_version
 from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
 from quantlib.sources.folder import open_folder
@@ -136,11 +136,15 @@ def find_job(
         purpose: find_text(Text.of(section)).version
         for purpose, section in wanted_texts(recipe).items()
     }
+    # However the model and the number of ranges were given, it is the same job.
+    asked = recipe.model_copy(
+        update={"model": None, "num_ranges": 1, "publish": PublishSection(name=recipe.publish.name)}
+    )
     digest = digest_of(
         {
             "source": release.digest,
-            "recipe": recipe.digest(),
-            "num_ranges": num_ranges,
+            "recipe": asked.digest(),
+            "num_ranges": num_ranges or recipe.num_ranges,
             "texts": texts,
             "images": sorted(images),
             "code": code_version(),

@@ -2,8 +2,8 @@
 
     python scripts/demo.py
 
-Fetches SmolLM2-135M-Instruct, quantizes it to W4A16 by GPTQ in four ranges through the compiled
-Kubeflow pipeline, lets vLLM judge the result, publishes it, and writes build/demo/summary.json.
+Fetches SmolLM2-135M-Instruct, quantizes it to W4A16 by GPTQ in four ranges through the
+workflow, lets vLLM judge the result, publishes it, and writes build/demo/summary.json.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECIPE = Path(__file__).with_name("demo.yaml")
 def main() -> int:
     """Runs the demo; returns the exit code of the pipeline."""
     model = download_smollm2(FOLDER / "model")
-    command = [sys.executable, "-m", "pipelines", "run", str(RECIPE)]
+    command = [sys.executable, "-m", "quantlib", "run", "--recipe", str(RECIPE)]
     command += ["--model", str(model), "--run-dir", str(FOLDER / "run")]
     command += ["--store", str(FOLDER / "store"), "--publish-to", str(FOLDER / "published")]
     # Where there is no vLLM for the platform, transformers judges, and the report says so.
@@ -84,7 +84,7 @@ def show(summary: dict[str, Any]) -> None:
     print(f"report:    {summary['report']}")
     print(f"published: {summary['published']}")
     print(f"summary:   {FOLDER / 'summary.json'}")
-    serve = f".venv/bin/quantlib deploy --name smollm2 --model-path {summary['published']}"
+    serve = f".venv/bin/quantlib deploy --name smollm2 --model {summary['published']}"
     print(f"serve it:  {serve}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from quantlib.cli import cli
+from quantlib.cli import COMMANDS, command_of
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe, Section
@@ -125,7 +125,8 @@ def cli_page() -> str:
         "`quantlib` and `python -m quantlib` are the same. Exit codes: 0 done, 2 invalid input,"
     ]
     lines += ["3 refused by the gate, 1 anything else, 130 interrupted.", ""]
-    for name, command in sorted(cli.commands.items()):
+    for name in sorted(COMMANDS):
+        command = command_of(name)
         context = click.Context(command, info_name=f"quantlib {name}", max_content_width=_WIDTH)
         context.terminal_width = _WIDTH
         lines += [f"## quantlib {name}", "", "```text", command.get_help(context), "```", ""]

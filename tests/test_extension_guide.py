@@ -93,9 +93,9 @@ def test_every_part_was_used(folder: Path, done: str) -> None:
 
 
 def test_messages_list_the_added_names(folder: Path, environment: dict[str, str]) -> None:
-    command = "quantlib quantize --model-path toy-model"
+    command = "quantlib quantize --model toy-model"
     result = subprocess.run(
-        ["bash", "-c", f"{command} --output-path never --method clopped"],
+        ["bash", "-c", f"{command} --output never --method clopped"],
         cwd=folder,
         env=environment,
         capture_output=True,

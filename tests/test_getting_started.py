@@ -125,7 +125,7 @@ def test_runs_are_compared(folder: Path, outputs: list[tuple[Block, str]]) -> No
     page = (folder / "comparison.html").read_text(encoding="utf-8")
     assert "plain" in page
     assert "smoothed" in page
-    assert output_of(outputs, "quantlib quantize --model-path ./my-model --output-path ./plain")
+    assert output_of(outputs, "quantlib quantize --model ./my-model --output ./plain")
 
 
 def test_the_recipe_decides(folder: Path, outputs: list[tuple[Block, str]]) -> None:

@@ -143,4 +143,6 @@ def test_the_workflow_loads_no_torch(package: str) -> None:
         waiting += [
             (other, f"{path} > {other}") for other in (*own(modules()[name].at_once), *parents)
         ]
-    assert f"{package}.__main__" in reached
+    assert {"components": "components.__main__", "pipelines": "pipelines.commands.run"}[
+        package
+    ] in (reached)

@@ -13,7 +13,7 @@ def calibrate(
     model: dsl.Input[dsl.Artifact],
     plan: dsl.Input[dsl.Artifact],
     calibration: dsl.Output[dsl.Artifact],
-    summary: dsl.Output[dsl.Markdown],
+    calibrate_summary: dsl.Output[dsl.Markdown],
 ) -> dsl.ContainerSpec:
     """Runs the calibration text through the model, one block in memory at a time.
 
@@ -21,12 +21,12 @@ def calibrate(
     block.
 
     Args:
-        recipe: Recipe, as YAML or JSON text.
+        recipe: The checked recipe, as text.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         device: auto, cpu or cuda.
         model: Receipt of the model.
         plan: Receipt of the plan, which says where the ranges begin, and names the windows of text.
         calibration: Receipt of the hidden states and statistics.
-        summary: What the step did, for the run's page.
+        calibrate_summary: What the step did, for the run's page.
     """
     return step_container("calibrate")

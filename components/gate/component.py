@@ -7,14 +7,16 @@ from components._container import step_container
 
 @dsl.container_component
 def gate(
+    verdict: str,
     reason: str,
 ) -> dsl.ContainerSpec:
-    """Fails the run of a checkpoint that was refused.
+    """Fails the run of a checkpoint that was refused, before anything is published.
 
-    Runs only where the verdict is not passed, and always exits with code 3, so that the run fails
-    visibly, with the reason, after the report was delivered.
+    It exits with code 3 unless the verdict is passed, so that the run fails visibly, with the
+    reason, after the report was delivered.
 
     Args:
+        verdict: passed or failed.
         reason: Why the checkpoint was refused.
     """
     return step_container("gate")

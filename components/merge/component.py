@@ -12,7 +12,7 @@ def merge(
     model: dsl.Input[dsl.Artifact],
     quantized: dsl.Input[list[dsl.Artifact]],
     checkpoint: dsl.Output[dsl.Artifact],
-    summary: dsl.Output[dsl.Markdown],
+    merge_summary: dsl.Output[dsl.Markdown],
 ) -> dsl.ContainerSpec:
     """Joins the ranges into one checkpoint that vLLM loads.
 
@@ -20,11 +20,11 @@ def merge(
     goes into one more file, beside index, config and tokenizer.
 
     Args:
-        recipe: Recipe, as YAML or JSON text.
+        recipe: The checked recipe, as text.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         model: Receipt of the model.
         quantized: Receipts of all ranges.
         checkpoint: Receipt of the checkpoint.
-        summary: What the step did, for the run's page.
+        merge_summary: What the step did, for the run's page.
     """
     return step_container("merge")

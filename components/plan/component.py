@@ -18,7 +18,7 @@ def plan(
     model: dsl.Input[dsl.Artifact],
     texts: dsl.Input[dsl.Artifact],
     plan: dsl.Output[dsl.Artifact],
-    summary: dsl.Output[dsl.Markdown],
+    plan_summary: dsl.Output[dsl.Markdown],
     ranges: dsl.OutputPath(list[str]),  # type: ignore[valid-type]  # kfp's notation
     calibrate_memory: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
     calibrate_cpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
@@ -37,7 +37,7 @@ def plan(
     disk ends here, and so does what vLLM would not load.
 
     Args:
-        recipe: Recipe, as YAML or JSON text.
+        recipe: The checked recipe, as text.
         num_ranges: Number of ranges. 0: the recipe's. -1: as many as end soonest.
         gpu: What the ranges are computed on, as `quantlib plan --gpu` knows it; cpu for none.
         parallel: How many ranges are quantized at the same time.
@@ -47,7 +47,7 @@ def plan(
         model: Receipt of the model.
         texts: Receipt of the texts.
         plan: Receipt of the plan.
-        summary: What the run is expected to take, as a table.
+        plan_summary: What the run is expected to take, as a table.
         ranges: The ranges, each as first block and end, such as "0:10".
         calibrate_memory: Memory that the calibrate step needs, such as 12Gi.
         calibrate_cpus: CPUs that it needs, such as 4.

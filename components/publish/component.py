@@ -14,7 +14,7 @@ def publish(
     checkpoint: dsl.Input[dsl.Artifact],
     validation: dsl.Input[dsl.Artifact],
     published: dsl.Output[dsl.Artifact],
-    summary: dsl.Output[dsl.Markdown],
+    publish_summary: dsl.Output[dsl.Markdown],
     address: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
 ) -> dsl.ContainerSpec:
     """Publishes a checkpoint that passed, under its digest and with the manifest last.
@@ -22,14 +22,14 @@ def publish(
     Adds the model card with what was measured, and the provenance.
 
     Args:
-        recipe: Recipe, as YAML or JSON text.
+        recipe: The checked recipe, as text.
         destination: Folder or s3://bucket/prefix to publish in. Empty: the recipe's.
         job: Digest of the watcher's job that asked for it. Empty: none did.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         checkpoint: Receipt of the checkpoint.
         validation: Receipt of the measurements; a failed verdict is refused.
         published: Receipt of what was published.
-        summary: What the step did, for the run's page.
+        publish_summary: What the step did, for the run's page.
         address: Where the checkpoint was published.
     """
     return step_container("publish")

@@ -18,14 +18,14 @@ def quantize(
     calibration: dsl.Input[dsl.Artifact],
     smoothing: dsl.Input[dsl.Artifact],
     quantized: dsl.Output[dsl.Artifact],
-    summary: dsl.Output[dsl.Markdown],
+    quantize_summary: dsl.Output[dsl.Markdown],
 ) -> dsl.ContainerSpec:
     """Quantizes one range of blocks, reading the weights of these blocks only.
 
     Each block is calibrated on the output of the quantized block before it.
 
     Args:
-        recipe: Recipe, as YAML or JSON text.
+        recipe: The checked recipe, as text.
         block_range: First block and end of the range, such as "8:16".
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         device: auto, cpu or cuda.
@@ -36,6 +36,6 @@ def quantize(
         calibration: Receipt of the hidden states that enter the range.
         smoothing: Receipt of the scales to fold in.
         quantized: Receipt of the range's tensors, in the checkpoint's final format.
-        summary: What the step did, for the run's page.
+        quantize_summary: What the step did, for the run's page.
     """
     return step_container("quantize")

@@ -9,6 +9,9 @@ from components._images import WATCH_IMAGE
 @dsl.container_component
 def resolve(
     recipe: str,
+    scheme: str,
+    recipe_changes: dict,
+    recipes: dict,
     source: str,
     num_ranges: int,
     destination: str,
@@ -23,7 +26,10 @@ def resolve(
     run on this release, by these images and this code. Its result is never taken from a cache.
 
     Args:
-        recipe: Recipe, as YAML or JSON text.
+        recipe: Name of a recipe, or one as YAML or JSON text.
+        scheme: Bits of weights and activations, such as W4A16, in the place of the recipe's.
+        recipe_changes: Fields of the recipe that take the place of its own.
+        recipes: Recipes of a team's own, as text, by their names.
         source: The model to watch, as a run takes it. Empty: the recipe's.
         num_ranges: Number of ranges, as a run takes it. 0: the recipe's.
         destination: Folder or s3://bucket/prefix to publish in. Empty: the recipe's.

@@ -12,7 +12,7 @@ def smooth(
     model: dsl.Input[dsl.Artifact],
     calibration: dsl.Input[dsl.Artifact],
     smoothing: dsl.Output[dsl.Artifact],
-    summary: dsl.Output[dsl.Markdown],
+    smooth_summary: dsl.Output[dsl.Markdown],
 ) -> dsl.ContainerSpec:
     """Computes the scales that move outliers from activations into weights.
 
@@ -20,11 +20,11 @@ def smooth(
     suppression in the recipe there are none.
 
     Args:
-        recipe: Recipe, as YAML or JSON text.
+        recipe: The checked recipe, as text.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         model: Receipt of the model.
         calibration: Receipt of the channel statistics.
         smoothing: Receipt of the scales.
-        summary: What the step did, for the run's page.
+        smooth_summary: What the step did, for the run's page.
     """
     return step_container("smooth")

@@ -16,7 +16,7 @@ def validate(
     plan: dsl.Input[dsl.Artifact],
     checkpoint: dsl.Input[dsl.Artifact],
     validation: dsl.Output[dsl.Artifact],
-    summary: dsl.Output[dsl.Markdown],
+    validate_summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
     verdict: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
@@ -28,7 +28,7 @@ def validate(
     The step succeeds whatever the verdict is: a step that fails loses its outputs in Kubeflow.
 
     Args:
-        recipe: Recipe, as YAML or JSON text.
+        recipe: The checked recipe, as text.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         device: auto, cpu or cuda.
         gpus: GPUs that share the model, by the plan; 0 for none.
@@ -36,7 +36,7 @@ def validate(
         plan: Receipt of the plan, which names the windows of text.
         checkpoint: Receipt of the checkpoint.
         validation: Receipt of the measurements.
-        summary: What the step did, for the run's page.
+        validate_summary: What the step did, for the run's page.
         metrics: The measurements, for the run's metrics view.
         report: The report, as one self-contained page.
         verdict: passed or failed.

@@ -23,7 +23,7 @@ from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
 
-WITHOUT_TEXT = "--method minmax, --config fp8, or method hqq with options {importance: none}"
+WITHOUT_TEXT = "--method minmax, --recipe fp8, or method hqq with options {importance: none}"
 """What needs no forward."""
 
 

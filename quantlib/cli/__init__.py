@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -9,19 +10,6 @@ import sys
 import click
 
 from quantlib import __version__
-from quantlib.cli.compare import compare
-from quantlib.cli.deploy import deploy
-from quantlib.cli.inspect import inspect
-from quantlib.cli.plan import plan
-from quantlib.cli.promote import promote
-from quantlib.cli.quantize import quantize
-from quantlib.cli.rollback import rollback
-from quantlib.cli.sign import sign
-from quantlib.cli.store import store
-from quantlib.cli.unpublish import unpublish
-from quantlib.cli.validate_recipe import validate_recipe
-from quantlib.cli.verify import verify
-from quantlib.cli.watch import watch
 from quantlib.errors import (
     InvalidInputError,
     QuantlibError,
@@ -31,10 +19,10 @@ from quantlib.errors import (
 
 _EXAMPLES = """\b
 Examples:
-  quantlib quantize --model-path ./SmolLM2 --output-path ./SmolLM2-W4 --group-size 64
+  quantlib quantize --model ./SmolLM2 --output ./SmolLM2-W4 --group-size 64
   quantlib inspect ./SmolLM2
   quantlib plan ./SmolLM2 --gpu h100-80g
-  quantlib deploy --model-path ./SmolLM2-W4
+  quantlib deploy --model ./SmolLM2-W4
   quantlib compare ./SmolLM2-W4 ./SmolLM2-W8
   quantlib verify s3://models/SmolLM2/3f9a… --public-key release.pub
   quantlib store ls s3://bucket/store
@@ -43,25 +31,56 @@ Examples:
 """
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXAMPLES)
+COMMANDS = {
+    "quantize": "quantlib.cli.quantize:quantize",
+    "run": "pipelines.commands.run:run_command",
+    "inspect": "quantlib.cli.inspect:inspect",
+    "plan": "quantlib.cli.plan:plan",
+    "compare": "quantlib.cli.compare:compare",
+    "deploy": "quantlib.cli.deploy:deploy",
+    "verify": "quantlib.cli.verify:verify",
+    "sign": "quantlib.cli.sign:sign",
+    "unpublish": "quantlib.cli.unpublish:unpublish",
+    "promote": "quantlib.cli.promote:promote",
+    "rollback": "quantlib.cli.rollback:rollback",
+    "compile": "pipelines.commands.compile:compile_command",
+    "upload": "pipelines.commands.upload:upload_command",
+    "schedule": "pipelines.commands.schedule:schedule_command",
+    "watch": "pipelines.commands.watch:watch",
+    "store": "quantlib.cli.store:store",
+    "validate-recipe": "quantlib.cli.validate_recipe:validate_recipe",
+}
+"""Where each command is. It is imported when it is called: no command needs what another one does,
+and the library does not need the workflows, which are built on it."""
+
+
+def command_of(name: str) -> click.Command:
+    """A command by its name."""
+    module, _, variable = COMMANDS[name].partition(":")
+    command: click.Command = getattr(importlib.import_module(module), variable)
+    return command
+
+
+class Commands(click.Group):
+    """The commands of ``COMMANDS``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One of them."""
+        if cmd_name not in COMMANDS:
+            return None
+        return command_of(cmd_name)
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXAMPLES
+)
 @click.version_option(__version__, prog_name="quantlib")
 def cli() -> None:
     """Quantize large language models for vLLM."""
-
-
-cli.add_command(quantize)
-cli.add_command(inspect)
-cli.add_command(plan)
-cli.add_command(deploy)
-cli.add_command(compare)
-cli.add_command(verify)
-cli.add_command(sign)
-cli.add_command(unpublish)
-cli.add_command(promote)
-cli.add_command(rollback)
-cli.add_command(store)
-cli.add_command(validate_recipe)
-cli.add_command(watch)
 
 
 def main() -> None:

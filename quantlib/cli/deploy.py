@@ -32,15 +32,17 @@ _CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 _EXAMPLES = """\b
 Examples:
-  quantlib deploy --model-path ./Llama-W4
-  quantlib deploy --model-path ./Llama-W4 --port 8001 --max-model-len 2048
-  quantlib deploy --model-path ./Llama-W4 --tensor-parallel-size 2 --print
+  quantlib deploy --model ./Llama-W4
+  quantlib deploy --model ./Llama-W4 --port 8001 --max-model-len 2048
+  quantlib deploy --model ./Llama-W4 --tensor-parallel-size 2 --print
 """
 
 
 @click.command(context_settings={"ignore_unknown_options": True}, epilog=_EXAMPLES)
 @click.option(
+    "--model",
     "--model-path",
+    "model_path",
     required=True,
     type=click.Path(path_type=Path),
     help="A folder that `quantlib quantize` wrote, a published checkpoint, or another model.",

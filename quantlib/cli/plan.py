@@ -11,8 +11,8 @@ from rich.table import Table
 _EXAMPLES = """\b
 Examples:
   quantlib plan ./Llama-3.1-8B --gpu h100-80g
-  quantlib plan ./Llama-3.1-8B --recipe awq --gpu l4-24g --ranges auto --parallel 8
-  quantlib plan hf://org/Llama@main --gpu a100-80g --ranges 16 --json
+  quantlib plan ./Llama-3.1-8B --recipe awq --gpu l4-24g --num-ranges auto --parallel 8
+  quantlib plan hf://org/Llama@main --gpu a100-80g --num-ranges 16 --json
   quantlib plan ./Llama-3.1-405B --gpu h100-80g --node-gpus 8 --scratch 400Gi
 """
 
@@ -21,7 +21,14 @@ Examples:
 @click.argument("model")
 @click.option("--recipe", "recipe_name", default="gptq", show_default=True, help="File or name.")
 @click.option("--gpu", default="cpu", show_default=True, help="h100-80g, l4-24g, ...; cpu: none.")
-@click.option("--ranges", default="auto", show_default=True, help="A number from 1 to 64, or auto.")
+@click.option(
+    "--num-ranges",
+    "--ranges",
+    "ranges",
+    default="auto",
+    show_default=True,
+    help="A number from 1 to 64, or auto.",
+)
 @click.option(
     "--parallel",
     type=click.IntRange(1, 64),

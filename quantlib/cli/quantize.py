@@ -43,23 +43,35 @@ def _layers(_: click.Context, __: click.Parameter, value: str | None) -> list[in
 
 _EXAMPLES = """\b
 Examples:
-  quantlib quantize --model-path ./Llama --output-path ./Llama-W4
-  quantlib quantize --model-path ./Llama --output-path ./Llama-W8A8 --config smooth_quant
-  quantlib quantize --model-path ./Llama --output-path ./out --layer-wise --layers 0,1,2
-  quantlib quantize --model-path hf://org/Llama@main --output-path ./out --group-size 64
+  quantlib quantize --model ./Llama --output ./Llama-W4
+  quantlib quantize --model ./Llama --output ./Llama-W8A8 --recipe smooth_quant
+  quantlib quantize --model ./Llama --output ./out --layer-wise --layers 0,1,2
+  quantlib quantize --model hf://org/Llama@main --output ./out --group-size 64
 """
 
 
 @click.command(epilog=_EXAMPLES)
 @click.option(
+    "--model",
     "--model-path",
+    "model_path",
     required=True,
     help="A folder, a .gguf file, hf://org/name@rev, or s3://bucket/prefix.",
 )
 @click.option(
-    "--output-path", required=True, type=click.Path(path_type=Path), help="The folder to write."
+    "--output",
+    "--output-path",
+    "output_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The folder to write.",
 )
-@click.option("--config", help="A recipe to start from: YAML or JSON. Options override it.")
+@click.option(
+    "--recipe",
+    "--config",
+    "config",
+    help="A recipe to start from: a file, or the name of one that ships. Options override it.",
+)
 @click.option("--method", help="gptq (default), awq, hqq, minmax, or another registered quantizer.")
 @click.option("--bits", type=int, help="Bits of a weight: 4 (default) or 8.")
 @click.option("--group-size", type=int, help="32, 64, 128 (default), or -1 for one per channel.")
@@ -234,7 +246,7 @@ def _how_to_serve(output: Path) -> str:
     architecture = next(iter(config.get("architectures") or ()), "a model of no named class")
     if vllm_serves(architecture) is None:
         return f"vLLM {vllm_version()} is not known to serve {architecture}"
-    return f"quantlib deploy --model-path {shlex.quote(str(output))}"
+    return f"quantlib deploy --model {shlex.quote(str(output))}"
 
 
 _PATHS = {

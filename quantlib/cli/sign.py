@@ -13,7 +13,7 @@ _EXAMPLES = """\b
 Examples:
   openssl ecparam -name prime256v1 -genkey -noout -out release.pem
   openssl ec -in release.pem -pubout -out release.pub
-  quantlib sign ./published/llama/4f2a... --store ./store --config recipe.yaml --key release.pem
+  quantlib sign ./published/llama/4f2a... --store ./store --recipe recipe.yaml --key release.pem
   quantlib verify ./published/llama/4f2a... --public-key release.pub
 """
 
@@ -22,7 +22,12 @@ Examples:
 @click.argument("published")
 @click.option("--store", required=True, help="Where the steps' files and receipts are.")
 @click.option(
-    "--config", required=True, type=click.Path(path_type=Path), help="The recipe of the checkpoint."
+    "--recipe",
+    "--config",
+    "config",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The recipe of the checkpoint.",
 )
 @click.option(
     "--key",

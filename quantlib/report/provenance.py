@@ -105,7 +105,7 @@ def read_subjects(data: bytes, where: str) -> list[dict[str, Any]]:
 
 
 def source_uri(source: Mapping[str, Any]) -> str | None:
-    """Where a model came from, as ``--model-path`` takes it; None for a local folder or file.
+    """Where a model came from, as ``--model`` takes it; None for a local folder or file.
 
     Args:
         source: As the fetch step recorded it.

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quantlib.checks.recipe_choice import recipe_of
 from quantlib.errors import InvalidInputError
+from quantlib.recipe import Recipe
 from quantlib.store import Receipt, Store, open_store
 from quantlib.store.transaction import was_reused
 
@@ -95,6 +97,14 @@ class StepCall:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise InvalidInputError.one(f"parameter {name}", f"is no list of strings: {value!r}")
         return value
+
+    def recipe_choice(self) -> Recipe:
+        """The recipe that the parameters of a step choose that comes first.
+
+        Raises:
+            InvalidInputError: It is none.
+        """
+        return recipe_of(self.parameters)
 
     def integer(self, name: str) -> int:
         """An integer parameter. Kubeflow passes integers as floats.
@@ -183,6 +193,11 @@ class StepCall:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         self._metadata[name] = dict(metadata or {})
+
+    def write_summary(self, text: str) -> None:
+        """Writes the page about the step, in Markdown: its output that is called a summary."""
+        name = next(each for each in self.outputs if each.endswith("_summary"))
+        self.write_artifact(name, text.encode())
 
     def write_beside(self, name: str, file: str, data: bytes) -> None:
         """Writes a file beside an output artifact: a local run keeps it, Kubeflow does not."""

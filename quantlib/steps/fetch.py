@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantlib.checkpoint.source import FileSource, FolderSource, StoreSource
-from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError
 from quantlib.report.summary import step_summary
 from quantlib.runtime.progress import progress_bar
@@ -72,18 +71,19 @@ def fetch(
 
 
 def main(call: StepCall) -> None:
-    recipe, store = recipe_from_text(call.text("recipe")), call.store()
+    recipe, store = call.recipe_choice(), call.store()
     source = call.text("source") or recipe.model or ""
     if problems := source_problems(source):
         raise InvalidInputError(problems)
     # First, since they are small: what is not there is refused before the model is fetched.
     texts = bring_texts(store, recipe)
     model = fetch(store, source)
+    call.write_parameter("checked_recipe", recipe.canonical_json())
     call.write_receipt("model", store, model)
     call.write_receipt("texts", store, texts)
     pages = [step_summary(store, model)]
     pages += [step_summary(store, text) for text in read_lineage(store, texts) if text.files]
-    call.write_artifact("summary", "\n".join(pages).encode())
+    call.write_summary("\n".join(pages))
 
 
 def _fetch_folder(

@@ -1,4 +1,4 @@
-"""The step that fails a run whose checkpoint was refused.
+"""The step that lets a checkpoint pass that was judged good enough, and fails the run otherwise.
 
 It is a step of its own because a step that fails loses its outputs in Kubeflow: ``validate`` always
 delivers its report and verdict, and this one makes a failed verdict visible.
@@ -6,20 +6,21 @@ delivers its report and verdict, and this one makes a failed verdict visible.
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from quantlib.errors import GateFailedError
 from quantlib.steps.contract import StepCall
 
+PASSED = "passed"
 
-def gate(reason: str) -> NoReturn:
-    """Refuses the checkpoint.
+
+def gate(verdict: str, reason: str) -> None:
+    """Refuses a checkpoint that did not pass.
 
     Raises:
-        GateFailedError: Always, with the reason.
+        GateFailedError: It did not, with the reason.
     """
-    raise GateFailedError(f"the checkpoint was refused: {reason or 'no reason was given'}")
+    if verdict != PASSED:
+        raise GateFailedError(f"the checkpoint was refused: {reason or 'no reason was given'}")
 
 
 def main(call: StepCall) -> None:
-    gate(call.text("reason"))
+    gate(call.text("verdict"), call.text("reason"))

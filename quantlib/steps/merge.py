@@ -196,4 +196,4 @@ def main(call: StepCall) -> None:
         call.receipts("quantized"),
     )
     call.write_receipt("checkpoint", store, receipt)
-    call.write_artifact("summary", step_summary(store, receipt).encode())
+    call.write_summary(step_summary(store, receipt))

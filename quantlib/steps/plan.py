@@ -238,7 +238,7 @@ def main(call: StepCall) -> None:
     opened = open_receipt(store, model)
     estimate = _estimated(recipe, opened, hardware, parallel, limits, len(ranges))
     call.write_receipt("plan", store, receipt)
-    call.write_artifact("summary", markdown(estimate).encode())
+    call.write_summary(markdown(estimate))
     call.write_parameter("ranges", ranges)
     for step, needs in estimate.needs.items():
         call.write_parameter(f"{step}_memory", quantity(needs.memory.host))

@@ -232,7 +232,7 @@ def main(call: StepCall) -> None:
         call.text("job"),
     )
     call.write_receipt("published", store, receipt)
-    call.write_artifact("summary", step_summary(store, receipt).encode())
+    call.write_summary(step_summary(store, receipt))
     call.write_parameter("address", address)
 
 

@@ -271,4 +271,4 @@ def main(call: StepCall) -> None:
         call.text("device"),
     )
     call.write_receipt("quantized", store, receipt)
-    call.write_artifact("summary", step_summary(store, receipt).encode())
+    call.write_summary(step_summary(store, receipt))

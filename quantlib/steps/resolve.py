@@ -5,14 +5,13 @@ It comes first in the watch pipeline, whose other steps run only where something
 
 from __future__ import annotations
 
-from quantlib.checks.recipe import recipe_from_text
 from quantlib.steps.contract import StepCall
 from quantlib.watching import find_job
 
 
 def main(call: StepCall) -> None:
     job = find_job(
-        recipe_from_text(call.text("recipe")),
+        call.recipe_choice(),
         call.text("destination"),
         call.texts("images"),
         source=call.text("source"),

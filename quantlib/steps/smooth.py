@@ -100,4 +100,4 @@ def main(call: StepCall) -> None:
         call.receipt("calibration"),
     )
     call.write_receipt("smoothing", store, receipt)
-    call.write_artifact("summary", step_summary(store, receipt).encode())
+    call.write_summary(step_summary(store, receipt))

@@ -123,7 +123,7 @@ def main(call: StepCall) -> None:
     evaluation = read_evaluation(store, receipt)
     report = build_report(store, recipe, checkpoint, evaluation, receipt)
     call.write_receipt("validation", store, receipt)
-    call.write_artifact("summary", step_summary(store, receipt).encode())
+    call.write_summary(step_summary(store, receipt))
     call.write_artifact("metrics", None, _finite_numbers(receipt.facts))
     page = render_html(report).encode()
     # Not part of the receipt: times are in it.

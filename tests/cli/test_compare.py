@@ -19,12 +19,12 @@ def call(*arguments: object) -> Result:
 def runs(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """W8A8 without and with SmoothQuant."""
     root = tmp_path_factory.mktemp("runs")
-    options = ["--model-path", tiny_llama, "--method", "minmax", "--bits", 8, "--group-size", -1]
+    options = ["--model", tiny_llama, "--method", "minmax", "--bits", 8, "--group-size", -1]
     options += ["--activations", "int8", "--num-samples", 4, "--sequence-length", 64]
     recipe = root / "r.yaml"
     recipe.write_text("validation: {num_samples: 4, sequence_length: 64}\n")
     for name, further in (("plain", []), ("smooth", ["--outlier-suppression", "smooth_quant"])):
-        command = ["quantize", *options, "--config", recipe, "--output-path", root / name]
+        command = ["quantize", *options, "--recipe", recipe, "--output", root / name]
         done = call(*command, "--store", root / "store", *further)
         assert done.exit_code == 0, done.output
     return [root / "plain", root / "smooth"]

@@ -47,7 +47,7 @@ def quantize(quantlib: Command, tmp_path: Path) -> Callable[..., Done]:
     def run(model: Path, output: str, recipe: str, *options: str) -> Done:
         path = tmp_path / "recipe.yaml"
         path.write_text(recipe)
-        where = ["--model-path", model, "--output-path", tmp_path / output, "--config", path]
+        where = ["--model", model, "--output", tmp_path / output, "--recipe", path]
         return quantlib("quantize", *where, *options)
 
     return run
@@ -70,7 +70,7 @@ def test_a_model_under_another_name_gives_the_same(
     unknown = disguise(models[shape], tmp_path / "unknown", extra)
     done = quantize(models[shape], "known-w4", RECIPES[recipe])
     assert done.returncode == 0, done.stderr
-    assert "serve:  quantlib deploy --model-path " in done.stdout
+    assert "serve:  quantlib deploy --model " in done.stdout
     done = quantize(unknown, "unknown-w4", RECIPES[recipe])
     assert done.returncode == 0, done.stderr
     assert f"does not know '{MODEL_TYPE}', and its code is not part of tr" in done.stderr
@@ -113,7 +113,7 @@ def test_no_tokenizer_is_needed_without_text(
 
 WITHOUT_TEXT = (
     "so that no text can be run through its blocks; quantize without text: --method minmax, "
-    "--config fp8, or method hqq with options {importance: none}"
+    "--recipe fp8, or method hqq with options {importance: none}"
 )
 
 

@@ -88,7 +88,7 @@ def played(tmp_path: Path) -> dict[str, str]:
 def deployed(
     folder: Path, port: int, log: Path, environment: dict[str, str], *options: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "quantlib", "deploy", "--model-path", str(folder)]
+    command = [sys.executable, "-m", "quantlib", "deploy", "--model", str(folder)]
     command += ["--port", str(port), *options]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -129,7 +129,7 @@ def require_gone(pids: Path) -> None:
 
 
 def test_the_command_comes_from_the_checkpoint(folder: Path) -> None:
-    printed = CliRunner().invoke(deploy, ["--model-path", str(folder), "--name", "m", "--print"])
+    printed = CliRunner().invoke(deploy, ["--model", str(folder), "--name", "m", "--print"])
     assert printed.exit_code == 0
     words = shlex.split(printed.output)
     at = words.index(str(folder))
@@ -143,14 +143,14 @@ def test_the_command_comes_from_the_checkpoint(folder: Path) -> None:
 def test_a_folder_chooses_no_arguments_of_its_own(folder: Path) -> None:
     words = {"trust_remote_code": True, "middleware": "evil.Middleware", "model": "other/one"}
     (folder / "vllm_config.json").write_text(json.dumps({"dtype": "bfloat16"} | words))
-    done = CliRunner().invoke(deploy, ["--model-path", str(folder), "--print"])
+    done = CliRunner().invoke(deploy, ["--model", str(folder), "--print"])
     assert isinstance(done.exception, InvalidInputError)
     assert done.output == ""
     assert "trust_remote_code: Extra inputs are not permitted" in str(done.exception)
 
 
 def test_a_size_that_does_not_work_is_refused(folder: Path) -> None:
-    command = ["--model-path", str(folder), "--print", "--tensor-parallel-size"]
+    command = ["--model", str(folder), "--print", "--tensor-parallel-size"]
     done = CliRunner().invoke(deploy, [*command, "3"])
     assert isinstance(done.exception, InvalidInputError)
     assert "2 attention heads cannot be divided by 3" in str(done.exception)

@@ -41,8 +41,8 @@ def quantize(quantlib: Command, tmp_path: Path) -> Callable[..., Done]:
         }
         recipe = tmp_path / f"{output}.json"
         recipe.write_text(json.dumps({"quantization": quantization}))
-        where = ["--model-path", tmp_path / "source", "--output-path", tmp_path / output]
-        return quantlib("quantize", *where, "--config", recipe, *SHORT)
+        where = ["--model", tmp_path / "source", "--output", tmp_path / output]
+        return quantlib("quantize", *where, "--recipe", recipe, *SHORT)
 
     return run
 

@@ -27,7 +27,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_after_it(
     recipe.write_text("validation: {num_samples: 4, sequence_length: 64}\n")
     volume = mount(tmp_path / "vol", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs")
     output = volume / "out"
-    command = ["quantize", "--model-path", tiny_llama, "--output-path", output, "--config", recipe]
+    command = ["quantize", "--model", tiny_llama, "--output", output, "--recipe", recipe]
     done = quantlib(*command, *SMALL)
     if done.returncode:
         assert done.returncode in (1, 2)

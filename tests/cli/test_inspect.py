@@ -63,7 +63,7 @@ def test_a_model_that_nobody_knows(quantlib: Command, tiny_llama: Path, tmp_path
     done = quantlib("inspect", folder)
     assert done.returncode == 0, done.stderr
     assert "no text can be run through it: config.json: model_type: transformers" in done.stdout
-    assert "what works without text: --method minmax, --config fp8" in done.stdout
+    assert "what works without text: --method minmax, --recipe fp8" in done.stdout
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "core.mtp 8.19 K 1 tensor drafts tokens, by its name or number" in rows
     assert "vLLM 0.32.0 is not known to serve TomorrowForCausalLM" in rows

@@ -44,8 +44,8 @@ def test_quantized_experts_pass_the_gate_of_a_cpu(
             "                min_top1_agreement: 0.01, max_undercalibrated_experts: 1}}\n"
         )
         done = quantlib(
-            "quantize", "--model-path", mixtral, "--output-path", tmp_path / engine,
-            "--config", recipe, "--validate", "--store", tmp_path / "store",
+            "quantize", "--model", mixtral, "--output", tmp_path / engine,
+            "--recipe", recipe, "--validate", "--store", tmp_path / "store",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         report = json.loads((tmp_path / engine / "quantization_report.json").read_text())

@@ -39,7 +39,7 @@ def test_one_command_writes_a_checkpoint(
     quantlib: Command, tiny_llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    command = ["quantize", "--model-path", tiny_llama, "--output-path", output, "--config", recipe]
+    command = ["quantize", "--model", tiny_llama, "--output", output, "--recipe", recipe]
     done = quantlib(*command, *SMALL)
     assert done.returncode == 0, done.stderr
     assert "calibrated on the text that ships" in done.stdout
@@ -73,7 +73,7 @@ def test_one_command_writes_a_checkpoint(
 def test_layer_wise(quantlib: Command, tiny_llama: Path, recipe: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     done = quantlib(
-        "quantize", "--model-path", tiny_llama, "--output-path", output, "--config", recipe,
+        "quantize", "--model", tiny_llama, "--output", output, "--recipe", recipe,
         *SMALL, "--layer-wise", "--layers", "0,2", "--format", "compressed-tensors",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -162,7 +162,7 @@ BAD: list[tuple[str, Change, list[str], str]] = [
         configure(model_type="novel", architectures=["NovelForCausalLM"]),
         [],
         "does not know 'novel', so that no text can be run through its blocks; quantize without "
-        "text: --method minmax, --config fp8, or method hqq with options {importance: none}",
+        "text: --method minmax, --recipe fp8, or method hqq with options {importance: none}",
     ),
     (
         "quantized",
@@ -222,7 +222,7 @@ def test_bad_input_is_refused_and_nothing_is_written(
     change(model)
     before = files_below(tmp_path)
     done = quantlib(
-        "quantize", "--model-path", model, "--output-path", tmp_path / "out", "--config", recipe,
+        "quantize", "--model", model, "--output", tmp_path / "out", "--recipe", recipe,
         *SMALL, *options,
     )  # fmt: skip
     assert message in done.stderr
@@ -246,7 +246,7 @@ def test_bad_recipes(
     path.write_text(content)
     for command in (
         ["validate-recipe", path],
-        ["quantize", "--model-path", tiny_llama, "--output-path", tmp_path / "o", "--config", path],
+        ["quantize", "--model", tiny_llama, "--output", tmp_path / "o", "--recipe", path],
     ):
         done = quantlib(*command)
         assert done.returncode == 2
@@ -292,14 +292,14 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     number: signal.Signals, make_model: Any, recipe: Path, tmp_path: Path
 ) -> None:
     model = make_model(tmp_path / "model", num_hidden_layers=12)
-    base = [sys.executable, "-m", "quantlib", "quantize", "--model-path", str(model)]
-    base += ["--config", str(recipe), *SMALL, "--num-samples", "128", "--num-ranges", "4"]
+    base = [sys.executable, "-m", "quantlib", "quantize", "--model", str(model)]
+    base += ["--recipe", str(recipe), *SMALL, "--num-samples", "128", "--num-ranges", "4"]
     whole, output = tmp_path / "whole", tmp_path / "out"
-    assert subprocess.run([*base, "--output-path", str(whole)], check=False).returncode == 0
+    assert subprocess.run([*base, "--output", str(whole)], check=False).returncode == 0
 
     # A test run in the background may have been told to ignore Ctrl-C, which children inherit.
     process = subprocess.Popen(
-        [*base, "--output-path", str(output)],
+        [*base, "--output", str(output)],
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -323,7 +323,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     assert not list(store.glob("steps/merge/*.json"))
 
     again = subprocess.run(
-        [*base, "--output-path", str(output)], check=False, capture_output=True, text=True
+        [*base, "--output", str(output)], check=False, capture_output=True, text=True
     )
     assert again.returncode == 0
     assert again.stderr.count("quantize ") < 4 <= len(receipts)
@@ -348,7 +348,7 @@ def test_validate_judges_and_still_writes(
     recipe.write_text(json.dumps({"validation": validation}))
     output = tmp_path / "out"
     done = quantlib(
-        "quantize", "--model-path", tiny_llama, "--output-path", output, "--config", recipe,
+        "quantize", "--model", tiny_llama, "--output", output, "--recipe", recipe,
         *SMALL, "--validate",
     )  # fmt: skip
     assert done.returncode == 3
@@ -372,8 +372,8 @@ def test_what_vllm_refuses_leaves_nothing_behind(
 
     monkeypatch.setattr("quantlib.steps.plan.dry_load", refuse)
     before = files_below(tmp_path)
-    command = ["quantize", "--model-path", tiny_llama, "--output-path", tmp_path / "out"]
-    done = quantlib(*command, "--config", recipe, *SMALL)
+    command = ["quantize", "--model", tiny_llama, "--output", tmp_path / "out"]
+    done = quantlib(*command, "--recipe", recipe, *SMALL)
     assert done.returncode == 2
     assert "error: vLLM 0.32.0: refuses the model" in done.stderr
     assert files_below(tmp_path) == before

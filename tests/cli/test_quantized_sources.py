@@ -41,7 +41,7 @@ def test_it_equals_quantizing_the_dequantized_checkpoint(
     for model in (stored, plain):
         output = tmp_path / f"out-{model.name}"
         done = quantlib(
-            "quantize", "--model-path", model, "--output-path", output, "--config", recipe, *OPTIONS
+            "quantize", "--model", model, "--output", output, "--recipe", recipe, *OPTIONS
         )
         assert done.returncode == 0, done.stderr
         made.append((output, done.stdout))
@@ -77,7 +77,7 @@ def test_what_cannot_be_read_is_refused_before_any_work(
     name = "model.layers.1.mlp.up_proj.weight_scale_inv"
     tensors[name] = tensors[name][:1].clone()
     save_file(tensors, stored / "model.safetensors", {"format": "pt"})
-    command = ["quantize", "--model-path", stored, "--output-path", tmp_path / "out", *OPTIONS]
+    command = ["quantize", "--model", stored, "--output", tmp_path / "out", *OPTIONS]
     done = quantlib(*command)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
@@ -107,7 +107,7 @@ def test_nan_among_the_codes_is_found(quantlib: Command, tiny_llama: Path, tmp_p
     save_file(tensors, stored / "model.safetensors", {"format": "pt"})
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("validation: {num_samples: 4, sequence_length: 64}\n")
-    command = ["quantize", "--model-path", stored, "--output-path", tmp_path / "out", *OPTIONS]
-    done = quantlib(*command, "--config", recipe)
+    command = ["quantize", "--model", stored, "--output", tmp_path / "out", *OPTIONS]
+    done = quantlib(*command, "--recipe", recipe)
     assert done.returncode == 2
     assert "model.layers.1.mlp.up_proj.weight: holds NaN or Inf in 1 of 8192" in done.stderr

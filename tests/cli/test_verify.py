@@ -61,7 +61,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def test_what_was_verified_is_shown(
     published: Path, key: Path, capsys: Any, tmp_path: Path
 ) -> None:
-    made_by = ["--store", tmp_path / "store", "--config", tmp_path / "recipe.json"]
+    made_by = ["--store", tmp_path / "store", "--recipe", tmp_path / "recipe.json"]
     assert run(capsys, "sign", published, *made_by, "--key", key)[:2] == (0, "signed\n")
     assert run(capsys, "sign", published, *made_by, "--key", key)[:2] == (0, "is signed already\n")
     public = key.with_suffix(".pub")
@@ -101,7 +101,7 @@ def test_options_that_make_no_sense_exit_with_2(published: Path, key: Path, caps
         (["verify", published, "--identity", "me"], "--identity and --issuer: belong together"),
         (["verify", published, "--public-key", key.with_name("none")], "cannot be read"),
         (
-            ["sign", published, "--store", "s", "--config", "r"],
+            ["sign", published, "--store", "s", "--recipe", "r"],
             "signer: is missing; give --key or --keyless",
         ),
         (["verify", published, "--digest", "sha256:12"], "--digest: sha256:12 is no digest"),

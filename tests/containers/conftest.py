@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE
-from pipelines.docker import RUN_LABEL
+from pipelines.local.containers import RUN_LABEL
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOLLM2 = ROOT / "build" / "containers" / "model"
@@ -74,7 +74,7 @@ def pipeline_command(folder: Path, recipe: Path) -> list[str]:
     """Runs SmolLM2 through the pipeline in containers."""
     (model,) = SMOLLM2.glob("*.gguf")
     return [
-        *(sys.executable, "-m", "pipelines", "run", str(recipe), "--model", str(model)),
+        *(sys.executable, "-m", "quantlib", "run", "--recipe", str(recipe), "--model", str(model)),
         *("--store", str(folder / "store"), "--publish-to", str(folder / "published")),
         *("--run-dir", str(folder / "run"), "--device", "cpu", "--runner", "docker"),
     ]

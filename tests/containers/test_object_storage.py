@@ -27,7 +27,7 @@ def test_everything_in_a_bucket(
         models.import_file(path, path.name)
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(RECIPE))
-    command = [sys.executable, "-m", "pipelines", "run", str(recipe), "--device", "cpu"]
+    command = [sys.executable, "-m", "quantlib", "run", "--recipe", str(recipe), "--device", "cpu"]
     command += ["--model", models.address, "--store", f"{s3_address}/store"]
     command += ["--publish-to", f"{s3_address}/published", "--run-dir", str(tmp_path / "run")]
     # The server listens on this machine only.

@@ -9,31 +9,44 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from containers.conftest import containers_of, docker
 
 from components._images import QUANTLIB_IMAGE
-from pipelines.docker import RUN_LABEL, DockerRunner
-from pipelines.launch import Launch
+from pipelines.interface import Interface
+from pipelines.local.calls import Call, Values
+from pipelines.local.containers import RUN_LABEL, DockerRunner
 from quantlib.errors import InvalidInputError, StepError
 
 
-def launch(folder: Path, program: str, command: str = "python") -> Launch:
+@dataclass(frozen=True)
+class Program(Call):
+    """A call that runs a program in the place of a step."""
+
+    program: tuple[str, ...] = ()
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command."""
+        return self.program
+
+
+def launch(folder: Path, program: str, command: str = "python") -> Program:
     task = folder / "task[0:8]"
     task.mkdir(exist_ok=True)
+    inputs, outputs = Values({"store": str(folder / "store")}), Interface({}, (), {}, {})
     argv = (command, "-c", program)
-    store = {"store": str(folder / "store")}
-    return Launch("task[0:8]", QUANTLIB_IMAGE, argv, {}, 1, task, store, ())
+    return Program("task", "task[0:8]", QUANTLIB_IMAGE, {}, 1, task, inputs, outputs, argv)
 
 
 def run(folder: Path, program: str) -> int:
     return asyncio.run(DockerRunner(grace=2).run(launch(folder, program)))
 
 
-def _cancel_when_started(step: Launch, grace: float) -> None:
+def _cancel_when_started(step: Call, grace: float) -> None:
     async def cancel() -> None:
         task = asyncio.ensure_future(DockerRunner(grace=grace).run(step))
         while "started" not in (step.log.read_text() if step.log.exists() else ""):
@@ -107,7 +120,7 @@ def test_a_container_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="cannot be started: network no-such-network not found"):
         runner = DockerRunner(network="no-such-network")
         step = launch(tmp_path, "")
-        asyncio.run(runner.run(replace(step, parameters={"store": "s3://bucket/prefix"})))
+        asyncio.run(runner.run(replace(step, inputs=Values({"store": "s3://bucket/prefix"}))))
     assert containers_of(tmp_path) == []
 
 
@@ -166,7 +179,7 @@ except OSError as error:
     sys.exit(5)
 sys.exit(os.environ["AWS_SECRET_ACCESS_KEY"] != "a secret")
 """
-        step = replace(launch(tmp_path, program), parameters={"store": "s3://bucket/prefix"})
+        step = replace(launch(tmp_path, program), inputs=Values({"store": "s3://bucket/prefix"}))
         assert asyncio.run(DockerRunner(network="host").run(step)) == 0
         assert asyncio.run(DockerRunner().run(step)) == 5
 
@@ -181,7 +194,7 @@ RUNNER = """
 import asyncio, sys
 from pathlib import Path
 from containers.test_runner import launch
-from pipelines.docker import DockerRunner
+from pipelines.local.containers import DockerRunner
 step = launch(Path(sys.argv[1]), "import time; print('started', flush=True); time.sleep(99)")
 asyncio.run(DockerRunner(grace=2).run(step))
 """

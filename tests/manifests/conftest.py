@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -65,6 +66,30 @@ def pod_specs(documents: list[Document]) -> dict[str, Document]:
         for document in documents
         if "template" in document.get("spec", {})
     }
+
+
+def build_with(overlay: str, component: Path, folder: Path) -> list[Document]:
+    """What kustomize makes of an overlay with a component, as docs/schedule.md adds it."""
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(MANIFESTS / "overlays" / overlay, folder)],
+        "components": [os.path.relpath(component, folder)],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def find(documents: list[Document], kind: str, name: str) -> Document:
+    """The one object of a kind with a name."""
+    (found,) = [
+        each for each in documents if each["kind"] == kind and each["metadata"]["name"] == name
+    ]
+    return found
 
 
 def of_kubernetes(documents: list[Document]) -> list[Document]:

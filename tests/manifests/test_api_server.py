@@ -72,6 +72,8 @@ def test_the_server_refuses_what_is_wrong(applied: Any, documents: list[dict[str
         ("quantlib-runner", "get", "configmaps", "quantlib", "kfp-launcher", True),
         ("quantlib-runner", "get", "configmaps", "quantlib", "other", False),
         ("quantlib-runner", "get", "secrets", "quantlib", "quantlib-s3", False),
+        ("quantlib-runner", "get", "secrets", "quantlib", "mlpipeline-minio-artifact", True),
+        ("quantlib-runner", "list", "secrets", "quantlib", "", False),
         ("quantlib-runner", "delete", "pods", "quantlib", "", False),
         ("quantlib-watch", "create", "pipelines.kubeflow.org/runs", "quantlib", "", True),
         ("quantlib-watch", "list", "pipelines.kubeflow.org/runs", "quantlib", "", True),

@@ -96,6 +96,12 @@ def test_credentials(documents: Documents, overlay: str) -> None:
         assert with_role == set()
 
 
+def test_what_states_no_disk_fits_on_a_node(documents: Documents) -> None:
+    """A driver's pod has two or three such containers, and there is one for each step."""
+    [limit] = named(documents, "LimitRange", "quantlib")["spec"]["limits"]
+    assert limit["defaultRequest"]["ephemeral-storage"] == "1Gi"
+
+
 def test_gpus_are_for_the_cloud_only(documents: Documents, overlay: str) -> None:
     hard = named(documents, "ResourceQuota", "quantlib")["spec"]["hard"]
     assert (hard["requests.nvidia.com/gpu"] == "0") is (overlay == "local")

@@ -1,4 +1,4 @@
-"""The two components that watch for releases, each added to each overlay."""
+"""The components that watch for releases, each added to each overlay."""
 
 from __future__ import annotations
 
@@ -12,21 +12,16 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from hera.workflows import models
 from kubeflow_api import recorded_server
-from manifests.conftest import MANIFESTS, Applied, Document, of_kubernetes
+from manifests.conftest import MANIFESTS, Applied, Document, build_with, find, of_kubernetes
 from network_policies import Address, Pod, allows
 from pod_security import restricted_problems
 from published_runs import publish_as
 from recipes import QUICK
 
-import pipelines.__main__ as command
 from components._images import is_floating, named_images, read_lock
-from pipelines.argo import workflow_template
-from pipelines.compiling import CompileOptions, compile_to
-from pipelines.kubeflow import HOST_VARIABLE, TOKEN_FILE
-from pipelines.reader import load_pipeline
-from pipelines.watch import recipe_names
+from pipelines.commands.watch import recipe_names, watch
+from pipelines.kubeflow.client import HOST_VARIABLE, TOKEN_FILE
 from quantlib.checks.recipe import load_recipe, recipe_from_text
 from quantlib.store import open_store
 from quantlib.watching import resolve_release
@@ -35,37 +30,9 @@ COMPONENTS = MANIFESTS / "components"
 KUBEFLOW, ARGO = COMPONENTS / "watch-kubeflow", COMPONENTS / "watch-argo"
 
 
-def build(overlay: str, component: Path, folder: Path) -> list[Document]:
-    """What kustomize makes of an overlay with a component, as docs/schedule.md adds it."""
-    kustomization = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": [os.path.relpath(MANIFESTS / "overlays" / overlay, folder)],
-        "components": [os.path.relpath(component, folder)],
-    }
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    done = subprocess.run(
-        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=120
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return list(yaml.safe_load_all(done.stdout))
-
-
 @pytest.fixture
 def kubeflow(overlay: str, tmp_path: Path) -> list[Document]:
-    return build(overlay, KUBEFLOW, tmp_path.resolve())
-
-
-@pytest.fixture
-def argo(overlay: str, tmp_path: Path) -> list[Document]:
-    return build(overlay, ARGO, tmp_path.resolve())
-
-
-def find(documents: list[Document], kind: str, name: str) -> Document:
-    (found,) = [
-        each for each in documents if each["kind"] == kind and each["metadata"]["name"] == name
-    ]
-    return found
+    return build_with(overlay, KUBEFLOW, tmp_path.resolve())
 
 
 def pod_of(cron_job: Document) -> Document:
@@ -122,7 +89,7 @@ def test_its_command_is_one_that_there_is(kubeflow: list[Document]) -> None:
     arguments = [
         re.sub(r"\$\((\w+)\)", lambda match: settings[match[1]], text) for text in container["args"]
     ]
-    given = command.watch.make_context("watch", arguments, resilient_parsing=True).params
+    given = watch.make_context("watch", arguments, resilient_parsing=True).params
     assert given["once"] is True
     assert given["runner"] == "kubeflow"
     assert (given["store"], given["publish_to"]) == (settings["STORE"], settings["PUBLISH_TO"])
@@ -156,7 +123,7 @@ def test_its_pod_starts_a_run_for_a_release(
     for name, value in settings.items():
         text = text.replace(f"$({name})", value)
     _, *arguments = json.loads(text.replace("/etc/quantlib", str(tmp_path)))
-    with recorded_server() as server:
+    with recorded_server(multi_user=True) as server:
         environment = os.environ | {HOST_VARIABLE: server.host}
 
         def look() -> str:
@@ -170,17 +137,20 @@ def test_its_pod_starts_a_run_for_a_release(
         assert look() == f"started: {release}"
         (body,) = server.sent("/runs")
         given = body["runtime_config"]["parameters"]
-        assert given["source"] == release
-        assert given["destination"] == published
-        executors = body["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
+        assert given["model"] == release
+        assert given["publish_to"] == published
+        pipeline = body["pipeline_spec"]["pipeline_spec"]
+        publish = pipeline["root"]["dag"]["tasks"]["publish"]["inputs"]["parameters"]
+        job = publish["job"]["runtimeValue"]["constant"]
+        executors = pipeline["deploymentSpec"]["executors"]
         images = {executor["container"]["image"] for executor in executors.values()}
         assert images == set(named_images().of_quantization)
 
-        server.runs = [{"run_id": "r1", "state": "RUNNING"}]
+        server.runs = [{"run_id": "r1", "state": "RUNNING", "namespace": "quantlib"}]
         assert look() == f"started: {release}"
         assert server.sent("/runs") == [body], "it is not started twice"
 
-        address = publish_as(published, given["job"])
+        address = publish_as(published, job)
         asked = len(server.requests)
         assert look() == f"up to date: {address}"
         assert len(server.requests) == asked
@@ -194,44 +164,13 @@ def test_the_examples_can_be_used_as_they_are() -> None:
     assert not is_floating(images.watch)
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Document:
-    file = tmp_path_factory.mktemp("watch") / "watch.yaml"
-    compile_to(file, CompileOptions("local"), "watch")
-    return workflow_template(load_pipeline(file), namespace="quantlib")
-
-
-def test_the_cron_workflow_is_typed(argo: list[Document]) -> None:
-    document = find(argo, "CronWorkflow", "quantlib-watch-smollm2-w4")
-    typed = models.CronWorkflow.model_validate(document)
-    dumped = typed.model_dump(mode="json", by_alias=True, exclude_none=True)
-    for part in ("metadata", "spec"):
-        assert document[part] == {name: dumped[part][name] for name in document[part]}
-    assert document["spec"]["concurrencyPolicy"] == "Forbid"
-
-
-def test_it_gives_the_template_what_that_takes(argo: list[Document], template: Document) -> None:
-    spec = find(argo, "CronWorkflow", "quantlib-watch-smollm2-w4")["spec"]["workflowSpec"]
-    assert spec["workflowTemplateRef"] == {"name": template["metadata"]["name"]}
-    taken = {each["name"]: each for each in template["spec"]["arguments"]["parameters"]}
-    given = {each["name"]: each["valueFrom"] for each in spec["arguments"]["parameters"]}
-    needed = {name for name, each in taken.items() if "value" not in each}
-    assert needed <= given.keys() <= taken.keys()
-    for value in given.values():
-        reference = value["configMapKeyRef"]
-        source = find(argo, "ConfigMap", reference["name"])
-        assert reference["key"] in source["data"]
-        kind = source["metadata"]["labels"]["workflows.argoproj.io/configmap-type"]
-        assert kind == "Parameter", "Argo reads parameters from such maps alone"
-
-
 @pytest.mark.slow
 def test_an_api_server_takes_both(applied: Applied, overlay: str, tmp_path: Path) -> None:
     applied.server.accept("argoproj.io", "v1alpha1", "CronWorkflow")
     for component in (KUBEFLOW, ARGO):
         folder = tmp_path.resolve() / component.name
         folder.mkdir()
-        for document in build(overlay, component, folder):
+        for document in build_with(overlay, component, folder):
             labels = document["metadata"].get("labels", {})
             if labels.get("app.kubernetes.io/name") != "quantlib-watch":
                 continue

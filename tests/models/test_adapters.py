@@ -18,7 +18,7 @@ from quantlib.models.layout import BlockKind, Layout, Producer, SharedInput
 
 MakeModel = Callable[..., Path]
 CALIBRATED = parse_recipe({"quantization": {"weights": {"group_size": 32}}})
-WITHOUT_TEXT = "quantize without text: --method minmax, --config fp8, or method hqq with options "
+WITHOUT_TEXT = "quantize without text: --method minmax, --recipe fp8, or method hqq with options "
 
 
 def adapter_of(folder: Path) -> BaseModelAdapter:

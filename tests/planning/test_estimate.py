@@ -271,7 +271,7 @@ def test_the_step_goes_by_the_same_numbers(
                     "parameters": {n: {"outputFile": str(tmp_path / n)} for n in outputs},
                     "artifacts": {
                         name: {"artifacts": [{"uri": f"file://{tmp_path}/{name}"}]}
-                        for name in ("plan", "summary")
+                        for name in ("plan", "plan_summary")
                     },
                     "outputFile": str(tmp_path / "executor.json"),
                 },
@@ -306,7 +306,7 @@ def test_the_step_goes_by_the_same_numbers(
     )
     assert [(tmp_path / f"{step}_gpus").read_text() for step in steps] == ["0", "0", "0"]
     assert (tmp_path / "quantize_cpus").read_text() == str(found.needs["quantize"].cpus)
-    assert (tmp_path / "summary").read_text() == markdown(found)
+    assert (tmp_path / "plan_summary").read_text() == markdown(found)
 
 
 def test_automatic_ranges_are_in_the_plans_key(

@@ -17,6 +17,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.errors import InvalidInputError, StepError
+from quantlib.recipe import Recipe
 from quantlib.steps.contract import StepCall
 from quantlib.steps.fetch import fetch, main
 from quantlib.store import LocalStore, Receipt
@@ -48,10 +49,11 @@ def executor_input(folder: Path, **parameters: str) -> str:
             "inputs": {"parameterValues": parameters},
             "outputs": {
                 "outputFile": str(folder / "executor.json"),
+                "parameters": {"checked_recipe": {"outputFile": str(folder / "recipe.json")}},
                 "artifacts": {
                     "model": {"artifacts": [{"uri": str(folder / "model.json")}]},
                     "texts": {"artifacts": [{"uri": str(folder / "texts.json")}]},
-                    "summary": {"artifacts": [{"uri": str(folder / "summary.md")}]},
+                    "fetch_summary": {"artifacts": [{"uri": str(folder / "summary.md")}]},
                 },
             },
         }
@@ -147,6 +149,9 @@ def test_the_step_prefers_its_source_to_the_recipes_model(
         written = json.loads((tmp_path / "executor.json").read_text())
         metadata = written["artifacts"]["model"]["artifacts"][0]["metadata"]
         assert metadata["digest"] == receipt.digest()
+        # What all later steps take: with every default, whatever was chosen.
+        checked = Recipe(model=str(tiny_llama)).canonical_json()
+        assert written["parameterValues"] == {"checked_recipe": checked}
 
 
 def test_a_recipe_without_a_model_needs_a_source(tmp_path: Path) -> None:

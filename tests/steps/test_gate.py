@@ -13,27 +13,26 @@ from quantlib.errors import GateFailedError
 from quantlib.steps.gate import gate
 
 
-def test_gate_always_fails_with_the_reason() -> None:
+@pytest.mark.parametrize("verdict", ["failed", "", "Passed"])
+def test_what_did_not_pass_is_refused_with_the_reason(verdict: str) -> None:
     with pytest.raises(GateFailedError, match=r"kl_mean is 0\.31, above its limit"):
-        gate("kl_mean is 0.31, above its limit")
+        gate(verdict, "kl_mean is 0.31, above its limit")
 
 
-def test_the_process_exits_with_3_and_prints_the_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("verdict", "code", "said"),
+    [
+        ("passed", 0, "gate: done\n"),
+        ("failed", 3, "gate: the checkpoint was refused: kl_mean is too high\n"),
+    ],
+)
+def test_the_process_exits_by_the_verdict(
+    tmp_path: Path, verdict: str, code: int, said: str
+) -> None:
     executor_input = {
-        "inputs": {"parameterValues": {"reason": "kl_mean is too high"}},
+        "inputs": {"parameterValues": {"verdict": verdict, "reason": "kl_mean is too high"}},
         "outputs": {"outputFile": str(tmp_path / "output.json")},
     }
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "quantlib.steps",
-            "gate",
-            "--executor-input",
-            json.dumps(executor_input),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 3
-    assert done.stderr == "gate: the checkpoint was refused: kl_mean is too high\n"
+    command = [sys.executable, "-m", "quantlib.steps", "gate", "--executor-input"]
+    done = subprocess.run([*command, json.dumps(executor_input)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, said)

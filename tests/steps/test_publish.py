@@ -308,7 +308,10 @@ def test_the_step_reads_and_writes_what_kubeflow_passes(run, tmp_path) -> None:
                     "parameters": {"address": {"outputFile": str(tmp_path / "out" / "address")}},
                     "artifacts": {
                         name: {"artifacts": [{"uri": str(tmp_path / file)}]}
-                        for name, file in (("published", "receipt"), ("summary", "summary.md"))
+                        for name, file in (
+                            ("published", "receipt"),
+                            ("publish_summary", "summary.md"),
+                        )
                     },
                     "outputFile": str(tmp_path / "output.json"),
                 },

@@ -1,0 +1,1 @@
+"""The workflows on Argo Workflows, without Kubeflow."""

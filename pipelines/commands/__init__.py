@@ -1,0 +1,1 @@
+"""The commands of ``quantlib`` about the workflows, one module each."""

@@ -1,0 +1,244 @@
+"""``quantlib run``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.commands.options import (
+    LOCAL_STORE,
+    Job,
+    cluster_settings,
+    compile_options,
+    job_options,
+    server_options,
+)
+from pipelines.compiling import Compilation, CompileOptions, prepare
+from pipelines.graph import QUANTIZE
+from pipelines.kubeflow.client import Kubeflow, Server
+from pipelines.local.containers import DockerRunner
+from pipelines.local.processes import ProcessRunner, Runner
+from pipelines.local.run import RESULT_NAME, RunResult, run_graph
+from pipelines.local.scheduler import Execution
+from pipelines.local.state import State, StepRun
+from pipelines.local.status import log_tail
+from quantlib.checks.machine import destination_problems, place_problems
+from quantlib.checks.run import input_problems
+from quantlib.errors import InvalidInputError
+from quantlib.evaluation.choose_engine import choose_engine
+from quantlib.recipe import Recipe
+from quantlib.report.model import HTML_NAME
+from quantlib.report.text import figures_line
+from quantlib.runtime.cpus import available_cpus
+from quantlib.sources.naming import named
+
+RUNNERS = ("process", "docker", "kubeflow")
+_EXAMPLES = """\b
+Examples:
+  quantlib run --model ./my-model
+  quantlib run --recipe recipe.yaml --model hf://org/name@main --num-ranges 3
+  quantlib run --model model.gguf --publish-to ./published
+  quantlib run --model ./my-model --runner docker
+  quantlib run --model hf://org/name --store s3://bucket/store \\
+      --runner kubeflow --host http://127.0.0.1:8080 --namespace quantlib
+"""
+
+
+@click.command("run", epilog=_EXAMPLES)
+@job_options
+@click.option("--job", "digest", default="", help="Digest of the job that asks, as watch gives it.")
+@click.option(
+    "--parallel",
+    type=click.IntRange(min=1),
+    default=min(4, available_cpus()),
+    show_default="as many as there are CPUs, at most 4",
+    help="Steps that run at once.",
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Logs and results of this run.  [default: .quantlib/runs/<time>]",
+)
+@click.option(
+    "--runner",
+    type=click.Choice(RUNNERS),
+    default="process",
+    show_default=True,
+    help="What runs a step: a process of this Python environment, a container of its image, or "
+    "Kubeflow.",
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0, 10),
+    default=0,
+    show_default=True,
+    help="Times that a step which failed is started again; the profile says so for Kubeflow.",
+)
+@click.option(
+    "--docker-network",
+    default="bridge",
+    show_default=True,
+    metavar="NAME",
+    help="Network of the containers that need one; host: with what listens on this machine only.",
+)
+@compile_options
+@server_options
+def run_command(
+    job: Job,
+    digest: str,
+    parallel: int,
+    run_dir: Path | None,
+    runner: str,
+    retries: int,
+    docker_network: str,
+    options: CompileOptions,
+    server: Server,
+) -> None:
+    """Run the whole workflow, from the model to what is published.
+
+    The store keeps what every step finished: after an interruption, the same command continues.
+    Exits with 0, or as the step that failed did: 2 for invalid input, 3 for a checkpoint that was
+    judged and refused. With --runner kubeflow it ends when the run is started; a --job that is
+    running there is not started again.
+    """
+    recipe = named(job.checked_recipe(), job.model)
+    options = replace(options, recipes={job.name: recipe}, job=digest)
+    if runner == "kubeflow":
+        _start_in_kubeflow(recipe, job, digest, options, server)
+        return
+    if runner == "process":
+        options = replace(options, allow_floating=True)
+        choose_engine(recipe.validation.engine)
+    store = job.store or LOCAL_STORE
+    job = replace(job, store=store)
+    _require_possible(recipe, job, store)
+    compilation = prepare(QUANTIZE, options)
+    execution = Execution(
+        _run_folder(run_dir),
+        _start_runner(runner, docker_network, compilation),
+        parallel,
+        compilation.profile.retries.model_copy(update={"count": retries}),
+        compilation.images,
+    )
+    settings = {"publish_to": "", "gpu": "cpu"} | job.settings()
+    settings["recipe"] = recipe.canonical_json()
+    # Profiles are of clusters: here, disk and CPUs are what there is.
+    constants = replace(compilation.constants, recipes={}, parallel=parallel, scratch="")
+    console = Console()
+    result = run_graph(QUANTIZE, settings, constants, execution, console)
+    _report(result, execution.folder, store, console)
+    sys.exit(result.exit_code)
+
+
+def _start_in_kubeflow(
+    recipe: Recipe, job: Job, digest: str, options: CompileOptions, server: Server
+) -> None:
+    from pipelines.kubeflow.compiling import compiled
+
+    compilation = prepare(QUANTIZE, options)
+    settings = cluster_settings(job, recipe, compilation)
+    kubeflow = Kubeflow(server)
+    mark = digest.removeprefix("sha256:")[:12] or time.strftime("%Y%m%d-%H%M%S")
+    if digest and (running := kubeflow.running(mark)):
+        click.echo(f"running already: {running}")
+        return
+    with compiled(compilation) as file:
+        if note := kubeflow.note_on_retries(file):
+            click.echo(f"note: {note}", err=True)
+        click.echo(kubeflow.run(file, settings, f"{QUANTIZE.name}-{job.name}-{mark}"))
+
+
+def _require_possible(recipe: Recipe, job: Job, store: str) -> None:
+    model = job.model or recipe.model or ""
+    destination = job.publish_to or recipe.publish.destination or ""
+    problems = input_problems(recipe, model, store, validated_on="auto")
+    problems += destination_problems(destination or store)
+    problems += place_problems(recipe, model, {"the store": store})
+    problems += place_problems(recipe, model, {"the destination": destination})
+    if problems:
+        raise InvalidInputError(problems)
+
+
+def _start_runner(name: str, network: str, compilation: Compilation) -> Runner:
+    """The runner, which has what the steps run in."""
+    if name == "process":
+        return ProcessRunner()
+    runner = DockerRunner(network)
+    asyncio.run(runner.require(set(compilation.images.of_quantization)))
+    return runner
+
+
+def _run_folder(given: Path | None) -> Path:
+    """The folder of the run: empty, or one that a run has used before."""
+    if given is None:
+        return Path(".quantlib/runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    if given.is_dir() and any(given.iterdir()) and not (given / RESULT_NAME).exists():
+        raise InvalidInputError.one(str(given), "is not empty, and no folder of a run")
+    return given
+
+
+def _report(result: RunResult, folder: Path, store: str, console: Console) -> None:
+    table = Table("step", "state", "seconds", box=None, pad_edge=False)
+    table.columns[2].justify = "right"
+    for run in result.runs:
+        seconds = f"{run.seconds:.1f}" if run.attempts else ""
+        table.add_row(escape(run.name), run.outcome, seconds)
+    console.print()
+    console.print(table)
+    outputs = {"run": str(folder / RESULT_NAME), **_main_outputs(result)}
+    for name, value in outputs.items():
+        click.echo(f"{name + ':':<11}{value}")
+    if result.signal:
+        finished = ", ".join(run.name for run in result.runs if run.state is State.SUCCEEDED)
+        click.echo(
+            f"Interrupted by {result.signal.name}. Finished and kept in {store}: "
+            f"{finished or 'nothing'}. The same command goes on after that; of a range in the "
+            "making, the blocks that were finished are kept too.",
+            err=True,
+        )
+    elif result.failure:
+        _explain(result.failure)
+
+
+_FIGURES = (
+    "perplexity_original",
+    "perplexity_quantized",
+    "perplexity_increase",
+    "kl_mean",
+    "kl_standard_error",
+    "top1_agreement",
+)
+
+
+def _main_outputs(result: RunResult) -> dict[str, str]:
+    found = {}
+    if judged := result.outputs.get("validate"):
+        found["verdict"] = judged.parameters["verdict"]
+        if reason := judged.parameters.get("reason"):
+            found["reason"] = reason
+        for metrics in judged.artifacts.get("metrics", ()):
+            found["figures"] = figures_line(*map(metrics.metadata.get, _FIGURES))
+        brief = judged.artifacts["report"][0].path
+        whole = brief.with_name(HTML_NAME)
+        found["report"] = str(whole if whole.exists() else brief)
+    if published := result.outputs.get("publish"):
+        found["published"] = published.parameters["address"]
+    return found
+
+
+def _explain(failure: StepRun) -> None:
+    click.echo(f"\n{failure.error}", err=True)
+    log = failure.folder / "log.txt"
+    if lines := log_tail(log, lines=20):
+        click.echo(f"The end of {log}:", err=True)
+        for line in lines:
+            click.echo(f"  {line}", err=True)

@@ -1,0 +1,1 @@
+"""The workflows on Kubeflow Pipelines."""

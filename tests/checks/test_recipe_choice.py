@@ -1,0 +1,64 @@
+"""A recipe as somebody chooses it in a form."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from quantlib.checks.recipe import load_recipe, parse_recipe
+from quantlib.checks.recipe_choice import SCHEMES, chosen_recipe, recipe_of, shipped_recipes
+from quantlib.errors import InvalidInputError
+
+
+def test_by_its_name() -> None:
+    assert set(shipped_recipes()) >= {"awq", "gptq", "minmax"}
+    for name in shipped_recipes():
+        assert chosen_recipe(name) == load_recipe(name)
+
+
+def test_as_text() -> None:
+    text = "quantization:\n  method: awq\n"
+    expected = parse_recipe({"quantization": {"method": "awq"}})
+    assert chosen_recipe(text) == chosen_recipe(expected.canonical_json()) == expected
+
+
+def test_one_of_a_teams_own_comes_before_one_that_ships() -> None:
+    own = parse_recipe({"quantization": {"method": "minmax"}})
+    recipes = {"gptq": own.canonical_json()}
+    assert chosen_recipe("gptq", recipes=recipes) == own
+    assert chosen_recipe("awq", recipes=recipes) == load_recipe("awq")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_scheme_takes_the_place_of_the_recipes(scheme: str) -> None:
+    section = chosen_recipe("minmax", scheme).quantization
+    weights, activations = scheme.removeprefix("W").split("-")[0].split("A")
+    assert section.weights.bits == int(weights)
+    assert (section.activations == "none") == (activations == "16")
+    assert (section.weights.type == "float") == scheme.endswith("FP8")
+
+
+def test_changes_are_nested_as_the_recipe_is() -> None:
+    changes = {"calibration": {"num_samples": 7}, "quantization": {"weights": {"group_size": 64}}}
+    recipe, plain = chosen_recipe("gptq", changes=changes), load_recipe("gptq")
+    assert recipe.calibration == plain.calibration.model_copy(update={"num_samples": 7})
+    assert recipe.quantization.weights.group_size == 64
+    assert recipe.quantization.weights.bits == plain.quantization.weights.bits
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"recipe": "gptqq"}, "'gptqq' is none of awq, fp8, gptq"),
+        ({"recipe": "gptq", "scheme": "W3A16"}, "scheme: 'W3A16' is none of W4A16"),
+        ({"recipe": "gptq", "recipe_changes": {"calibratoin": {}}}, "gptq: calibratoin"),
+        ({"recipe": "gptq", "recipe_changes": {"quantization": 3}}, "gptq: quantization"),
+        ({"recipe": json.dumps({"quantization": {"method": "gptqq"}})}, "unknown quantization"),
+        ({"recipe": "{"}, "cannot be parsed"),
+    ],
+)
+def test_what_is_none_is_named(given: dict, message: str) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        recipe_of(given)
+    assert message in str(refused.value)

@@ -1,0 +1,259 @@
+"""The watcher: what is new, what is done, and what it says of sources that fail."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from processes import are_gone, marked
+from published_runs import publish_as
+from recipes import QUICK
+
+from pipelines.commands.watch import Starter, look_once, recipe_names
+from pipelines.commands.watch import watch as command
+from quantlib.checks.recipe import load_recipe, parse_recipe
+from quantlib.errors import InvalidInputError, StepError
+from quantlib.publishing.jobs import published_of
+from quantlib.recipe import Recipe
+from quantlib.runtime.keeper import kept
+from quantlib.steps.fetch import fetch
+from quantlib.store import open_store
+from quantlib.watching import find_job, resolve_release
+
+IMAGES = ("quantlib:1.0.0",)
+
+
+@pytest.fixture
+def model(tiny_llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_llama, tmp_path / "watched"))
+
+
+def recipe_of(model: Path | str, **changes: Any) -> Recipe:
+    return parse_recipe(QUICK | {"model": str(model)} | changes)
+
+
+def write(recipe: Recipe, path: Path) -> str:
+    path.write_text(recipe.canonical_json())
+    return str(path)
+
+
+def watch(*arguments: str) -> Result:
+    return CliRunner().invoke(command, ["--once", *arguments])
+
+
+def test_a_job_is_another_one_whenever_its_result_may_be(model: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a")
+    recipe = recipe_of(model, calibration=QUICK["calibration"] | {"dataset": str(text)})
+    digests = [find_job(recipe, str(tmp_path), IMAGES).digest]
+    assert find_job(recipe, str(tmp_path), IMAGES).digest == digests[0]
+    digests.append(find_job(recipe, str(tmp_path), ("quantlib:1.0.1",)).digest)
+    digests.append(find_job(recipe_of(model), str(tmp_path), IMAGES).digest)
+    text.write_text("b")
+    digests.append(find_job(recipe, str(tmp_path), IMAGES).digest)
+    (model / "generation_config.json").write_text('{"temperature": 0.5}')
+    digests.append(find_job(recipe, str(tmp_path), IMAGES).digest)
+    assert len(set(digests)) == 5
+
+
+def test_a_folder_is_known_by_its_content_and_not_by_its_times(model: Path) -> None:
+    before = resolve_release(str(model))
+    for path in model.iterdir():
+        path.touch()
+    (model / "README.md").write_text("no part of the model")
+    assert resolve_release(str(model)) == before
+
+
+def test_a_bucket_is_known_by_what_its_listing_says(model: Path, s3_address: str) -> None:
+    source = open_store(f"{s3_address}/model")
+    for path in model.iterdir():
+        source.import_file(path, path.name)
+    before = resolve_release(source.address)
+    assert resolve_release(source.address) == before
+    source.put_bytes(b"{}", "generation_config.json")
+    assert resolve_release(source.address).digest != before.digest
+    store = open_store(f"{s3_address}/store")
+    with pytest.raises(StepError, match="has changed since it was looked at"):
+        fetch(store, before.address)
+    assert fetch(store, resolve_release(source.address).address) == fetch(store, source.address)
+
+
+def test_a_job_that_led_to_a_checkpoint_is_done(model: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(model)
+    job = find_job(recipe, str(tmp_path), IMAGES)
+    assert job.published is None
+    address = publish_as(str(tmp_path), job.digest)
+    assert published_of(str(tmp_path), job.digest) == address
+    assert find_job(recipe, str(tmp_path), IMAGES).published == address
+
+
+def test_a_source_that_fails_is_told_and_the_others_go_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limited(_: object) -> str:
+        raise StepError("fetch", "hf://org/limited@main: too many requests")
+
+    monkeypatch.setattr("quantlib.sources.hub.resolve_commit", limited)
+    good, published = recipe_of(model), str(tmp_path / "published")
+    job = find_job(good, published, ())
+    address = publish_as(published, job.digest)
+    result = watch(
+        write(recipe_of("hf://org/limited@main"), tmp_path / "limited.json"),
+        write(recipe_of(tmp_path / "gone"), tmp_path / "gone.json"),
+        write(good, tmp_path / "good.json"),
+        "--publish-to",
+        published,
+    )
+    assert result.exit_code == 1
+    limited_line, gone_line, good_line = result.output.splitlines()
+    assert "limited.json: failed: step fetch: hf://org/limited@main: too many" in limited_line
+    assert "gone.json: failed:" in gone_line and "there is no such folder" in gone_line
+    assert good_line.endswith(f"good.json: up to date: {address}")
+
+
+@pytest.mark.parametrize("address", ["x" * 5000, "~nobody-at-all/x"])
+def test_a_source_that_no_system_call_takes_is_told_too(
+    model: Path, tmp_path: Path, address: str
+) -> None:
+    good, published = recipe_of(model), str(tmp_path / "published")
+    done = publish_as(published, find_job(good, published, ()).digest)
+    recipes = [
+        write(recipe_of(address), tmp_path / "bad.json"),
+        write(good, tmp_path / "good.json"),
+    ]
+    result = watch(*recipes, "--publish-to", published)
+    assert result.exit_code == 1
+    bad_line, good_line = result.output.splitlines()
+    assert "bad.json: failed:" in bad_line
+    assert good_line.endswith(f"good.json: up to date: {done}")
+
+
+def test_invalid_recipes_end_it_before_anything_is_started(tmp_path: Path) -> None:
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    for path in paths:
+        path.write_text('{"modell": 1}')
+    result = watch(*map(str, paths))
+    assert isinstance(result.exception, InvalidInputError)
+    for path in paths:
+        assert f"{path}: modell" in str(result.exception)
+
+
+def test_recipes_are_read_at_every_look(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, path = tmp_path / "recipes", tmp_path / "recipes" / "llama-3.1.json"
+    folder.mkdir()
+    first, second, third = (recipe_of(model, num_ranges=count) for count in (1, 2, 3))
+    write(first, path)
+    states = iter([lambda: write(second, path), lambda: path.write_text("{"), sys.exit])
+    started: list[tuple[str, Recipe, str]] = []
+
+    def run(words: list[str], **_: object) -> SimpleNamespace:
+        write(third, path)  # nor does an edit meanwhile change this run
+        given = Path(words[words.index("--recipe") + 1])
+        started.append((given.name, load_recipe(given), words[words.index("--job") + 1]))
+        return SimpleNamespace(wait=lambda _=None: 0, poll=lambda: 0, kill=lambda: None)
+
+    monkeypatch.setattr("pipelines.commands.watch.subprocess.Popen", run)
+    monkeypatch.setattr("pipelines.commands.watch.time.sleep", lambda _: next(states)())
+    published = str(tmp_path / "published")
+    result = CliRunner().invoke(command, [str(folder), "--publish-to", published])
+    jobs = [find_job(recipe, published, ()).digest for recipe in (first, second)]
+    assert started == [
+        (path.name, recipe, job) for recipe, job in zip((first, second), jobs, strict=True)
+    ]
+    assert f"{path}: failed: {path}: cannot be parsed" in result.output
+
+
+@pytest.fixture
+def slow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In the place of a run, a process that sleeps, and notes its arguments in a file."""
+    noted = tmp_path / "arguments"
+    source = (
+        f"import sys, time; open({str(noted)!r}, 'w').write(' '.join(sys.argv)); time.sleep(99)"
+    )
+
+    def instead(command: list[str], grace: float) -> list[str]:
+        return kept([sys.executable, "-c", source, *command[2:]], grace)
+
+    monkeypatch.setattr("pipelines.commands.watch.kept", instead)
+    return noted
+
+
+def test_a_run_that_hangs_is_ended_and_the_others_have_their_turn(
+    model: Path, tmp_path: Path, slow_run: Path
+) -> None:
+    hanging, done = recipe_of(model, num_ranges=4), recipe_of(model)
+    published = str(tmp_path / "published")
+    address = publish_as(published, find_job(done, published, ()).digest)
+    recipes = [write(hanging, tmp_path / "hangs.json"), write(done, tmp_path / "done.json")]
+    options = ["--cluster", "local", "--gpu", "h100-80g", "--device", "cpu", "--timeout", "3"]
+    result = watch(*recipes, "--publish-to", published, *options)
+    hangs_line, done_line = result.output.splitlines()
+    assert hangs_line.endswith("hangs.json: failed: the run took more than 3 s and was ended")
+    assert done_line.endswith(f"done.json: up to date: {address}")
+    assert slow_run.read_text().endswith(" --cluster local --device cpu --gpu h100-80g")
+    assert are_gone(marked(published))
+
+
+def test_a_second_watcher_waits_for_the_first_and_does_nothing_twice(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, published = recipe_of(model), str(tmp_path / "published")
+    digest = find_job(recipe, published, ()).digest
+    started: list[int] = []
+
+    def run(*_: object) -> int:
+        started.append(1)
+        time.sleep(1)
+        publish_as(published, digest)
+        return 0
+
+    monkeypatch.setattr("pipelines.commands.watch._run", run)
+    path, store = write(recipe, tmp_path / "recipe.json"), str(tmp_path / "store")
+    starter = Starter(store, published, "process", (), (), 60)
+    with ThreadPoolExecutor() as pool:
+        looks = list(pool.map(lambda _: look_once(path, starter), range(2)))
+    assert len(started) == 1
+    assert sorted(look.outcome for look in looks) == ["quantized", "up to date"]
+    assert {look.detail for look in looks} == {published_of(published, digest)}
+
+
+def test_a_folder_stands_for_the_recipes_in_it(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    with pytest.raises(InvalidInputError, match="holds no recipe"):
+        recipe_names([str(folder)])
+    first, second = (write(recipe_of(model), folder / f"{name}.yaml") for name in "ab")
+    (folder / "README.md").touch()
+    assert recipe_names(["gptq", str(folder)]) == ["gptq", first, second]
+
+
+def test_the_watcher_runs_without_what_its_image_lacks(model: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(model)
+    path = write(recipe, tmp_path / "recipe.json")
+    address = publish_as(str(tmp_path), find_job(recipe, str(tmp_path), ()).digest)
+    program = (
+        "import sys; missing = ('torch', 'transformers', 'datasets', 'gguf');"
+        "sys.modules.update(dict.fromkeys(missing));"
+        f"sys.argv = ['quantlib', 'watch', {path!r}, '--once', '--publish-to', {str(tmp_path)!r}];"
+        "import pipelines.kubeflow.pipeline;"  # what a run compiles
+        "from quantlib.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"up to date: {address}\n")
+
+
+def test_a_destination_is_needed(model: Path, tmp_path: Path) -> None:
+    result = watch(write(recipe_of(model), tmp_path / "recipe.json"))
+    assert result.exit_code == 1
+    assert "publish.destination: is missing" in result.output

@@ -1,0 +1,57 @@
+"""What a step asks of Kubernetes, by a profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.compiling import Compilation, CompileOptions, prepare
+from pipelines.graph import WATCH, Output
+from pipelines.pods import Pod, pod_of
+from pipelines.profiles import PLANNED_STEPS
+
+PROFILE = """
+scratch: {size: 9Gi, storage_class: fast}
+retries: {count: 0}
+steps:
+  calibrate: {cpu: "3", memory: 5Gi, gpus: 2}
+  quantize: {memory: 7Gi}
+"""
+
+
+def pods(compilation: Compilation) -> dict[str, Pod]:
+    return {step.name: pod_of(step, compilation) for step in WATCH.steps}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, Pod]:
+    (tmp_path / "profile.yaml").write_text(PROFILE)
+    return pods(prepare(WATCH, CompileOptions(str(tmp_path / "profile.yaml"))))
+
+
+def test_the_plan_is_asked_for_what_the_profile_leaves_open(own: dict[str, Pod]) -> None:
+    for name, pod in pods(prepare(WATCH, CompileOptions("gpu"))).items():
+        whats = ("cpus", "memory", "gpus") if name in PLANNED_STEPS else ()
+        assert pod.planned == tuple(Output("plan", f"{name}_{what}") for what in whats)
+    assert own["calibrate"].planned == ()
+    assert (own["calibrate"].cpu, own["calibrate"].memory) == ("3", "5Gi")
+    assert own["calibrate"].devices == "2"
+    assert own["quantize"].planned == tuple(
+        Output("plan", f"quantize_{what}") for what in ("cpus", "gpus")
+    )
+
+
+def test_without_accelerators_none_are_asked_for() -> None:
+    for pod in pods(prepare(WATCH, CompileOptions("local"))).values():
+        assert (pod.accelerator, pod.devices) == (None, "0")
+
+
+def test_a_step_has_scratch_as_large_as_its_work(own: dict[str, Pod]) -> None:
+    sizes = {name: (pod.volumes[0].size, pod.volumes[0].storage_class) for name, pod in own.items()}
+    assert sizes.pop("resolve") == ("1Gi", None)
+    assert set(sizes.values()) == {("9Gi", "fast")}
+
+
+def test_no_step_is_started_again_where_the_profile_says_so(own: dict[str, Pod]) -> None:
+    assert {pod.retries for pod in own.values()} == {None}
