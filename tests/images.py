@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,39 @@ TOKENS = {"gemma3_images": _GEMMA, "qwen3_vl": _QWEN, "qwen3_5_images": _QWEN}
 """The families, and the tokens that their configs and processors name."""
 
 _PLACEHOLDERS = {"gemma3_images": "<start_of_image>"}
+_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: "
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}PLACE{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ eos_token }}{% endfor %}"
+)
 
 
-def make(family: str, folder: Path) -> Path:
+def make(family: str, folder: Path, *, chat_template: bool = False) -> Path:
     """Writes a model of the zoo with all that it takes to give it images.
 
     Args:
         family: A key of :data:`TOKENS`.
         folder: Where; it need not exist.
+        chat_template: Whether it has one, which says where images go.
     """
     zoo.make(family, folder)
     _processor(family, _tokenizer(family)).save_pretrained(folder)
+    if chat_template:
+        text = _TEMPLATE.replace("PLACE", place_of(family))
+        (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
     return folder
+
+
+def place_of(family: str) -> str:
+    """What stands in a text where an image goes."""
+    return _PLACEHOLDERS.get(family, "<|vision_start|><|image_pad|><|vision_end|>")
 
 
 def prompt(family: str) -> str:
     """A text with a place for an image."""
-    place = _PLACEHOLDERS.get(family, "<|vision_start|><|image_pad|><|vision_end|>")
-    return f"Look: {place} What is it?"
+    return f"Look: {place_of(family)} What is it?"
 
 
 def picture(seed: int = 0, width: int = 70, height: int = 60) -> Any:
@@ -100,3 +116,31 @@ def _processor(family: str, tokenizer: Any) -> Any:
         tokenizer,
         transformers.Qwen3VLVideoProcessor(**patches),
     )
+
+
+def write_text(folder: Path, count: int = 10, *, shown: bool = True) -> Path:
+    """Writes conversations about images that lie beside them, and a row of words alone.
+
+    Args:
+        folder: Where.
+        count: How many conversations.
+        shown: Whether they have their images, or words in their places.
+    """
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        picture(number, 56 + 9 * number, 60).save(folder / "pictures" / f"{number}.png")
+        place = {"type": "image", "image": f"pictures/{number}.png"}
+        words = {"type": "text", "text": f"What is picture {number}?"}
+        rows.append(
+            {
+                "messages": [
+                    {"role": "user", "content": [place, words] if shown else [words]},
+                    {"role": "assistant", "content": "It is noise. " * (1 + number % 3)},
+                ]
+            }
+        )
+    rows.append({"text": "Words without any picture. " * 20})
+    path = folder / "text.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -12,6 +12,7 @@ import zoo
 from accelerator import DEVICE, DeviceMismatchError, DeviceTensor, simulated_accelerator
 from torch import Tensor
 
+import images
 from quantlib.blockwise.statistics import HessianAccumulator
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.tensors import read_tensors
@@ -104,6 +105,26 @@ def test_steps_give_what_they_give_on_a_cpu(
     expected, found = tensors_of(on_cpu), tensors_of(on_device)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bfloat16_products", "as_on_device")
+def test_rows_with_images_give_what_they_give_on_a_cpu(
+    small_recipe: Callable[..., Any], run_steps: Callable[..., Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("torchvision")
+    # Positions of Qwen3-VL are made by torch.tensor of tensors, which is not simulated.
+    model = images.make("gemma3_images", tmp_path / "model", chat_template=True)
+    text = {"dataset": str(images.write_text(tmp_path / "text")), "num_samples": 16}
+    wanted = small_recipe(calibration=text, num_ranges=2)
+    on_cpu = run_steps(LocalStore(tmp_path / "cpu"), wanted, model)
+    with simulated_accelerator():
+        on_device = run_steps(LocalStore(tmp_path / "device"), wanted, model, str(DEVICE))
+    for place, found in zip(on_cpu.quantized, on_device.quantized, strict=True):
+        expected = read_tensors(ReceiptSource(on_cpu.store, place), "blocks.safetensors")
+        tensors = read_tensors(ReceiptSource(on_device.store, found), "blocks.safetensors")
+        assert expected.keys() == tensors.keys()
+        assert [name for name in expected if not torch.equal(expected[name], tensors[name])] == []
 
 
 def test_the_device_refuses_tensors_of_the_cpu() -> None:

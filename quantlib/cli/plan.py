@@ -71,6 +71,7 @@ def plan(
     from quantlib.report.text import plural
     from quantlib.sources.opening import open_source
     from quantlib.steps.plan import judging_line
+    from quantlib.steps.texts import is_illustrated
 
     wanted = None if ranges == "auto" else _number(ranges)
     recipe, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)
@@ -79,7 +80,14 @@ def plan(
     if problems := opened_problems(recipe, checkpoint, adapter):
         raise InvalidInputError(problems)
     estimate = estimate_run(
-        recipe, checkpoint, adapter, hardware, parallel, ranges=wanted, node_gpus=node_gpus
+        recipe,
+        checkpoint,
+        adapter,
+        hardware,
+        parallel,
+        ranges=wanted,
+        node_gpus=node_gpus,
+        images=is_illustrated(recipe),
     )
     chosen = estimate.chosen
     limits = Limits(node_gpus, _bytes(scratch))

@@ -73,9 +73,14 @@ class TransformersEngine:
         """Logits ``[rows, vocabulary]`` of hidden states ``[rows, hidden_size]``."""
         from transformers.modeling_outputs import MoeModelOutputWithPast
 
+        class Given(MoeModelOutputWithPast):
+            # What wrappers hand on.
+            image_hidden_states = video_hidden_states = audio_hidden_states = None
+            rope_deltas = shared_kv_states = None
+
         # Some families cap or scale what the head gives; the model's own forward does that, here
         # on hidden states that are there already.
-        given = MoeModelOutputWithPast(last_hidden_state=hidden.to(self.device)[None])
+        given = Given(last_hidden_state=hidden.to(self.device)[None])
         decoder = self._model.base_model
         decoder.forward = lambda **_: given
         try:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 HIDDEN = "hidden"
+_OTHER = re.compile(r"(\d+):")
 _STEP = re.compile(r"\[(\d+)/(\d+)\]|\{i(-?\d+)\}|\{s([^}]*)\}")
 
 
@@ -55,32 +56,49 @@ class Boundary:
             arguments[name].update(content)
 
 
-def joined(boundaries: Sequence[Boundary], axes: Mapping[str, int]) -> dict[str, Tensor]:
-    """The boundaries of consecutive batches as that of one, on the CPU.
+def joined(
+    boundaries: Sequence[Boundary], alike: int, axes: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """The boundaries of batches as one, on the CPU.
 
     Args:
         boundaries: One for each batch.
+        alike: How many of the first have samples of the same length, and are joined; each other one
+            stands for itself: ``0:hidden``, ``1:hidden``.
         axes: Along which axis samples lie, by :func:`root_of` a name, where it is not the first.
     """
     parts = [boundary.tensors() for boundary in boundaries]
-    return {
-        name: torch.cat([part[name].cpu() for part in parts], axes.get(root_of(name), 0))
-        for name in parts[0]
-    }
+    found: dict[str, Tensor] = {}
+    if alike:
+        for name in parts[0]:
+            own = [part[name].cpu() for part in parts[:alike]]
+            found[name] = torch.cat(own, axes.get(root_of(name), 0))
+    for number, part in enumerate(parts[alike:]):
+        found |= {f"{number}:{name}": tensor.cpu() for name, tensor in part.items()}
+    return found
 
 
 def split(
     tensors: Mapping[str, Tensor], samples: int, axes: Mapping[str, int], device: torch.device
 ) -> list[Boundary]:
-    """Boundaries of batches with so many samples each, on a device."""
-    parts = {
-        name: tensor.split(samples, axes.get(root_of(name), 0)) for name, tensor in tensors.items()
-    }
-    count = len(next(iter(parts.values())))
-    return [
-        Boundary.of({name: part[number].to(device) for name, part in parts.items()})
-        for number in range(count)
-    ]
+    """What :func:`joined` gave, as boundaries of batches on a device.
+
+    Args:
+        tensors: All of them.
+        samples: How many each of the batches has that are alike.
+        axes: As :func:`joined` was given them.
+        device: Where the boundaries are wanted.
+    """
+    batches: dict[int, dict[str, Tensor]] = {}
+    others: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if match := _OTHER.match(name):
+            others.setdefault(int(match[1]), {})[name[match.end() :]] = tensor.to(device)
+            continue
+        for number, part in enumerate(tensor.split(samples, axes.get(root_of(name), 0))):
+            batches.setdefault(number, {})[name] = part.to(device)
+    numbered = (each[number] for each in (batches, others) for number in sorted(each))
+    return [Boundary.of(each) for each in numbered]
 
 
 def root_of(name: str) -> str:

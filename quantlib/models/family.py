@@ -212,8 +212,13 @@ class ModelFamily(ABC):
         return tuple(dict.fromkeys(name + experts for name, experts, _ in parts))
 
     @abstractmethod
-    def needed_outside(self, skeleton: Skeleton) -> Callable[[str], bool]:
-        """Says of a parameter outside of the blocks whether text goes through it."""
+    def needed_outside(self, skeleton: Skeleton, *, images: bool = False) -> Callable[[str], bool]:
+        """Says of a parameter outside of the blocks whether text goes through it.
+
+        Args:
+            skeleton: The modules.
+            images: Whether images go through it, too.
+        """
 
     def format_problem(self, format_name: str, exact: Sequence[Collection[str]]) -> str | None:
         """Why vLLM cannot read the family in a format that it reads otherwise; None where it can.

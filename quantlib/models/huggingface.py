@@ -15,7 +15,7 @@ from quantlib.checkpoint.remote_code import without_code
 from quantlib.models.adapter import BaseModelAdapter
 from quantlib.models.fusion import VllmNames, vllm_names
 from quantlib.models.layout import ANY_EXPERT, of_expert, without_expert
-from quantlib.models.naming import OUTSIDE
+from quantlib.models.naming import OUTSIDE, VISION
 from quantlib.models.registry import model_registry
 from quantlib.models.servable import with_causal_architecture
 
@@ -33,17 +33,8 @@ _FUSED = {
 
 _NUMBERED = re.compile(r"(?:.*\.)?(\w+)\.\d+\.(.+)")
 
-_TOWERS = (
-    "vision_tower",
-    "visual",
-    "vision_model",
-    "vision_encoder",
-    "multi_modal_projector",
-    "embed_vision",
-    "embed_audio",
-    "audio_tower",
-)
-"""Modules that text does not go through."""
+_AUDIO = frozenset({"embed_audio", "audio_tower"})
+"""Modules that neither text nor images go through."""
 
 
 @model_registry.register_default
@@ -176,9 +167,15 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
 
         return StreamedModel(self, checkpoint, device)
 
-    def needed_outside(self, skeleton: Skeleton) -> Callable[[str], bool]:
-        """Says of a parameter outside of the blocks whether text goes through it."""
-        return lambda key: not any(part in _TOWERS for part in key.split("."))
+    def needed_outside(self, skeleton: Skeleton, *, images: bool = False) -> Callable[[str], bool]:
+        """Says of a parameter outside of the blocks whether text goes through it.
+
+        Args:
+            skeleton: The modules.
+            images: Whether images go through it, too.
+        """
+        unread = _AUDIO if images else _AUDIO | VISION
+        return lambda key: unread.isdisjoint(key.split("."))
 
     def save_model(
         self,

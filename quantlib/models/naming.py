@@ -11,6 +11,18 @@ SMALLEST_SIDE = 32
 FEW_OUTPUTS = f"has fewer than {SMALLEST_SIDE} outputs or inputs: a gate per head, no features"
 NO_LINEAR = "is no linear that reads features: a router, a convolution, or one that is not used"
 
+VISION = frozenset(
+    {
+        "vision_tower",
+        "visual",
+        "vision_model",
+        "vision_encoder",
+        "multi_modal_projector",
+        "embed_vision",
+    }
+)
+"""Parts of names of what images go through, and text does not."""
+
 OUTSIDE = "lies outside of the blocks"
 DRAFTING = "drafts tokens, by its name or number"
 DRAFTS = re.compile(r"mtp|nextn|draft|eagle", re.IGNORECASE)

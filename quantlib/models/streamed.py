@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
+from quantlib.errors import InvalidInputError
 from quantlib.models.boundary import HIDDEN, joined, root_of, split
 from quantlib.models.experts import bias_views, linear_views
 from quantlib.models.family import ModelFamily
 from quantlib.models.layout import SharedInput
 from quantlib.models.reading import Reader
+from quantlib.models.samples import empty_batches, one_by_one, token_batches
 from quantlib.models.skeleton import Skeleton, free
 from quantlib.models.stored import StoredTensors
 from quantlib.models.walk import Walk
@@ -208,6 +211,7 @@ class StreamedModel:
         tokens: Tensor | None,
         blocks: range,
         boundary: Mapping[str, Tensor] | None = None,
+        illustrated: Iterable[Mapping[str, Tensor]] | None = None,
     ) -> BlockWalk:
         """Sends tokens through a range of blocks.
 
@@ -216,11 +220,16 @@ class StreamedModel:
             blocks: The range.
             boundary: What :meth:`BlockWalk.boundary` gave before the first of them; None for the
                 model's first block.
+            illustrated: Samples with images, each what the model's own forward is given of it; they
+                come behind those of tokens alone, and one at a time. None where there are none.
+
+        Raises:
+            InvalidInputError: The model's forward refuses a sample with images.
         """
         if tokens is None:
             assert boundary is not None
             tokens = self._any_tokens(boundary)
-        return BlockWalk(self, tokens, blocks, boundary)
+        return BlockWalk(self, tokens, blocks, boundary, illustrated)
 
     def _any_tokens(self, boundary: Mapping[str, Tensor]) -> Tensor:
         """Tokens as many as there are hidden states."""
@@ -228,15 +237,16 @@ class StreamedModel:
         hidden = next(tensor for name, tensor in boundary.items() if root_of(name) == HIDDEN)
         return torch.zeros(hidden.shape[axis : axis + 2], dtype=torch.int64)
 
-    def read_outer(self, *, embedding: bool) -> None:
+    def read_outer(self, *, embedding: bool, images: bool = False) -> None:
         """Reads what lies outside of the blocks and is needed for them.
 
         Args:
             embedding: Whether the embeddings are needed.
+            images: Whether what images go through is.
         """
         skeleton = self.reader.skeleton
         head = f"{skeleton.head}."
-        needed = self.adapter.needed_outside(skeleton)
+        needed = self.adapter.needed_outside(skeleton, images=images)
 
         def wanted(key: str) -> bool:
             if key.startswith(head) or not needed(key):
@@ -245,9 +255,22 @@ class StreamedModel:
 
         self.reader.read_outer(wanted)
 
+    def free_towers(self) -> None:
+        """Frees what images go through and text does not."""
+        skeleton = self.reader.skeleton
+        needed = self.adapter.needed_outside(skeleton)
+        for name, module in skeleton.model.named_modules():
+            if not needed(name):
+                free(module)
+
 
 class BlockWalk:
-    """Tokens on their way through a range of blocks."""
+    """Tokens on their way through a range of blocks.
+
+    A sample with images is a batch of its own. Its pixels are freed when it stands before the first
+    block; the tower is read for every range: what a model makes of images may cross to later
+    blocks, and the places of tokens follow from it.
+    """
 
     def __init__(
         self,
@@ -255,22 +278,21 @@ class BlockWalk:
         tokens: Tensor,
         blocks: range,
         boundary: Mapping[str, Tensor] | None,
+        illustrated: Iterable[Mapping[str, Tensor]] | None,
     ) -> None:
         self._model = model
         self._blocks = blocks
         layout = model.adapter.layout
-        embeds = boundary is None or layout.embeds_cross
-        model.read_outer(embedding=embeds)
+        images = illustrated is not None
+        embeds = boundary is None or layout.embeds_cross or images
+        model.read_outer(embedding=embeds, images=images)
         skeleton = model.reader.skeleton
         samples = batch_samples(model.device, tokens.shape[1])
-        batches: list[dict[str, Any]] = []
-        for part in tokens.split(samples):
-            if embeds:
-                batches.append({"input_ids": part.to(model.device)})
-            else:
-                shape = (*part.shape, skeleton.text_config.hidden_size)
-                zeros = torch.zeros((), dtype=model.dtype, device=model.device).expand(shape)
-                batches.append({"inputs_embeds": zeros})
+        if embeds:
+            batches = token_batches(tokens, samples, model.device)
+        else:
+            width = skeleton.text_config.hidden_size
+            batches = empty_batches(tokens, samples, width, model.device, model.dtype)
         boundaries = None
         if boundary is not None:
             cast = {
@@ -278,7 +300,16 @@ class BlockWalk:
                 for name, tensor in boundary.items()
             }
             boundaries = split(cast, samples, layout.axes, model.device)
-        self._walk = Walk(model.reader, batches, blocks, boundaries)
+        self._of_tokens = len(batches)
+        given = chain(batches, one_by_one(illustrated or (), model.device, model.dtype))
+        try:
+            self._walk = Walk(model.reader, given, blocks, boundaries)
+        except ValueError as error:
+            if not images:
+                raise
+            raise InvalidInputError.one("a window with images", f"is refused: {error}") from None
+        if images:
+            model.free_towers()
         # Every batch is embedded: the table, which may be the head's too, is the largest thing.
         free(skeleton.model.get_input_embeddings())
         if (head := skeleton.model.get_output_embeddings()) is not None:
@@ -347,7 +378,7 @@ class BlockWalk:
 
     def boundary(self) -> dict[str, Tensor]:
         """What the block that was just computed hands on, on the CPU, in the dtype of the model."""
-        return joined(self._walk.boundaries(), self._model.adapter.layout.axes)
+        return joined(self._walk.boundaries(), self._of_tokens, self._model.adapter.layout.axes)
 
     def close(self) -> None:
         """Ends the walk early."""

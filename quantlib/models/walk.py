@@ -169,7 +169,7 @@ class Walk:
     def __init__(
         self,
         reader: Reader,
-        batches: Sequence[Mapping[str, Any]],
+        batches: Iterable[Mapping[str, Any]],
         blocks: range,
         boundaries: Sequence[Boundary] | None = None,
     ) -> None:
@@ -177,7 +177,8 @@ class Walk:
 
         Args:
             reader: Reads the weights; what lies outside of the blocks is read.
-            batches: The arguments of the base model's forward, for each batch.
+            batches: The arguments of the base model's forward, for each batch; the next is asked
+                for when the one before stands at the first block.
             blocks: The blocks to go through.
             boundaries: What stood before the first of them, for each batch; None where that is the
                 model's first block.

@@ -66,6 +66,7 @@ class RunEstimate:
         store_bytes: What the run adds to the store, the model itself included.
         options: One for each number of ranges.
         chosen: What was asked for, or the fewest ranges that end about as soon as any.
+        images: Whether rows with images are calibrated on.
     """
 
     hardware: Hardware
@@ -76,6 +77,7 @@ class RunEstimate:
     store_bytes: int
     options: tuple[RangeEstimate, ...]
     chosen: RangeEstimate
+    images: bool = False
 
 
 def estimate_run(
@@ -87,6 +89,8 @@ def estimate_run(
     product_bytes: int | None = None,
     ranges: int | None = None,
     node_gpus: int = NODE_GPUS,
+    *,
+    images: bool = False,
 ) -> RunEstimate:
     """What quantizing a model will need, by its headers alone.
 
@@ -101,8 +105,9 @@ def estimate_run(
         ranges: How many are asked for; a model has at most one for each block to quantize. None to
             choose.
         node_gpus: GPUs of one node.
+        images: Whether rows with images are calibrated on.
     """
-    sizes = model_sizes(recipe, checkpoint, adapter)
+    sizes = model_sizes(recipe, checkpoint, adapter, images=images)
     if product_bytes is None:
         product_bytes = 2 if hardware.is_gpu or cpu_has_bf16() else 4
     needs = step_needs(recipe, sizes, adapter, hardware, product_bytes, node_gpus)
@@ -129,6 +134,7 @@ def estimate_run(
         store_bytes=store,
         options=options,
         chosen=chosen,
+        images=images,
     )
 
 

@@ -49,7 +49,7 @@ def fit_problems(
         estimate: What the steps need.
         limits: What there is.
     """
-    search = _Search(recipe, checkpoint, adapter, limits)
+    search = _Search(recipe, checkpoint, adapter, limits, estimate.images)
     problems: list[Problem] = []
     if estimate.hardware.is_gpu:
         problems += search.node_problems()
@@ -95,13 +95,19 @@ class _Search:
     """Looks for changes with which a step fits."""
 
     def __init__(
-        self, recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter, limits: Limits
+        self,
+        recipe: Recipe,
+        checkpoint: Checkpoint,
+        adapter: BaseModelAdapter,
+        limits: Limits,
+        images: bool,
     ) -> None:
         self.recipe = recipe
         self.checkpoint = checkpoint
         self.adapter = adapter
         self.limits = limits
-        self.sizes = model_sizes(recipe, checkpoint, adapter)
+        self.images = images
+        self.sizes = model_sizes(recipe, checkpoint, adapter, images=images)
 
     def node_problems(self) -> Iterator[Problem]:
         """That more GPUs are to serve the model than one node has, where it is judged."""
@@ -150,7 +156,7 @@ class _Search:
     ) -> StepNeeds:
         sizes = self.sizes
         if recipe is not None:
-            sizes = model_sizes(recipe, self.checkpoint, self.adapter)
+            sizes = model_sizes(recipe, self.checkpoint, self.adapter, images=self.images)
         return step_needs(
             recipe or self.recipe,
             sizes,

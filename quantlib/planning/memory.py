@@ -39,6 +39,10 @@ _TRIAL_WEIGHT_COPIES = 8
 _TRIAL_OUTPUTS = 6 * SAMPLE_TOKENS
 """Rows of a group's outputs, all copies together, that it holds."""
 
+_TOWER_COPIES = 4
+"""What a tower gives, held to the end of a forward: of Qwen3-VL as many tensors like hidden states,
+and others give fewer."""
+
 _VLLM_HOST = 4 * GIB
 _HEADROOM = 1.2
 """What a container's limit is above the peak that is expected."""
@@ -74,6 +78,7 @@ def calibrate_memory(
     hidden = tokens * sizes.hidden_size
     stored = hidden * sizes.stored_bytes
     block = sizes.largest_block_elements
+    seen, tower = _of_images(sizes, hidden, product_bytes)
     embedding = sizes.embedding_bytes + stored
     tried = 0
     if trials:
@@ -87,8 +92,9 @@ def calibrate_memory(
     work = block * product_bytes + tried
     if not hardware.is_gpu:
         boundary = 4 * hidden + 2 * stored + work
-        return Memory(BASE + max(embedding, boundary))
-    device = GPU_DEVICE_BASE + hidden * product_bytes + block * product_bytes + work
+        return Memory(BASE + seen + max(embedding + tower, boundary))
+    device = GPU_DEVICE_BASE + seen + hidden * product_bytes
+    device += max(block * product_bytes + work, tower)
     return Memory(GPU_HOST_BASE + max(embedding, 2 * stored), device)
 
 
@@ -109,12 +115,28 @@ def quantize_memory(
             own += at_once * HESSIAN_COPIES * 4 * group.columns**2
         held = max(held, own)
     codes = block  # a byte each until the block is written
+    seen, tower = _of_images(sizes, hidden, product_bytes)
+    outside = tower + sizes.embedding_bytes * bool(tower)
     if not hardware.is_gpu:
         stream = _STREAM_COPIES * 4 * hidden
-        return Memory(BASE + stream + held + block * product_bytes + codes)
-    device = GPU_DEVICE_BASE + 2 * hidden * product_bytes + held + block * product_bytes + codes
+        return Memory(BASE + seen + stream + max(held + block * product_bytes + codes, outside))
+    device = GPU_DEVICE_BASE + seen + 2 * hidden * product_bytes
+    device += max(held + block * product_bytes + codes, outside)
     host = GPU_HOST_BASE + 2 * hidden * sizes.stored_bytes + 2 * block * sizes.stored_bytes
     return Memory(host, device)
+
+
+def _of_images(sizes: ModelSizes, hidden: int, product_bytes: int) -> tuple[int, int]:
+    """Bytes of what a tower gives, and of the tower; 0 without images.
+
+    Args:
+        sizes: The model's.
+        hidden: Numbers in the hidden states of all tokens.
+        product_bytes: Bytes of a number in matrix products.
+    """
+    if not sizes.tower_elements:
+        return 0, 0
+    return _TOWER_COPIES * hidden * product_bytes, sizes.tower_elements * product_bytes
 
 
 def experts_at_once(sizes: ModelSizes, hardware: Hardware) -> int:

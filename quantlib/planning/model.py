@@ -10,6 +10,7 @@ from quantlib.checks.linears import exact_linears
 from quantlib.checks.scheme import batches_experts
 from quantlib.models import BaseModelAdapter
 from quantlib.models.layout import BlockKind, SharedInput, of_expert, without_expert
+from quantlib.models.naming import VISION
 from quantlib.recipe import Recipe
 
 
@@ -66,6 +67,7 @@ class ModelSizes:
         embedding_bytes: Of the embedding table.
         total_bytes: Of the whole checkpoint.
         quantized_bytes: About that of the quantized one.
+        tower_elements: Numbers in what images go through; 0 where there are none in the text.
     """
 
     blocks: int
@@ -78,10 +80,20 @@ class ModelSizes:
     embedding_bytes: int
     total_bytes: int
     quantized_bytes: int
+    tower_elements: int = 0
 
 
-def model_sizes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter) -> ModelSizes:
-    """Reads the sizes from headers; no weight is read."""
+def model_sizes(
+    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter, *, images: bool = False
+) -> ModelSizes:
+    """Reads the sizes from headers; no weight is read.
+
+    Args:
+        recipe: What is done.
+        checkpoint: The model.
+        adapter: The model's family.
+        images: Whether it is calibrated with images.
+    """
     elements = [
         sum(checkpoint.info(name).elements for name in adapter.block_tensors(checkpoint, block))
         for block in range(adapter.blocks)
@@ -126,6 +138,11 @@ def model_sizes(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapte
         embedding_bytes=embedding.bytes if embedding else 0,
         total_bytes=total,
         quantized_bytes=quantized,
+        tower_elements=sum(
+            info.elements
+            for name, info in checkpoint.tensors.items()
+            if images and not VISION.isdisjoint(name.split("."))
+        ),
     )
 
 

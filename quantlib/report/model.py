@@ -143,6 +143,9 @@ class CalibrationText(Part):
     opening: Annotated[
         tuple[str, ...], Field(description="What every window begins with: BOS, or nothing.")
     ] = ()
+    with_images: Annotated[
+        int, Field(description="Of the samples, those that are a row with images each.")
+    ] = 0
 
 
 class EvaluationText(Part):

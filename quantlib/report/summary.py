@@ -81,7 +81,12 @@ def _calibrated(receipt: Receipt) -> Iterator[Row]:
         yield "every window begins with", " ".join(text["opening"])
     yield "digest of its files", text["content"]
     yield "digest of its tokens", text["digest"]
-    windows = f"{plural(text['samples'], 'window')} of {integer(text['sequence_length'])}"
+    illustrated = text.get("with_images", 0)
+    windows = (
+        f"{plural(text['samples'] - illustrated, 'window')} of {integer(text['sequence_length'])}"
+    )
+    if illustrated:
+        windows += f", and {plural(illustrated, 'row')} with images"
     yield "tokens", f"{integer(text['tokens'])}: {windows}"
     yield "ranges start at blocks", ", ".join(map(str, receipt.parameters["boundaries"])) or ABSENT
     observed = receipt.parameters["statistics_to"]

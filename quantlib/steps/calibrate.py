@@ -7,6 +7,7 @@ run ends at the start of the last range. An interrupted run goes on with the blo
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from quantlib.checkpoint.source import FolderSource
@@ -20,8 +21,10 @@ from quantlib.steps.contract import StepCall
 from quantlib.steps.kept import Kept
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.plan import parse_range
-from quantlib.steps.texts import input_of, read_windows
+from quantlib.steps.texts import input_of
+from quantlib.steps.windows import read_samples, read_windows
 from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step
+from quantlib.text.processor import Sample
 from quantlib.text.windows import Windows
 
 if TYPE_CHECKING:
@@ -85,15 +88,19 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
         output.facts["text"] = {
             "source": windows.source,
             "digest": windows.digest,
-            "samples": windows.tokens.shape[0],
+            "samples": windows.samples,
             "sequence_length": windows.tokens.shape[1],
-            "tokens": windows.tokens.size,
+            "tokens": windows.token_count,
             "shipped": windows.shipped,
             "content": windows.content,
             "read": windows.read,
             "opening": list(windows.opening),
         }
-        _collect(windows, streamed, boundaries, suppressor, observed_to, recipe, output)
+        samples = None
+        if windows.illustrated is not None:
+            output.facts["text"]["with_images"] = windows.illustrated.samples
+            samples = as_tensors(read_samples(store, windowed))
+        _collect(windows, samples, streamed, boundaries, suppressor, observed_to, recipe, output)
 
     rounding = numerics(streamed.device, streamed.stored_dtype)
     inputs = inputs | {"windows": windowed}
@@ -102,6 +109,7 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
 
 def _collect(
     windows: Windows,
+    illustrated: Iterator[dict[str, Tensor]] | None,
     streamed: StreamedModel,
     boundaries: list[int],
     suppressor: BaseOutlierSuppressor | None,
@@ -130,12 +138,12 @@ def _collect(
         if 0 in boundaries and hidden_name(0) not in output.files:
             keep_boundary(0, {})
         blocks = range(first, stop)
-        walk = streamed.walk(tokens, blocks, boundary) if blocks else None
+        walk = streamed.walk(tokens, blocks, boundary, illustrated) if blocks else None
         for block in walk or ():
             assert walk is not None
             index = block.index
             if suppressor is not None and index < observed_to:
-                observer = suppressor.observer(block, tokens.numel(), recipe.quantization)
+                observer = suppressor.observer(block, windows.token_count, recipe.quantization)
                 for standing in walk.standings(block, block.inputs):
                     observer(standing.shared, standing.inputs)
                 found = {f"{index}.{name}": value for name, value in observer.tensors().items()}
@@ -156,6 +164,14 @@ def _collect(
             statistics |= read_tensors(FolderSource(kept.folder), _statistics(index))
         digest, count = write_tensors(output.local(STATISTICS_NAME), statistics)
         output.add(STATISTICS_NAME, sha256=digest, tensors=count)
+
+
+def as_tensors(samples: Iterable[Sample]) -> Iterator[dict[str, Tensor]]:
+    """What a model is given of samples with images, in torch's terms."""
+    import torch
+
+    for sample in samples:
+        yield {name: torch.from_numpy(value) for name, value in sample.items()}
 
 
 def _statistics(index: int) -> str:

@@ -32,7 +32,8 @@ from quantlib.steps.contract import StepCall
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.outer import separate_outer
 from quantlib.steps.resolved import resolved_quantization, resolved_suppression
-from quantlib.steps.texts import make_all_windows
+from quantlib.steps.texts import input_of, make_all_windows
+from quantlib.steps.windows import with_images
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
 
 AUTO = -1
@@ -80,18 +81,22 @@ def plan(
     windows, problems = make_all_windows(
         store, recipe, texts, checkpoint, adapter, validated=validated
     )
+    images = "calibration" in windows and with_images(windows["calibration"])
     unsuited = model_problems(recipe, checkpoint, adapter, validated=validated)
     if not unsuited:
         problems += head_problems(checkpoint, adapter)
         if limits is not None and hardware is not None:
-            estimate = _estimated(recipe, (checkpoint, adapter), hardware, parallel, limits)
+            opened = (checkpoint, adapter)
+            estimate = _estimated(recipe, opened, hardware, parallel, limits, images=images)
             problems += fit_problems(recipe, checkpoint, adapter, estimate, limits)
     if problems := unsuited + problems:
         raise InvalidInputError(problems)
     wanted = num_ranges or recipe.num_ranges
     if num_ranges == AUTO:
         assert hardware is not None
-        wanted = estimate_run(recipe, checkpoint, adapter, hardware, parallel).chosen.ranges
+        wanted = estimate_run(
+            recipe, checkpoint, adapter, hardware, parallel, images=images
+        ).chosen.ranges
 
     by_names = [
         f"The blocks are those that names and shapes show: {obstacle.where}: {obstacle.what}."
@@ -160,11 +165,15 @@ def _estimated(
     parallel: int,
     limits: Limits,
     ranges: int | None = None,
+    *,
+    images: bool = False,
 ) -> RunEstimate:
     # A cluster's CPUs may not multiply bfloat16, whatever this one does.
     product_bytes = 2 if hardware.is_gpu else 4
     gpus = limits.node_gpus
-    return estimate_run(recipe, *model, hardware, parallel, product_bytes, ranges, gpus)
+    return estimate_run(
+        recipe, *model, hardware, parallel, product_bytes, ranges, gpus, images=images
+    )
 
 
 def plan_ranges(recipe: Recipe, adapter: BaseModelAdapter, wanted: int) -> list[tuple[int, int]]:
@@ -236,7 +245,10 @@ def main(call: StepCall) -> None:
     ranges = receipt.facts["ranges"]
     separate_outer(store, recipe.quantization, model)
     opened = open_receipt(store, model)
-    estimate = _estimated(recipe, opened, hardware, parallel, limits, len(ranges))
+    images = "calibration" in receipt.inputs and with_images(
+        input_of(store, receipt, "calibration")
+    )
+    estimate = _estimated(recipe, opened, hardware, parallel, limits, len(ranges), images=images)
     call.write_receipt("plan", store, receipt)
     call.write_summary(markdown(estimate))
     call.write_parameter("ranges", ranges)

@@ -7,7 +7,7 @@ wait for each other. Finished blocks are kept: a range that is interrupted goes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,14 +24,15 @@ from quantlib.quantizers import InputStatistics, quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
 from quantlib.report.summary import step_summary
 from quantlib.runtime.progress import progress_bar
-from quantlib.steps.calibrate import hidden_name
+from quantlib.steps.calibrate import as_tensors, hidden_name
 from quantlib.steps.contract import StepCall
 from quantlib.steps.kept import Kept
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.plan import parse_range
 from quantlib.steps.resolved import resolved_quantization, resolved_suppression
 from quantlib.steps.smooth import SCALES_NAME
-from quantlib.steps.texts import input_of, read_windows
+from quantlib.steps.texts import input_of
+from quantlib.steps.windows import read_samples, read_windows, with_images
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 
 if TYPE_CHECKING:
@@ -90,15 +91,16 @@ def quantize(
     calibrated = needs_hidden_states(recipe.quantization)
 
     def work(output: StepOutput) -> None:
-        windows = None
-        if calibrated and (start == 0 or adapter.layout.embeds_cross):
-            tokens = read_windows(store, input_of(store, calibration, "windows")).tokens
-            windows = torch.from_numpy(tokens)
-        blocks = range(start, stop)
+        tokens, illustrated = None, None
+        if calibrated:
+            windowed = input_of(store, calibration, "windows")
+            if with_images(windowed):
+                illustrated = as_tensors(read_samples(store, windowed))
+            if start == 0 or adapter.layout.embeds_cross or illustrated is not None:
+                tokens = torch.from_numpy(read_windows(store, windowed).tokens)
+        blocks, given = range(start, stop), (tokens, illustrated)
         with torch.no_grad():
-            _quantize_blocks(
-                store, recipe, blocks, streamed, windows, calibration, smoothing, output
-            )
+            _quantize_blocks(store, recipe, blocks, streamed, given, calibration, smoothing, output)
 
     inputs = {"model": model, "calibration": calibration, "smoothing": smoothing}
     rounding = numerics(streamed.device, streamed.stored_dtype)
@@ -110,7 +112,7 @@ def _quantize_blocks(
     recipe: Recipe,
     blocks: range,
     streamed: StreamedModel,
-    windows: Tensor | None,
+    given: tuple[Tensor | None, Iterator[dict[str, Tensor]] | None],
     calibration: Receipt,
     smoothing: Receipt,
     output: StepOutput,
@@ -132,7 +134,8 @@ def _quantize_blocks(
             boundary = read_tensors(FolderSource(kept.folder), hidden_name(first))
         elif first:
             boundary = read_tensors(ReceiptSource(store, calibration), hidden_name(first))
-        walk = streamed.walk(windows, range(first, blocks.stop), boundary)
+        tokens, illustrated = given
+        walk = streamed.walk(tokens, range(first, blocks.stop), boundary, illustrated)
     with progress_bar(f"quantize {blocks.start}:{blocks.stop}", len(blocks), "blocks") as advance:
         if first > blocks.start:
             note = f"{first - blocks.start} of {len(blocks)} blocks were kept by an earlier run."

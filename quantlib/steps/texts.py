@@ -9,23 +9,26 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import BinaryIO
 
 import numpy as np
 
 from quantlib.checkpoint.checkpoint import Checkpoint
-from quantlib.checkpoint.header import read_header
-from quantlib.checkpoint.source import FileSource, ReceiptSource
-from quantlib.checkpoint.writer import SafetensorsWriter
+from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem, StepError, StoreError
 from quantlib.models import BaseModelAdapter
 from quantlib.recipe import CalibrationSection, Recipe
 from quantlib.sources.pinned import content_digest
+from quantlib.steps.windows import ILLUSTRATED, write_samples, write_tokens
 from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step, read_lineage
-from quantlib.text.addresses import Text
+from quantlib.text.addresses import Purpose, Text
 from quantlib.text.files import TextFile, stored_file
+from quantlib.text.formats import kind_of
 from quantlib.text.found import FoundText
-from quantlib.text.making import make_windows, windows_key
+from quantlib.text.making import make_samples, make_windows, windows_key
 from quantlib.text.places import digest_of_files, find_text, gather
+from quantlib.text.processor import OpenImage
 from quantlib.text.tokenizer import load_tokenizer
 from quantlib.text.wanted import Section, wanted_texts
 from quantlib.text.windows import Windowing, Windows, require_documents, require_known
@@ -33,8 +36,6 @@ from quantlib.text.windows import Windowing, Windows, require_documents, require
 STEP = "texts"
 TEXT_STEP = "text"
 WINDOWS_STEP = "windows"
-TOKENS_NAME = "tokens.safetensors"
-_TENSOR = "tokens"
 
 EVALUATION_SEED = 0
 """Held-out windows do not depend on the recipe's seed: runs stay comparable."""
@@ -56,21 +57,26 @@ def bring_texts(store: Store, recipe: Recipe, *, validated: bool = True) -> Rece
         StepError: The hub cannot be reached.
         StoreError: Object storage cannot be read.
     """
-    found: dict[str, FoundText] = {}
+    found: dict[Purpose, FoundText] = {}
     problems: list[Problem] = []
-    for purpose, section in wanted_texts(recipe, validated=validated).items():
+    sections = wanted_texts(recipe, validated=validated)
+    for purpose, section in sections.items():
         try:
             found[purpose] = find_text(Text.of(section))
         except InvalidInputError as error:
             problems += error.problems
     if problems:
         raise InvalidInputError(problems)
-    texts = {purpose: _bring(store, purpose, text) for purpose, text in found.items()}
+    texts: dict[str, Receipt] = {
+        purpose: _bring(store, purpose, text, images_of(sections[purpose]))
+        for purpose, text in found.items()
+    }
     return commit_step(store, STEP, {}, texts, lambda output: None)
 
 
-def _bring(store: Store, purpose: str, text: FoundText) -> Receipt:
-    with gather(text) as paths:
+def _bring(store: Store, purpose: str, text: FoundText, images: Windowing | None) -> Receipt:
+    with gather(text, images) as gathered:
+        paths, beside = gathered.paths, gathered.images
         content = digest_of_files(paths)
 
         def work(output: StepOutput) -> None:
@@ -85,12 +91,18 @@ def _bring(store: Store, purpose: str, text: FoundText) -> Receipt:
             if _content(output.files) != content:
                 raise StepError(STEP, f"{text.name} was changed while it was read; run again")
             output.facts = {"digest": content}
+            if beside.met:
+                output.facts[ILLUSTRATED] = beside.rows
 
         parameters = {"name": text.name, "origin": text.origin, "content": content}
         receipt = commit_step(store, TEXT_STEP, parameters, {}, work)
     more = f"; {text.more} more are not taken, these are enough" if text.more else ""
     size = sum(record.bytes for record in receipt.files.values())
     files = f"{len(receipt.files)} files" if len(receipt.files) > 1 else "1 file"
+    if beside.rows:
+        files += f", {len(beside.names)} of them images that {beside.rows} rows name"
+    if missing := beside.missing:
+        more += f"; {len(missing)} rows name an image that is not there ({missing[0]})"
     _say(f"{purpose} text: {text.name}: {files}, {size:,} bytes{more}")
     return receipt
 
@@ -144,16 +156,14 @@ def _windows(
 ) -> Receipt:
     windowing, vocabulary = windowing_of(section), vocabulary_of(checkpoint, adapter)
     source, name = checkpoint.source, text.parameters["name"]
+    open_image = opener_of(store, text) if ILLUSTRATED in text.facts else None
 
     def work(output: StepOutput) -> None:
-        content = text.parameters["content"]
+        content, files = text.parameters["content"], files_of(store, text)
         made = make_windows(
-            Text.of(section).name, content, files_of(store, text), source, windowing, vocabulary
+            Text.of(section).name, content, files, source, windowing, vocabulary, open_image
         )
-        with SafetensorsWriter(output.local(TOKENS_NAME)) as writer:
-            writer.add(_TENSOR, "I64", made.tokens.shape, made.tokens.astype("<i8").tobytes())
-            digest, count = writer.finish()
-        output.add(TOKENS_NAME, sha256=digest, tensors=count)
+        write_tokens(output, made.tokens)
         output.facts = {
             "source": name,
             "content": content,
@@ -161,22 +171,12 @@ def _windows(
             "read": made.tally.to_json(),
             "opening": list(made.opening),
         }
+        if made.illustrated and open_image is not None:
+            samples = make_samples(files, source, windowing, open_image, made)
+            output.facts[ILLUSTRATED] = asdict(write_samples(output, samples))
 
-    parameters = windows_key(source, windowing, vocabulary)
+    parameters = windows_key(source, windowing, vocabulary, illustrated=open_image is not None)
     return commit_step(store, WINDOWS_STEP, parameters, {"text": text}, work)
-
-
-def read_windows(store: Store, receipt: Receipt) -> Windows:
-    """The windows of a receipt that :func:`make_all_windows` gave.
-
-    Raises:
-        StoreError: They are missing or damaged.
-    """
-    source = ReceiptSource(store, receipt)
-    info = read_header(source, TOKENS_NAME)[_TENSOR]
-    data = source.read(TOKENS_NAME, info.start, info.bytes)
-    tokens = np.frombuffer(data, "<i8").reshape(info.shape).astype(np.int64, copy=False)
-    return Windows(tokens, **receipt.facts)
 
 
 def input_of(store: Store, receipt: Receipt, name: str) -> Receipt:
@@ -232,12 +232,22 @@ def _windows_of(
     found: FoundText, section: Section, source: FileSource, vocabulary: int | None
 ) -> Windows:
     name, windowing = Text.of(section).name, windowing_of(section)
-    with gather(found) as paths:
-        content, files = digest_of_files(paths), found.files(paths)
-        made = make_windows(name, content, files, source, windowing, vocabulary)
+    with gather(found, images_of(section)) as gathered:
+        content, files = digest_of_files(gathered.paths), gathered.files
+        open_image = gathered.open_image if gathered.images.met else None
+        made = make_windows(name, content, files, source, windowing, vocabulary, open_image)
     shipped = found.origin["kind"] == "shipped"
     read = made.tally.to_json()
     return Windows(made.tokens, found.name, shipped, content, read, made.opening)
+
+
+def is_illustrated(recipe: Recipe) -> bool:
+    """Whether a recipe's calibration text holds images; False of one that is elsewhere."""
+    section = wanted_texts(recipe, validated=False).get("calibration")
+    if section is None or (found := find_text(Text.of(section))).is_remote:
+        return False
+    with gather(found, images_of(section)) as gathered:
+        return bool(gathered.images.rows)
 
 
 def unread_problems(recipe: Recipe, *, validated: bool = True) -> list[Problem]:
@@ -247,8 +257,8 @@ def unread_problems(recipe: Recipe, *, validated: bool = True) -> list[Problem]:
         try:
             found = find_text(Text.of(section))
             if not found.is_remote:
-                with gather(found) as paths:
-                    require_documents(Text.of(section).name, found.files(paths), section.text_field)
+                with gather(found) as gathered:
+                    require_documents(Text.of(section).name, gathered.files, section.text_field)
         except InvalidInputError as error:
             problems += error.problems
         except StoreError as error:
@@ -285,9 +295,23 @@ def vocabulary_of(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> int | No
     return checkpoint.info(name).shape[0] if name in checkpoint.tensors else None
 
 
+def images_of(section: Section) -> Windowing | None:
+    """The windows of a section that may hold images; None where models are given none."""
+    return windowing_of(section) if isinstance(section, CalibrationSection) else None
+
+
 def files_of(store: Store, text: Receipt) -> list[TextFile]:
-    """The files of a text in the store."""
-    return [stored_file(store, text, name) for name in text.files]
+    """The files of a text in the store, without the images that it names."""
+    return [stored_file(store, text, name) for name in text.files if kind_of(name)]
+
+
+def opener_of(store: Store, text: Receipt) -> OpenImage:
+    """What opens the images in the store that a text names."""
+
+    def open_image(name: str) -> BinaryIO | None:
+        return stored_file(store, text, name).open() if name in text.files else None
+
+    return open_image
 
 
 def _content(files: Mapping[str, FileRecord]) -> str:

@@ -35,7 +35,8 @@ from quantlib.report.model import HTML_NAME, JSON_NAME
 from quantlib.report.summary import step_summary
 from quantlib.steps.contract import ARTIFACT_BYTES, StepCall
 from quantlib.steps.layout import open_receipt
-from quantlib.steps.texts import input_of, read_windows
+from quantlib.steps.texts import input_of
+from quantlib.steps.windows import read_windows
 from quantlib.store import Receipt, StepOutput, Store, commit_step, read_lineage
 from quantlib.text.tokenizer import load_tokenizer
 

@@ -14,7 +14,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError
-from quantlib.text.formats import Fault
+from quantlib.text.formats import RowError
+from quantlib.text.pictures import Picture, arranged, is_image_part
 
 _ROLES = {
     "human": "user",
@@ -45,18 +46,12 @@ class Conversation:
     Attributes:
         messages: Each with ``role``, ``content`` and whatever else templates know.
         tools: JSON schemas of functions; None where there are none.
+        pictures: Its images; their places are parts of messages, ``{"type": "image"}``.
     """
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
-
-
-class ConversationError(Exception):
-    """A conversation cannot be used; ``fault`` says why."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        self.fault = Fault(reason, detail)
-        super().__init__(str(self.fault))
+    pictures: tuple[Picture, ...] = ()
 
 
 def is_conversation(value: Any) -> bool:
@@ -70,29 +65,33 @@ def is_conversation(value: Any) -> bool:
 
 
 def conversation_of(messages: list[dict[str, Any]], row: Mapping[str, Any]) -> Conversation:
-    """A conversation from its messages and the columns beside them, ``system`` and ``tools``.
+    """A conversation from its messages and the columns beside them.
+
+    Args:
+        messages: As the row has them.
+        row: The columns: ``system``, ``tools``, and ``images`` or ``image``.
 
     Raises:
-        ConversationError: A message is none.
+        RowError: A message is none, or an image.
     """
-    plain = [_message(message) for message in messages]
+    plain, pictures = arranged([_message(message) for message in messages], row)
     system = row.get("system")
     if isinstance(system, str) and system.strip() and plain[0]["role"] != "system":
         plain.insert(0, {"role": "system", "content": system})
-    return Conversation(plain, _tools(row.get("tools")))
+    return Conversation(plain, _tools(row.get("tools")), pictures)
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     role = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
     if not isinstance(role, str) or not role:
-        raise ConversationError("a message has no role")
+        raise RowError("a message has no role")
     if isinstance(content, list):
-        content = _joined(content)
+        content = _parts(content) if any(map(is_image_part, content)) else _joined(content)
     calls = message.get("tool_calls")
-    if not isinstance(content, str) and (content is not None or not calls):
+    if not isinstance(content, (str, list)) and (content is not None or not calls):
         what = "null" if content is None else type(content).__name__
-        raise ConversationError("a message has no text", f"its content is {what}")
+        raise RowError("a message has no text", f"its content is {what}")
     others = {
         name: value
         for name, value in message.items()
@@ -104,14 +103,22 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _joined(parts: list[Any]) -> str:
-    texts = []
-    for part in parts:
-        text = part.get("text") if isinstance(part, dict) else part
-        if not isinstance(text, str):
-            kind = part.get("type", "?") if isinstance(part, dict) else type(part).__name__
-            raise ConversationError("a message holds more than text", str(kind))
-        texts.append(text)
-    return "".join(texts)
+    return "".join(map(_text_of, parts))
+
+
+def _parts(parts: list[Any]) -> list[dict[str, Any]]:
+    """The parts of a message with images."""
+    return [
+        part if is_image_part(part) else {"type": "text", "text": _text_of(part)} for part in parts
+    ]
+
+
+def _text_of(part: Any) -> str:
+    text = part.get("text") if isinstance(part, dict) else part
+    if not isinstance(text, str):
+        kind = part.get("type", "?") if isinstance(part, dict) else type(part).__name__
+        raise RowError("a message holds more than text", str(kind))
+    return text
 
 
 def _call(call: Any) -> Any:
@@ -175,7 +182,7 @@ class ChatTemplate:
         """A conversation as text, with the special tokens that belong to it.
 
         Raises:
-            ConversationError: The template refuses it.
+            RowError: The template refuses it.
         """
         template = self.default
         if conversation.tools and self.with_tools is not None:
@@ -189,7 +196,7 @@ class ChatTemplate:
                 **self.special_tokens,
             )
         except Exception as error:  # the model's own program: any error is possible
-            raise ConversationError("the chat template refuses it", str(error)) from None
+            raise RowError("the chat template refuses it", str(error)) from None
 
 
 def plain_text(conversation: Conversation) -> str:

@@ -7,17 +7,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from quantlib.text.conversations import ChatTemplate, Conversation, ConversationError, plain_text
+from quantlib.text.conversations import ChatTemplate, Conversation, plain_text
 from quantlib.text.files import TextFile
 from quantlib.text.formats import (
     NOT_UNICODE,
     PLAIN,
     Fault,
+    RowError,
     in_pieces,
     kind_of,
     read_pieces,
     read_rows,
 )
+from quantlib.text.pictures import PLACE, Picture, TextWithImages
 from quantlib.text.rows import recognize
 
 _SHOWN = 3
@@ -43,6 +45,27 @@ class Piece:
     plain: bool = True
 
 
+@dataclass(frozen=True)
+class Illustrated:
+    """A document with images.
+
+    Attributes:
+        where: File and row, for messages.
+        file: The name of the file.
+        kind: What the row was recognized as.
+        text: What is to be tokenized, with the model's own words where images go.
+        plain: The tokenizer is to add its special tokens.
+        pictures: The images, in the order of their places.
+    """
+
+    where: str
+    file: str
+    kind: str
+    text: str
+    plain: bool
+    pictures: tuple[Picture, ...]
+
+
 @dataclass
 class Tally:
     """What was read of a text.
@@ -65,6 +88,17 @@ class Tally:
     def rows(self) -> int:
         """All that were read."""
         return self.used.total() + self.left_out.total()
+
+    def use(self, kind: str, templated: bool | None = None) -> None:
+        """Counts a row that is used.
+
+        Args:
+            kind: What it was recognized as.
+            templated: Of a conversation, whether the chat template wrote it.
+        """
+        self.used[kind] += 1
+        self.templated += templated is True
+        self.joined += templated is False
 
     def leave_out(self, where: str, fault: Fault) -> None:
         """Counts a row that is not used."""
@@ -110,14 +144,17 @@ def read_documents(
     text_field: str | None = None,
     template: ChatTemplate | None = None,
     tally: Tally | None = None,
-) -> Iterator[Piece]:
+    place: str | Fault | None = None,
+) -> Iterator[Piece | Illustrated]:
     """The documents of files, in order; rows that are none are left out and counted.
 
     Args:
         files: Of kinds that are known.
         text_field: The field of a row to take; None for the one that is recognized.
         template: Writes conversations.
-        tally: Where it is counted.
+        tally: Where it is counted; documents with images only where they are left out.
+        place: What the model's text has where an image goes, or why rows with images are left out;
+            None where nobody will read the text of such rows.
 
     Raises:
         InvalidInputError: A file cannot be read at all.
@@ -130,34 +167,74 @@ def read_documents(
         for number, row in read_rows(file):
             where = f"{file.name} row {number}"
             found = row if isinstance(row, Fault) else recognize(row, text_field)
-            written = found if isinstance(found, Fault) else _written(*found, template, tally)
-            if isinstance(written, Fault):
-                tally.leave_out(where, written)
-            else:
-                yield from _pieces(where, *written)
+            try:
+                if isinstance(found, Fault):
+                    tally.leave_out(where, found)
+                elif pictures := _pictures(found[1]):
+                    text, plain = _with_places(found[1], template, place, len(pictures))
+                    kind = f"{found[0]} with images"
+                    yield Illustrated(where, file.name, kind, text, plain, pictures)
+                else:
+                    text, plain = _written(*found, template, tally)
+                    yield from _pieces(where, text, plain)
+            except RowError as error:
+                tally.leave_out(where, error.fault)
+
+
+def _pictures(held: str | TextWithImages | Conversation) -> tuple[Picture, ...]:
+    return () if isinstance(held, str) else held.pictures
+
+
+def _with_places(
+    held: str | TextWithImages | Conversation,
+    template: ChatTemplate | None,
+    place: str | Fault | None,
+    count: int,
+) -> tuple[str, bool]:
+    """The text of a row with images, and whether it is plain.
+
+    Raises:
+        RowError: It cannot be used.
+    """
+    if place is None:
+        return "", True
+    if isinstance(place, Fault):
+        raise RowError(place.reason, place.detail)
+    if isinstance(held, TextWithImages):
+        text, plain = held.text.removeprefix("\ufeff").replace(PLACE, place), True
+    else:
+        assert isinstance(held, Conversation) and template is not None
+        text, plain = template.render(held), False
+    if not _is_unicode(text):
+        raise RowError(NOT_UNICODE.reason)
+    if (places := text.count(place)) != count:
+        raise RowError("has not as many images as places for them", f"{count} for {places} places")
+    return text, plain
 
 
 def _written(
-    kind: str, held: str | Conversation, template: ChatTemplate | None, tally: Tally
-) -> tuple[str, bool] | Fault:
-    """The text of a row, and whether it is plain."""
+    kind: str,
+    held: str | TextWithImages | Conversation,
+    template: ChatTemplate | None,
+    tally: Tally,
+) -> tuple[str, bool]:
+    """The text of a row, and whether it is plain.
+
+    Raises:
+        RowError: It cannot be used.
+    """
     if isinstance(held, str):
         text, plain = held.removeprefix("\ufeff"), True
-    elif template is None:
-        text, plain = plain_text(held), True
+    elif isinstance(held, Conversation) and template is not None:
+        text, plain = template.render(held), False
     else:
-        try:
-            text, plain = template.render(held), False
-        except ConversationError as error:
-            return error.fault
+        assert isinstance(held, Conversation)
+        text, plain = plain_text(held), True
     if not text.strip():
-        return _EMPTY
+        raise RowError(_EMPTY.reason)
     if not _is_unicode(text):
-        return NOT_UNICODE
-    tally.used[kind] += 1
-    if isinstance(held, Conversation):
-        tally.templated += not plain
-        tally.joined += plain
+        raise RowError(NOT_UNICODE.reason)
+    tally.use(kind, None if isinstance(held, str) else not plain)
     return text, plain
 
 

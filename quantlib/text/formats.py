@@ -50,6 +50,14 @@ class Fault:
         return f"{self.reason} ({self.detail})" if self.detail else self.reason
 
 
+class RowError(Exception):
+    """A row cannot be used; ``fault`` says why."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.fault = Fault(reason, detail)
+        super().__init__(str(self.fault))
+
+
 _UNREADABLE = (
     OSError,
     EOFError,

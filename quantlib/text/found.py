@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from quantlib.errors import InvalidInputError
 from quantlib.text.addresses import Text
+from quantlib.text.beside import ImagesBeside
 from quantlib.text.files import TextFile, local_file
 from quantlib.text.formats import KNOWN_KINDS, kind_of
 
@@ -24,6 +25,7 @@ class FoundText:
         version: Another one whenever the content is.
         more: Files that are not taken, since those that are hold enough.
         fetch: Brings a file to a folder of this machine, if it is not here, and says where it is.
+        has: Whether a file of this name lies beside those of ``sizes``, or is one of them.
         is_remote: Whether it has to come from elsewhere.
     """
 
@@ -33,11 +35,31 @@ class FoundText:
     version: str
     more: int
     fetch: Callable[[str, Path], Path]
+    has: Callable[[str], bool]
     is_remote: bool = True
 
-    def files(self, paths: dict[str, Path]) -> list[TextFile]:
-        """What :func:`gather` gave, as files of text."""
-        return [local_file(path, name) for name, path in paths.items()]
+
+@dataclass(frozen=True)
+class Gathered:
+    """The files of a text on this machine.
+
+    Attributes:
+        paths: By their names: those of the text, and the images that it names.
+        images: What was found of images.
+    """
+
+    paths: dict[str, Path]
+    images: ImagesBeside
+
+    @property
+    def files(self) -> list[TextFile]:
+        """Those of the text."""
+        return [local_file(path, name) for name, path in self.paths.items() if kind_of(name)]
+
+    def open_image(self, name: str) -> BinaryIO | None:
+        """Opens an image that the text names; None where it is not there."""
+        path = self.paths.get(name)
+        return path.open("rb") if path else None
 
 
 def take_enough(text: Text, sizes: dict[str, int]) -> tuple[dict[str, int], int]:

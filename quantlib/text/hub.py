@@ -93,6 +93,7 @@ def find_dataset(text: Text, address: HubText) -> FoundText:
         digest_of([pinned, list(taken)]),
         more,
         fetch,
+        sizes.__contains__,
     )
 
 

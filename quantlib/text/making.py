@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,26 +10,39 @@ from quantlib.checkpoint.source import FileSource
 from quantlib.store.receipt import digest_of
 from quantlib.text.conversations import ChatTemplate
 from quantlib.text.files import TextFile
+from quantlib.text.formats import Fault
+from quantlib.text.processor import (
+    NOT_JUDGED,
+    OpenImage,
+    Processor,
+    Sample,
+    processor_digests,
+    processor_of,
+)
 from quantlib.text.tokenizer import load_tokenizer, tokenizer_digests
-from quantlib.text.windows import Cut, Windowing, token_windows
+from quantlib.text.windows import Cut, Windowing, illustrated_samples, token_windows
 
 _made: dict[str, Cut] = {}
 """The command line looks at texts before anything is written, and a step then writes them."""
 
 
-def windows_key(source: FileSource, windowing: Windowing, vocabulary: int | None) -> dict[str, Any]:
+def windows_key(
+    source: FileSource, windowing: Windowing, vocabulary: int | None, *, illustrated: bool = False
+) -> dict[str, Any]:
     """All that decides which windows come of a text.
 
     Args:
         source: The model, for its tokenizer.
         windowing: Which windows are wanted.
         vocabulary: Rows of the model's embedding, where they are known.
+        illustrated: Whether there are images in the text, which are looked at.
     """
-    return {
+    key = {
         "tokenizer": tokenizer_digests(source),
         "windowing": asdict(windowing),
         "vocabulary": vocabulary,
     }
+    return key | {"processor": processor_digests(source)} if illustrated else key
 
 
 def make_windows(
@@ -39,6 +52,7 @@ def make_windows(
     source: FileSource,
     windowing: Windowing,
     vocabulary: int | None,
+    open_image: OpenImage | None = None,
 ) -> Cut:
     """The windows of a text, as :func:`quantlib.text.windows.token_windows` makes them.
 
@@ -49,18 +63,42 @@ def make_windows(
         source: The model, for its tokenizer and chat template.
         windowing: Which windows are wanted.
         vocabulary: Rows of the model's embedding, where they are known.
+        open_image: Opens the images of the text; None where none are looked at.
 
     Raises:
         InvalidInputError: The text cannot be read or has too few tokens.
     """
-    key = digest_of([content, windows_key(source, windowing, vocabulary)])
+    illustrated = open_image is not None
+    key = digest_of([content, windows_key(source, windowing, vocabulary, illustrated=illustrated)])
     if key not in _made:
+        template = ChatTemplate.of_model(source)
+        processor: Processor | Fault = NOT_JUDGED
+        if open_image is not None:
+            processor = processor_of(source, template, open_image)
         _made[key] = token_windows(
-            name,
-            files,
-            load_tokenizer(source),
-            ChatTemplate.of_model(source),
-            windowing,
-            vocabulary,
+            name, files, load_tokenizer(source), template, windowing, vocabulary, processor
         )
     return _made[key]
+
+
+def make_samples(
+    files: Sequence[TextFile],
+    source: FileSource,
+    windowing: Windowing,
+    open_image: OpenImage,
+    cut: Cut,
+) -> Iterator[Sample]:
+    """What the model is given of the documents with images among the windows.
+
+    Args:
+        files: The text's files.
+        source: The model.
+        windowing: Which windows were wanted.
+        open_image: Opens the images of the text.
+        cut: What :func:`make_windows` gave.
+    """
+    template = ChatTemplate.of_model(source)
+    processor = processor_of(source, template, open_image)
+    assert isinstance(processor, Processor)
+    field, most = windowing.text_field, windowing.sequence_length
+    return illustrated_samples(files, template, field, processor, cut, most)

@@ -18,8 +18,10 @@ from quantlib.store import Store, open_store
 from quantlib.store.hashing import hash_file
 from quantlib.store.receipt import digest_of
 from quantlib.text.addresses import HubText, LocalText, ObjectText, ShippedText, Text, parse_text
+from quantlib.text.beside import ImagesBeside, images_beside
 from quantlib.text.formats import kind_of
-from quantlib.text.found import FoundText, take_enough
+from quantlib.text.found import FoundText, Gathered, take_enough
+from quantlib.text.windows import Windowing
 
 _SHIPPED = {"calibration": "calibration.jsonl", "evaluation": "heldout.jsonl"}
 
@@ -35,9 +37,8 @@ def find_text(text: Text) -> FoundText:
     match parse_text(text):
         case ShippedText(purpose):
             name = _SHIPPED[purpose]
-            path = Path(__file__).parent / "data" / name
             origin = {"kind": "shipped", "purpose": purpose}
-            return _local(text.name, origin, {name: path}, 0)
+            return _local(text.name, origin, Path(__file__).parent / "data", [name], 0)
         case LocalText(path):
             return _find_local(text, path)
         case ObjectText(address):
@@ -49,8 +50,13 @@ def find_text(text: Text) -> FoundText:
 
 
 @contextmanager
-def gather(found: FoundText) -> Iterator[dict[str, Path]]:
-    """The files of a text on this machine, by their names, until they are used.
+def gather(found: FoundText, images: Windowing | None = None) -> Iterator[Gathered]:
+    """The files of a text on this machine, until they are used.
+
+    Args:
+        found: The text.
+        images: Which windows are wanted of it, so that the images come that rows of these name;
+            None where none are looked at.
 
     Raises:
         InvalidInputError: A file cannot be read.
@@ -58,7 +64,12 @@ def gather(found: FoundText) -> Iterator[dict[str, Path]]:
         StoreError: The same, of object storage.
     """
     with TemporaryDirectory() as folder:
-        yield {name: found.fetch(name, Path(folder)) for name in found.sizes}
+        paths = {name: found.fetch(name, Path(folder)) for name in found.sizes}
+        beside = ImagesBeside()
+        if images is not None:
+            beside = images_beside(Gathered(paths, beside).files, images, found.has)
+            paths |= {name: found.fetch(name, Path(folder)) for name in beside.names}
+        yield Gathered(paths, beside)
 
 
 def digest_of_files(paths: dict[str, Path]) -> str:
@@ -94,14 +105,22 @@ def _find_local(text: Text, path: Path) -> FoundText:
     except OSError as error:
         raise InvalidInputError.one(text.name, f"cannot be read: {error.strerror}") from None
     taken, more = take_enough(text, sizes)
-    paths = {name: root / name for name in taken}
-    return _local(called(list(taken), more), {"kind": "files"}, paths, more)
+    return _local(called(list(taken), more), {"kind": "files"}, root, list(taken), more)
 
 
-def _local(name: str, origin: dict[str, Any], paths: dict[str, Path], more: int) -> FoundText:
-    sizes = {each: path.stat().st_size for each, path in paths.items()}
+def _local(
+    called: str, origin: dict[str, Any], root: Path, names: list[str], more: int
+) -> FoundText:
+    paths = {name: root / name for name in names}
     return FoundText(
-        name, origin, sizes, digest_of_files(paths), more, lambda each, _: paths[each], False
+        called,
+        origin,
+        {name: path.stat().st_size for name, path in paths.items()},
+        digest_of_files(paths),
+        more,
+        fetch=lambda name, _: root / name,
+        has=lambda name: (root / name).is_file(),
+        is_remote=False,
     )
 
 
@@ -122,7 +141,8 @@ def _find_objects(text: Text, address: str) -> FoundText:
         store.export_file(name, folder / name)
         return folder / name
 
-    return FoundText(called(list(taken), more), {"kind": "files"}, taken, version, more, fetch)
+    name = called(list(taken), more)
+    return FoundText(name, {"kind": "files"}, taken, version, more, fetch, store.exists)
 
 
 def _object_state(store: Store, name: str) -> tuple[int, str]:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from quantlib.text.conversations import (
-    Conversation,
-    ConversationError,
-    conversation_of,
-    is_conversation,
-)
-from quantlib.text.formats import Fault
+from quantlib.text.conversations import Conversation, conversation_of, is_conversation
+from quantlib.text.formats import Fault, RowError
+from quantlib.text.pictures import TextWithImages, with_pictures
 
-Recognized = tuple[str, str | Conversation]
+Recognized = tuple[str, str | TextWithImages | Conversation]
 """What a row was recognized as, and what it holds."""
 
 _SHAPES = (
@@ -53,7 +49,7 @@ def recognize(row: Any, field: str | None) -> Recognized | Fault:
         if present:
             return Fault(f"null in {'/'.join(present[0])}")
         return Fault("has none of the fields that are known", _fields(row))
-    except ConversationError as error:
+    except RowError as error:
         return error.fault
 
 
@@ -71,7 +67,7 @@ def _field(row: dict[str, Any], field: str) -> Recognized | Fault:
             parsed = None
         value = parsed if is_conversation(parsed) else value
     if isinstance(value, str):
-        return field, value
+        return field, with_pictures(value, row) or value
     if is_conversation(value):
         return field, conversation_of(value, row)
     return Fault(f"{field} is no text and no list of messages", _name(value))
@@ -84,9 +80,9 @@ def _exchange(row: dict[str, Any], first: str, last: str) -> Conversation:
         return conversation_of([*asked, *answer], row)
     for name, value in ((first, asked), (last, answer)):
         if not isinstance(value, str):
-            raise ConversationError(f"{name} is no text", _name(value))
+            raise RowError(f"{name} is no text", _name(value))
         if not value.strip():
-            raise ConversationError(f"{name} is empty")
+            raise RowError(f"{name} is empty")
     more = row.get("input")
     if first == "instruction" and isinstance(more, str) and more.strip():
         asked = f"{asked}\n\n{more}"

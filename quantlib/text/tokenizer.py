@@ -13,7 +13,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.text.conversations import TEMPLATE_FILES
 
 _WHOLE = "tokenizer.json"
-_TOKENIZER_FILES = frozenset(
+TOKENIZER_FILES = frozenset(
     {
         *TEMPLATE_FILES,
         _WHOLE,
@@ -24,13 +24,13 @@ _TOKENIZER_FILES = frozenset(
         "merges.txt",
     }
 )
-_CONFIG = "config.json"
+CONFIG = "config.json"
 """Says which tokenizer it is, where ``tokenizer.json`` does not."""
 
 
 def _files(source: FileSource) -> list[str]:
     names = source.names()
-    wanted = _TOKENIZER_FILES if _WHOLE in names else _TOKENIZER_FILES | {_CONFIG}
+    wanted = TOKENIZER_FILES if _WHOLE in names else TOKENIZER_FILES | {CONFIG}
     return [name for name in names if name in wanted]
 
 

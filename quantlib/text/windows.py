@@ -12,9 +12,10 @@ from tokenizers import Tokenizer
 
 from quantlib.errors import InvalidInputError
 from quantlib.text.conversations import ChatTemplate
-from quantlib.text.documents import Piece, Tally, read_documents
+from quantlib.text.documents import Illustrated, Piece, Tally, read_documents
 from quantlib.text.files import TextFile
-from quantlib.text.formats import cut_before
+from quantlib.text.formats import Fault, RowError, cut_before
+from quantlib.text.processor import NOT_JUDGED, NOT_THERE, Processor, Sample
 
 POOL_FACTOR = 4
 """Windows are chosen among up to this many times as many as are wanted."""
@@ -52,11 +53,29 @@ class Cut:
         tokens: int64 ``[samples, sequence]``.
         tally: What was read.
         opening: The special tokens that every window begins with.
+        illustrated: Which of the text's documents with images were chosen, counted from 0; each is
+            a window of its own, which :func:`illustrated_samples` gives.
     """
 
     tokens: np.ndarray
     tally: Tally
     opening: tuple[str, ...]
+    illustrated: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class IllustratedWindows:
+    """The windows that are documents with images, beside those of tokens alone.
+
+    Attributes:
+        samples: How many.
+        tokens: Of all of them, those of images included.
+        digest: Of what the model is given of them.
+    """
+
+    samples: int
+    tokens: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,7 @@ class Windows:
         content: Digest of the text's files.
         read: What was read of it, as :meth:`quantlib.text.documents.Tally.to_json` says it.
         opening: The special tokens that every window begins with, as the tokenizer has it.
+        illustrated: What there is beside ``tokens``: documents with images.
     """
 
     tokens: np.ndarray
@@ -78,6 +98,17 @@ class Windows:
     content: str
     read: dict[str, Any]
     opening: Sequence[str] = ()
+    illustrated: IllustratedWindows | None = None
+
+    @property
+    def samples(self) -> int:
+        """Windows of both kinds."""
+        return len(self.tokens) + (self.illustrated.samples if self.illustrated else 0)
+
+    @property
+    def token_count(self) -> int:
+        """Tokens of both kinds."""
+        return self.tokens.size + (self.illustrated.tokens if self.illustrated else 0)
 
     @property
     def predicted(self) -> np.ndarray:
@@ -90,8 +121,10 @@ class Windows:
 
     @property
     def digest(self) -> str:
-        """``sha256:`` and the hexadecimal digest of the windows' shape and tokens."""
+        """``sha256:`` and the hexadecimal digest of the windows' shape and tokens, and images."""
         content = str(self.tokens.shape).encode() + self.tokens.astype("<i8").tobytes()
+        if self.illustrated is not None:
+            content += self.illustrated.digest.encode()
         return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
@@ -102,6 +135,7 @@ def token_windows(
     template: ChatTemplate | None,
     windowing: Windowing,
     vocabulary: int | None = None,
+    processor: Processor | Fault = NOT_JUDGED,
 ) -> Cut:
     """Packs documents one behind the other and cuts them into windows.
 
@@ -109,7 +143,8 @@ def token_windows(
     chat template. Reading stops when there are four times as many tokens as wanted; the windows are
     then chosen by the seed and kept in order. Every window begins with what the tokenizer puts
     before a text (BOS), as every prompt does that is served: models make of the first position
-    what they make of no other.
+    what they make of no other. A document with images is a window of its own, as long as it is, and
+    shares no window with others.
 
     Args:
         name: What to call the text.
@@ -118,6 +153,7 @@ def token_windows(
         template: The model's chat template.
         windowing: Which windows are wanted.
         vocabulary: Rows of the model's embedding.
+        processor: The model's; or why documents with images are left out.
 
     Raises:
         InvalidInputError: The text cannot be read, has fewer tokens than wanted (the message says
@@ -131,19 +167,71 @@ def token_windows(
     encode = _Encoder(tokenizer)
     opening = encode.opening
     require_known(opening, vocabulary, tokenizer, f"{name}: what its windows begin with")
-    for piece in read_documents(files, windowing.text_field, template, tally):
-        ids = encode(piece)
-        require_known(ids, vocabulary, tokenizer, f"{name}: {piece.where}")
-        parts.append(ids)
-        found += len(ids)
-        if found >= windowing.pool:
+    illustrated: list[int] = []
+    place = processor.place if isinstance(processor, Processor) else processor
+    met = tried = 0
+    for document in read_documents(files, windowing.text_field, template, tally, place):
+        if isinstance(document, Illustrated):
+            assert isinstance(processor, Processor)
+            try:
+                ids = processor(document, windowing.sequence_length)["input_ids"][0]
+            except RowError as error:
+                tally.leave_out(document.where, error.fault)
+                tried += error.fault.reason != NOT_THERE.reason
+                ids = opening[:0]
+            else:
+                tally.use(document.kind, None if document.plain else True)
+                illustrated.append(met)
+                tried += 1
+            met += 1
+        else:
+            ids = encode(document)
+            parts.append(ids)
+            found += len(ids)
+        require_known(ids, vocabulary, tokenizer, f"{name}: {document.where}")
+        # No more images are fetched than may be looked at here.
+        if found + tried * windowing.sequence_length >= windowing.pool:
             break
     windows = _windows(parts, windowing.sequence_length, opening)
     words = tuple(str(tokenizer.id_to_token(token)) for token in opening.tolist())
-    _require_enough(name, found, len(windows), words, windowing, tally)
+    _require_enough(name, found, (len(windows), len(illustrated)), words, windowing, tally)
     random = np.random.default_rng(windowing.seed)
-    chosen = random.choice(len(windows), size=windowing.num_samples, replace=False)
-    return Cut(windows[np.sort(chosen)], tally, words)
+    available = len(windows) + len(illustrated)
+    chosen = np.sort(random.choice(available, size=windowing.num_samples, replace=False))
+    of_tokens = chosen[chosen < len(windows)]
+    others = tuple(illustrated[each - len(windows)] for each in chosen[len(of_tokens) :])
+    return Cut(windows[of_tokens], tally, words, others)
+
+
+def illustrated_samples(
+    files: Sequence[TextFile],
+    template: ChatTemplate | None,
+    text_field: str | None,
+    processor: Processor,
+    cut: Cut,
+    most: int,
+) -> Iterator[Sample]:
+    """What the model is given of the chosen documents with images, one after the other.
+
+    They are read again: all of them together are more than memory may hold.
+
+    Args:
+        files: The text's files, as :func:`token_windows` was given them.
+        template: The same.
+        text_field: The same.
+        processor: The same.
+        cut: What it gave.
+        most: Tokens of a window.
+    """
+    documents = (
+        document
+        for document in read_documents(files, text_field, template, Tally(), processor.place)
+        if isinstance(document, Illustrated)
+    )
+    last = max(cut.illustrated, default=-1)
+    for number, document in zip(range(last + 1), documents, strict=False):
+        if number in cut.illustrated:
+            yield processor(document, most)
 
 
 def _windows(parts: Sequence[np.ndarray], length: int, opening: np.ndarray) -> np.ndarray:
@@ -215,16 +303,19 @@ def _require_usable(name: str, tally: Tally) -> None:
 def _require_enough(
     name: str,
     found: int,
-    available: int,
+    windows: tuple[int, int],
     opening: Sequence[str],
     windowing: Windowing,
     tally: Tally,
 ) -> None:
     samples, length = windowing.num_samples, windowing.sequence_length
+    available, illustrated = sum(windows), windows[1]
     if available >= samples:
         return
     _require_usable(name, tally)
-    what = f"has {found} tokens" if found else "is empty"
+    what = f"has {found} tokens" if found or illustrated else "is empty"
+    if illustrated:
+        what += f" beside {illustrated} rows with images"
     if tally.left_out:
         what += f" ({tally.left_out_in_words()})"
     begun = f" that begin with {' '.join(opening)}" if opening else ""

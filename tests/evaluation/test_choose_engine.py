@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from transformers import AutoModelForCausalLM
 
+import images
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation import choose_engine as engines
 from quantlib.evaluation.metrics import next_token_logprobs
@@ -94,7 +96,19 @@ def test_scores_are_capped_where_the_config_says_so(
 def test_logits_are_those_of_the_model_and_not_only_of_its_head(
     model_type: str, config: dict[str, Any], make_model: Any, make_job: Any, tmp_path: Path
 ) -> None:
-    engine = TransformersEngine(make_job(make_model(tmp_path / "m", model_type, **config)))
+    _require_logits_of_the_model(make_job(make_model(tmp_path / "m", model_type, **config)))
+
+
+@pytest.mark.parametrize("family", images.TOKENS)
+@torch.inference_mode()
+def test_logits_of_wrappers_are_those_of_the_model(
+    family: str, make_job: Any, tmp_path: Path
+) -> None:
+    _require_logits_of_the_model(make_job(zoo.make(family, tmp_path)))
+
+
+def _require_logits_of_the_model(job: Any) -> None:
+    engine = TransformersEngine(job)
     window = torch.arange(2, 34)
     expected = engine._model(window[None]).logits[0]
     scored = engine.score(window, own_logprobs=True)

@@ -12,8 +12,11 @@ from walking import opened
 from whole import blocks_of, read_whole
 
 import images
+from quantlib.blockwise.statistics import HessianAccumulator
+from quantlib.errors import InvalidInputError
 from quantlib.models.boundary import Boundary
 from quantlib.models.reading import Reader
+from quantlib.models.samples import one_by_one
 from quantlib.models.streamed import StreamedModel
 from quantlib.models.walk import Walk
 
@@ -108,3 +111,85 @@ def test_hidden_states_are_those_of_transformers_from_every_block_on(
     dark = [batch | {"pixel_values": torch.zeros_like(batch["pixel_values"])} for batch in batches]
     unlike = before_blocks(whole, model, dark)
     assert not torch.equal(unlike[1][0], expected[1][0])
+
+
+def seen_by(whole: Any, model: StreamedModel, batches: list[dict[str, Any]]) -> Any:
+    """What every block of transformers gives, of each batch, and what the last up_proj reads."""
+    given: list[list[Tensor]] = []
+    read: list[Tensor] = []
+
+    def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        given[-1].append((output[0] if isinstance(output, tuple) else output).clone())
+
+    blocks = blocks_of(whole, model)
+    for block in blocks:
+        block.register_forward_hook(keep)
+    blocks[-1].mlp.up_proj.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    for batch in batches:
+        given.append([])
+        whole.base_model(**batch, use_cache=False)
+    return given, torch.cat([x.flatten(0, -2) for x in read]).double()
+
+
+@pytest.mark.parametrize("family", images.TOKENS)
+@torch.no_grad()
+def test_samples_with_images_come_behind_windows_of_tokens(family: str, tmp_path: Path) -> None:
+    folder = images.make(family, tmp_path)
+    samples, model = with_images(folder, family), opened(folder)
+    tokens = torch.arange(3, 131).reshape(2, 64)
+    given, read = seen_by(read_whole(folder), model, [{"input_ids": tokens}, *samples])
+    count = model.adapter.blocks
+    skeleton = model.reader.skeleton
+    needed = model.adapter.needed_outside(skeleton)
+    towers = [key for key, _ in skeleton.model.named_parameters() if not needed(key)]
+    assert towers
+
+    boundaries = []
+    walk = model.walk(tokens, range(count), None, iter(samples))
+    for block in walk:
+        # What only images go through is gone before a block is computed.
+        held = dict(skeleton.model.named_parameters())
+        assert all(held[key].is_meta for key in towers)
+        accumulator = HessianAccumulator(block.weight("mlp.up_proj").shape[1], model.device)
+        for standing in walk.standings(block, block.inputs):
+            if "mlp.up_proj" in standing.shared.linears:
+                for x in standing.inputs:
+                    accumulator.add(x)
+        boundaries.append(walk.boundary())
+    torch.testing.assert_close(
+        accumulator.hessian().double(), read.T @ read / len(read), rtol=1e-4, atol=1e-5
+    )
+    names = ["hidden", *(f"{number}:hidden" for number in range(len(samples)))]
+    for index, found in enumerate(boundaries):
+        assert all(map(torch.equal, map(found.get, names), (each[index] for each in given)))
+
+    for start in range(1, count):
+        again = opened(folder).walk(
+            tokens, range(start, count), boundaries[start - 1], iter(samples)
+        )
+        for block in again:
+            again.pass_through(block)
+            found, wanted = again.boundary(), boundaries[block.index]
+            assert found.keys() == wanted.keys()
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@torch.no_grad()
+def test_a_sample_that_the_model_refuses(tmp_path: Path) -> None:
+    folder = images.make("gemma3_images", tmp_path)
+    sample, *_ = with_images(folder, "gemma3_images")
+    lacking = sample | {"input_ids": sample["input_ids"].clamp(max=400)}
+    with pytest.raises(InvalidInputError, match=r"^a window with images: is refused: "):
+        opened(folder).walk(torch.zeros(0, 64, dtype=torch.int64), range(1), None, [lacking])
+
+
+def test_pixels_are_freed_when_a_forward_stands_before_the_first_block() -> None:
+    own = torch.ones(1, 3, 4, 4)
+    samples = [{"input_ids": torch.ones(1, 2, dtype=torch.int64), "pixel_values": own}] * 2
+    held: list[Tensor] = []
+    for batch in one_by_one(samples, torch.device("cpu"), torch.bfloat16):
+        assert all(not pixels.untyped_storage().size() for pixels in held)
+        assert batch["pixel_values"].dtype == torch.bfloat16
+        held.append(batch["pixel_values"])
+    assert all(not pixels.untyped_storage().size() for pixels in held)
+    assert own.sum() == 48

@@ -116,7 +116,7 @@ def test_experts_that_are_quantized_together_are_counted(
 def test_more_ranges_end_sooner_until_there_is_no_worker_for_them(
     small_recipe: Callable[..., Recipe], tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantlib.planning.estimate.model_sizes", lambda *_: SIZES)
+    monkeypatch.setattr("quantlib.planning.estimate.model_sizes", lambda *_, **__: SIZES)
     recipe = small_recipe(calibration={"num_samples": 512, "sequence_length": 2048})
     found = estimate(recipe, tiny_llama, parallel=4)
     spans = [option.makespan for option in found.options]

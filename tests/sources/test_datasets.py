@@ -67,6 +67,20 @@ def test_a_data_set_is_brought_at_its_commit(hub, store) -> None:
 
 
 @pytest.mark.usefixtures("dataset")
+def test_images_that_rows_name_are_brought_too(hub, store) -> None:
+    shown = [{"role": "user", "content": [{"type": "image", "image": "../shown/a.png"}]}]
+    hub.files = {
+        "data/rows.jsonl": json.dumps({"messages": shown}).encode(),
+        "shown/a.png": b"an image",
+        "shown/b.png": b"another",
+    }
+    text = brought(store, "hf://datasets/org/tiny@main/data/rows.jsonl")
+    assert set(text.files) == {"data/rows.jsonl", "shown/a.png"}
+    assert store.read(text.path("shown/a.png")) == b"an image"
+    assert [file.name for file in files_of(store, text)] == ["data/rows.jsonl"]
+
+
+@pytest.mark.usefixtures("dataset")
 def test_files_are_those_of_the_split(hub) -> None:
     for name in ("org/tiny", "hf://datasets/org/tiny", "hf://datasets/org/tiny@refs%2Fpr%2F1"):
         assert found(name) == ["data/train-00000.jsonl", "data/train-00001.jsonl"]

@@ -14,7 +14,8 @@ from quantlib.recipe import Recipe
 from quantlib.steps.calibrate import calibrate
 from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import plan
-from quantlib.steps.texts import bring_texts, input_of, read_windows, windows_without_store
+from quantlib.steps.texts import bring_texts, input_of, windows_without_store
+from quantlib.steps.windows import read_windows
 from quantlib.store import LocalStore, Receipt
 from quantlib.store.hashing import hash_file
 

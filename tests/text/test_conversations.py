@@ -5,12 +5,8 @@ import pytest
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.errors import InvalidInputError
-from quantlib.text.conversations import (
-    ChatTemplate,
-    Conversation,
-    ConversationError,
-    conversation_of,
-)
+from quantlib.text.conversations import ChatTemplate, Conversation, conversation_of
+from quantlib.text.formats import RowError
 
 CHATML = (
     "{{ bos_token }}{% if tools %}[{{ tools | tojson }}]{% endif %}"
@@ -108,11 +104,11 @@ def test_messages_in_other_spellings() -> None:
         ({"role": "user"}, "a message has no text"),
         ({"role": "user", "content": 3}, "a message has no text"),
         ({"content": "x"}, "a message has no role"),
-        ({"role": "user", "content": [{"type": "image"}]}, "a message holds more than text"),
+        ({"role": "user", "content": [{"type": "video"}]}, "a message holds more than text"),
     ],
 )
 def test_messages_that_are_none(message: dict, reason: str) -> None:
-    with pytest.raises(ConversationError) as refused:
+    with pytest.raises(RowError) as refused:
         conversation_of([{"role": "user", "content": "x"}, message], {})
     assert refused.value.fault.reason == reason
 
@@ -128,7 +124,7 @@ def test_messages_that_are_none(message: dict, reason: str) -> None:
 )
 def test_what_a_template_may_not_do_is_the_fault_of_the_row(tmp_path: Path, template: str) -> None:
     source = model(tmp_path, tokenizer_config__json={"chat_template": template})
-    with pytest.raises(ConversationError) as refused:
+    with pytest.raises(RowError) as refused:
         render(source, HELLO)
     assert refused.value.fault.reason == "the chat template refuses it"
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from recipes import QUICK
 
+import images
 from quantlib.checks.recipe import recipe_path
 from quantlib.report.manifest import verify_published
 from quantlib.store import LocalStore
@@ -145,3 +146,35 @@ def test_bad_input_is_refused_before_anything_is_written(tiny_llama: Path, tmp_p
     assert "group_size: 128 does not divide" in output
     assert "quantization.layers: 9 out of range" in output
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gemma3_images", "qwen3_vl"])
+def test_the_pipeline_calibrates_with_images_as_one_command_does(
+    family: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("torchvision")
+    model = images.make(family, tmp_path / "model", chat_template=True)
+    text = images.write_text(tmp_path / "text")
+    with text.open("a") as file:  # and a row that steps cannot reach
+        url = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+        file.write(json.dumps({"messages": [{"role": "user", "content": [url]}]}) + "\n")
+    calibration = {"dataset": str(text), "num_samples": 18, "sequence_length": 64}
+    pipeline = Pipeline(tmp_path / "run", model, RECIPE | {"calibration": calibration})
+    code, said = pipeline.run()
+    assert code == 0, said
+    reason = "an image is on the web, which is not read"
+    planned = (tmp_path / "run" / "run" / "plan" / "log.txt").read_text()
+    assert f"1 left out: 1 {reason} (text.jsonl row 12: {reason} (https:" in planned
+
+    command = [sys.executable, "-m", "quantlib", "quantize", "--model-path", str(model)]
+    command += ["--config", str(tmp_path / "run" / "recipe.json"), "--device", "cpu"]
+    command += ["--output-path", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
+    assert report["calibration"]["with_images"] == 10
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    assert len(files) == (4 if family == "gemma3_images" else 3)  # of ranges, and all else
+    for name in files:
+        assert (tmp_path / "out" / name).read_bytes() == (pipeline.published() / name).read_bytes()
