@@ -19,6 +19,7 @@ from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem, StepError, StoreError
 from quantlib.models import BaseModelAdapter
 from quantlib.recipe import CalibrationSection, Recipe
+from quantlib.report.text import plural
 from quantlib.sources.pinned import content_digest
 from quantlib.steps.windows import ILLUSTRATED, write_samples, write_tokens
 from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step, read_lineage
@@ -100,9 +101,10 @@ def _bring(store: Store, purpose: str, text: FoundText, images: Windowing | None
     size = sum(record.bytes for record in receipt.files.values())
     files = f"{len(receipt.files)} files" if len(receipt.files) > 1 else "1 file"
     if beside.rows:
-        files += f", {len(beside.names)} of them images that {beside.rows} rows name"
+        named = plural(len(beside.names), "image")
+        files += f", {named} of {plural(beside.rows, 'row')} among them"
     if missing := beside.missing:
-        more += f"; {len(missing)} rows name an image that is not there ({missing[0]})"
+        more += f"; images of {plural(len(missing), 'row')} are not there ({missing[0]})"
     _say(f"{purpose} text: {text.name}: {files}, {size:,} bytes{more}")
     return receipt
 

@@ -5,6 +5,7 @@ import json
 import yaml
 
 from quantlib.report.build import build_report
+from quantlib.report.html import render_html
 from quantlib.report.model_card import render_model_card
 from quantlib.serving.options import serve_line, serve_options
 
@@ -36,6 +37,15 @@ def test_card_holds_the_measured_table_and_the_command(run) -> None:
     assert "6 of 6 blocks quantized, 42 linears" in body
     assert f"`{run.recipe.digest()}`" in body
     assert "the general text that ships with quantlib" in body
+
+
+def test_rows_with_images_are_counted(run) -> None:
+    report = build_report(run.store, run.recipe, run.checkpoint, run.evaluation, run.validation)
+    assert "with images" not in render_model_card(report)
+    seen = report.calibration.model_copy(update={"with_images": 3})
+    shown = report.model_copy(update={"calibration": seen})
+    assert "tokens (3 rows with images) from" in render_model_card(shown)
+    assert "of which 3 windows are rows with images" in render_html(shown)
 
 
 def test_card_without_evaluation_says_so(run) -> None:

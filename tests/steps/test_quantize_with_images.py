@@ -18,6 +18,7 @@ import images
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.tensors import read_tensors
 from quantlib.recipe import Recipe
+from quantlib.report.summary import step_summary
 from quantlib.steps.calibrate import hidden_name
 from quantlib.steps.plan import parse_range
 from quantlib.steps.quantize import BLOCKS_NAME
@@ -78,6 +79,7 @@ def test_hidden_states_are_those_of_the_wrappers_own_forward(
     said = made.calibration.facts["text"]
     assert (said["samples"], said["with_images"]) == (18, 10)
     assert said["read"]["used"] == {"messages with images": 10, "text": 1}
+    assert "8 windows of 64, and 10 rows with images" in step_summary(store, made.calibration)
 
     last, _ = parse_range(made.plan.facts["ranges"][-1])
     boundary = read_tensors(ReceiptSource(store, made.calibration), hidden_name(last))

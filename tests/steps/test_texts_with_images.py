@@ -49,7 +49,7 @@ def test_images_belong_to_the_text_that_names_them(
     assert set(text.files) == {"text.jsonl", *(f"pictures/{number}.png" for number in range(3))}
     assert text.facts["illustrated"] == 3
     assert [file.name for file in files_of(store, text)] == ["text.jsonl"]
-    assert "4 files, 3 of them images that 3 rows name" in capsys.readouterr().err
+    assert "4 files, 3 images of 3 rows among them" in capsys.readouterr().err
     # The same elsewhere is the same, and another image is another text.
     images.write_text(tmp_path / "b", 3)
     assert brought(store, tmp_path / "b").key == text.key
@@ -61,7 +61,7 @@ def test_images_belong_to_the_text_that_names_them(
     assert "pictures/0.png" not in text.files
     assert text.facts["illustrated"] == 2
     said = capsys.readouterr().err
-    assert "1 rows name an image that is not there (pictures/0.png)" in said
+    assert "images of 1 row are not there (pictures/0.png)" in said
 
 
 def test_only_the_images_that_may_be_used_are_brought(store: LocalStore, tmp_path: Path) -> None:
