@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantlib.checks.model import sharing_problems
+from quantlib.checks.recipe import parse_recipe
 from quantlib.checks.scheme import resolve_format
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
@@ -14,9 +15,11 @@ from quantlib.formats import format_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.output import write_checkpoint
 from quantlib.quantizers import quantizer_registry
-from quantlib.recipe import Recipe
+from quantlib.recipe import QuantizationSection, Recipe, ValidationSection
 from quantlib.report.build import build_report
 from quantlib.report.model import Report
+from quantlib.sources.naming import named
+from quantlib.steps.adopt import adopt
 from quantlib.steps.calibrate import calibrate
 from quantlib.steps.fetch import fetch
 from quantlib.steps.layout import open_receipt
@@ -24,9 +27,9 @@ from quantlib.steps.merge import merge
 from quantlib.steps.plan import plan
 from quantlib.steps.quantize import quantize
 from quantlib.steps.smooth import smooth
-from quantlib.steps.texts import bring_texts
+from quantlib.steps.texts import bring_texts, make_all_windows
 from quantlib.steps.validate import read_evaluation, validate
-from quantlib.store import Receipt, Store
+from quantlib.store import Receipt, Store, commit_step
 
 
 @dataclass(frozen=True)
@@ -135,3 +138,54 @@ class QuantizationManager:
             OSError: There is no room, or no permission.
         """
         write_checkpoint(self.store, result.checkpoint, result.report, output)
+
+
+def judge_checkpoint(
+    section: ValidationSection,
+    checkpoint: str,
+    original: str,
+    store: Store,
+    device: str = "auto",
+    gpus: int = 1,
+) -> Report:
+    """Judges a quantized checkpoint that is there already, as the validate step judges.
+
+    Args:
+        section: What to judge by.
+        checkpoint: A folder, ``hf://org/name@revision``, or ``s3://bucket/prefix``.
+        original: What it was made of, as :func:`quantlib.steps.fetch.fetch` takes it.
+        store: Where the steps' files go. The original's half is found there by the next
+            checkpoint of it.
+        device: auto, cpu or cuda.
+        gpus: What each of the two models is spread over.
+
+    Raises:
+        QuantlibError: Input was refused, or an engine failed.
+    """
+    # minmax looks at no text, so that no other than the held-out one is asked for.
+    quantization = QuantizationSection(method="minmax")
+    recipe = named(Recipe(quantization=quantization, validation=section), original)
+    texts = bring_texts(store, recipe)
+    model = fetch(store, original)
+    windows, problems = make_all_windows(store, recipe, texts, *open_receipt(store, model))
+    if problems:
+        raise InvalidInputError(problems)
+    windowed = commit_step(store, "windowed", {}, windows, lambda output: None)
+    adopted, made = adopt(store, checkpoint, model)
+    if made is not None:
+        recipe = parse_recipe(made.recipe | {"validation": section.model_dump(mode="json")})
+        _say_whether_made_of(made, model)
+    validation = validate(store, recipe, model, windowed, adopted, device, gpus)
+    evaluation = read_evaluation(store, validation)
+    return build_report(store, recipe, adopted, evaluation, validation)
+
+
+def _say_whether_made_of(made: Report, model: Receipt) -> None:
+    if made.provenance.model_digest != model.facts["digest"]:
+        print(
+            f"note: the checkpoint's report says that it was made of "
+            f"{made.provenance.model_digest}; what it is judged against is "
+            f"{model.facts['digest']}",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -33,14 +34,16 @@ from pipelines.local.state import State, StepRun
 from pipelines.local.status import log_tail
 from quantlib.checks.machine import destination_problems, place_problems
 from quantlib.checks.run import input_problems
+from quantlib.cli.result_options import print_json, progress, result_options
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.choose_engine import choose_engine
 from quantlib.recipe import Recipe
 from quantlib.report.model import HTML_NAME
-from quantlib.report.text import figures_line
+from quantlib.report.text import FIGURES, figures_line
 from quantlib.runtime.cpus import available_cpus
 from quantlib.sources.naming import named
 
+_KIND = "run-result"
 RUNNERS = ("process", "docker", "kubeflow")
 _EXAMPLES = """\b
 Examples:
@@ -92,6 +95,7 @@ Examples:
 )
 @compile_options
 @server_options
+@result_options
 def run_command(
     job: Job,
     digest: str,
@@ -102,6 +106,8 @@ def run_command(
     docker_network: str,
     options: CompileOptions,
     server: Server,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Run the whole workflow, from the model to what is published.
 
@@ -113,7 +119,11 @@ def run_command(
     recipe = named(job.checked_recipe(), job.model)
     options = replace(options, recipes={job.name: recipe}, job=digest)
     if runner == "kubeflow":
-        _start_in_kubeflow(recipe, job, digest, options, server)
+        started, page = _start_in_kubeflow(recipe, job, digest, options, server)
+        if as_json:
+            print_json(_KIND, {"state": "started" if started else "running", "run": page})
+        else:
+            click.echo(page if started else f"running already: {page}")
         return
     if runner == "process":
         options = replace(options, allow_floating=True)
@@ -133,15 +143,21 @@ def run_command(
     settings["recipe"] = recipe.canonical_json()
     # Profiles are of clusters: here, disk and CPUs are what there is.
     constants = replace(compilation.constants, recipes={}, parallel=parallel, scratch="")
-    console = Console()
-    result = run_graph(QUANTIZE, settings, constants, execution, console)
-    _report(result, execution.folder, store, console)
+    with progress(quiet=quiet):
+        console = Console(stderr=as_json, quiet=quiet)
+        result = run_graph(QUANTIZE, settings, constants, execution, console)
+    if as_json:
+        print_json(_KIND, _result(result, execution.folder, store))
+    else:
+        _print(result, execution.folder)
+    _explain(result, store)
     sys.exit(result.exit_code)
 
 
 def _start_in_kubeflow(
     recipe: Recipe, job: Job, digest: str, options: CompileOptions, server: Server
-) -> None:
+) -> tuple[bool, str]:
+    """Whether a run was started, since none of the job was there, and the address of its page."""
     from pipelines.kubeflow.compiling import compiled
 
     compilation = prepare(QUANTIZE, options)
@@ -149,12 +165,11 @@ def _start_in_kubeflow(
     kubeflow = Kubeflow(server)
     mark = digest.removeprefix("sha256:")[:12] or time.strftime("%Y%m%d-%H%M%S")
     if digest and (running := kubeflow.running(mark)):
-        click.echo(f"running already: {running}")
-        return
+        return False, running
     with compiled(compilation) as file:
         if note := kubeflow.note_on_retries(file):
             click.echo(f"note: {note}", err=True)
-        click.echo(kubeflow.run(file, settings, f"{QUANTIZE.name}-{job.name}-{mark}"))
+        return True, kubeflow.run(file, settings, f"{QUANTIZE.name}-{job.name}-{mark}")
 
 
 def _require_possible(recipe: Recipe, job: Job, store: str) -> None:
@@ -186,7 +201,8 @@ def _run_folder(given: Path | None) -> Path:
     return given
 
 
-def _report(result: RunResult, folder: Path, store: str, console: Console) -> None:
+def _print(result: RunResult, folder: Path) -> None:
+    console = Console()
     table = Table("step", "state", "seconds", box=None, pad_edge=False)
     table.columns[2].justify = "right"
     for run in result.runs:
@@ -194,9 +210,31 @@ def _report(result: RunResult, folder: Path, store: str, console: Console) -> No
         table.add_row(escape(run.name), run.outcome, seconds)
     console.print()
     console.print(table)
-    outputs = {"run": str(folder / RESULT_NAME), **_main_outputs(result)}
-    for name, value in outputs.items():
-        click.echo(f"{name + ':':<11}{value}")
+    found = _main_outputs(result)
+    lines = {"run": str(folder / RESULT_NAME), **found}
+    if figures := found["figures"]:
+        lines["figures"] = figures_line(*map(figures.get, FIGURES))
+    for name, value in lines.items():
+        if value:
+            click.echo(f"{name + ':':<11}{value}")
+
+
+def _result(result: RunResult, folder: Path, store: str) -> dict[str, Any]:
+    """What came of a run, for machines."""
+    failure = result.failure
+    return {
+        "state": result.state.value,
+        "exit_code": result.exit_code,
+        "seconds": round(result.seconds, 3),
+        **_main_outputs(result),
+        "failure": failure and {"step": failure.name, "error": failure.error},
+        "run": str(folder),
+        "store": store,
+    }
+
+
+def _explain(result: RunResult, store: str) -> None:
+    """Says on standard error what ended a run before its time."""
     if result.signal:
         finished = ", ".join(run.name for run in result.runs if run.state is State.SUCCEEDED)
         click.echo(
@@ -206,27 +244,17 @@ def _report(result: RunResult, folder: Path, store: str, console: Console) -> No
             err=True,
         )
     elif result.failure:
-        _explain(result.failure)
+        _tell_failure(result.failure)
 
 
-_FIGURES = (
-    "perplexity_original",
-    "perplexity_quantized",
-    "perplexity_increase",
-    "kl_mean",
-    "kl_standard_error",
-    "top1_agreement",
-)
-
-
-def _main_outputs(result: RunResult) -> dict[str, str]:
-    found = {}
+def _main_outputs(result: RunResult) -> dict[str, Any]:
+    """What a run is made for, by name; None where it did not come to it."""
+    found = dict.fromkeys(("verdict", "reason", "figures", "report", "published"))
     if judged := result.outputs.get("validate"):
         found["verdict"] = judged.parameters["verdict"]
-        if reason := judged.parameters.get("reason"):
-            found["reason"] = reason
+        found["reason"] = judged.parameters.get("reason")
         for metrics in judged.artifacts.get("metrics", ()):
-            found["figures"] = figures_line(*map(metrics.metadata.get, _FIGURES))
+            found["figures"] = {name: metrics.metadata.get(name) for name in FIGURES}
         brief = judged.artifacts["report"][0].path
         whole = brief.with_name(HTML_NAME)
         found["report"] = str(whole if whole.exists() else brief)
@@ -235,7 +263,7 @@ def _main_outputs(result: RunResult) -> dict[str, str]:
     return found
 
 
-def _explain(failure: StepRun) -> None:
+def _tell_failure(failure: StepRun) -> None:
     click.echo(f"\n{failure.error}", err=True)
     log = failure.folder / "log.txt"
     if lines := log_tail(log, lines=20):

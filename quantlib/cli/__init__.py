@@ -20,6 +20,7 @@ from quantlib.errors import (
 _EXAMPLES = """\b
 Examples:
   quantlib quantize --model ./SmolLM2 --output ./SmolLM2-W4 --group-size 64
+  quantlib evaluate --model ./SmolLM2-W4 --original ./SmolLM2
   quantlib inspect ./SmolLM2
   quantlib plan ./SmolLM2 --gpu h100-80g
   quantlib deploy --model ./SmolLM2-W4
@@ -34,6 +35,7 @@ Examples:
 COMMANDS = {
     "quantize": "quantlib.cli.quantize:quantize",
     "run": "pipelines.commands.run:run_command",
+    "evaluate": "quantlib.cli.evaluate:evaluate",
     "inspect": "quantlib.cli.inspect:inspect",
     "plan": "quantlib.cli.plan:plan",
     "compare": "quantlib.cli.compare:compare",

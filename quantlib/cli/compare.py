@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from quantlib.cli.result_options import print_json, progress, result_options
 from quantlib.errors import InvalidInputError
 from quantlib.report.compare import Comparison, compare_runs
 from quantlib.report.compare_rows import Row, description_rows, figure_rows
@@ -36,8 +37,8 @@ Examples:
     type=click.Path(path_type=Path),
     help="The HTML page to write.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def compare(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
+@result_options
+def compare(runs: tuple[Path, ...], output: Path, as_json: bool, quiet: bool) -> None:
     """Compare RUNS: two or more, the first is what the others are compared with.
 
     A run is a folder that `quantlib quantize` wrote, a published checkpoint, a folder of a pipeline
@@ -45,10 +46,11 @@ def compare(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
     """
     from quantlib.report.compare_html import render_comparison
 
-    comparison = compare_runs(read_runs(runs))
-    _write(output, render_comparison(comparison))
+    with progress(quiet=quiet):
+        comparison = compare_runs(read_runs(runs))
+        _write(output, render_comparison(comparison))
     if as_json:
-        click.echo(comparison.to_json())
+        print_json("comparison", {**comparison.to_json(), "page": str(output)})
     else:
         _print(comparison)
         click.echo(f"page: {output}")

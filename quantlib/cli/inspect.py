@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
+
+from quantlib.cli.result_options import print_json, progress, result_options
 
 if TYPE_CHECKING:
     from quantlib.planning.inspection import Inspection, KindOfBlock
@@ -22,8 +23,8 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("model")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def inspect(model: str, as_json: bool) -> None:
+@result_options
+def inspect(model: str, as_json: bool, quiet: bool) -> None:
     """Show what MODEL is made of: blocks, linears, experts, and what would be quantized.
 
     Only the config and the headers are read, of a model of any size: a folder, a .gguf file,
@@ -32,9 +33,10 @@ def inspect(model: str, as_json: bool) -> None:
     from quantlib.planning.inspection import inspect_model
     from quantlib.sources.opening import open_headers
 
-    found = inspect_model(open_headers(model))
+    with progress(quiet=quiet):
+        found = inspect_model(open_headers(model))
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+        print_json("inspect", asdict(found))
         return
     for line in _lines(found):
         click.echo(line)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+from quantlib.cli.result_options import print_json, progress, result_options
 
 _EXAMPLES = """\b
 Examples:
@@ -45,7 +48,7 @@ Examples:
 )
 @click.option("--scratch", help="Local disk of a step, as 400Gi.  [default: not looked at]")
 @click.option("--group-size", type=int, help="In the place of the recipe's.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@result_options
 def plan(
     model: str,
     recipe_name: str,
@@ -56,6 +59,7 @@ def plan(
     scratch: str | None,
     group_size: int | None,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Show what quantizing MODEL would need: memory, disk and time for 1 to 64 ranges.
 
@@ -75,25 +79,26 @@ def plan(
 
     wanted = None if ranges == "auto" else _number(ranges)
     recipe, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)
-    source = open_source(model)
-    checkpoint, adapter = open_model(source, folds=needs_calibration(recipe))
-    if problems := opened_problems(recipe, checkpoint, adapter):
-        raise InvalidInputError(problems)
-    estimate = estimate_run(
-        recipe,
-        checkpoint,
-        adapter,
-        hardware,
-        parallel,
-        ranges=wanted,
-        node_gpus=node_gpus,
-        images=is_illustrated(recipe),
-    )
+    with progress(quiet=quiet):
+        source = open_source(model)
+        checkpoint, adapter = open_model(source, folds=needs_calibration(recipe))
+        if problems := opened_problems(recipe, checkpoint, adapter):
+            raise InvalidInputError(problems)
+        estimate = estimate_run(
+            recipe,
+            checkpoint,
+            adapter,
+            hardware,
+            parallel,
+            ranges=wanted,
+            node_gpus=node_gpus,
+            images=is_illustrated(recipe),
+        )
     chosen = estimate.chosen
     limits = Limits(node_gpus, _bytes(scratch))
     unfit = fit_problems(recipe, checkpoint, adapter, estimate, limits)
     if as_json:
-        click.echo(show.as_json(estimate))
+        print_json("plan", {**asdict(estimate), "problems": [str(problem) for problem in unfit]})
         if unfit:
             raise InvalidInputError(unfit)
         return

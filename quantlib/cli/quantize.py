@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +14,15 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from quantlib.checks.recipe import parse_recipe, recipe_path
+from quantlib.cli.result_options import (
+    exit_where_refused,
+    print_json,
+    progress,
+    result_of,
+    result_options,
+)
 from quantlib.config import load_config
 from quantlib.errors import (
-    GateFailedError,
     InvalidInputError,
     Problem,
     QuantlibError,
@@ -114,6 +119,7 @@ Examples:
     is_flag=True,
     help="Replace the checkpoint that quantlib wrote there; other files are never removed.",
 )
+@result_options
 def quantize(
     model_path: str,
     output_path: Path,
@@ -123,6 +129,8 @@ def quantize(
     gpus: int,
     store: Path | None,
     overwrite: bool,
+    as_json: bool,
+    quiet: bool,
     **options: Any,
 ) -> None:
     """Quantize a model with one command.
@@ -137,6 +145,7 @@ def quantize(
     from quantlib.evaluation.choose_engine import choose_engine
     from quantlib.manager import QuantizationManager
     from quantlib.output import WORK_NAME, output_problems, writing
+    from quantlib.report.model import HTML_NAME
     from quantlib.runtime.devices import resolve_device
     from quantlib.store import LocalStore
 
@@ -162,11 +171,18 @@ def quantize(
             problems += error.problems
     if problems:
         raise InvalidInputError(problems)
-    with writing(output_path), _tidy(store), _saying_what_is_kept(folder):
+    with writing(output_path), _tidy(store), _saying_what_is_kept(folder), progress(quiet=quiet):
         manager = QuantizationManager(recipe, model_path, LocalStore(folder), device, gpus)
         result = manager.quantize(validated=validate)
         manager.save(result, output_path)
-    _print_outcome(result.report, model_path, output_path)
+    report = result.report
+    page = output_path / HTML_NAME
+    if as_json:
+        found = {**result_of(report), "report": str(page), "output": str(output_path)}
+        print_json("quantize", found)
+    else:
+        _print_outcome(report, model_path, output_path, page)
+    exit_where_refused(report)
 
 
 @contextmanager
@@ -214,14 +230,10 @@ def _kept(store: Path) -> str:
     )
 
 
-def _print_outcome(report: Report, model_path: str, output: Path) -> None:
+def _print_outcome(report: Report, model_path: str, output: Path, page: Path) -> None:
     """The verdict first; how to serve it last, and not at all where it was refused."""
-    from quantlib.report.model import HTML_NAME
-
-    sizes, refused = report.sizes, report.verdict.outcome == "failed"
-    if refused:
-        click.echo(f"error: refused by the gate: {report.verdict.reason}", err=True)
-    elif report.evaluation is not None:
+    sizes, outcome = report.sizes, report.verdict.outcome
+    if outcome == "passed":
         click.echo(f"passed: {report.verdict.reason}")
     if report.evaluation is not None:
         click.echo(evaluation_line(report.evaluation))
@@ -231,12 +243,11 @@ def _print_outcome(report: Report, model_path: str, output: Path) -> None:
     if quantized := report.model.source.get("quantized"):
         click.echo(f"source: {quantized}")
     click.echo(f"{output}: {size}")
-    click.echo(f"report: {output / HTML_NAME}")
+    click.echo(f"report: {page}")
     if report.calibration is not None and report.calibration.shipped:
         click.echo("calibrated on the text that ships; give --calibration-dataset for your own")
-    if refused:
-        sys.exit(GateFailedError.exit_code)
-    click.echo(f"serve:  {_how_to_serve(output)}")
+    if outcome != "failed":
+        click.echo(f"serve:  {_how_to_serve(output)}")
 
 
 def _how_to_serve(output: Path) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from quantlib.cli.result_options import print_json, progress, result_options
+
 if TYPE_CHECKING:
     from quantlib.store import Store
+    from quantlib.store.base import StoredFile
+    from quantlib.store.inventory import Inventory
 
 _EXAMPLES = """\b
 Examples:
@@ -28,14 +32,19 @@ def store() -> None:
 
 @store.command("ls", epilog=_EXAMPLES)
 @_ADDRESS
-def list_command(address: str) -> None:
+@result_options
+def list_command(address: str, as_json: bool, quiet: bool) -> None:
     """List the steps in STORE, the last used at the end."""
     from quantlib.report.text import size
     from quantlib.store.inventory import take_inventory
     from quantlib.store.leases import holders
 
     opened = _opened(address)
-    inventory = take_inventory(opened)
+    with progress(quiet=quiet):
+        inventory, in_flight = take_inventory(opened), [str(each) for each in holders(opened)]
+    if as_json:
+        print_json("store", _listed(inventory) | {"in_flight": in_flight})
+        return
     table = _table("step", "key", "last used (UTC)", "files", "size", "state")
     for step in inventory.steps:
         table.add_row(
@@ -46,17 +55,55 @@ def list_command(address: str) -> None:
             size(step.bytes),
             "committed" if step.receipt else "damaged",
         )
-    unfinished = {tuple(path.split("/")[1:3]) for path in inventory.unfinished}
-    for name, key in sorted(unfinished):
-        files = [f for p, f in inventory.unfinished.items() if p.split("/")[1:3] == [name, key]]
+    for (name, key), files in _unfinished(inventory).items():
         row = (f"{max(file.modified for file in files):%Y-%m-%d %H:%M}", str(len(files)))
         table.add_row(name, key[:12], *row, size(sum(file.bytes for file in files)), "unfinished")
     console = Console(highlight=False)
     console.print(table)
-    for holder in holders(opened):
+    for holder in in_flight:
         console.print(f"in flight: {holder}")
-    total = sum(file.bytes for file in (inventory.blobs | inventory.unfinished).values())
-    console.print(f"{len(inventory.steps)} steps, {size(total)}")
+    console.print(f"{len(inventory.steps)} steps, {size(_bytes(inventory))}")
+
+
+def _listed(inventory: Inventory) -> dict[str, Any]:
+    """What a store holds, for machines."""
+    return {
+        "steps": [
+            {
+                "step": step.step,
+                "key": step.key,
+                "used": step.used.isoformat(),
+                "files": len(step.receipt.files) if step.receipt else None,
+                "bytes": step.bytes,
+                "state": "committed" if step.receipt else "damaged",
+            }
+            for step in inventory.steps
+        ],
+        "unfinished": [
+            {
+                "step": name,
+                "key": key,
+                "used": max(file.modified for file in files).isoformat(),
+                "files": len(files),
+                "bytes": sum(file.bytes for file in files),
+            }
+            for (name, key), files in _unfinished(inventory).items()
+        ],
+        "bytes": _bytes(inventory),
+    }
+
+
+def _unfinished(inventory: Inventory) -> dict[tuple[str, str], list[StoredFile]]:
+    """The files of steps that were not committed, by the step and its key."""
+    found: dict[tuple[str, str], list[StoredFile]] = {}
+    for path, file in sorted(inventory.unfinished.items()):
+        _, name, key, *_rest = path.split("/")
+        found.setdefault((name, key), []).append(file)
+    return found
+
+
+def _bytes(inventory: Inventory) -> int:
+    return sum(file.bytes for file in (inventory.blobs | inventory.unfinished).values())
 
 
 @store.command(epilog=_EXAMPLES)

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from quantlib.cli.result_options import print_json, progress, result_options
 from quantlib.cli.signature_options import policy_of, signature_options
 from quantlib.errors import InvalidInputError, VerificationError
 
@@ -33,6 +34,7 @@ Examples:
     help="The checkpoint that it must be: sha256:… For a copy whose folder is called otherwise.",
 )
 @signature_options
+@result_options
 def verify(
     published: str,
     digest: str | None,
@@ -40,6 +42,8 @@ def verify(
     identity: str | None,
     issuer: str | None,
     require_signature: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Verify the published checkpoint PUBLISHED: a folder, or s3://bucket/prefix.
 
@@ -57,13 +61,42 @@ def verify(
     policy = replace(policy_of(public_key, identity, issuer, require_signature), digest=digest)
     store = open_store(published.rstrip("/"))
     try:
-        total = sum(record.bytes for record in read_manifest(store).files.values())
-    except InvalidInputError as error:
-        raise VerificationError(error.problems) from None
-    with progress_bar("Verifying", total, "bytes") as advance:
-        verified = verify_for_promotion(store, policy, advance)
-    for line in _lines(verified):
-        click.echo(line)
+        try:
+            total = sum(record.bytes for record in read_manifest(store).files.values())
+        except InvalidInputError as error:
+            raise VerificationError(error.problems) from None
+        with progress(quiet=quiet), progress_bar("Verifying", total, "bytes") as advance:
+            verified = verify_for_promotion(store, policy, advance)
+    except VerificationError as error:
+        if as_json:
+            problems = [str(problem) for problem in error.problems]
+            print_json("verify", {"verified": False, "problems": problems})
+        raise
+    if as_json:
+        print_json("verify", {"verified": True, "problems": [], **_result(verified)})
+    else:
+        for line in _lines(verified):
+            click.echo(line)
+
+
+def _result(verified: Verified) -> dict[str, Any]:
+    from quantlib.report.text import figures_of
+
+    manifest, report = verified.manifest, verified.report
+    return {
+        "address": verified.address,
+        "checkpoint": verified.digest,
+        "model": manifest.name,
+        "release": manifest.release,
+        "published_at": manifest.published_at.isoformat(),
+        "recipe": manifest.recipe,
+        "files": len(manifest.files),
+        "verdict": manifest.gate.outcome,
+        "reason": manifest.gate.reason,
+        "figures": figures_of(report.evaluation) if report.evaluation else None,
+        "signed": verified.signed,
+        "signer": verified.signer,
+    }
 
 
 def _lines(verified: Verified) -> Iterator[str]:

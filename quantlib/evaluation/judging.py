@@ -40,6 +40,20 @@ def dequantized_checkpoint_reason(
     return f"{problem}; {left}"
 
 
+def dequantized_foreign_reason(problem: str | None, engine: str, device: str) -> str | None:
+    """The same of a checkpoint that was made elsewhere.
+
+    Args:
+        problem: Why vLLM cannot serve it on a CPU; None where it can.
+        engine: What judges: vllm or transformers.
+        device: auto, cpu or cuda.
+    """
+    reason = dequantized_reason(engine, problem, device)
+    if reason is None:
+        return None
+    return f"{reason}; its loader and layout, and what rounding activations costs, are not judged"
+
+
 def dequantized_source_reason(source: FileSource, engine: str, device: str) -> str | None:
     """Why an original that is quantized is judged by what its weights stand for; None if it is not.
 

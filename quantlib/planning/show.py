@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from quantlib.planning.estimate import RangeEstimate, RunEstimate
 from quantlib.planning.hardware import GIB
@@ -74,11 +72,6 @@ def markdown(estimate: RunEstimate) -> str:
         *disk_lines(estimate),
     ]
     return "\n".join(lines) + "\n"
-
-
-def as_json(estimate: RunEstimate) -> str:
-    """The estimate as JSON, in bytes and seconds."""
-    return json.dumps(asdict(estimate), indent=1)
 
 
 def _gib(count: int) -> str:

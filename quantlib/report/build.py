@@ -16,6 +16,7 @@ from quantlib.recipe import Recipe
 from quantlib.report.model import (
     CalibrationText,
     Evaluation,
+    ForeignMethod,
     LinearError,
     Method,
     Model,
@@ -65,11 +66,12 @@ def build_report(
     runs = {receipt.digest(): run_facts(store, receipt) for receipt in ran}
     try:
         judged = None if evaluation is None else Evaluation.model_validate(evaluation)
-        calibration = _calibration(steps.get("calibrate"))
+        calibration = _calibration(steps.get("calibrate") or checkpoint)
+        method = _method(recipe, steps.get("smooth"), checkpoint)
         return Report(
             verdict=_verdict(judged),
             model=_model(recipe, steps["fetch"], checkpoint),
-            method=_method(recipe, steps.get("smooth")),
+            method=method,
             sizes=Sizes(
                 bytes_original=checkpoint.facts["bytes_original"],
                 bytes_quantized=checkpoint.facts["bytes_quantized"],
@@ -88,7 +90,9 @@ def build_report(
             serve=checkpoint.facts["serve"],
             removed=checkpoint.facts["removed"],
             versions=package_versions(),
-            recipe=recipe.model_dump(mode="json"),
+            recipe=recipe.model_dump(
+                mode="json", include={"validation"} if isinstance(method, ForeignMethod) else None
+            ),
             provenance=Provenance(
                 checkpoint_digest=checkpoint.facts["checkpoint_digest"],
                 model_digest=steps["fetch"].facts["digest"],
@@ -150,9 +154,9 @@ def _verdict(evaluation: Evaluation | None) -> Verdict:
     return Verdict(outcome="passed" if gate.passed else "failed", reason=gate.reason)
 
 
-def _calibration(calibrated: Receipt | None) -> CalibrationText | None:
+def _calibration(calibrated: Receipt) -> CalibrationText | None:
     """The text that was used; a method that looks at no inputs leaves none."""
-    text = calibrated.facts.get("text") if calibrated else None
+    text = calibrated.facts.get("text")
     return CalibrationText.model_validate(text) if text else None
 
 
@@ -170,7 +174,11 @@ def _model(recipe: Recipe, fetched: Receipt, checkpoint: Receipt) -> Model:
     )
 
 
-def _method(recipe: Recipe, smoothed: Receipt | None) -> Method:
+def _method(
+    recipe: Recipe, smoothed: Receipt | None, checkpoint: Receipt
+) -> Method | ForeignMethod:
+    if told := checkpoint.facts.get("method"):  # a checkpoint that was there already
+        return Method(**told) if "quantizer" in told else ForeignMethod(**told)
     quantization, suppression = recipe.quantization, recipe.outlier_suppression
     return Method(
         quantizer=quantization.method,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantlib.report.model import LinearError, Report
+from quantlib.report.model import ForeignMethod, LinearError, Report
 from quantlib.report.run_reports import Run, short_digest
 
 COMPARISON_SCHEMA = "quantlib/comparison/1"
@@ -61,32 +60,28 @@ class Comparison:
         """Whether every run was compared with its original."""
         return all(run.report.evaluation is not None for run in self.runs)
 
-    def to_json(self) -> str:
+    def to_json(self) -> dict[str, Any]:
         """The comparison for machines."""
-        return json.dumps(
-            {
-                "schema": COMPARISON_SCHEMA,
-                "runs": [
-                    {
-                        "letter": run.letter,
-                        "name": run.name,
-                        "method": run.report.method.model_dump(mode="json"),
-                        "verdict": run.report.verdict.outcome,
-                        "model_digest": run.report.provenance.model_digest,
-                        "calibration_digest": run.report.provenance.calibration_digest,
-                        "checkpoint_digest": run.report.provenance.checkpoint_digest,
-                        "block_errors": self.block_errors[index],
-                    }
-                    | {name: figure.values[index] for name, figure in self.figures.items()}
-                    for index, run in enumerate(self.runs)
-                ],
-                "error_measure": self.measure,
-                "unfair": self.unfair,
-                "unlike_errors": self.unlike_errors,
-                "changes": self.changes,
-            },
-            indent=1,
-        )
+        return {
+            "runs": [
+                {
+                    "letter": run.letter,
+                    "name": run.name,
+                    "method": run.report.method.model_dump(mode="json"),
+                    "verdict": run.report.verdict.outcome,
+                    "model_digest": run.report.provenance.model_digest,
+                    "calibration_digest": run.report.provenance.calibration_digest,
+                    "checkpoint_digest": run.report.provenance.checkpoint_digest,
+                    "block_errors": self.block_errors[index],
+                }
+                | {name: figure.values[index] for name, figure in self.figures.items()}
+                for index, run in enumerate(self.runs)
+            ],
+            "error_measure": self.measure,
+            "unfair": self.unfair,
+            "unlike_errors": self.unlike_errors,
+            "changes": self.changes,
+        }
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
@@ -150,6 +145,7 @@ def _unfair(runs: Sequence[Run]) -> list[str]:
 
 def _unlike_errors(runs: Sequence[Run], measure: str) -> list[str]:
     """Output errors depend on the calibration text, weight errors on what was done to weights."""
+    runs = [run for run in runs if run.report.linears]
     if measure == "relative_error":
         found = _parting(
             runs,
@@ -160,11 +156,16 @@ def _unlike_errors(runs: Sequence[Run], measure: str) -> list[str]:
     else:
         found = _parting(
             runs,
-            lambda r: r.method.outlier_suppression,
+            _suppression,
             "Errors of linears cannot be compared, the weights were transformed before",
-            lambda r: r.method.outlier_suppression or "not transformed",
+            lambda r: _suppression(r) or "not transformed",
         )
     return [found] if found else []
+
+
+def _suppression(report: Report) -> str | None:
+    method = report.method
+    return None if isinstance(method, ForeignMethod) else method.outlier_suppression
 
 
 def _parting(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantlib.report.compare import Comparison, Figure
+from quantlib.report.model import ForeignMethod
 from quantlib.report.run_reports import Run, short_digest
 from quantlib.report.text import (
     ABSENT,
@@ -119,6 +120,8 @@ def description_rows(comparison: Comparison) -> list[Row]:
 
 def _method(run: Run) -> tuple[str, str]:
     method = run.report.method
+    if isinstance(method, ForeignMethod):
+        return "made elsewhere", ""
     return method.quantizer, f"after {method.outlier_suppression}" * bool(
         method.outlier_suppression
     )
@@ -126,6 +129,8 @@ def _method(run: Run) -> tuple[str, str]:
 
 def _scheme(run: Run) -> tuple[str, str]:
     method = run.report.method
+    if isinstance(method, ForeignMethod):
+        return method.words, ""
     symmetry = "symmetric" if method.symmetric else "asymmetric"
     return method.scheme, f"{method.grouping}, {symmetry}"
 
@@ -150,7 +155,7 @@ _DESCRIPTIONS: dict[str, Callable[[Run], tuple[str, str]]] = {
     "Model": lambda run: (run.report.model.name, short_digest(run.report.model.digest)),
     "Method": _method,
     "Scheme": _scheme,
-    "Format": lambda run: (run.report.method.format, ""),
+    "Format": lambda run: (getattr(run.report.method, "format", ABSENT), ""),
     "Quantized blocks": _blocks,
     "Calibration text": lambda run: _text(run.report.calibration),
     "Held-out text": lambda run: _text(run.report.evaluation and run.report.evaluation.text),

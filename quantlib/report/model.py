@@ -106,6 +106,12 @@ class Method(Part):
         return "per channel" if self.group_size == -1 else f"groups of {self.group_size}"
 
 
+class ForeignMethod(Part):
+    """Of a checkpoint that was made elsewhere, how its weights lie by its config, in words."""
+
+    words: str
+
+
 class Sizes(Part):
     """Bytes of the weights before and after, and of every file of the checkpoint."""
 
@@ -364,7 +370,7 @@ class Report(Part):
     schema_: Annotated[Literal["quantlib/report/1"], Field(alias="schema")] = SCHEMA
     verdict: Verdict
     model: Model
-    method: Method
+    method: Method | ForeignMethod
     sizes: Sizes
     evaluation: Evaluation | None
     calibration: CalibrationText | None

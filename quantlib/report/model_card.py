@@ -8,7 +8,7 @@ import yaml
 
 from quantlib.report.html import check_row
 from quantlib.report.jinja_environment import environment
-from quantlib.report.model import Report
+from quantlib.report.model import Method, Report
 from quantlib.report.text import counted
 from quantlib.serving.options import serve_line
 
@@ -38,6 +38,7 @@ def render_model_card(report: Report) -> str:
 
 def _front_matter(report: Report) -> dict[str, Any]:
     model, method = report.model, report.method
+    assert isinstance(method, Method), "what is published is what the steps made"
     tags = ["quantized", "vllm", method.quantizer, f"{method.bits}-bit", method.scheme.lower()]
     if method.format not in tags:
         tags.append(method.format)

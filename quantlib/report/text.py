@@ -120,9 +120,20 @@ def figures_line(
     )
 
 
-def evaluation_line(evaluation: Evaluation) -> str:
-    """:func:`figures_line` of an evaluation."""
-    return figures_line(
+FIGURES = (
+    "perplexity_original",
+    "perplexity_quantized",
+    "perplexity_increase",
+    "kl_mean",
+    "kl_standard_error",
+    "top1_agreement",
+)
+"""What is measured of a checkpoint, by the names that steps and commands give it."""
+
+
+def figures_of(evaluation: Evaluation) -> dict[str, float]:
+    """The :data:`FIGURES` of an evaluation."""
+    values = (
         evaluation.original.perplexity,
         evaluation.quantized.perplexity,
         evaluation.perplexity_increase,
@@ -130,6 +141,12 @@ def evaluation_line(evaluation: Evaluation) -> str:
         evaluation.kl_standard_error,
         evaluation.top1_agreement,
     )
+    return dict(zip(FIGURES, values, strict=True))
+
+
+def evaluation_line(evaluation: Evaluation) -> str:
+    """:func:`figures_line` of an evaluation."""
+    return figures_line(*figures_of(evaluation).values())
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

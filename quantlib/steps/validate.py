@@ -24,10 +24,12 @@ from quantlib.evaluation.evaluate import (
 from quantlib.evaluation.gate import Figures, judge
 from quantlib.evaluation.judging import (
     dequantized_checkpoint_reason,
+    dequantized_foreign_reason,
     dequantized_source_reason,
     in_words,
 )
 from quantlib.evaluation.process import Workers
+from quantlib.models import BaseModelAdapter
 from quantlib.recipe import Recipe
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
 from quantlib.report.html import render_brief_html, render_html
@@ -62,8 +64,9 @@ def validate(
         store: Where the steps' files are.
         recipe: What to judge by.
         model: The fetch step's receipt.
-        planned: The plan step's receipt, which names the windows of the held-out text.
-        checkpoint: The merge step's receipt.
+        planned: The plan step's receipt, or another one that names the windows of the held-out
+            text.
+        checkpoint: The merge step's receipt, or the adopt step's.
         device: auto, cpu or cuda.
         gpus: What each of the two models is spread over.
 
@@ -177,12 +180,19 @@ def _setting(
         numerics=numerics(resolve_device(device), getattr(torch, dtype)),
         tensor_parallel_size=gpus,
         dequantized=dequantized_source_reason(source, engine.name, device),
-        checkpoint_dequantized=dequantized_checkpoint_reason(
-            recipe.quantization, adapter, engine.name, device
-        ),
+        checkpoint_dequantized=_not_as_served(recipe, checkpoint, adapter, engine.name, device),
         renamed=adapter.layout.renamed,
         drafts=adapter.drafts,
     )
+
+
+def _not_as_served(
+    recipe: Recipe, checkpoint: Receipt, adapter: BaseModelAdapter, engine: str, device: str
+) -> str | None:
+    """Why a checkpoint is judged by its dequantized weights; None where it is not."""
+    if "cpu_problem" in checkpoint.facts:  # made elsewhere
+        return dequantized_foreign_reason(checkpoint.facts["cpu_problem"], engine, device)
+    return dequantized_checkpoint_reason(recipe.quantization, adapter, engine, device)
 
 
 def _metrics(figures: Figures) -> dict[str, float]:

@@ -46,6 +46,7 @@ def test_a_table_and_a_page(runs: list[Path], tmp_path: Path) -> None:
 def test_json(runs: list[Path], tmp_path: Path) -> None:
     done = call("compare", *runs, "--json", "--output", tmp_path / "page.html")
     found = json.loads(done.stdout)
+    assert found["schema"] == "quantlib/comparison/1"
     assert [run["method"]["outlier_suppression"] for run in found["runs"]] == [None, "smooth_quant"]
     assert found["runs"][0]["kl_mean"] is None
     assert len(found["runs"][0]["block_errors"]) == 4

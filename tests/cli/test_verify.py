@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from quantlib import cli
+from quantlib.report.text import FIGURES
 from quantlib.steps.publish import publish
 
 
@@ -108,3 +110,21 @@ def test_options_that_make_no_sense_exit_with_2(published: Path, key: Path, caps
     ):
         code, _, err = run(capsys, *arguments)
         assert (code, what in err) == (2, True), err
+
+
+def test_json(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "verify", published, "--json", "--quiet")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["schema"] == "quantlib/verify/1"
+    assert (found["verified"], found["problems"]) == (True, [])
+    assert found["checkpoint"] == f"sha256:{published.name}"
+    assert (found["verdict"], found["signed"], found["signer"]) == ("passed", False, None)
+    assert set(found["figures"]) == set(FIGURES)
+
+    (published / "model.safetensors").write_bytes(b"other")
+    code, out, err = run(capsys, "verify", published, "--json", "--quiet")
+    assert code == 1
+    found = json.loads(out)
+    assert found["verified"] is False
+    assert err == "".join(f"error: {problem}\n" for problem in found["problems"])

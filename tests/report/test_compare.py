@@ -189,8 +189,7 @@ def test_errors_of_weights_where_a_method_looks_at_no_inputs(save: Save) -> None
 
 
 def test_json_holds_every_figure(save: Save) -> None:
-    found = json.loads(compared(save("a"), save("b", not_validated)).to_json())
-    assert found["schema"] == "quantlib/comparison/1"
+    found = compared(save("a"), save("b", not_validated)).to_json()
     assert [run["kl_mean"] for run in found["runs"]] == [0.108, None]
     assert found["runs"][0]["model_digest"] == "sha256:" + "5a" * 32
     assert found["runs"][0]["letter"] == "A"

@@ -110,6 +110,24 @@ def test_options_are_passed_on_and_the_end_is_told(runs: Runs, recipe: str, tmp_
     }
 
 
+def test_json(runs: Runs, recipe: str) -> None:
+    result = call("--recipe", recipe, "--run-dir", "here", "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    found = json.loads(result.stdout)
+    assert (found["schema"], found["state"]) == ("quantlib/run-result/1", "succeeded")
+    assert (found["verdict"], found["published"]) == ("passed", "here/abc")
+    assert (found["run"], found["failure"]) == ("here", None)
+
+    runs.failing = "quantize"
+    result = call("--recipe", recipe, "--run-dir", "here", "--json", "--quiet")
+    assert result.exit_code == 3
+    found = json.loads(result.stdout)
+    assert (found["state"], found["verdict"]) == ("failed", None)
+    assert found["failure"] == {"step": "quantize", "error": "step quantize: failed"}
+    assert "perplexity is too high" in result.stderr
+
+
 def test_a_step_that_failed_shows_the_end_of_its_log(runs: Runs, recipe: str) -> None:
     runs.failing = "gate"
     result = call("--recipe", recipe)
