@@ -12,7 +12,7 @@ from pipelines.graph import Constants, Graph, Setting
 from pipelines.profiles import Profile, load_profile
 from quantlib.checks.recipe_choice import shipped_recipes
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CompileOptions:
     cluster: str = "gpu"
     images_lock: Path | None = None
     allow_floating: bool = False
-    recipes: Mapping[str, Recipe] = field(default_factory=dict)
+    recipes: Mapping[str, AskedRecipe] = field(default_factory=dict)
     job: str = ""
 
 
@@ -100,7 +100,7 @@ def _images(options: CompileOptions) -> Images:
     return images
 
 
-def _labels(recipes: Mapping[str, Recipe]) -> dict[str, str]:
+def _labels(recipes: Mapping[str, AskedRecipe]) -> dict[str, str]:
     if len(recipes) != 1:
         return {}
     (recipe,) = recipes.values()  # a label's value has room for 63 characters

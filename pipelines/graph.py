@@ -159,7 +159,7 @@ _FETCH = Step(
         "store": Asked("store"),
     },
 )
-_RECIPE, _MODEL = Output("fetch", "checked_recipe"), Output("fetch", "model")
+_RECIPE, _MODEL = Output("plan", "settled_recipe"), Output("fetch", "model")
 _WORK: dict[str, Source] = {"recipe": _RECIPE, "store": Asked("store"), "model": _MODEL}
 
 QUANTIZE = Graph(
@@ -218,6 +218,7 @@ QUANTIZE = Graph(
             "plan",
             {
                 **_WORK,
+                "recipe": Output("fetch", "checked_recipe"),
                 "num_ranges": Asked("num_ranges"),
                 "gpu": Asked("gpu"),
                 "parallel": Constant("parallel"),

@@ -6,16 +6,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantlib.checks.group_size import settle
 from quantlib.checks.model import sharing_problems
 from quantlib.checks.recipe import parse_recipe
-from quantlib.checks.scheme import resolve_format
+from quantlib.checks.scheme import provisional_section, resolve_format
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.output import write_checkpoint
 from quantlib.quantizers import quantizer_registry
-from quantlib.recipe import QuantizationSection, Recipe, ValidationSection
+from quantlib.recipe import AskedRecipe, QuantizationSection, Recipe, ValidationSection
 from quantlib.report.build import build_report
 from quantlib.report.model import Report
 from quantlib.sources.naming import named
@@ -49,7 +50,7 @@ class QuantizationManager:
     """Runs fetch, plan, calibrate, smooth, quantize and merge; validate on request.
 
     Attributes:
-        recipe: What to do.
+        recipe: What was asked for.
         source: The model: a folder, a ``.gguf`` file, or ``hf://org/name@revision``.
         store: Where the steps' files go. What is committed there already is not done again.
         device: auto, cpu or cuda.
@@ -57,7 +58,7 @@ class QuantizationManager:
     """
 
     def __init__(
-        self, recipe: Recipe, source: str, store: Store, device: str = "auto", gpus: int = 1
+        self, recipe: AskedRecipe, source: str, store: Store, device: str = "auto", gpus: int = 1
     ) -> None:
         self.recipe = recipe
         self.source = source
@@ -72,7 +73,7 @@ class QuantizationManager:
         Raises:
             UnknownNameError: A registry does not know a name of the recipe.
         """
-        section = self.recipe.quantization
+        section = provisional_section(self.recipe.quantization)
         quantizer_registry.get_quantizer(section.method)(section)
         format_registry.get_format(resolve_format(section))
         suppression = self.recipe.outlier_suppression
@@ -88,14 +89,15 @@ class QuantizationManager:
         Raises:
             QuantlibError: Input was refused, or a step failed; committed steps stay committed.
         """
-        store, recipe, device = self.store, self.recipe, self.device
-        texts = bring_texts(store, recipe, validated=validated)
+        store, device = self.store, self.device
+        texts = bring_texts(store, self.recipe, validated=validated)
         model = fetch(store, self.source, tokenizer=bool(texts.inputs))
+        recipe = settle(self.recipe, open_receipt(store, model)[1]).recipe
         if validated:
-            self._require_shareable(model)
-        ranges = plan(store, recipe, model, texts, 0, validated=validated)
+            self._require_shareable(recipe, model)
+        ranges = plan(store, self.recipe, model, texts, 0, validated=validated)
         if validated:
-            self._say_what_is_judged(model)
+            self._say_what_is_judged(recipe, model)
         calibration = calibrate(store, recipe, model, ranges, device)
         smoothing = smooth(store, recipe, model, calibration)
         quantized = [
@@ -112,16 +114,16 @@ class QuantizationManager:
         report = build_report(store, recipe, checkpoint, evaluation, validation, ranges)
         return QuantizationResult(checkpoint, report)
 
-    def _say_what_is_judged(self, model: Receipt) -> None:
+    def _say_what_is_judged(self, recipe: Recipe, model: Receipt) -> None:
         _, adapter = open_receipt(self.store, model)
-        section, engine = self.recipe.quantization, self.recipe.validation.engine
+        section, engine = recipe.quantization, recipe.validation.engine
         reason = dequantized_checkpoint_reason(section, adapter, engine, self.device)
         if reason is not None:
             print(f"the checkpoint will be {in_words(reason)}", file=sys.stderr, flush=True)
 
-    def _require_shareable(self, model: Receipt) -> None:
+    def _require_shareable(self, recipe: Recipe, model: Receipt) -> None:
         _, adapter = open_receipt(self.store, model)
-        problems = sharing_problems(self.recipe.quantization, adapter, self.gpus, "gpus")
+        problems = sharing_problems(recipe.quantization, adapter, self.gpus, "gpus")
         if problems:
             raise InvalidInputError(problems)
 
@@ -167,13 +169,15 @@ def judge_checkpoint(
     recipe = named(Recipe(quantization=quantization, validation=section), original)
     texts = bring_texts(store, recipe)
     model = fetch(store, original)
-    windows, problems = make_all_windows(store, recipe, texts, *open_receipt(store, model))
+    opened = open_receipt(store, model)
+    windows, problems = make_all_windows(store, recipe, texts, *opened)
     if problems:
         raise InvalidInputError(problems)
     windowed = commit_step(store, "windowed", {}, windows, lambda output: None)
     adopted, made = adopt(store, checkpoint, model)
     if made is not None:
-        recipe = parse_recipe(made.recipe | {"validation": section.model_dump(mode="json")})
+        asked = parse_recipe(made.recipe | {"validation": section.model_dump(mode="json")})
+        recipe = settle(asked, opened[1]).recipe
         _say_whether_made_of(made, model)
     validation = validate(store, recipe, model, windowed, adopted, device, gpus)
     evaluation = read_evaluation(store, validation)

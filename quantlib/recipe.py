@@ -11,7 +11,14 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
 
@@ -27,7 +34,7 @@ Activations = Literal["none", "int8", "int8-static", "fp8"]
 """What the inputs of quantized linears are rounded to when the model is served."""
 
 
-class WeightScheme(Section):
+class AskedWeights(Section):
     """How a weight's numbers are represented."""
 
     type: Annotated[
@@ -36,28 +43,43 @@ class WeightScheme(Section):
     ] = "int"
     bits: Annotated[int, Field(ge=2, le=8, description="Bits of a code.")] = 4
     group_size: Annotated[
-        int,
-        Field(description="Input columns that share a scale; -1 for one scale per output channel."),
-    ] = 128
+        int | Literal["auto"],
+        Field(
+            description="Input columns that share a scale; -1 for one scale per output channel. "
+            "auto: the largest of 128, 64 and 32 that divides the inputs of all linears."
+        ),
+    ] = "auto"
     symmetric: Annotated[
         bool, Field(description="Codes centred on zero (true), or a zero point per group (false).")
     ] = True
 
-    @field_validator("group_size")
+    @field_validator("group_size", mode="wrap")
     @classmethod
-    def _positive_or_channel(cls, value: int) -> int:
-        if value != -1 and value < 1:
-            raise ValueError("must be -1 (per channel) or a positive number of columns")
-        return value
+    def _auto_channel_or_positive(
+        cls, value: object, handler: ValidatorFunctionWrapHandler
+    ) -> int | Literal["auto"]:
+        try:
+            size = handler(value)
+        except ValidationError:  # one fault, not one of each type that it may have
+            size = 0
+        if size not in ("auto", -1) and size < 1:
+            raise ValueError("must be auto, -1 (per channel) or a positive number of columns")
+        return size
 
 
-class QuantizationSection(Section):
+class WeightScheme(AskedWeights):
+    """The same with the size of groups settled: a number."""
+
+    group_size: int = 128
+
+
+class AskedQuantization(Section):
     """The algorithm, the representation and what it applies to."""
 
     method: Annotated[
         str, Field(description="A registered quantizer: awq, gptq, hqq, minmax, ...")
     ] = "gptq"
-    weights: WeightScheme = WeightScheme()
+    weights: AskedWeights = AskedWeights()
     activations: Annotated[
         Activations,
         Field(
@@ -102,6 +124,12 @@ class QuantizationSection(Section):
         if value is not None and not value:
             raise ValueError("names no block; leave it out to quantize all of them")
         return None if value is None else tuple(sorted(set(value)))
+
+
+class QuantizationSection(AskedQuantization):
+    """The same with the size of groups settled: what quantizers and formats are given."""
+
+    weights: WeightScheme = WeightScheme()
 
 
 class CalibrationSection(Section):
@@ -249,8 +277,8 @@ class ServingSection(Section):
     ] = 1
 
 
-class Recipe(Section):
-    """Everything that decides what a quantized checkpoint will be."""
+class AskedRecipe(Section):
+    """What is asked for: everything that decides, on a model, what its checkpoint will be."""
 
     model: Annotated[
         str | None,
@@ -259,7 +287,7 @@ class Recipe(Section):
             "May be left out and given on the command line."
         ),
     ] = None
-    quantization: QuantizationSection = QuantizationSection()
+    quantization: AskedQuantization = AskedQuantization()
     calibration: CalibrationSection = CalibrationSection()
     outlier_suppression: Annotated[
         OutlierSuppressionSection | None, Field(description="Default: none.")
@@ -279,3 +307,12 @@ class Recipe(Section):
     def digest(self) -> str:
         """``sha256:`` and the hexadecimal digest of :meth:`canonical_json`."""
         return "sha256:" + hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+class Recipe(AskedRecipe):
+    """What is done to a model: nothing is left for its shapes to decide.
+
+    :func:`quantlib.checks.group_size.settle` makes one of what is asked for.
+    """
+
+    quantization: QuantizationSection = QuantizationSection()

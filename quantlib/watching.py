@@ -9,7 +9,7 @@ from pathlib import Path
 from quantlib.checkpoint.source import StoreSource
 from quantlib.errors import InvalidInputError
 from quantlib.publishing.jobs import published_of
-from quantlib.recipe import PublishSection, Recipe
+from quantlib.recipe import AskedRecipe, PublishSection
 from quantlib.runtime.code_version import code_version
 from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
 from quantlib.sources.folder import open_folder
@@ -83,7 +83,7 @@ def _pinned(address: str, digest: str) -> Release:
     return Release(pin(address, digest), digest)
 
 
-def destination_of(recipe: Recipe, destination: str) -> str:
+def destination_of(recipe: AskedRecipe, destination: str) -> str:
     """Where a watched recipe's checkpoints are published.
 
     Args:
@@ -104,7 +104,7 @@ def destination_of(recipe: Recipe, destination: str) -> str:
 
 
 def find_job(
-    recipe: Recipe,
+    recipe: AskedRecipe,
     destination: str,
     images: Sequence[str],
     *,

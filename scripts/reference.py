@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from quantlib.cli import COMMANDS, command_of
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
-from quantlib.recipe import Recipe, Section
+from quantlib.recipe import AskedRecipe, Section
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 _NOTE = "<!-- Written by `python scripts/reference.py`; `make quality` compares. -->"
@@ -31,7 +31,7 @@ def recipe_page() -> str:
         "A recipe is a YAML or JSON file. Every field has a default, unknown keys are refused, and",
         "`quantlib validate-recipe FILE` prints all faults at once.",
         "",
-        *_section(Recipe, ""),
+        *_section(AskedRecipe, ""),
     ]
     for title, path, registry in (
         ("Options of the methods", "quantization.options", quantizer_registry),

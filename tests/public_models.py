@@ -19,6 +19,7 @@ from typing import Any
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
+from quantlib.checks.group_size import settle
 from quantlib.checks.linears import exact_linears
 from quantlib.checks.model import model_problems
 from quantlib.checks.recipe import load_recipe
@@ -115,7 +116,7 @@ def facts(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> dict[str, Any]:
         adapter: Its family.
     """
     layout = adapter.layout
-    kept = exact_linears(recipe(RECIPES[0]).quantization, adapter)
+    kept = exact_linears(recipe(RECIPES[0], adapter).quantization, adapter)
     quantized, kinds = 0, []
     for number in range(len(layout.kinds)):
         blocks = [block for block, own in enumerate(layout.kind_of) if own == number]
@@ -144,14 +145,14 @@ def facts(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> dict[str, Any]:
         "problems": {
             name: [str(problem) for problem in found]
             for name in RECIPES
-            if (found := model_problems(recipe(name), checkpoint, adapter))
+            if (found := model_problems(recipe(name, adapter), checkpoint, adapter))
         },
     }
 
 
-def recipe(name: str) -> Recipe:
-    """A recipe that comes with the package."""
-    return load_recipe(SHIPPED_RECIPES / f"{name}.yaml")
+def recipe(name: str, adapter: BaseModelAdapter) -> Recipe:
+    """A recipe that comes with the package, settled for a model."""
+    return settle(load_recipe(SHIPPED_RECIPES / f"{name}.yaml"), adapter).recipe
 
 
 def _words(shared: SharedInput, exact: Collection[str]) -> str:

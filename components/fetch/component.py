@@ -36,6 +36,6 @@ def fetch(
         model: Receipt of the model in the store.
         texts: Receipt of the calibration and evaluation texts in the store.
         fetch_summary: What the step did, for the run's page.
-        checked_recipe: The recipe as all later steps take it, with every default filled in.
+        checked_recipe: The recipe with every default filled in.
     """
     return step_container("fetch")

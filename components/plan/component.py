@@ -19,6 +19,7 @@ def plan(
     texts: dsl.Input[dsl.Artifact],
     plan: dsl.Output[dsl.Artifact],
     plan_summary: dsl.Output[dsl.Markdown],
+    settled_recipe: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
     ranges: dsl.OutputPath(list[str]),  # type: ignore[valid-type]  # kfp's notation
     calibrate_memory: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
     calibrate_cpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
@@ -48,6 +49,7 @@ def plan(
         texts: Receipt of the texts.
         plan: Receipt of the plan.
         plan_summary: What the run is expected to take, as a table.
+        settled_recipe: The recipe as all later steps take it, with the group size as a number.
         ranges: The ranges, each as first block and end, such as "0:10".
         calibrate_memory: Memory that the calibrate step needs, such as 12Gi.
         calibrate_cpus: CPUs that it needs, such as 4.

@@ -17,7 +17,7 @@ from quantlib.checks.recipe import load_recipe
 from quantlib.checks.recipe_choice import AS_IN_RECIPE
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.planning import HARDWARE
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe
 from quantlib.steps.plan import AUTO
 from quantlib.text.addresses import LocalText, Text, parse_text
 from quantlib.text.wanted import wanted_texts
@@ -40,14 +40,14 @@ class Job:
 
     model: str
     recipe: str
-    group_size: int | None
+    group_size: str | None
     store: str | None
     num_ranges: int
     publish_to: str
     device: str
     gpu: str | None
 
-    def checked_recipe(self) -> Recipe:
+    def checked_recipe(self) -> AskedRecipe:
         """The recipe, with a model named in it or beside it.
 
         Raises:
@@ -175,7 +175,7 @@ job_options = _options(
         show_default=True,
         help="A file, or the name of a recipe that ships.",
     ),
-    click.option("--group-size", type=int, help="In the place of the recipe's."),
+    click.option("--group-size", help="A number or auto, in the place of the recipe's."),
     click.option(
         "--store",
         help="Where the steps keep their work: a folder, or s3://bucket/prefix.  "
@@ -213,13 +213,13 @@ def _range_count(text: str | None) -> int:
     return int(text)
 
 
-def own_recipes(names: Sequence[str]) -> dict[str, Recipe]:
+def own_recipes(names: Sequence[str]) -> dict[str, AskedRecipe]:
     """Recipes by the names that the form of a run offers them by.
 
     Raises:
         InvalidInputError: One is none, or two have one name.
     """
-    recipes: dict[str, Recipe] = {}
+    recipes: dict[str, AskedRecipe] = {}
     problems: list[Problem] = []
     for name in names:
         try:
@@ -235,7 +235,7 @@ def own_recipes(names: Sequence[str]) -> dict[str, Recipe]:
     return recipes
 
 
-def cluster_settings(job: Job, recipe: Recipe, compilation: Compilation) -> dict[str, Any]:
+def cluster_settings(job: Job, recipe: AskedRecipe, compilation: Compilation) -> dict[str, Any]:
     """The settings of a run in a cluster, which can reach all that they name.
 
     Raises:
@@ -248,7 +248,7 @@ def cluster_settings(job: Job, recipe: Recipe, compilation: Compilation) -> dict
     return settings
 
 
-def require_reachable(recipe: Recipe, model: str, store: str, publish_to: str) -> None:
+def require_reachable(recipe: AskedRecipe, model: str, store: str, publish_to: str) -> None:
     """Checks that a run elsewhere does not need files or folders of this machine.
 
     Raises:

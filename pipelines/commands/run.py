@@ -37,7 +37,7 @@ from quantlib.checks.run import input_problems
 from quantlib.cli.result_options import print_json, progress, result_options
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.choose_engine import choose_engine
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe
 from quantlib.report.model import HTML_NAME
 from quantlib.report.text import FIGURES, figures_line
 from quantlib.runtime.cpus import available_cpus
@@ -155,7 +155,7 @@ def run_command(
 
 
 def _start_in_kubeflow(
-    recipe: Recipe, job: Job, digest: str, options: CompileOptions, server: Server
+    recipe: AskedRecipe, job: Job, digest: str, options: CompileOptions, server: Server
 ) -> tuple[bool, str]:
     """Whether a run was started, since none of the job was there, and the address of its page."""
     from pipelines.kubeflow.compiling import compiled
@@ -172,7 +172,7 @@ def _start_in_kubeflow(
         return True, kubeflow.run(file, settings, f"{QUANTIZE.name}-{job.name}-{mark}")
 
 
-def _require_possible(recipe: Recipe, job: Job, store: str) -> None:
+def _require_possible(recipe: AskedRecipe, job: Job, store: str) -> None:
     model = job.model or recipe.model or ""
     destination = job.publish_to or recipe.publish.destination or ""
     problems = input_problems(recipe, model, store, validated_on="auto")

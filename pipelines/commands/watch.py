@@ -28,7 +28,7 @@ from quantlib.checks.recipe import load_recipe
 from quantlib.errors import GateFailedError, InvalidInputError, Problem, QuantlibError
 from quantlib.planning import HARDWARE
 from quantlib.publishing.jobs import published_of
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe
 from quantlib.runtime.keeper import kept
 from quantlib.runtime.process_group import end_kept
 from quantlib.store import lease, open_store
@@ -260,7 +260,7 @@ def _look(name: str, starter: Starter) -> Look:
     return Look(name, Outcome.DONE, published or job.release.address)
 
 
-def _run(name: str, recipe: Recipe, job: Job, starter: Starter) -> int | None:
+def _run(name: str, recipe: AskedRecipe, job: Job, starter: Starter) -> int | None:
     """Runs a job and returns its exit code; None where it took too long and was ended."""
     with TemporaryDirectory(prefix="quantlib-watch-") as folder:
         # The file itself may be another one by now than the job is of.

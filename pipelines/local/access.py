@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines.local.calls import Call
 from quantlib.checks.recipe_choice import recipe_of
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe
 from quantlib.sources.pinned import split_pin
 from quantlib.text.addresses import HubText, LocalText, ObjectText, Text, parse_text
 from quantlib.text.wanted import wanted_texts
@@ -43,7 +43,7 @@ def access_of(call: Call) -> Access:
         InvalidInputError: The recipe that it is given is none.
     """
     step, parameters = call.step, call.inputs.parameters
-    recipe = recipe_of(parameters) if "recipe" in parameters else Recipe()
+    recipe = recipe_of(parameters) if "recipe" in parameters else AskedRecipe()
     source = (parameters.get("source") or recipe.model or "") if step in _READS_MODEL else ""
     source, _ = split_pin(source)
     texts = wanted_texts(recipe).values() if step in _READS_TEXTS else ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from quantlib.checks.scheme import resolve_format
 from quantlib.formats import CheckpointScheme
@@ -35,6 +36,20 @@ def exact_linears(section: QuantizationSection, adapter: ModelFamily) -> list[se
             }.union(unsuited_linears(section, adapter, block))
         )
     return exact
+
+
+def quantized_shapes(
+    section: QuantizationSection, adapter: ModelFamily
+) -> Iterator[tuple[int, str, tuple[int, int]]]:
+    """The linears of all blocks that ``layers`` could name, as block, name within it, and shape.
+
+    Blocks are alike, so that shapes can be judged where a wrong list of layers selects none.
+    """
+    everywhere = section.model_copy(update={"layers": None})
+    for block, exact in enumerate(exact_linears(everywhere, adapter)):
+        for linear in adapter.linears(block):
+            if linear not in exact:
+                yield block, linear, adapter.linear_shape(block, linear)
 
 
 def unsuited_linears(

@@ -22,7 +22,7 @@ from quantlib.checks.scheme import needs_calibration
 from quantlib.errors import Problem, StoreError
 from quantlib.evaluation.original import SHARD_BYTES
 from quantlib.models import BaseModelAdapter
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe, Recipe
 from quantlib.sources.pinned import split_pin
 from quantlib.sources.space import existing_ancestor
 from quantlib.store import open_store
@@ -49,7 +49,7 @@ def _object_storage_problems(address: str) -> list[Problem]:
     return []
 
 
-def place_problems(recipe: Recipe, source: str, folders: Mapping[str, str]) -> list[Problem]:
+def place_problems(recipe: AskedRecipe, source: str, folders: Mapping[str, str]) -> list[Problem]:
     """Why folders of this machine cannot be written: they are, hold or lie in what is the user's.
 
     That is the model, the recipe's texts, the home folder and the current one.

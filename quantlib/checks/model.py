@@ -10,10 +10,16 @@ from quantlib.checks.linears import (
     KERNEL_MULTIPLE,
     exact_linears,
     matches,
+    quantized_shapes,
     rounded_drafts,
     unsuited_linears,
 )
-from quantlib.checks.scheme import needs_calibration, resolve_format
+from quantlib.checks.scheme import (
+    is_size_supported,
+    needs_calibration,
+    resolve_format,
+    with_group_size,
+)
 from quantlib.checks.sharding import Sharding, sharding_of
 from quantlib.errors import Problem
 from quantlib.formats import format_registry
@@ -258,25 +264,27 @@ def sharing_problems(
         setting: What asks for them, for messages.
     """
     sharding = quantized_sharding(section, adapter)
+    problems = sharding.problems(gpus) if gpus > 1 else []
+    if not problems:
+        return []
+    remedy = f"sizes that work: {', '.join(map(str, sharding.sizes()))}"
+    others = [
+        str(size)
+        for size in quantizer_registry.get_quantizer(section.method).get_supported_group_sizes()
+        if is_size_supported(other := with_group_size(section, size))
+        and not quantized_sharding(other, adapter).problems(gpus)
+    ]
+    if others:
+        remedy += f"; group sizes that work with {gpus}: {', '.join(others)}"
     return [
-        Problem(
-            setting,
-            f"{gpus} GPUs cannot share the model: {what}",
-            f"sizes that work: {', '.join(map(str, sharding.sizes()))}",
-        )
-        for what in (sharding.problems(gpus) if gpus > 1 else ())
+        Problem(setting, f"{gpus} GPUs cannot share the model: {what}", remedy) for what in problems
     ]
 
 
 def _shape_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
     shapes: dict[str, tuple[int, int]] = {}
-    # Blocks are alike, so that shapes can be judged where a wrong list of layers selects none.
-    everywhere = section.model_copy(update={"layers": None})
-    for block, exact in enumerate(exact_linears(everywhere, adapter)):
-        for linear in adapter.linears(block):
-            if linear not in exact:
-                shape = adapter.linear_shape(block, linear)
-                shapes.setdefault(without_expert(linear), shape)
+    for _, linear, shape in quantized_shapes(section, adapter):
+        shapes.setdefault(without_expert(linear), shape)
     problems = []
     size = section.weights.group_size
     ragged = {name: columns for name, (_, columns) in shapes.items() if size > 0 and columns % size}
@@ -288,11 +296,11 @@ def _shape_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> 
             if other == -1 or all(columns % other == 0 for _, columns in shapes.values())
         ]
         named = ", ".join(f"{name} ({columns} columns)" for name, columns in ragged.items())
+        remedies = [f"sizes that fit: {', '.join(fitting)}"] if fitting else []
+        if not set(fitting) - {"-1"}:
+            remedies.append("name them in quantization.ignore")
+        remedy = ", or ".join(remedies)
         problems.append(
-            Problem(
-                "quantization.weights.group_size",
-                f"{size} does not divide {named}",
-                f"sizes that fit: {', '.join(fitting)}",
-            )
+            Problem("quantization.weights.group_size", f"{size} does not divide {named}", remedy)
         )
     return problems

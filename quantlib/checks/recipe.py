@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from quantlib.checks.scheme import scheme_problems
 from quantlib.config import YamlFormat, load_config, named_file
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.recipe import SHIPPED_RECIPES, Recipe
+from quantlib.recipe import SHIPPED_RECIPES, AskedRecipe, Recipe
 from quantlib.runtime.pydantic_faults import field_problems, without_faults
 
 
-def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
+def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> AskedRecipe:
     """Validates parsed data.
 
     Args:
@@ -32,10 +32,10 @@ def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> Recipe:
     """
     problems: list[Problem] = []
     try:
-        recipe = Recipe.model_validate(data)
+        recipe = AskedRecipe.model_validate(data)
     except ValidationError as error:
-        problems = field_problems(error, Recipe)
-        recipe = without_faults(data, error, Recipe)
+        problems = field_problems(error, AskedRecipe)
+        recipe = without_faults(data, error, AskedRecipe)
     problems += scheme_problems(recipe)
     if problems:
         raise InvalidInputError(
@@ -50,12 +50,12 @@ def recipe_path(name: Path | str) -> Path:
     return named_file(name, SHIPPED_RECIPES, "recipe")
 
 
-def load_recipe(path: Path | str, group_size: int | None = None) -> Recipe:
+def load_recipe(path: Path | str, group_size: str | int | None = None) -> AskedRecipe:
     """Reads and validates a recipe file, or a shipped recipe by its name (``gptq``).
 
     Args:
         path: The file or the name.
-        group_size: In the place of the recipe's; None for the recipe's.
+        group_size: In the place of the recipe's, as a recipe may say it; None for the recipe's.
 
     Raises:
         InvalidInputError: With one problem per fault of the file.
@@ -68,7 +68,7 @@ def load_recipe(path: Path | str, group_size: int | None = None) -> Recipe:
     return parse_recipe(data, origin=str(path))
 
 
-def recipe_from_text(text: str) -> Recipe:
+def asked_from_text(text: str) -> AskedRecipe:
     """A recipe given as YAML or JSON text, as pipeline parameters carry it.
 
     Raises:
@@ -81,3 +81,19 @@ def recipe_from_text(text: str) -> Recipe:
     if not isinstance(data, dict):
         raise InvalidInputError.one("recipe", "does not hold a mapping")
     return parse_recipe(data)
+
+
+def recipe_from_text(text: str) -> Recipe:
+    """A recipe as the steps after the plan are given it.
+
+    Raises:
+        InvalidInputError: ``text`` is no valid recipe, or leaves the group size to the plan.
+    """
+    recipe = asked_from_text(text)
+    if recipe.quantization.weights.group_size == "auto":
+        raise InvalidInputError.one(
+            "recipe: quantization.weights.group_size",
+            "auto is settled by the plan step, whose recipe the steps after it take",
+            "give that one, or a number",
+        )
+    return Recipe.model_validate(recipe.model_dump())

@@ -9,7 +9,7 @@ from typing import Any
 from quantlib.checks.recipe import parse_recipe
 from quantlib.config import YamlFormat, load_config
 from quantlib.errors import InvalidInputError
-from quantlib.recipe import SHIPPED_RECIPES, Recipe
+from quantlib.recipe import SHIPPED_RECIPES, AskedRecipe
 
 AS_IN_RECIPE = "as in the recipe"
 
@@ -41,7 +41,7 @@ def chosen_recipe(
     scheme: str = AS_IN_RECIPE,
     changes: Mapping[str, Any] | None = None,
     recipes: Mapping[str, str] | None = None,
-) -> Recipe:
+) -> AskedRecipe:
     """The recipe that was chosen.
 
     Args:
@@ -61,7 +61,7 @@ def chosen_recipe(
     return parse_recipe(_merged(data, changes or {}), origin)
 
 
-def recipe_of(parameters: Mapping[str, Any]) -> Recipe:
+def recipe_of(parameters: Mapping[str, Any]) -> AskedRecipe:
     """The recipe that a step's parameters choose; after the first step, they hold it as text.
 
     Raises:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
+from quantlib.checks.group_size import settle
 from quantlib.checks.machine import destination_problems, space_problems, store_problems
 from quantlib.checks.model import model_problems, sharing_problems
 from quantlib.checks.places import local_path
@@ -13,7 +14,7 @@ from quantlib.checks.scheme import needs_calibration
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.judging import writes_plain_model
 from quantlib.models import BaseModelAdapter, open_model
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe, Recipe
 from quantlib.sources import FolderAddress, parse_address, source_problems
 from quantlib.sources.inspection import tokenizer_problems
 from quantlib.steps.texts import text_problems, unread_problems
@@ -21,7 +22,7 @@ from quantlib.text.wanted import wanted_texts
 
 
 def input_problems(
-    recipe: Recipe,
+    asked: AskedRecipe,
     source: str,
     store: str,
     gpus: int = 1,
@@ -35,7 +36,7 @@ def input_problems(
     A model on the hub and a GGUF file are checked further when they have been fetched.
 
     Args:
-        recipe: What to do.
+        asked: What to do.
         source: The model.
         store: The store's address.
         gpus: What validation spreads a model over.
@@ -43,17 +44,18 @@ def input_problems(
         validated_on: auto, cpu or cuda; None where nothing is validated in the store's folder.
         validated: Whether the checkpoint will be compared with the original.
     """
-    problems = destination_problems(store) + store_problems(store) + _unused_text_problems(recipe)
+    problems = destination_problems(store) + store_problems(store) + _unused_text_problems(asked)
     faults = source_problems(source)
     address = None if faults else parse_address(source)
     if isinstance(address, FolderAddress):
         files = FolderSource(address.path)
-        if wanted_texts(recipe, validated=validated):
+        if wanted_texts(asked, validated=validated):
             faults = tokenizer_problems(files)
         try:
-            checkpoint, adapter = open_model(files, folds=needs_calibration(recipe))
+            checkpoint, adapter = open_model(files, folds=needs_calibration(asked))
         except InvalidInputError as error:
             return [*problems, *faults, *error.problems]
+        recipe = settle(asked, adapter).recipe
         if not faults:
             faults = opened_problems(recipe, checkpoint, adapter, validated=validated)
         if not faults:
@@ -65,7 +67,7 @@ def input_problems(
                 )
                 problems += space_problems(recipe, checkpoint, adapter, folder, output, plain)
     else:
-        faults += unread_problems(recipe, validated=validated)
+        faults += unread_problems(asked, validated=validated)
     return problems + faults
 
 
@@ -86,7 +88,7 @@ def opened_problems(
     ]
 
 
-def _unused_text_problems(recipe: Recipe) -> list[Problem]:
+def _unused_text_problems(recipe: AskedRecipe) -> list[Problem]:
     """Calibration text that is named although the method looks at none, and is not there."""
     dataset = recipe.calibration.dataset
     if dataset is None or needs_calibration(recipe) or (path := local_path(dataset)) is None:

@@ -12,12 +12,22 @@ from quantlib.errors import Problem, UnknownNameError
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import BaseQuantizer, BatchQuantizer, quantizer_registry
-from quantlib.recipe import Activations, QuantizationSection, Recipe, WeightScheme
+from quantlib.recipe import (
+    Activations,
+    AskedQuantization,
+    AskedRecipe,
+    QuantizationSection,
+    Recipe,
+    WeightScheme,
+)
+
+AUTOMATIC_SIZES = (128, 64, 32)
+"""What ``group_size: auto`` chooses from."""
 
 
-def scheme_problems(recipe: Recipe) -> list[Problem]:
+def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
     """What does not go together within a recipe, whatever the model."""
-    section = recipe.quantization
+    section = provisional_section(recipe.quantization)
     problems: list[Problem] = []
     try:
         quantizer = quantizer_registry.get_quantizer(section.method)
@@ -147,8 +157,45 @@ def resolve_format(section: QuantizationSection) -> str:
     return formats[-1]
 
 
-def needs_hidden_states(section: QuantizationSection) -> bool:
+def with_group_size(section: AskedQuantization, size: int) -> QuantizationSection:
+    """The section with this number in the place of its group size."""
+    data = section.model_dump()
+    return QuantizationSection.model_validate(
+        data | {"weights": data["weights"] | {"group_size": size}}
+    )
+
+
+def automatic_sizes(section: AskedQuantization) -> tuple[int, ...]:
+    """Those of ``AUTOMATIC_SIZES`` that the method can produce and the format can hold."""
+    return tuple(
+        size for size in AUTOMATIC_SIZES if is_size_supported(with_group_size(section, size))
+    )
+
+
+def is_size_supported(section: QuantizationSection) -> bool:
+    """Whether the method can produce groups of that size and the format can hold them."""
+    try:
+        quantizer = quantizer_registry.get_quantizer(section.method)
+        made_by = format_registry.get_format(resolve_format(section))
+    except UnknownNameError:  # which scheme_problems reports
+        return False
+    return (
+        section.weights.group_size in quantizer.get_supported_group_sizes()
+        and made_by.scheme_problem(section.weights, section.activations) is None
+    )
+
+
+def provisional_section(section: AskedQuantization) -> QuantizationSection:
+    """The section for what does not depend on the model: with any number in the place of auto."""
+    size = section.weights.group_size
+    if not isinstance(size, int):
+        size = (automatic_sizes(section) or AUTOMATIC_SIZES)[0]
+    return with_group_size(section, size)
+
+
+def needs_hidden_states(asked: AskedQuantization) -> bool:
     """Whether blocks are quantized with calibration tokens running through them."""
+    section = provisional_section(asked)
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
     return quantizer.needs_hessian or section.activations == "int8-static"
 
@@ -159,6 +206,6 @@ def batches_experts(section: QuantizationSection) -> bool:
     return issubclass(quantizer, BatchQuantizer) and needs_hidden_states(section)
 
 
-def needs_calibration(recipe: Recipe) -> bool:
+def needs_calibration(recipe: AskedRecipe) -> bool:
     """Whether any text has to be run through the model before its weights can be quantized."""
     return needs_hidden_states(recipe.quantization) or recipe.outlier_suppression is not None

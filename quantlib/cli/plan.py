@@ -47,7 +47,7 @@ Examples:
     help="GPUs of one node: validate spreads a model over these.",
 )
 @click.option("--scratch", help="Local disk of a step, as 400Gi.  [default: not looked at]")
-@click.option("--group-size", type=int, help="In the place of the recipe's.")
+@click.option("--group-size", help="A number or auto, in the place of the recipe's.")
 @result_options
 def plan(
     model: str,
@@ -57,7 +57,7 @@ def plan(
     parallel: int,
     node_gpus: int,
     scratch: str | None,
-    group_size: int | None,
+    group_size: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -66,6 +66,7 @@ def plan(
     Only headers are read. The pipeline's plan step goes by the same numbers. Exits with 2 where
     something does not fit, and says what would.
     """
+    from quantlib.checks.group_size import settle
     from quantlib.checks.recipe import load_recipe
     from quantlib.checks.run import opened_problems
     from quantlib.checks.scheme import needs_calibration
@@ -78,10 +79,12 @@ def plan(
     from quantlib.steps.texts import is_illustrated
 
     wanted = None if ranges == "auto" else _number(ranges)
-    recipe, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)
+    asked, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)
     with progress(quiet=quiet):
         source = open_source(model)
-        checkpoint, adapter = open_model(source, folds=needs_calibration(recipe))
+        checkpoint, adapter = open_model(source, folds=needs_calibration(asked))
+        settled = settle(asked, adapter)
+        recipe = settled.recipe
         if problems := opened_problems(recipe, checkpoint, adapter):
             raise InvalidInputError(problems)
         estimate = estimate_run(
@@ -112,6 +115,8 @@ def plan(
     console.print(
         f"{plural(chosen.ranges, 'range')} on {hardware.name} ({why}), {parallel} at a time"
     )
+    if settled.said:
+        console.print(settled.said)
     console.print()
     console.print(_table(show.NEEDS_HEADER, show.needs_rows(estimate)))
     console.print()

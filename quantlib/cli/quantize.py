@@ -29,7 +29,7 @@ from quantlib.errors import (
     StoreError,
     os_error_line,
 )
-from quantlib.recipe import Activations, Recipe
+from quantlib.recipe import Activations, AskedRecipe
 from quantlib.report.text import evaluation_line
 from quantlib.sources.naming import named
 
@@ -51,7 +51,7 @@ Examples:
   quantlib quantize --model ./Llama --output ./Llama-W4
   quantlib quantize --model ./Llama --output ./Llama-W8A8 --recipe smooth_quant
   quantlib quantize --model ./Llama --output ./out --layer-wise --layers 0,1,2
-  quantlib quantize --model hf://org/Llama@main --output ./out --group-size 64
+  quantlib quantize --model hf://org/Llama@main --output ./out --method awq
 """
 
 
@@ -79,7 +79,10 @@ Examples:
 )
 @click.option("--method", help="gptq (default), awq, hqq, minmax, or another registered quantizer.")
 @click.option("--bits", type=int, help="Bits of a weight: 4 (default) or 8.")
-@click.option("--group-size", type=int, help="32, 64, 128 (default), or -1 for one per channel.")
+@click.option(
+    "--group-size",
+    help="32, 64, 128, -1 for one per channel, or auto (default): the largest that fits.",
+)
 @click.option("--symmetric/--asymmetric", default=None, help="Without or with zero points.")
 @click.option("--weight-type", type=click.Choice(["int", "float"]), help="float: FP8 E4M3.")
 @click.option(
@@ -280,7 +283,7 @@ _PATHS = {
 """Where in a recipe each option of the command goes."""
 
 
-def build_recipe(config: str | None, options: dict[str, Any]) -> Recipe:
+def build_recipe(config: str | None, options: dict[str, Any]) -> AskedRecipe:
     """The recipe that a file and options on top of it make.
 
     Args:

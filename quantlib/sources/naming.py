@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 from quantlib.errors import InvalidInputError
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe
 from quantlib.sources import FolderAddress, GgufAddress, S3Address, parse_address
+
+AnyRecipe = TypeVar("AnyRecipe", bound=AskedRecipe)
 
 _HUB_CACHE = re.compile(r"models--(?:.+--)?(?P<name>[^/]+)/snapshots/[^/]+/?$")
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
@@ -37,7 +40,7 @@ def address_name(address: str) -> str:
     return _UNFIT.sub("-", name).strip(".-_")
 
 
-def named(recipe: Recipe, address: str) -> Recipe:
+def named(recipe: AnyRecipe, address: str) -> AnyRecipe:
     """The recipe with a name for what is published: its own, else the one of the address."""
     name = address_name(address or recipe.model or "")
     if recipe.publish.name is not None or not name:

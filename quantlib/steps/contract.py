@@ -18,7 +18,7 @@ from typing import Any
 
 from quantlib.checks.recipe_choice import recipe_of
 from quantlib.errors import InvalidInputError
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe
 from quantlib.store import Receipt, Store, open_store
 from quantlib.store.transaction import was_reused
 
@@ -98,7 +98,7 @@ class StepCall:
             raise InvalidInputError.one(f"parameter {name}", f"is no list of strings: {value!r}")
         return value
 
-    def recipe_choice(self) -> Recipe:
+    def recipe_choice(self) -> AskedRecipe:
         """The recipe that the parameters of a step choose that comes first.
 
         Raises:

@@ -7,9 +7,10 @@ from itertools import accumulate
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.index import same_bytes
+from quantlib.checks.group_size import settle
 from quantlib.checks.linears import exact_linears, rounded_draft_names
 from quantlib.checks.model import model_problems, unsuited_in_words
-from quantlib.checks.recipe import recipe_from_text
+from quantlib.checks.recipe import asked_from_text
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
 from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
@@ -26,7 +27,7 @@ from quantlib.planning import (
 )
 from quantlib.planning.estimate import MOST_RANGES
 from quantlib.planning.show import markdown
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe, Recipe
 from quantlib.report.text import plural
 from quantlib.steps.contract import StepCall
 from quantlib.steps.layout import open_receipt
@@ -42,7 +43,7 @@ AUTO = -1
 
 def plan(
     store: Store,
-    recipe: Recipe,
+    asked: AskedRecipe,
     model: Receipt,
     texts: Receipt,
     num_ranges: int,
@@ -59,7 +60,7 @@ def plan(
 
     Args:
         store: Where the steps' files are.
-        recipe: What to do.
+        asked: What to do. Where it leaves the group size open, it is settled here.
         model: Receipt of the fetch step.
         texts: Receipt of the texts.
         num_ranges: Ranges wanted; 0 for as many as the recipe says, ``AUTO`` for as many as end
@@ -78,6 +79,8 @@ def plan(
             hardware; all problems at once. Or vLLM refuses the model.
     """
     checkpoint, adapter = open_receipt(store, model)
+    settled = settle(asked, adapter)
+    recipe = settled.recipe
     windows, problems = make_all_windows(
         store, recipe, texts, checkpoint, adapter, validated=validated
     )
@@ -98,18 +101,19 @@ def plan(
             recipe, checkpoint, adapter, hardware, parallel, images=images
         ).chosen.ranges
 
-    by_names = [
+    remarks = [f"{settled.said}."] if settled.said else []
+    remarks += [
         f"The blocks are those that names and shapes show: {obstacle.where}: {obstacle.what}."
         for obstacle in adapter.layout.obstacles
     ]
-    for line in by_names:
+    for line in remarks:
         print(line, file=sys.stderr, flush=True)
 
     def work(output: StepOutput) -> None:
         ranges = plan_ranges(recipe, adapter, wanted)
         output.facts["ranges"] = [f"{start}:{stop}" for start, stop in ranges]
         output.facts["blocks"] = adapter.blocks
-        output.remarks += by_names
+        output.remarks += remarks
         if unsuited := unsuited_in_words(recipe.quantization, adapter):
             output.remarks.append(f"{unsuited}.")
         if drafts := rounded_draft_names(recipe.quantization, adapter):
@@ -232,7 +236,7 @@ def _limits(call: StepCall, store: Store) -> Limits:
 
 
 def main(call: StepCall) -> None:
-    store, recipe = call.store(), recipe_from_text(call.text("recipe"))
+    store, asked = call.store(), asked_from_text(call.text("recipe"))
     model, num_ranges = call.receipt("model"), call.integer("num_ranges")
     hardware, parallel = find_hardware(call.text("gpu")), call.integer("parallel")
     if not AUTO <= num_ranges <= MOST_RANGES:
@@ -241,16 +245,21 @@ def main(call: StepCall) -> None:
         )
     limits = _limits(call, store)
     texts = call.receipt("texts")
-    receipt = plan(store, recipe, model, texts, num_ranges, hardware, parallel, limits)
+    receipt = plan(store, asked, model, texts, num_ranges, hardware, parallel, limits)
     ranges = receipt.facts["ranges"]
-    separate_outer(store, recipe.quantization, model)
     opened = open_receipt(store, model)
+    settled = settle(asked, opened[1])
+    separate_outer(store, settled.recipe.quantization, model)
     images = "calibration" in receipt.inputs and with_images(
         input_of(store, receipt, "calibration")
     )
-    estimate = _estimated(recipe, opened, hardware, parallel, limits, len(ranges), images=images)
+    estimate = _estimated(
+        settled.recipe, opened, hardware, parallel, limits, len(ranges), images=images
+    )
     call.write_receipt("plan", store, receipt)
-    call.write_summary(markdown(estimate))
+    call.write_parameter("settled_recipe", settled.recipe.canonical_json())
+    said = f"\n- {settled.said}\n" if settled.said else ""
+    call.write_summary(markdown(estimate) + said)
     call.write_parameter("ranges", ranges)
     for step, needs in estimate.needs.items():
         call.write_parameter(f"{step}_memory", quantity(needs.memory.host))

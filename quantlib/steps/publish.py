@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from quantlib.checks.group_size import settled_at
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import GateFailedError, InvalidInputError, StoreError
 from quantlib.publishing.folder import Draft, record_of, write_published
 from quantlib.publishing.jobs import enter_job
 from quantlib.publishing.receipts import read_receipts, render_receipts
 from quantlib.publishing.signing import Signer, require_usable, signer_from_environment
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe, Recipe
 from quantlib.report.build import build_report, model_name
 from quantlib.report.html import render_html
 from quantlib.report.manifest import (
@@ -112,13 +114,13 @@ def publish(
 
 
 def sign_published(
-    store: Store, recipe: Recipe, published: Store, signer: Signer, replace: bool = False
+    store: Store, asked: AskedRecipe, published: Store, signer: Signer, replace: bool = False
 ) -> bool:
     """Publishes again what a folder holds, from the receipts in the store, and signs that.
 
     Args:
         store: Where the steps' files are.
-        recipe: What the checkpoint was made by.
+        asked: What the checkpoint was made by.
         published: The folder, as a store. It says which receipts to look up, and nothing more.
         signer: Who signs.
         replace: Whether somebody else's signature is replaced.
@@ -153,7 +155,7 @@ def sign_published(
         or checkpoint is None
         or fetched is None
         or checkpoint.facts.get("checkpoint_digest") != f"sha256:{digits}"
-        or (recipe.publish.name or model_name(fetched.facts)) != name
+        or (asked.publish.name or model_name(fetched.facts)) != name
     ):
         raise InvalidInputError.one(
             published.address, "is of another model or checkpoint than the receipts and the recipe"
@@ -161,7 +163,7 @@ def sign_published(
     before = bytes(published.read(SIGNATURE_NAME)) if published.exists(SIGNATURE_NAME) else None
     publish(
         store,
-        recipe,
+        _as_made(asked, lineage.values()),
         destination,
         checkpoint,
         validation,
@@ -169,6 +171,15 @@ def sign_published(
         replace_signature=replace,
     )
     return bytes(published.read(SIGNATURE_NAME)) != before
+
+
+def _as_made(asked: AskedRecipe, lineage: Iterable[Receipt]) -> Recipe:
+    """What was done where this was asked for: the group size is that of the receipts."""
+    size = asked.quantization.weights.group_size
+    if isinstance(size, int):
+        return settled_at(asked, size)
+    made = next(each for each in lineage if each.step == "quantize")
+    return settled_at(asked, made.parameters["quantization"]["weights"]["group_size"])
 
 
 def _draft(

@@ -18,7 +18,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, Problem, StepError, StoreError
 from quantlib.models import BaseModelAdapter
-from quantlib.recipe import CalibrationSection, Recipe
+from quantlib.recipe import AskedRecipe, CalibrationSection
 from quantlib.report.text import plural
 from quantlib.sources.pinned import content_digest
 from quantlib.steps.windows import ILLUSTRATED, write_samples, write_tokens
@@ -42,7 +42,7 @@ EVALUATION_SEED = 0
 """Held-out windows do not depend on the recipe's seed: runs stay comparable."""
 
 
-def bring_texts(store: Store, recipe: Recipe, *, validated: bool = True) -> Receipt:
+def bring_texts(store: Store, recipe: AskedRecipe, *, validated: bool = True) -> Receipt:
     """Brings the texts that a recipe needs into the store.
 
     Args:
@@ -111,7 +111,7 @@ def _bring(store: Store, purpose: str, text: FoundText, images: Windowing | None
 
 def make_all_windows(
     store: Store,
-    recipe: Recipe,
+    recipe: AskedRecipe,
     texts: Receipt,
     checkpoint: Checkpoint,
     adapter: BaseModelAdapter,
@@ -195,7 +195,7 @@ def input_of(store: Store, receipt: Receipt, name: str) -> Receipt:
 
 
 def text_problems(
-    recipe: Recipe,
+    recipe: AskedRecipe,
     source: FileSource,
     checkpoint: Checkpoint,
     adapter: BaseModelAdapter,
@@ -243,7 +243,7 @@ def _windows_of(
     return Windows(made.tokens, found.name, shipped, content, read, made.opening)
 
 
-def is_illustrated(recipe: Recipe) -> bool:
+def is_illustrated(recipe: AskedRecipe) -> bool:
     """Whether a recipe's calibration text holds images; False of one that is elsewhere."""
     section = wanted_texts(recipe, validated=False).get("calibration")
     if section is None or (found := find_text(Text.of(section))).is_remote:
@@ -252,7 +252,7 @@ def is_illustrated(recipe: Recipe) -> bool:
         return bool(gathered.images.rows)
 
 
-def unread_problems(recipe: Recipe, *, validated: bool = True) -> list[Problem]:
+def unread_problems(recipe: AskedRecipe, *, validated: bool = True) -> list[Problem]:
     """Why the texts of a recipe do not do for any model: none is there, or no row is of use."""
     problems: list[Problem] = []
     for section in wanted_texts(recipe, validated=validated).values():
@@ -269,7 +269,7 @@ def unread_problems(recipe: Recipe, *, validated: bool = True) -> list[Problem]:
 
 
 def prompt_problems(
-    recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter
+    recipe: AskedRecipe, checkpoint: Checkpoint, adapter: BaseModelAdapter
 ) -> list[Problem]:
     """Prompts that hold a token which the model has no embedding of."""
     try:

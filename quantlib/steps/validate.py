@@ -125,7 +125,7 @@ def main(call: StepCall) -> None:
     planned = call.receipt("plan")
     receipt = validate(store, recipe, model, planned, checkpoint, call.text("device"), _gpus(call))
     evaluation = read_evaluation(store, receipt)
-    report = build_report(store, recipe, checkpoint, evaluation, receipt)
+    report = build_report(store, recipe, checkpoint, evaluation, receipt, planned)
     call.write_receipt("validation", store, receipt)
     call.write_summary(step_summary(store, receipt))
     call.write_artifact("metrics", None, _finite_numbers(receipt.facts))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from quantlib.checks.scheme import needs_calibration
-from quantlib.recipe import CalibrationSection, Recipe, ValidationSection
+from quantlib.recipe import AskedRecipe, CalibrationSection, ValidationSection
 from quantlib.text.addresses import Purpose
 
 Section = CalibrationSection | ValidationSection
 
 
-def wanted_texts(recipe: Recipe, *, validated: bool = True) -> dict[Purpose, Section]:
+def wanted_texts(recipe: AskedRecipe, *, validated: bool = True) -> dict[Purpose, Section]:
     """The sections of a recipe that name a text which is read.
 
     Args:

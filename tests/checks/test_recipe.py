@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from quantlib.checks.recipe import load_recipe, parse_recipe, recipe_from_text
-from quantlib.checks.scheme import resolve_format
+from quantlib.checks.recipe import asked_from_text, load_recipe, parse_recipe, recipe_from_text
+from quantlib.checks.scheme import provisional_section, resolve_format
 from quantlib.errors import InvalidInputError
 from quantlib.recipe import SHIPPED_RECIPES, Recipe
 
@@ -71,6 +71,8 @@ def test_options_of_a_suppressor_are_refused_with_their_path(options: dict, mess
     [
         ({"weights": {"bits": 3}}, "gptq does not support 3; supported: 4, 8"),
         ({"weights": {"group_size": 48}}, "does not support 48"),
+        ({"weights": {"group_size": 0}}, "must be auto, -1 (per channel) or a positive number"),
+        ({"weights": {"group_size": "large"}}, "number of columns (given: 'large')"),
         ({"format": "gptq", "weights": {"symmetric": False}}, "symmetric weights only"),
         ({"format": "gptq", "activations": "int8"}, "weights only"),
         ({"activations": "int8"}, "int8 activations go with weights of 8 bits"),
@@ -108,7 +110,8 @@ def test_what_does_not_go_together(quantization: dict, message: str) -> None:
 def test_the_format_follows_from_the_method_and_the_scheme(
     quantization: dict, expected: str
 ) -> None:
-    assert resolve_format(parse_recipe({"quantization": quantization}).quantization) == expected
+    section = parse_recipe({"quantization": quantization}).quantization
+    assert resolve_format(provisional_section(section)) == expected
 
 
 def test_yaml_json_and_text_give_the_same_recipe(tmp_path: Path) -> None:
@@ -117,7 +120,8 @@ def test_yaml_json_and_text_give_the_same_recipe(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("quantization: {weights: {group_size: 64}}\nnum_ranges: 3\n")
     recipe = load_recipe(tmp_path / "r.json")
     assert load_recipe(tmp_path / "r.yaml") == recipe
-    assert recipe_from_text(recipe.canonical_json()) == recipe
+    assert asked_from_text(recipe.canonical_json()) == recipe
+    assert recipe_from_text(recipe.canonical_json()).canonical_json() == recipe.canonical_json()
     assert recipe.digest() == parse_recipe(data).digest() != Recipe().digest()
 
 

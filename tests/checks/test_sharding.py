@@ -141,7 +141,8 @@ def test_a_recipe_for_more_gpus_than_can_share_the_model_is_refused(
     (problem,) = input_problems(recipe, source)
     assert str(problem) == (
         "serving.tensor_parallel_size: 2 GPUs cannot share the model: each GPU would get 32 inputs "
-        "of o_proj, which are no whole groups of 64; sizes that work: 1"
+        "of o_proj, which are no whole groups of 64; sizes that work: 1; group sizes that "
+        "work with 2: -1, 32"
     )
     kept = {"weights": weights, "ignore": ["o_proj"]}
     recipe = small_recipe(quantization=kept, serving={"tensor_parallel_size": 2})

@@ -35,6 +35,32 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_group_size_that_fits_is_chosen_and_said(
+    quantlib: Command, tiny_llama: Path, recipe: Path, tmp_path: Path
+) -> None:
+    """The default 128 does not divide the 64 columns."""
+    command = ["quantize", "--model", tiny_llama, "--recipe", recipe, *SMALL[2:]]
+    done = quantlib(*command, "--output", tmp_path / "auto")
+    assert done.returncode == 0, done.stderr
+    said = (
+        "group size 64: the largest of 128, 64, 32 that divides every linear's input; 128 does "
+        "not divide model.layers.0.self_attn.q_proj (64)."
+    )
+    assert done.stderr.count(said) == 1
+    report = json.loads((tmp_path / "auto" / "quantization_report.json").read_text())
+    assert report["method"]["group_size"] == 64
+    assert report["recipe"]["quantization"]["weights"]["group_size"] == 64
+    assert said in [line for step in report["steps"] for line in step["remarks"]]
+    given = quantlib(*command, "--output", tmp_path / "given", "--group-size", "64")
+    assert given.returncode == 0, given.stderr
+    assert "group size" not in given.stderr
+    for path in (tmp_path / "auto").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "given" / path.name).read_bytes()
+    written = json.loads((tmp_path / "given" / "quantization_report.json").read_text())
+    keys = [[step["key"] for step in each["provenance"]["receipts"]] for each in (report, written)]
+    assert keys[0] == keys[1]
+
+
 def test_one_command_writes_a_checkpoint(
     quantlib: Command, tiny_llama: Path, recipe: Path, tmp_path: Path
 ) -> None:

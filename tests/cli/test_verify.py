@@ -66,6 +66,11 @@ def test_what_was_verified_is_shown(
     made_by = ["--store", tmp_path / "store", "--recipe", tmp_path / "recipe.json"]
     assert run(capsys, "sign", published, *made_by, "--key", key)[:2] == (0, "signed\n")
     assert run(capsys, "sign", published, *made_by, "--key", key)[:2] == (0, "is signed already\n")
+    # A group size that was left open is the one that was settled then.
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    recipe["quantization"]["weights"]["group_size"] = "auto"
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    assert run(capsys, "sign", published, *made_by, "--key", key)[:2] == (0, "is signed already\n")
     public = key.with_suffix(".pub")
     code, out, err = run(capsys, "verify", f"{published}/", "--public-key", public)
     assert code == 0

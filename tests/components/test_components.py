@@ -16,39 +16,44 @@ from quantlib.steps import ALL_STEP_NAMES
 # (parameters, input artifacts, output artifacts, output parameters), as the steps read them
 INTERFACES = {
     "resolve": (
-        "recipe source num_ranges destination images",
+        "recipe scheme recipe_changes recipes source num_ranges destination images",
         "",
         "",
         "needed release job",
     ),
-    "fetch": ("recipe source store", "", "model texts summary", ""),
+    "fetch": (
+        "recipe scheme recipe_changes recipes source store",
+        "",
+        "model texts fetch_summary",
+        "checked_recipe",
+    ),
     "plan": (
         "recipe num_ranges gpu parallel node_gpus scratch store",
         "model texts",
-        "plan summary",
-        "ranges calibrate_memory calibrate_cpus calibrate_gpus quantize_memory quantize_cpus "
-        "quantize_gpus validate_memory validate_cpus validate_gpus",
+        "plan plan_summary",
+        "settled_recipe ranges calibrate_memory calibrate_cpus calibrate_gpus quantize_memory "
+        "quantize_cpus quantize_gpus validate_memory validate_cpus validate_gpus",
     ),
-    "calibrate": ("recipe store device", "model plan", "calibration summary", ""),
-    "smooth": ("recipe store", "model calibration", "smoothing summary", ""),
+    "calibrate": ("recipe store device", "model plan", "calibration calibrate_summary", ""),
+    "smooth": ("recipe store", "model calibration", "smoothing smooth_summary", ""),
     "quantize": (
         "recipe block_range store device memory cpus gpus",
         "model calibration smoothing",
-        "quantized summary",
+        "quantized quantize_summary",
         "",
     ),
-    "merge": ("recipe store", "model quantized", "checkpoint summary", ""),
+    "merge": ("recipe store", "model quantized", "checkpoint merge_summary", ""),
     "validate": (
         "recipe store device gpus",
         "model plan checkpoint",
-        "validation summary metrics report",
+        "validation validate_summary metrics report",
         "verdict reason",
     ),
-    "gate": ("reason", "", "", ""),
+    "gate": ("verdict reason", "", "", ""),
     "publish": (
         "recipe destination job store",
         "checkpoint validation",
-        "published summary",
+        "published publish_summary",
         "address",
     ),
 }

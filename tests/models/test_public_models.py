@@ -119,7 +119,7 @@ def test_a_model_is_made_of_what_was_reviewed(opened: Opened) -> None:
 def test_a_model_can_be_planned(opened: Opened) -> None:
     blocks = opened.adapter.blocks
     for name in public_models.RECIPES:
-        recipe = public_models.recipe(name)
+        recipe = public_models.recipe(name, opened.adapter)
         ranges = plan_ranges(recipe, opened.adapter, 4)
         assert ranges[0][0] == 0
         assert ranges[-1][1] <= blocks

@@ -50,6 +50,14 @@ def test_data_flows_as_designed() -> None:
         for name, source in step.inputs.items()
         if isinstance(source, Output) and source.step != "fetch"
     }
+    settled = [name for name in flow if flow[name] == "plan.settled_recipe"]
+    assert settled == [
+        f"{step}.recipe"
+        for step in ("calibrate", "smooth", "quantize", "merge", "validate", "publish")
+    ]
+    assert QUANTIZE.step("plan").inputs["recipe"] == Output("fetch", "checked_recipe")
+    for name in settled:
+        del flow[name]
     assert flow == {
         "calibrate.plan": "plan.plan",
         "smooth.calibration": "calibrate.calibration",

@@ -256,7 +256,7 @@ def test_the_step_goes_by_the_same_numbers(
         "store": store.address,
     }
     steps, needs = ("calibrate", "quantize", "validate"), ("memory", "cpus", "gpus")
-    outputs = ("ranges", *(f"{step}_{need}" for step in steps for need in needs))
+    outputs = ("settled_recipe", "ranges", *(f"{step}_{need}" for step in steps for need in needs))
     call = StepCall.parse(
         json.dumps(
             {
@@ -307,6 +307,14 @@ def test_the_step_goes_by_the_same_numbers(
     assert [(tmp_path / f"{step}_gpus").read_text() for step in steps] == ["0", "0", "0"]
     assert (tmp_path / "quantize_cpus").read_text() == str(found.needs["quantize"].cpus)
     assert (tmp_path / "plan_summary").read_text() == markdown(found)
+    assert (tmp_path / "settled_recipe").read_text() == small_recipe().canonical_json()
+    auto = small_recipe(quantization={"weights": {"bits": 4, "group_size": "auto"}})
+    call.parameters = values | {"recipe": auto.canonical_json()}
+    main(call)
+    handed_on = json.loads((tmp_path / "settled_recipe").read_text())
+    assert handed_on["quantization"]["weights"]["group_size"] == 64
+    said = "- group size 64: the largest of 128, 64, 32 that divides every linear's input; "
+    assert said in (tmp_path / "plan_summary").read_text()
 
 
 def test_automatic_ranges_are_in_the_plans_key(

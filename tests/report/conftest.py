@@ -212,7 +212,7 @@ def commit_run(
     parts = {
         f"quantized-{index}": commit(
             "quantize",
-            {"range": text},
+            {"range": text, "quantization": recipe.quantization.model_dump(mode="json")},
             {"model": fetched, "calibration": calibration, "smoothing": smoothing},
             seconds=seconds,
             peak_mib=600,

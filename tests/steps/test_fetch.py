@@ -17,7 +17,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.errors import InvalidInputError, StepError
-from quantlib.recipe import Recipe
+from quantlib.recipe import AskedRecipe
 from quantlib.steps.contract import StepCall
 from quantlib.steps.fetch import fetch, main
 from quantlib.store import LocalStore, Receipt
@@ -150,7 +150,7 @@ def test_the_step_prefers_its_source_to_the_recipes_model(
         metadata = written["artifacts"]["model"]["artifacts"][0]["metadata"]
         assert metadata["digest"] == receipt.digest()
         # What all later steps take: with every default, whatever was chosen.
-        checked = Recipe(model=str(tiny_llama)).canonical_json()
+        checked = AskedRecipe(model=str(tiny_llama)).canonical_json()
         assert written["parameterValues"] == {"checked_recipe": checked}
 
 

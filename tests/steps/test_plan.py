@@ -64,6 +64,22 @@ def test_the_receipt_lists_ranges_as_strings(
     assert plan(store, recipe, model, texts, 1).facts["ranges"] == ["0:4"]
 
 
+def test_a_group_size_that_is_settled_gives_the_receipt_of_the_number(
+    store: LocalStore, tiny_llama: Path, small_recipe: MakeRecipe
+) -> None:
+    auto, number = (
+        small_recipe(quantization={"weights": {"bits": 4, "group_size": size}})
+        for size in ("auto", 64)
+    )
+    model, texts = fetch(store, str(tiny_llama)), bring_texts(store, auto)
+    planned = plan(store, auto, model, texts, 1)
+    assert run_facts(store, planned)["remarks"][0] == (
+        "group size 64: the largest of 128, 64, 32 that divides every linear's input; 128 does "
+        "not divide model.layers.0.self_attn.q_proj (64)."
+    )
+    assert plan(store, number, model, texts, 1) == planned
+
+
 def test_a_head_that_the_config_ties_away_is_refused(
     store: LocalStore, make_model: Callable[..., Path], small_recipe: MakeRecipe, tmp_path: Path
 ) -> None:

@@ -50,13 +50,13 @@ def test_the_steps_follow_on_what_they_need(template_of: TemplateOf) -> None:
     assert depends == {
         "fetch": None,
         "plan": "fetch.Succeeded",
-        "calibrate": "fetch.Succeeded && plan.Succeeded",
-        "smooth": "fetch.Succeeded && calibrate.Succeeded",
-        "quantize": "fetch.Succeeded && calibrate.Succeeded && smooth.Succeeded && plan.Succeeded",
-        "merge": "fetch.Succeeded && quantize.Succeeded",
-        "validate": "fetch.Succeeded && plan.Succeeded && merge.Succeeded",
+        "calibrate": "plan.Succeeded && fetch.Succeeded",
+        "smooth": "plan.Succeeded && fetch.Succeeded && calibrate.Succeeded",
+        "quantize": "plan.Succeeded && fetch.Succeeded && calibrate.Succeeded && smooth.Succeeded",
+        "merge": "plan.Succeeded && fetch.Succeeded && quantize.Succeeded",
+        "validate": "plan.Succeeded && fetch.Succeeded && merge.Succeeded",
         "gate": "validate.Succeeded",
-        "publish": "fetch.Succeeded && merge.Succeeded && validate.Succeeded && gate.Succeeded",
+        "publish": "plan.Succeeded && merge.Succeeded && validate.Succeeded && gate.Succeeded",
     }
     assert not [name for name, task in tasks(known["pipeline"]).items() if "when" in task]
 
