@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -124,6 +125,17 @@ class AskedQuantization(Section):
         if value is not None and not value:
             raise ValueError("names no block; leave it out to quantize all of them")
         return None if value is None else tuple(sorted(set(value)))
+
+    @field_validator("ignore")
+    @classmethod
+    def _regular_expressions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            if pattern.startswith("re:"):
+                try:
+                    re.compile(pattern.removeprefix("re:"))
+                except re.error as error:
+                    raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return value
 
 
 class QuantizationSection(AskedQuantization):

@@ -71,6 +71,7 @@ def test_options_of_a_suppressor_are_refused_with_their_path(options: dict, mess
     [
         ({"weights": {"bits": 3}}, "gptq does not support 3; supported: 4, 8"),
         ({"weights": {"group_size": 48}}, "does not support 48"),
+        ({"ignore": ["re:("]}, "quantization.ignore: 're:(' is no regular expression: missing )"),
         ({"weights": {"group_size": 0}}, "must be auto, -1 (per channel) or a positive number"),
         ({"weights": {"group_size": "large"}}, "number of columns (given: 'large')"),
         ({"format": "gptq", "weights": {"symmetric": False}}, "symmetric weights only"),
