@@ -11,7 +11,7 @@ def merge(
     store: str,
     model: dsl.Input[dsl.Artifact],
     quantized: dsl.Input[list[dsl.Artifact]],
-    checkpoint: dsl.Output[dsl.Artifact],
+    checkpoint: dsl.Output[dsl.Model],
     merge_summary: dsl.Output[dsl.Markdown],
 ) -> dsl.ContainerSpec:
     """Joins the ranges into one checkpoint that vLLM loads.

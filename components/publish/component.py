@@ -13,7 +13,7 @@ def publish(
     store: str,
     checkpoint: dsl.Input[dsl.Artifact],
     validation: dsl.Input[dsl.Artifact],
-    published: dsl.Output[dsl.Artifact],
+    published: dsl.Output[dsl.Model],
     publish_summary: dsl.Output[dsl.Markdown],
     address: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
 ) -> dsl.ContainerSpec:

@@ -16,6 +16,7 @@ def resolve(
     num_ranges: int,
     destination: str,
     images: list[str],
+    resolve_summary: dsl.Output[dsl.Markdown],
     needed: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
     release: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
     job: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
@@ -34,6 +35,7 @@ def resolve(
         num_ranges: Number of ranges, as a run takes it. 0: the recipe's.
         destination: Folder or s3://bucket/prefix to publish in. Empty: the recipe's.
         images: The images that the steps of the run are in.
+        resolve_summary: What the step found, for the run's page.
         needed: yes where a checkpoint is to be made, no where it is published.
         release: The source, pinned as far as it can be.
         job: Digest of recipe, release, texts, images and code, for the publish step to note.

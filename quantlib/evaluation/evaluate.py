@@ -302,7 +302,8 @@ def _run(
     kept_log = f"{output.aside}/{LOG_NAME}"
     try:
         with progress_bar(label, len(setting.windows.tokens), "windows") as advance:
-            workers.run(job, label, log, store.full_address(kept_log), lambda: advance(1))
+            address = store.full_address(kept_log)
+            output.peak_bytes = workers.run(job, label, log, address, lambda: advance(1))
     finally:
         if log.exists():
             store.put_file(log, kept_log)

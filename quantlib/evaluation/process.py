@@ -51,7 +51,7 @@ class Workers:
 
     def run(
         self, job: Job, label: str, log: Path, log_address: str, window_done: Callable[[], None]
-    ) -> None:
+    ) -> int:
         """Runs a job.
 
         Args:
@@ -60,6 +60,9 @@ class Workers:
             log: Gets everything that the job's process prints.
             log_address: Where the caller keeps the log, for messages.
             window_done: Called after each window.
+
+        Returns:
+            The largest memory of its process, or of one that it started, in bytes.
 
         Raises:
             QuantlibError: The process failed; the message ends with the last lines of its log.
@@ -71,11 +74,11 @@ class Workers:
         with suppress(BrokenPipeError):  # it has failed already, which its exit code tells
             process.stdin.write(json.dumps([str(job_file), str(log)]).encode() + b"\n")
             process.stdin.flush()
-        status = None
+        status, peak = None, 0
         for line in progress:
-            word, _, code = line.partition(" ")
+            word, *numbers = line.split()
             if word == "exit":
-                status = int(code)
+                status, peak = map(int, numbers)
                 break
             window_done()
         if status is None:
@@ -85,6 +88,7 @@ class Workers:
                 f"{label}: {_in_words(status)}; its log is {log_address} and ends with:\n"
                 f"{last_lines(log)}"
             )
+        return peak * 1024
 
     def _started(self, log: Path) -> tuple[subprocess.Popen[bytes], TextIO]:
         """The process and what it tells of its jobs; while it imports it prints to ``log``."""

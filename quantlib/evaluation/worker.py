@@ -3,7 +3,7 @@
 The engine is imported once, which takes ten seconds for vLLM; then each line of standard input is
 a job (``["JOB.json", "LOG"]``), done by a forked process, so that nothing of a model outlives its
 job. The second argument is an open file descriptor that gets a line for every window that is done,
-and ``exit`` with its exit code for every job.
+and ``exit`` with its exit code and peak memory in KiB for every job.
 """
 
 from __future__ import annotations
@@ -209,13 +209,17 @@ def _preload(engine: str) -> None:
     gc.enable()
 
 
-def _run_forked(job_file: str, log: str, progress: TextIO) -> int:
-    """Does a job in a forked process, and gives its exit code when all that it started is gone."""
+def _run_forked(job_file: str, log: str, progress: TextIO) -> tuple[int, int]:
+    """Does a job in a forked process, until all that it started is gone.
+
+    Returns:
+        Its exit code, and the largest memory of it and of what it started, in KiB.
+    """
     child = os.fork()
     if child:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _, status, usage = os.wait4(child, 0)
         end_others()
-        return status
+        return os.waitstatus_to_exitcode(status), usage.ru_maxrss
     status = 1
     try:
         with open(log, "wb") as output:
@@ -250,7 +254,7 @@ def main() -> None:
     with os.fdopen(descriptor, "w", buffering=1) as progress:
         for line in sys.stdin:
             job_file, log = json.loads(line)
-            print("exit", _run_forked(job_file, log, progress), file=progress)
+            print("exit", *_run_forked(job_file, log, progress), file=progress)
     os._exit(0)  # taking the imported modules apart would take two seconds
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from quantlib.planning.estimate import RangeEstimate, RunEstimate
 from quantlib.planning.hardware import GIB
 from quantlib.planning.memory import quantity
-from quantlib.report.text import duration, markdown_table, plural
+from quantlib.report.text import duration, markdown_list, markdown_table, plural
 
 _SHOWN_RANGES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -64,7 +64,7 @@ def markdown(estimate: RunEstimate) -> str:
         "Times are estimates.",
         "",
         *markdown_table(NEEDS_HEADER, needs_rows(estimate)),
-        *markdown_table(("step", "time"), step_rows(chosen)),
+        *markdown_list(step_rows(chosen)),
         *markdown_table(
             ("ranges", "calibrate", "longest range", "whole run", "device hours", ""),
             range_rows(estimate),

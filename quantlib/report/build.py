@@ -179,6 +179,16 @@ def _method(
 ) -> Method | ForeignMethod:
     if told := checkpoint.facts.get("method"):  # a checkpoint that was there already
         return Method(**told) if "quantizer" in told else ForeignMethod(**told)
+    return method_of(recipe, smoothed)
+
+
+def method_of(recipe: Recipe, smoothed: Receipt | None = None) -> Method:
+    """The method of a recipe, with every default resolved.
+
+    Args:
+        recipe: What is done.
+        smoothed: The smooth step's receipt, which knows the strength in each block.
+    """
     quantization, suppression = recipe.quantization, recipe.outlier_suppression
     return Method(
         quantizer=quantization.method,

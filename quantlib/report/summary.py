@@ -12,15 +12,17 @@ from quantlib.report.text import (
     counted,
     duration,
     integer,
+    markdown_list,
     markdown_table,
     mebibytes,
     percent,
     plural,
     short,
+    short_digests,
     significant,
     size,
 )
-from quantlib.store import Receipt, Store, run_facts
+from quantlib.store import Receipt, Store, read_lineage, run_facts
 from quantlib.store.transaction import was_reused
 
 _SHOWN_LINEARS = 10
@@ -40,24 +42,43 @@ def step_summary(store: Store, receipt: Receipt) -> str:
     """
     span = receipt.parameters.get("range")
     lines = [f"# {receipt.step}{f' {span}' if span else ''}", ""]
-    lines += markdown_table(("", ""), _FACTS[receipt.step](receipt))
+    lines += markdown_list(_FACTS[receipt.step](receipt))
     if LINEARS_NAME in receipt.files:
         lines += _linears(store, receipt)
-    run, reused = run_facts(store, receipt), was_reused(store, receipt)
-    lines += markdown_table(
-        ("this step", ""),
-        [
-            *((("made", "by an earlier run, in the time below"),) if reused else ()),
-            ("time", duration(run.get("seconds"))),
-            ("largest memory", mebibytes(run.get("peak_mib"))),
-            ("files", _files(receipt)),
-            ("in the store", store.full_address(receipt.address)),
-            ("receipt", receipt.digest()),
-            *((f"made of {name}", read.digest) for name, read in receipt.inputs.items()),
-        ],
-    )
+    run = run_facts(store, receipt)
+    made_of = (f"{name} {read.digest}" for name, read in receipt.inputs.items())
+    rows = [
+        ("made", _made(store, receipt)),
+        *((f"made: {each.step}", _made(store, each)) for each in _halves(store, receipt)),
+        ("largest memory", mebibytes(run.get("peak_mib"))),
+        ("files", _files(receipt)),
+        ("in the store", store.full_address(receipt.address)),
+        ("receipt", receipt.digest()),
+        ("made of", ", ".join(made_of) or ABSENT),
+    ]
+    lines += ["## This step", "", *markdown_list(rows)]
     lines += [f"- {remark}" for remark in run.get("remarks", ())]
-    return "\n".join(lines) + "\n"
+    page = short_digests("\n".join(lines).rstrip() + "\n")
+    if address := receipt.facts.get("address"):
+        # Whole, to be copied: a panel scrolls such lines sideways.
+        page += f"\n```\nquantlib verify {address}\n```\n"
+    return page
+
+
+def _made(store: Store, receipt: Receipt) -> str:
+    """How a step came to its result: by its own work, or by that of an earlier run."""
+    run = run_facts(store, receipt)
+    made = f"in {duration(run.get('seconds'))}"
+    if ended := run.get("ended"):
+        made += f" on {ended[:16].replace('T', ' ')} UTC"
+    return f"found in the store, made {made}" if was_reused(store, receipt) else made
+
+
+def _halves(store: Store, receipt: Receipt) -> list[Receipt]:
+    """The steps that a step is the second half of: the original's figures, for validate's."""
+    if "reference" not in receipt.inputs:
+        return []
+    return [each for each in read_lineage(store, receipt) if each.step == "reference"]
 
 
 def _fetched(receipt: Receipt) -> Iterator[Row]:
@@ -143,11 +164,9 @@ def _validated(receipt: Receipt) -> Iterator[Row]:
 
 
 def _published(receipt: Receipt) -> Iterator[Row]:
-    address = receipt.facts["address"]
-    yield "published at", address
+    yield "published at", receipt.facts["address"]
     yield "checkpoint", receipt.facts["checkpoint_digest"]
-    yield "verify it", f"`quantlib verify {address}`"
-    yield "promote it", f"`quantlib promote {address} --service NAME --namespace NAMESPACE`"
+    yield "promote it", "`quantlib promote` and the address below"
 
 
 def _text(receipt: Receipt) -> Iterator[Row]:

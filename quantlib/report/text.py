@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from quantlib.report.model import Evaluation
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_DIGEST = re.compile(r"\b(?:sha256:)?([0-9a-f]{12})[0-9a-f]{52}\b")
 ABSENT = "\N{EN DASH}"
 
 
@@ -147,6 +149,16 @@ def figures_of(evaluation: Evaluation) -> dict[str, float]:
 def evaluation_line(evaluation: Evaluation) -> str:
     """:func:`figures_line` of an evaluation."""
     return figures_line(*figures_of(evaluation).values())
+
+
+def markdown_list(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """The lines of a list of names and values in Markdown, and an empty one."""
+    return [*(f"- **{name}**: {' '.join(value.split())}" for name, value in rows), ""]
+
+
+def short_digests(text: str) -> str:
+    """A text with the first 12 digits of every digest in it."""
+    return _DIGEST.sub(r"\1…", text)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -162,8 +162,17 @@ class StepCall:
         path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
         self._values[name] = value
 
-    def write_receipt(self, name: str, store: Store, receipt: Receipt) -> None:
-        """Writes a receipt as the output artifact ``name``."""
+    def write_receipt(
+        self, name: str, store: Store, receipt: Receipt, about: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes a receipt as the output artifact ``name``.
+
+        Args:
+            name: Name of the output.
+            store: Where the receipt is.
+            receipt: Of the step.
+            about: What the artifact is, in the place of what is said of every receipt.
+        """
         self.write_artifact(
             name,
             receipt.to_json(),
@@ -175,6 +184,7 @@ class StepCall:
                 "key": receipt.key,
                 "digest": receipt.digest(),
                 "address": store.full_address(receipt.address),
+                **(about or {}),
             },
         )
 

@@ -21,6 +21,7 @@ from quantlib.errors import InvalidInputError, Problem
 from quantlib.formats import format_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe
+from quantlib.report.metadata import checkpoint_metadata
 from quantlib.report.summary import step_summary
 from quantlib.report.text import plural
 from quantlib.runtime.foreign_json import parse_mapping
@@ -189,11 +190,7 @@ def _weight_bytes(files: dict[str, FileRecord]) -> int:
 
 def main(call: StepCall) -> None:
     store = call.store()
-    receipt = merge(
-        store,
-        recipe_from_text(call.text("recipe")),
-        call.receipt("model"),
-        call.receipts("quantized"),
-    )
-    call.write_receipt("checkpoint", store, receipt)
+    recipe = recipe_from_text(call.text("recipe"))
+    receipt = merge(store, recipe, call.receipt("model"), call.receipts("quantized"))
+    call.write_receipt("checkpoint", store, receipt, checkpoint_metadata(recipe, receipt))
     call.write_summary(step_summary(store, receipt))

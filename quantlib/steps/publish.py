@@ -27,6 +27,7 @@ from quantlib.report.manifest import (
     checkpoint_digest,
     figures_of,
 )
+from quantlib.report.metadata import published_metadata
 from quantlib.report.model import HTML_NAME, JSON_NAME
 from quantlib.report.model_card import CARD_NAME, render_model_card
 from quantlib.report.provenance import PROVENANCE_NAME, provenance_of
@@ -233,16 +234,18 @@ def _is_in_store(store: Store, destination: str) -> bool:
 
 
 def main(call: StepCall) -> None:
-    store = call.store()
+    store, recipe = call.store(), recipe_from_text(call.text("recipe"))
+    checkpoint = call.receipt("checkpoint")
     receipt, address = publish(
         store,
-        recipe_from_text(call.text("recipe")),
+        recipe,
         call.text("destination"),
-        call.receipt("checkpoint"),
+        checkpoint,
         call.receipt("validation"),
         call.text("job"),
     )
-    call.write_receipt("published", store, receipt)
+    about = published_metadata(store, recipe, checkpoint, receipt)
+    call.write_receipt("published", store, receipt, about)
     call.write_summary(step_summary(store, receipt))
     call.write_parameter("address", address)
 

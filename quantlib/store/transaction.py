@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from quantlib.store.receipt import (
 from quantlib.store.scratch import Scratch
 
 RUN_NAME = "run.json"
-"""Seconds, peak memory and remarks of the run that committed a step; no part of the receipt."""
+"""Time, peak memory and remarks of the run that committed a step; no part of the receipt."""
 
 USED_NAME = "used"
 """An empty file that is written whenever another run takes the step over: the step is in use."""
@@ -54,6 +55,8 @@ class StepOutput:
         aside: The folder in the store for what is no result: logs, times.
         facts: Small results that go into the receipt.
         remarks: Sentences on this run, which depend on the machine and stay out of the receipt.
+        peak_bytes: Largest memory of what the work let another process start, which the system
+            counts as that one's.
     """
 
     store: Store
@@ -63,6 +66,7 @@ class StepOutput:
     facts: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    peak_bytes: int = 0
 
     def local(self, name: str) -> Path:
         """A path in the scratch folder to write the file ``name`` at, before :meth:`add`."""
@@ -237,7 +241,8 @@ def _worked(
     )
     run: dict[str, Any] = {
         "seconds": round(time.monotonic() - started, 3),
-        "peak_mib": round(_peak_bytes() / 2**20),
+        "peak_mib": round(max(_peak_bytes(), output.peak_bytes) / 2**20),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if output.remarks:
         run["remarks"] = output.remarks
@@ -301,7 +306,7 @@ def _peak_bytes() -> int:
 
 
 def run_facts(store: Store, receipt: Receipt) -> dict[str, Any]:
-    """``seconds``, ``peak_mib`` and, if any, ``remarks`` of the run that committed a step."""
+    """``seconds``, ``peak_mib``, ``ended`` and any ``remarks`` of the run that committed a step."""
     path = f"{receipt.aside}/{RUN_NAME}"
     if not store.exists(path):
         return {}

@@ -18,7 +18,7 @@ INTERFACES = {
     "resolve": (
         "recipe scheme recipe_changes recipes source num_ranges destination images",
         "",
-        "",
+        "resolve_summary",
         "needed release job",
     ),
     "fetch": (
@@ -73,6 +73,12 @@ def test_interface(step: str) -> None:
     for name, entry in (specification.outputs or {}).items():
         given[2 if "@" in entry.type else 3].append(name)
     assert tuple(" ".join(names) for names in given) == INTERFACES[step]
+
+
+@pytest.mark.parametrize(("step", "output"), [("merge", "checkpoint"), ("publish", "published")])
+def test_what_is_served_is_a_model(step: str, output: str) -> None:
+    outputs = load_component(step).component_spec.outputs
+    assert outputs[output].type.partition("@")[0] == "system.Model"
 
 
 @pytest.mark.parametrize("step", ALL_STEP_NAMES)

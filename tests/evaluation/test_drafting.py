@@ -73,7 +73,7 @@ class TestByVllm:
         assert receipt.facts["draft_acceptance_original"] == rate
         assert receipt.facts["draft_acceptance_quantized"] == rate
         share = f"{100 * rate:.1f}%"
-        row = f"| drafted tokens accepted | {share} before, {share} now |"
+        row = f"- **drafted tokens accepted**: {share} before, {share} now\n"
         assert row in step_summary(made.store, receipt)
         report = build_report(made.store, made.recipe, made.checkpoint, evaluation, receipt)
         assert f"draft layers guess, {share} are accepted" in render_html(report)

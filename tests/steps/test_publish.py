@@ -323,4 +323,22 @@ def test_the_step_reads_and_writes_what_kubeflow_passes(run, tmp_path) -> None:
     folder = Path((tmp_path / "out" / "address").read_text())
     verify_published(LocalStore(folder))
     assert json.loads((tmp_path / "receipt").read_bytes())["facts"]["address"] == str(folder)
-    assert f"| published at | {folder} |" in (tmp_path / "summary.md").read_text()
+    assert f"quantlib verify {folder}\n" in (tmp_path / "summary.md").read_text()
+    written = json.loads((tmp_path / "output.json").read_text())["artifacts"]
+    metadata = written["published"]["artifacts"][0]["metadata"]
+    manifest = read_manifest(LocalStore(folder))
+    expected = {
+        "framework": "vllm",
+        "format": "gptq",
+        "scheme": "W4A16",
+        "bytes": run.checkpoint.facts["bytes_quantized"],
+        "digest": manifest.checkpoint,
+        "address": str(folder),
+        "display_name": f"{manifest.name}, release 1",
+        "name": manifest.name,
+        "release": 1,
+        "verdict": "passed",
+        "perplexity_quantized": manifest.figures.perplexity_quantized,
+        "kl_mean": manifest.figures.kl_mean,
+    }
+    assert metadata.items() >= expected.items()

@@ -23,7 +23,11 @@ def resolve(folder: Path, **parameters: Any) -> tuple[subprocess.CompletedProces
         "inputs": {
             "parameterValues": SILENT | {"destination": str(folder / "published")} | parameters
         },
-        "outputs": {"parameters": outputs, "outputFile": str(folder / "output.json")},
+        "outputs": {
+            "parameters": outputs,
+            "artifacts": {"resolve_summary": {"artifacts": [{"uri": str(folder / "page.md")}]}},
+            "outputFile": str(folder / "output.json"),
+        },
     }
     command = [sys.executable, "-m", "quantlib.steps", "resolve"]
     done = subprocess.run(
@@ -41,11 +45,16 @@ def test_a_release_is_needed_until_it_is_published(tiny_llama: Path, tmp_path: P
     assert re.fullmatch(f"{tiny_llama}#sha256:[0-9a-f]{{64}}", first["release"])
     assert f"to be quantized, job {first['job']}" in done.stdout
     assert (tmp_path / "needed").read_text() == "yes"
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith("# resolve: to be quantized\n")
+    job = first["job"].removeprefix("sha256:")[:12]
+    assert f"- **job**: {job}…\n" in page
 
     address = publish_as(str(tmp_path / "published"), first["job"])
     done, second = resolve(tmp_path, source=str(tiny_llama))
     assert second == first | {"needed": "no"}
     assert f"up to date: {address}" in done.stdout
+    assert "# resolve: published already" in (tmp_path / "page.md").read_text()
 
     _, other = resolve(tmp_path, source=str(tiny_llama), num_ranges=3.0)
     assert other["needed"] == "yes"

@@ -134,7 +134,7 @@ def test_the_step_writes_verdict_metrics_and_report(made: Any, passed: Any, tmp_
     call.finish()
     assert (tmp_path / "verdict").read_text() == "passed"
     assert (tmp_path / "reason").read_text() == passed.facts["reason"]
-    assert "| verdict | passed |" in (tmp_path / "validate_summary").read_text()
+    assert "- **verdict**: passed\n" in (tmp_path / "validate_summary").read_text()
     assert (tmp_path / "validation").read_bytes() == passed.to_json()
     assert "<html" in (tmp_path / "report").read_text()
     beside = Report.from_json((tmp_path / "quantization_report.json").read_bytes())
