@@ -102,12 +102,25 @@ def _options(
         for option in reversed(options):
             option(collecting)
         parameters: list[click.Parameter] = vars(collecting)["__click_params__"]
-        names = [str(parameter.name) for parameter in parameters[before:]]
+        names = [str(each.name) for each in parameters[before:] if each.expose_value]
         return collecting
 
     return decorate
 
 
+def _keep(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    context.meta[_POSITIONAL] = value
+
+
+def _chosen_recipe(context: click.Context, _: click.Parameter, value: str | None) -> str:
+    positional = context.meta[_POSITIONAL]
+    if value and positional:
+        raise click.BadParameter(f"is given twice: {value} and {positional}")
+    return value or positional or "gptq"
+
+
+_POSITIONAL = f"{__name__}.recipe"
+_BEFORE_THE_OPTION: dict[str, Any] = {"callback": _keep, "is_eager": True, "expose_value": False}
 pipeline_option = click.option(
     "--pipeline",
     "graph",
@@ -169,10 +182,12 @@ job_options = _options(
         help="A folder, a .gguf file, hf://org/name@revision, or s3://bucket/prefix.  "
         "[default: the recipe's]",
     ),
+    # As --recipe, for what was written before that was the word for it.
+    click.argument("positional", metavar="[RECIPE]", required=False, **_BEFORE_THE_OPTION),
     click.option(
         "--recipe",
-        default="gptq",
-        show_default=True,
+        callback=_chosen_recipe,
+        show_default="gptq",
         help="A file, or the name of a recipe that ships.",
     ),
     click.option("--group-size", help="A number or auto, in the place of the recipe's."),

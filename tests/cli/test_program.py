@@ -63,6 +63,24 @@ def test_older_spellings_mean_the_same(name: str, spellings: dict[str, str]) -> 
         assert options[word].opts[0] == word
 
 
+@pytest.mark.parametrize(
+    ("arguments", "recipe"),
+    [([], "gptq"), (["awq"], "awq"), (["--recipe", "awq"], "awq")],
+)
+def test_a_recipe_may_stand_without_its_word(arguments: list[str], recipe: str) -> None:
+    command = command_of("run")
+    given = command.make_context("run", ["--model", "m", *arguments]).params
+    assert (given["recipe"], given["model"]) == (recipe, "m")
+    with pytest.raises(click.BadParameter, match="is given twice: awq and hqq"):
+        command.make_context("run", ["hqq", "--recipe", "awq"])
+
+
+def test_the_name_of_before_starts_the_same_program() -> None:
+    command = [sys.executable, "-m", "pipelines", "run", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "--publish-to" in done.stdout
+
+
 def test_one_word_for_one_thing() -> None:
     kinds: dict[str, Any] = {}
     for name in ("quantize", *WORKFLOW):
