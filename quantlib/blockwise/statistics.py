@@ -19,7 +19,8 @@ class HessianAccumulator:
 
     Only the upper triangle is computed: the Hessian is symmetric, and this is where most of the
     time of calibration goes. Tokens in bfloat16 are multiplied in bfloat16 on a CPU, which rounds
-    each call's products; over many calls that is far below what the choice of tokens changes.
+    each call's products; over many calls that is far below what the choice of tokens changes. In
+    float16 the products themselves would overflow: 512 tokens of 12 make more than its 65,504.
     """
 
     def __init__(self, in_features: int, device: torch.device) -> None:
@@ -34,7 +35,7 @@ class HessianAccumulator:
         """
         tokens = x.reshape(-1, x.shape[-1])
         self.tokens += len(tokens)
-        if tokens.device.type != "cpu":
+        if tokens.device.type != "cpu" or tokens.dtype is torch.float16:
             tokens = tokens.float()
         for start in range(0, tokens.shape[1], PANEL_COLUMNS):
             panel = tokens[:, start : start + PANEL_COLUMNS]

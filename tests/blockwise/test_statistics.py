@@ -34,6 +34,17 @@ def test_hessian_of_short_tokens_is_rounded_little() -> None:
     assert 0 < error < 1e-3
 
 
+@pytest.mark.parametrize("scale", [20.0, 3000.0])
+def test_hessian_of_tokens_in_float16_does_not_overflow(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(2, 512, 200, generator=generator) * scale).half()
+    accumulator = HessianAccumulator(200, torch.device("cpu"))
+    accumulator.add(x)
+    tokens = x.double().flatten(0, 1)
+    expected = (tokens.t() @ tokens / 1024).float()
+    torch.testing.assert_close(accumulator.hessian(), expected, rtol=1e-4, atol=1e-4 * scale**2)
+
+
 def test_gptq_loses_nothing_by_hessians_of_short_tokens() -> None:
     """Small eigenvalues suffer most from rounded products, and it is they that GPTQ inverts."""
     generator = torch.Generator().manual_seed(0)
