@@ -72,7 +72,7 @@ def test_it_is_for_the_addresses_that_the_watchers_publish_to(storage: dict[str,
     [claimed] = storage["supportedUriFormats"]
     for name in ("watch-kubeflow", "watch-argo"):
         text = Path(MANIFESTS, "components", name, "kustomization.yaml").read_text()
-        [destination] = re.findall(r"(?:PUBLISH_TO|destination)=(\S+)", text)
+        [destination] = re.findall(r"(?:PUBLISH_TO|publish_to)=(\S+)", text)
         assert claimed == {"prefix": f"{destination}/"}
 
 
