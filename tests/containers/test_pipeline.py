@@ -28,7 +28,8 @@ def test_the_checkpoint_passes_and_is_published(watched: Watched) -> None:
 
 
 def test_every_container_was_locked_down(watched: Watched) -> None:
-    assert set(watched.containers) == set(STEP_NAMES) - {"gate"}
+    # The gate's is gone within a moment, and may not be seen.
+    assert set(watched.containers) | {"gate"} == set(STEP_NAMES)
     assert len(watched.containers["quantize"]) == 4
     for step, containers in watched.containers.items():
         for container in containers:
@@ -51,7 +52,8 @@ def test_containers_write_to_their_own_folders_and_the_store(watched: Watched) -
             written = {Path(m["Destination"]) for m in container["Mounts"] if m["RW"]}
             own = {path for path in written if path.parent == folder / "run"}
             assert len(own) == 1
-            allowed = {Path("/scratch"), folder / "store"}
+            allowed = {Path("/scratch")}
+            allowed |= {folder / "store"} if step != "gate" else set()
             allowed |= {folder / "published"} if step == "publish" else set()
             assert written - own == allowed
 
