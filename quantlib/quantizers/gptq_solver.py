@@ -19,7 +19,9 @@ from torch import Tensor
 _LAZY_COLUMNS = 64
 """Columns whose updates reach the rest of the weight together (the paper's B)."""
 
-MAX_DAMPING = 1.0
+MAX_DAMPING = 1000.0
+"""More than any Hessian needs: products of bfloat16 are off by 2**-8 of the largest entry, which
+may be all of the trace, and the trace is as many means as there are columns."""
 
 _SMALL_TRIANGLE = 192
 """Up to this size a triangular matrix is inverted at once."""
@@ -62,8 +64,8 @@ def factorize(hessians: Sequence[Tensor], damping: float, act_order: bool) -> Fa
     Args:
         hessians: float32 ``[in_features, in_features]`` each, symmetric, ``X.T @ X`` over the
             calibration tokens.
-        damping: Added to the diagonal, as a share of its mean; raised tenfold, up to 1, until the
-            factorization succeeds.
+        damping: Added to the diagonal, as a share of its mean; raised tenfold, up to MAX_DAMPING,
+            until the factorization succeeds.
         act_order: Whether to visit channels by falling diagonal instead of from left to right.
 
     Raises:

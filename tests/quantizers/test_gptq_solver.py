@@ -123,6 +123,17 @@ def test_each_refinement_lowers_the_output_error() -> None:
     assert best < gptq < nearest
 
 
+def test_a_massive_channel_that_is_off_by_more_than_the_mean_is_no_obstacle() -> None:
+    """As in SmolLM2's block 11, of 1,024 tokens, by products that are rounded to bfloat16."""
+    hessian = torch.eye(64)
+    hessian[:2, :2] = torch.tensor([[1000.0, 1500.0], [1500.0, 1000.0]])
+    assert torch.linalg.eigvalsh(hessian)[0] < -10 * hessian.diagonal().mean()
+    factor = factorize([hessian], 0.1, act_order=True)
+    assert factor.damping == [pytest.approx(100.0)]
+    assert factor.attempts == [4]
+    assert factor.upper.isfinite().all()
+
+
 def test_damping_rises_until_it_succeeds_and_is_recorded() -> None:
     hessian = torch.eye(8)
     assert factorize([hessian], 0.01, act_order=False).attempts == [1]
