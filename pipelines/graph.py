@@ -147,6 +147,11 @@ class Constants:
     images: tuple[str, ...] = ()
     job: str = ""
 
+    def value(self, constant: Constant) -> Any:
+        """What a constant is, as JSON has it."""
+        value = getattr(self, constant.name)
+        return list(value) if isinstance(value, tuple) else value
+
 
 _FETCH = Step(
     "fetch",

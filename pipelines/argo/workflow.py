@@ -181,8 +181,8 @@ class _Templates:
         match source:
             case Asked(name):
                 return input_tag(name)
-            case Constant(name):
-                return _text(getattr(self.compilation.constants, name))
+            case Constant():
+                return _text(self.compilation.constants.value(source))
             case Output(step, name):
                 return f"{{{{tasks.{step}.outputs.parameters.{name}}}}}"
             case Item():

@@ -82,9 +82,8 @@ class _Tasks:
         match source:
             case Asked(name):
                 return self._asked[name]
-            case Constant(name):
-                value = getattr(self._constants, name)
-                return list(value) if isinstance(value, tuple) else value
+            case Constant():
+                return self._constants.value(source)
             case Output():
                 found = self.output(source)
                 return dsl.Collected(found) if self._graph.is_collected(source) else found

@@ -184,9 +184,8 @@ class Scheduler:
         match source:
             case Asked(name):
                 return self._settings[name]
-            case Constant(name):
-                value = getattr(self._constants, name)
-                return list(value) if isinstance(value, tuple) else value
+            case Constant():
+                return self._constants.value(source)
             case Output():
                 return self._parameter(source)
             case Item():
