@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from pathlib import Path
 
 import click
 
-from pipelines.commands.options import (
-    compile_options,
-    own_recipes,
-    own_recipes_option,
-    pipeline_option,
-)
-from pipelines.compiling import CompileOptions, prepare
-from pipelines.graph import Graph
+from pipelines.argo.compiling import write_workflow_template
+from pipelines.commands.options import compilation_options
+from pipelines.compiling import Compilation
+from pipelines.kubeflow.compiling import compile_pipeline, write_kubernetes_manifests
 from quantlib.errors import naming
 
 _EXAMPLES = """\b
@@ -64,30 +60,17 @@ def _namespace(_: click.Context, __: click.Parameter, value: str) -> str:
     callback=_namespace,
     help="Of the objects.",
 )
-@own_recipes_option
-@pipeline_option
-@compile_options
+@compilation_options
 def compile_command(
-    output: Path,
-    target: str,
-    kubernetes: bool,
-    namespace: str,
-    recipes: tuple[str, ...],
-    graph: Graph,
-    options: CompileOptions,
+    output: Path, target: str, kubernetes: bool, namespace: str, compilation: Compilation
 ) -> None:
     """Write the workflow in the form that Kubeflow Pipelines takes, or Argo Workflows."""
-    compilation = prepare(graph, replace(options, recipes=own_recipes(recipes)))
+    if target == "argo" and kubernetes:
+        raise click.UsageError("--kubernetes goes with --target kubeflow")
     with naming(output):
         if target == "argo":
-            if kubernetes:
-                raise click.UsageError("--kubernetes goes with --target kubeflow")
-            from pipelines.argo.compiling import write_workflow_template
-
             write_workflow_template(compilation, output, namespace=namespace)
         else:
-            from pipelines.kubeflow.compiling import compile_pipeline, write_kubernetes_manifests
-
             compile_pipeline(compilation, output)
     click.echo(output)
     if bare := [image for image in astuple(compilation.images) if "/" not in image]:

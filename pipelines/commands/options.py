@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipelines.compiling import Compilation, CompileOptions
+from pipelines.compiling import Compilation, CompileOptions, prepare
 from pipelines.graph import GRAPHS, QUANTIZE
-from pipelines.kubeflow.client import HOST_VARIABLE, UI_HOST_VARIABLE, Server
-from quantlib.checks.recipe import load_recipe
+from pipelines.kubeflow.client import HOST_VARIABLE, UI_HOST_VARIABLE, Kubeflow, Server
+from pipelines.kubeflow.compiling import compiled
+from quantlib.checks.recipe import load_recipe, recipe_problems
 from quantlib.checks.recipe_choice import AS_IN_RECIPE
+from quantlib.checks.remote import require_reachable
+from quantlib.cli.range_count import range_count
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.planning import HARDWARE
 from quantlib.recipe import AskedRecipe
 from quantlib.steps.plan import AUTO
-from quantlib.text.addresses import LocalText, Text, parse_text
-from quantlib.text.wanted import wanted_texts
 
 LOCAL_STORE = ".quantlib/store"
 """Where steps keep their work on this machine, where nothing says so."""
@@ -81,6 +83,18 @@ class Job:
         return settings | {name: value for name, value in places.items() if value}
 
 
+def _job(positional: str | None, recipe: str | None, **values: Any) -> Job:
+    if positional and recipe:
+        raise click.BadParameter(
+            f"is given twice: {recipe} and {positional}", param_hint="'--recipe'"
+        )
+    return Job(recipe=recipe or positional or "gptq", **values)
+
+
+def _compilation(graph: str, recipes: Sequence[str], **values: Any) -> Compilation:
+    return prepare(GRAPHS[graph], CompileOptions(recipes=own_recipes(recipes), **values))
+
+
 def _options(
     name: str, kind: Callable[..., Any], *options: Callable[[Any], Any]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -102,43 +116,13 @@ def _options(
         for option in reversed(options):
             option(collecting)
         parameters: list[click.Parameter] = vars(collecting)["__click_params__"]
-        names = [str(each.name) for each in parameters[before:] if each.expose_value]
+        names = [str(each.name) for each in parameters[before:]]
         return collecting
 
     return decorate
 
 
-def _keep(context: click.Context, _: click.Parameter, value: str | None) -> None:
-    context.meta[_POSITIONAL] = value
-
-
-def _chosen_recipe(context: click.Context, _: click.Parameter, value: str | None) -> str:
-    positional = context.meta[_POSITIONAL]
-    if value and positional:
-        raise click.BadParameter(f"is given twice: {value} and {positional}")
-    return value or positional or "gptq"
-
-
-_POSITIONAL = f"{__name__}.recipe"
-_BEFORE_THE_OPTION: dict[str, Any] = {"callback": _keep, "is_eager": True, "expose_value": False}
-pipeline_option = click.option(
-    "--pipeline",
-    "graph",
-    type=click.Choice(list(GRAPHS)),
-    default=QUANTIZE.name,
-    show_default=True,
-    callback=lambda _context, _option, value: GRAPHS[value],
-    help="What to compile: the quantization, or one look for a new release, with it in it.",
-)
-own_recipes_option = click.option(
-    "--recipe",
-    "recipes",
-    multiple=True,
-    help="A recipe of your own that the form of a run offers too; several with several options.",
-)
-compile_options = _options(
-    "options",
-    CompileOptions,
+_CLUSTER = (
     click.option(
         "--cluster",
         default="gpu",
@@ -151,6 +135,55 @@ compile_options = _options(
         help="Take the images from this file, which `make push-images` writes.",
     ),
     click.option("--allow-floating", is_flag=True, help="Take images by tags that can move."),
+)
+_STORE = click.option(
+    "--store",
+    help="Where the steps keep their work: a folder, or s3://bucket/prefix.  "
+    f"[default: {LOCAL_STORE}, in Kubeflow the profile's]",
+)
+_PUBLISH_TO = click.option(
+    "--publish-to", default="", help="Where to publish.  [default: the recipe's]"
+)
+_DEVICE = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="What the steps compute on.",
+)
+_GPU = click.option(
+    "--gpu",
+    type=click.Choice(list(HARDWARE)),
+    help="What the plan reckons with.  [default: the cluster's; cpu on this machine]",
+)
+runner_option = click.option(
+    "--runner",
+    type=click.Choice(["process", "docker", "kubeflow"]),
+    default="process",
+    show_default=True,
+    help="What runs a step: a process of this Python environment, a container of its image, or "
+    "Kubeflow.",
+)
+cluster_options = _options("options", CompileOptions, *_CLUSTER)
+compilation_options = _options(
+    "compilation",
+    _compilation,
+    click.option(
+        "--recipe",
+        "recipes",
+        multiple=True,
+        help="A recipe of your own that the form of a run offers too; several with several "
+        "options.",
+    ),
+    click.option(
+        "--pipeline",
+        "graph",
+        type=click.Choice(list(GRAPHS)),
+        default=QUANTIZE.name,
+        show_default=True,
+        help="What to compile: the quantization, or one look for a new release, with it in it.",
+    ),
+    *_CLUSTER,
 )
 server_options = _options(
     "server",
@@ -175,7 +208,7 @@ server_options = _options(
 )
 job_options = _options(
     "job",
-    Job,
+    _job,
     click.option(
         "--model",
         default="",
@@ -183,49 +216,31 @@ job_options = _options(
         "[default: the recipe's]",
     ),
     # As --recipe, for what was written before that was the word for it.
-    click.argument("positional", metavar="[RECIPE]", required=False, **_BEFORE_THE_OPTION),
+    click.argument("positional", metavar="[RECIPE]", required=False),
     click.option(
-        "--recipe",
-        callback=_chosen_recipe,
-        show_default="gptq",
-        help="A file, or the name of a recipe that ships.",
+        "--recipe", show_default="gptq", help="A file, or the name of a recipe that ships."
     ),
     click.option("--group-size", help="A number or auto, in the place of the recipe's."),
-    click.option(
-        "--store",
-        help="Where the steps keep their work: a folder, or s3://bucket/prefix.  "
-        f"[default: {LOCAL_STORE}, in Kubeflow the profile's]",
-    ),
+    _STORE,
     click.option(
         "--num-ranges",
-        callback=lambda _context, _option, value: _range_count(value),
+        callback=lambda _context, _option, value: (
+            0 if value is None else range_count(value) or AUTO
+        ),
         help="Ranges of blocks that are quantized in parallel; auto: as many as end soonest.  "
         "[default: the recipe's]",
     ),
-    click.option("--publish-to", default="", help="Where to publish.  [default: the recipe's]"),
-    click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="What the steps compute on.",
-    ),
-    click.option(
-        "--gpu",
-        type=click.Choice(list(HARDWARE)),
-        help="What the plan reckons with.  [default: the cluster's; cpu on this machine]",
-    ),
+    _PUBLISH_TO,
+    _DEVICE,
+    _GPU,
 )
 
 
-def _range_count(text: str | None) -> int:
-    if text is None:
-        return 0
-    if text == "auto":
-        return AUTO
-    if not text.isdecimal() or not 1 <= int(text) <= 64:
-        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1 to 64")
-    return int(text)
+def watch_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Those of a run that are the same for every recipe that is watched."""
+    for option in (_GPU, _DEVICE, _PUBLISH_TO, _STORE):
+        command = option(command)
+    return command
 
 
 def own_recipes(names: Sequence[str]) -> dict[str, AskedRecipe]:
@@ -234,20 +249,15 @@ def own_recipes(names: Sequence[str]) -> dict[str, AskedRecipe]:
     Raises:
         InvalidInputError: One is none, or two have one name.
     """
-    recipes: dict[str, AskedRecipe] = {}
-    problems: list[Problem] = []
-    for name in names:
-        try:
-            recipe = load_recipe(name)
-        except InvalidInputError as error:
-            problems += error.problems
-            continue
-        if Path(name).stem in recipes:
-            problems.append(Problem(f"--recipe {name}", "is called as another one is", "rename it"))
-        recipes[Path(name).stem] = recipe
-    if problems:
+    stems = [Path(name).stem for name in names]
+    problems = [
+        Problem(f"--recipe {name}", "is called as another one is", "rename it")
+        for index, name in enumerate(names)
+        if stems[index] in stems[:index]
+    ]
+    if problems := problems + recipe_problems(names):
         raise InvalidInputError(problems)
-    return recipes
+    return dict(zip(stems, map(load_recipe, names), strict=True))
 
 
 def cluster_settings(job: Job, recipe: AskedRecipe, compilation: Compilation) -> dict[str, Any]:
@@ -263,36 +273,13 @@ def cluster_settings(job: Job, recipe: AskedRecipe, compilation: Compilation) ->
     return settings
 
 
-def require_reachable(recipe: AskedRecipe, model: str, store: str, publish_to: str) -> None:
-    """Checks that a run elsewhere does not need files or folders of this machine.
-
-    Raises:
-        InvalidInputError: It does.
-    """
-    addresses = {
-        "--model": model or recipe.model or "",
-        "--store": store,
-        "--publish-to": publish_to or recipe.publish.destination or "",
-    }
-    problems = [
-        Problem(f"{option} {address}", "is a folder of this machine", "give s3://bucket/prefix")
-        for option, address in addresses.items()
-        if address and ("://" not in address or address.startswith("file://"))
-    ]
-    for purpose, section in wanted_texts(recipe).items():
-        text = Text.of(section)
-        if isinstance(parse_text(text), LocalText):
-            part = "validation" if purpose == "evaluation" else purpose
-            problems.append(
-                Problem(
-                    f"{part}.dataset {text.dataset}",
-                    "is on this machine",
-                    "put it in object storage and give s3://bucket/prefix, or name it "
-                    "hf://datasets/org/name@revision/path",
-                )
-            )
-    if problems:
-        raise InvalidInputError(problems)
+@contextmanager
+def compiled_for(kubeflow: Kubeflow, compilation: Compilation) -> Iterator[Path]:
+    """The compiled pipeline in a file; says which of its retries this Kubeflow will not do."""
+    with compiled(compilation) as file:
+        if note := kubeflow.note_on_retries(file):
+            click.echo(f"note: {note}", err=True)
+        yield file
 
 
 def absolute(address: str) -> str:

@@ -18,9 +18,11 @@ from rich.table import Table
 from pipelines.commands.options import (
     LOCAL_STORE,
     Job,
+    cluster_options,
     cluster_settings,
-    compile_options,
+    compiled_for,
     job_options,
+    runner_option,
     server_options,
 )
 from pipelines.compiling import Compilation, CompileOptions, prepare
@@ -44,7 +46,6 @@ from quantlib.runtime.cpus import available_cpus
 from quantlib.sources.naming import named
 
 _KIND = "run-result"
-RUNNERS = ("process", "docker", "kubeflow")
 _EXAMPLES = """\b
 Examples:
   quantlib run --model ./my-model
@@ -71,14 +72,7 @@ Examples:
     type=click.Path(path_type=Path, file_okay=False),
     help="Logs and results of this run.  [default: .quantlib/runs/<time>]",
 )
-@click.option(
-    "--runner",
-    type=click.Choice(RUNNERS),
-    default="process",
-    show_default=True,
-    help="What runs a step: a process of this Python environment, a container of its image, or "
-    "Kubeflow.",
-)
+@runner_option
 @click.option(
     "--retries",
     type=click.IntRange(0, 10),
@@ -93,7 +87,7 @@ Examples:
     metavar="NAME",
     help="Network of the containers that need one; host: with what listens on this machine only.",
 )
-@compile_options
+@cluster_options
 @server_options
 @result_options
 def run_command(
@@ -158,17 +152,13 @@ def _start_in_kubeflow(
     recipe: AskedRecipe, job: Job, digest: str, options: CompileOptions, server: Server
 ) -> tuple[bool, str]:
     """Whether a run was started, since none of the job was there, and the address of its page."""
-    from pipelines.kubeflow.compiling import compiled
-
     compilation = prepare(QUANTIZE, options)
     settings = cluster_settings(job, recipe, compilation)
     kubeflow = Kubeflow(server)
     mark = digest.removeprefix("sha256:")[:12] or time.strftime("%Y%m%d-%H%M%S")
     if digest and (running := kubeflow.running(mark)):
         return False, running
-    with compiled(compilation) as file:
-        if note := kubeflow.note_on_retries(file):
-            click.echo(f"note: {note}", err=True)
+    with compiled_for(kubeflow, compilation) as file:
         return True, kubeflow.run(file, settings, f"{QUANTIZE.name}-{job.name}-{mark}")
 
 

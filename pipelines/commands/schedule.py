@@ -8,16 +8,16 @@ import click
 
 from pipelines.commands.options import (
     Job,
+    cluster_options,
     cluster_settings,
-    compile_options,
+    compiled_for,
     job_options,
     server_options,
 )
 from pipelines.compiling import CompileOptions, prepare
 from pipelines.graph import WATCH
 from pipelines.kubeflow.client import Kubeflow, Server, check_cron
-from pipelines.kubeflow.compiling import compiled
-from quantlib.watching import destination_of
+from quantlib.watching.jobs import destination_of
 
 _EXAMPLES = """\b
 Examples:
@@ -31,7 +31,7 @@ Examples:
 @click.option("--cron", required=True, help="Second, minute, hour, day, month, day of week.")
 @click.option("--name", default="", help="Of the schedule.  [default: watch-RECIPE]")
 @job_options
-@compile_options
+@cluster_options
 @server_options
 def schedule_command(
     cron: str, name: str, job: Job, options: CompileOptions, server: Server
@@ -47,7 +47,5 @@ def schedule_command(
     settings = cluster_settings(job, recipe, compilation)
     destination_of(recipe, settings["publish_to"])
     kubeflow = Kubeflow(server)
-    with compiled(compilation) as file:
-        if note := kubeflow.note_on_retries(file):
-            click.echo(f"note: {note}", err=True)
+    with compiled_for(kubeflow, compilation) as file:
         click.echo(kubeflow.schedule(file, settings, name or f"{WATCH.name}-{job.name}", cron))

@@ -7,7 +7,7 @@ checked in an instant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,17 @@ def load_recipe(path: Path | str, group_size: str | int | None = None) -> AskedR
         if isinstance(section, dict) and isinstance(section.setdefault("weights", {}), dict):
             section["weights"]["group_size"] = group_size
     return parse_recipe(data, origin=str(path))
+
+
+def recipe_problems(names: Iterable[Path | str]) -> list[Problem]:
+    """What is wrong with recipes, as :func:`load_recipe` says it of each."""
+    problems: list[Problem] = []
+    for name in names:
+        try:
+            load_recipe(name)
+        except InvalidInputError as error:
+            problems += error.problems
+    return problems
 
 
 def asked_from_text(text: str) -> AskedRecipe:

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from quantlib.cli.range_count import range_count
 from quantlib.cli.result_options import print_json, progress, result_options
 
 _EXAMPLES = """\b
@@ -30,6 +31,7 @@ Examples:
     "ranges",
     default="auto",
     show_default=True,
+    callback=lambda _context, _option, value: range_count(value),
     help="A number from 1 to 64, or auto.",
 )
 @click.option(
@@ -53,7 +55,7 @@ def plan(
     model: str,
     recipe_name: str,
     gpu: str,
-    ranges: str,
+    ranges: int | None,
     parallel: int,
     node_gpus: int,
     scratch: str | None,
@@ -78,7 +80,6 @@ def plan(
     from quantlib.steps.plan import judging_line
     from quantlib.steps.texts import is_illustrated
 
-    wanted = None if ranges == "auto" else _number(ranges)
     asked, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)
     with progress(quiet=quiet):
         source = open_source(model)
@@ -93,7 +94,7 @@ def plan(
             adapter,
             hardware,
             parallel,
-            ranges=wanted,
+            ranges=ranges,
             node_gpus=node_gpus,
             images=is_illustrated(recipe),
         )
@@ -106,12 +107,12 @@ def plan(
             raise InvalidInputError(unfit)
         return
     console = Console(highlight=False)
-    if wanted is None:
+    if ranges is None:
         why = "chosen: the fewest that end about as soon as any"
-    elif wanted == chosen.ranges:
+    elif ranges == chosen.ranges:
         why = "as asked"
     else:
-        why = f"not {wanted}: one for each block to quantize is the most"
+        why = f"not {ranges}: one for each block to quantize is the most"
     console.print(
         f"{plural(chosen.ranges, 'range')} on {hardware.name} ({why}), {parallel} at a time"
     )
@@ -151,9 +152,3 @@ def _bytes(text: str | None) -> int | None:
         return parse_quantity(text)
     except (ValueError, KeyError):
         raise click.BadParameter(f"{text!r} is no size, as 400Gi is") from None
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 64:
-        raise click.BadParameter(f"{text!r} is neither auto nor a number from 1 to 64")
-    return int(text)

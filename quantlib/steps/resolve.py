@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from quantlib.report.text import markdown_list, short_digests
 from quantlib.steps.contract import StepCall
-from quantlib.watching import Job, find_job
+from quantlib.watching.jobs import Job, find_job
 
 
 def main(call: StepCall) -> None:

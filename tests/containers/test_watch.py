@@ -13,7 +13,7 @@ from recipes import QUICK
 
 from components._images import WATCH_IMAGE, named_images
 from quantlib.checks.recipe import parse_recipe
-from quantlib.watching import find_job
+from quantlib.watching.jobs import find_job
 
 LOCKED = (
     *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),

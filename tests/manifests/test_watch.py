@@ -20,11 +20,12 @@ from published_runs import publish_as
 from recipes import QUICK
 
 from components._images import is_floating, named_images, read_lock
-from pipelines.commands.watch import recipe_names, watch
+from pipelines.commands.watch import watch
 from pipelines.kubeflow.client import HOST_VARIABLE, TOKEN_FILE
 from quantlib.checks.recipe import load_recipe, recipe_from_text
 from quantlib.store import open_store
-from quantlib.watching import resolve_release
+from quantlib.watching.jobs import resolve_release
+from quantlib.watching.looks import recipe_names
 
 COMPONENTS = MANIFESTS / "components"
 KUBEFLOW, ARGO = COMPONENTS / "watch-kubeflow", COMPONENTS / "watch-argo"

@@ -21,7 +21,7 @@ from quantlib.store.partial import Partial
 from quantlib.text.files import local_file
 from quantlib.text.tokenizer import load_tokenizer
 from quantlib.text.windows import Windowing, token_windows
-from quantlib.watching import resolve_release
+from quantlib.watching.jobs import resolve_release
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 

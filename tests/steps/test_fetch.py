@@ -21,7 +21,7 @@ from quantlib.recipe import AskedRecipe
 from quantlib.steps.contract import StepCall
 from quantlib.steps.fetch import fetch, main
 from quantlib.store import LocalStore, Receipt
-from quantlib.watching import resolve_release
+from quantlib.watching.jobs import resolve_release
 
 TENSORS = ("model.embed_tokens.weight", "model.norm.weight")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,16 +15,12 @@ from processes import are_gone, marked
 from published_runs import publish_as
 from recipes import QUICK
 
-from pipelines.commands.watch import Starter, look_once, recipe_names
 from pipelines.commands.watch import watch as command
 from quantlib.checks.recipe import load_recipe, parse_recipe
 from quantlib.errors import InvalidInputError, StepError
-from quantlib.publishing.jobs import published_of
 from quantlib.recipe import Recipe
 from quantlib.runtime.keeper import kept
-from quantlib.steps.fetch import fetch
-from quantlib.store import open_store
-from quantlib.watching import find_job, resolve_release
+from quantlib.watching.jobs import find_job
 
 IMAGES = ("quantlib:1.0.0",)
 
@@ -47,52 +41,6 @@ def write(recipe: Recipe, path: Path) -> str:
 
 def watch(*arguments: str) -> Result:
     return CliRunner().invoke(command, ["--once", *arguments])
-
-
-def test_a_job_is_another_one_whenever_its_result_may_be(model: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("a")
-    recipe = recipe_of(model, calibration=QUICK["calibration"] | {"dataset": str(text)})
-    digests = [find_job(recipe, str(tmp_path), IMAGES).digest]
-    assert find_job(recipe, str(tmp_path), IMAGES).digest == digests[0]
-    digests.append(find_job(recipe, str(tmp_path), ("quantlib:1.0.1",)).digest)
-    digests.append(find_job(recipe_of(model), str(tmp_path), IMAGES).digest)
-    text.write_text("b")
-    digests.append(find_job(recipe, str(tmp_path), IMAGES).digest)
-    (model / "generation_config.json").write_text('{"temperature": 0.5}')
-    digests.append(find_job(recipe, str(tmp_path), IMAGES).digest)
-    assert len(set(digests)) == 5
-
-
-def test_a_folder_is_known_by_its_content_and_not_by_its_times(model: Path) -> None:
-    before = resolve_release(str(model))
-    for path in model.iterdir():
-        path.touch()
-    (model / "README.md").write_text("no part of the model")
-    assert resolve_release(str(model)) == before
-
-
-def test_a_bucket_is_known_by_what_its_listing_says(model: Path, s3_address: str) -> None:
-    source = open_store(f"{s3_address}/model")
-    for path in model.iterdir():
-        source.import_file(path, path.name)
-    before = resolve_release(source.address)
-    assert resolve_release(source.address) == before
-    source.put_bytes(b"{}", "generation_config.json")
-    assert resolve_release(source.address).digest != before.digest
-    store = open_store(f"{s3_address}/store")
-    with pytest.raises(StepError, match="has changed since it was looked at"):
-        fetch(store, before.address)
-    assert fetch(store, resolve_release(source.address).address) == fetch(store, source.address)
-
-
-def test_a_job_that_led_to_a_checkpoint_is_done(model: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(model)
-    job = find_job(recipe, str(tmp_path), IMAGES)
-    assert job.published is None
-    address = publish_as(str(tmp_path), job.digest)
-    assert published_of(str(tmp_path), job.digest) == address
-    assert find_job(recipe, str(tmp_path), IMAGES).published == address
 
 
 def test_a_source_that_fails_is_told_and_the_others_go_on(
@@ -162,7 +110,7 @@ def test_recipes_are_read_at_every_look(
         started.append((given.name, load_recipe(given), words[words.index("--job") + 1]))
         return SimpleNamespace(wait=lambda _=None: 0, poll=lambda: 0, kill=lambda: None)
 
-    monkeypatch.setattr("pipelines.commands.watch.subprocess.Popen", run)
+    monkeypatch.setattr("quantlib.watching.looks.subprocess.Popen", run)
     monkeypatch.setattr("pipelines.commands.watch.time.sleep", lambda _: next(states)())
     published = str(tmp_path / "published")
     result = CliRunner().invoke(command, [str(folder), "--publish-to", published])
@@ -184,7 +132,7 @@ def slow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def instead(command: list[str], grace: float) -> list[str]:
         return kept([sys.executable, "-c", source, *command[2:]], grace)
 
-    monkeypatch.setattr("pipelines.commands.watch.kept", instead)
+    monkeypatch.setattr("quantlib.watching.looks.kept", instead)
     return noted
 
 
@@ -202,39 +150,6 @@ def test_a_run_that_hangs_is_ended_and_the_others_have_their_turn(
     assert done_line.endswith(f"done.json: up to date: {address}")
     assert slow_run.read_text().endswith(" --cluster local --device cpu --gpu h100-80g")
     assert are_gone(marked(published))
-
-
-def test_a_second_watcher_waits_for_the_first_and_does_nothing_twice(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe, published = recipe_of(model), str(tmp_path / "published")
-    digest = find_job(recipe, published, ()).digest
-    started: list[int] = []
-
-    def run(*_: object) -> int:
-        started.append(1)
-        time.sleep(1)
-        publish_as(published, digest)
-        return 0
-
-    monkeypatch.setattr("pipelines.commands.watch._run", run)
-    path, store = write(recipe, tmp_path / "recipe.json"), str(tmp_path / "store")
-    starter = Starter(store, published, "process", (), (), 60)
-    with ThreadPoolExecutor() as pool:
-        looks = list(pool.map(lambda _: look_once(path, starter), range(2)))
-    assert len(started) == 1
-    assert sorted(look.outcome for look in looks) == ["quantized", "up to date"]
-    assert {look.detail for look in looks} == {published_of(published, digest)}
-
-
-def test_a_folder_stands_for_the_recipes_in_it(model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "recipes"
-    folder.mkdir()
-    with pytest.raises(InvalidInputError, match="holds no recipe"):
-        recipe_names([str(folder)])
-    first, second = (write(recipe_of(model), folder / f"{name}.yaml") for name in "ab")
-    (folder / "README.md").touch()
-    assert recipe_names(["gptq", str(folder)]) == ["gptq", first, second]
 
 
 def test_the_watcher_runs_without_what_its_image_lacks(model: Path, tmp_path: Path) -> None:

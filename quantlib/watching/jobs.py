@@ -1,4 +1,4 @@
-"""Which releases of watched models are not quantized yet."""
+"""Which release a watched model has now, and what a recipe asks for on it."""
 
 from __future__ import annotations
 
