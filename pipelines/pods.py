@@ -12,6 +12,7 @@ from pipelines.profiles import PLANNED_STEPS, Accelerator, Profile, Retries
 from quantlib.publishing.keys import PASSWORD_VARIABLE
 from quantlib.publishing.signing import KEY_VARIABLE
 from quantlib.runtime.code_version import CODE_VARIABLE, code_version
+from quantlib.runtime.log import LOG_VARIABLE
 
 Quantity = str | Output
 """An amount, as the profile says it or as an output of the plan step."""
@@ -87,7 +88,7 @@ def pod_of(step: Step, compilation: Compilation) -> Pod:
     if accelerator is not None:
         devices = _planned(step, "gpus") if wanted.gpus is None else str(wanted.gpus)
     # What runs there knows itself by its image: reports name it.
-    environment = {CODE_VARIABLE: code_version(), IMAGE_VARIABLE: image}
+    environment = {CODE_VARIABLE: code_version(), IMAGE_VARIABLE: image, LOG_VARIABLE: profile.log}
     secrets = {profile.store_secret: _same("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     if step.name in _USES_HUB:
         secrets[profile.hub_secret] = _same("HF_TOKEN")

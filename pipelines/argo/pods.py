@@ -25,6 +25,7 @@ from pipelines.graph import Output
 from pipelines.pods import Pod, Quantity, Volume
 from pipelines.profiles import Accelerator, Retries
 from quantlib.errors import GateFailedError, InvalidInputError
+from quantlib.runtime.log import RUN_VARIABLE
 
 FINAL_EXIT_CODES = [InvalidInputError.exit_code, GateFailedError.exit_code]
 """Of what the next attempt would end with too."""
@@ -107,6 +108,7 @@ def _resources(pod: Pod, tag_of: Callable[[Output], str]) -> tuple[dict[str, Any
 
 def _environment(pod: Pod) -> list[Env | SecretEnv | ConfigMapEnv]:
     return [
+        Env(name=RUN_VARIABLE, value="{{workflow.name}}"),
         *(Env(name=variable, value=value) for variable, value in pod.environment.items()),
         *(
             SecretEnv(name=variable, secret_name=secret, secret_key=key, optional=True)

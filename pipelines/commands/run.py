@@ -43,6 +43,7 @@ from quantlib.recipe import AskedRecipe
 from quantlib.report.model import HTML_NAME
 from quantlib.report.text import FIGURES, figures_line
 from quantlib.runtime.cpus import available_cpus
+from quantlib.runtime.log import about, log_problems, start_log
 from quantlib.sources.naming import named
 
 _KIND = "run-result"
@@ -110,6 +111,9 @@ def run_command(
     judged and refused. With --runner kubeflow it ends when the run is started; a --job that is
     running there is not started again.
     """
+    if problems := log_problems():
+        raise InvalidInputError(problems)
+    start_log(output=not as_json)
     recipe = named(job.checked_recipe(), job.model)
     options = replace(options, recipes={job.name: recipe}, job=digest)
     if runner == "kubeflow":
@@ -137,7 +141,7 @@ def run_command(
     settings["recipe"] = recipe.canonical_json()
     # Profiles are of clusters: here, disk and CPUs are what there is.
     constants = replace(compilation.constants, recipes={}, parallel=parallel, scratch="")
-    with progress(quiet=quiet):
+    with progress(quiet=quiet), about(run=execution.folder.name):
         console = Console(stderr=as_json, quiet=quiet)
         result = run_graph(QUANTIZE, settings, constants, execution, console)
     if as_json:

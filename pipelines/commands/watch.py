@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -22,6 +23,7 @@ from pipelines.kubeflow.client import Server
 from pipelines.profiles import load_profile
 from quantlib.checks.recipe import recipe_problems
 from quantlib.errors import InvalidInputError
+from quantlib.runtime.log import about, log_problems, start_log
 from quantlib.watching.looks import Look, Starter, exit_code, look, recipe_names
 
 _EXAMPLES = """\b
@@ -96,8 +98,9 @@ def watch(
         timeout,
     )
     names = recipe_names(recipes)
-    if problems := recipe_problems(names):
+    if problems := log_problems() + recipe_problems(names):
         raise InvalidInputError(problems)
+    start_log()
     while True:
         looks = [_said(look(name, starter)) for name in names]
         if once:
@@ -108,5 +111,7 @@ def watch(
 
 
 def _said(found: Look) -> Look:
-    click.echo(f"{time.strftime('%H:%M:%S')} {found.recipe}: {found.outcome}: {found.detail}")
+    outcome = found.outcome
+    with about(level=outcome.level, recipe=Path(found.recipe).stem, outcome=outcome.value):
+        click.echo(f"{time.strftime('%H:%M:%S')} {found.recipe}: {outcome}: {found.detail}")
     return found

@@ -10,6 +10,7 @@ from kfp import dsl, kubernetes
 from pipelines.graph import Output
 from pipelines.pods import Pod, Quantity, Volume
 from pipelines.profiles import Accelerator
+from quantlib.runtime.log import RUN_VARIABLE
 
 
 def configure(task: dsl.PipelineTask, pod: Pod, value_of: Callable[[Output], Any]) -> None:
@@ -55,6 +56,7 @@ def configure(task: dsl.PipelineTask, pod: Pod, value_of: Callable[[Output], Any
     kubernetes.set_security_context(
         task, run_as_user=pod.user, run_as_group=pod.user, run_as_non_root=True
     )
+    kubernetes.use_field_path_as_env(task, RUN_VARIABLE, "metadata.labels['pipeline/runid']")
     for variable, value in pod.environment.items():
         task.set_env_variable(variable, value)
     for use, sources in (

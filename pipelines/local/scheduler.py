@@ -26,6 +26,7 @@ from quantlib.errors import (
     os_error_line,
 )
 from quantlib.runtime.code_version import CODE_VARIABLE, code_version
+from quantlib.runtime.log import RUN_VARIABLE
 
 _FINAL_EXIT_CODES = frozenset({InvalidInputError.exit_code, GateFailedError.exit_code})
 
@@ -125,7 +126,7 @@ class Scheduler:
                 step.name,
                 run.name,
                 self._execution.images.of(step.name),
-                {CODE_VARIABLE: code_version()},
+                {CODE_VARIABLE: code_version(), RUN_VARIABLE: self._execution.folder.name},
                 max(1, self._cpus // min(self._execution.parallel, width)),
                 run.folder,
                 self._inputs(step, item),

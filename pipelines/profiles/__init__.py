@@ -154,6 +154,9 @@ class Profile(Part):
         str | None,
         Field(description="Secret with key.pem, which publish signs with, and maybe password."),
     ] = None
+    log: Annotated[
+        Literal["plain", "json"], Field(description="What a line of a step's log is.")
+    ] = "plain"
     user: Annotated[int, Field(ge=1, description="User and group id of the steps.")] = 10001
 
     def step(self, name: str) -> StepResources:

@@ -14,9 +14,10 @@ import signal
 import sys
 import tempfile
 
-from quantlib.errors import QuantlibError, os_error_line
+from quantlib.errors import InvalidInputError, QuantlibError, os_error_line
 from quantlib.runtime.code_version import require_same_code
 from quantlib.runtime.cpus import available_cpus
+from quantlib.runtime.log import about, log_problems, start_log
 from quantlib.steps import ALL_STEP_NAMES
 from quantlib.steps.contract import StepCall
 
@@ -33,26 +34,42 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # Before torch or vLLM is imported, here or in a process of this one.
     os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
+    start_log()
+    with about(step=arguments.step):
+        return _run(arguments.step, arguments.executor_input)
+
+
+def _run(step: str, executor_input: str) -> int:
+    """Runs a step, says what became of it, and returns its exit code."""
     call = None
     try:
+        if problems := log_problems():
+            raise InvalidInputError(problems)
         require_same_code()
-        call = StepCall.parse(arguments.executor_input)
-        importlib.import_module(f"quantlib.steps.{arguments.step}").main(call)
-        call.finish()
-        print(f"{arguments.step}: {call.outcome}", file=sys.stderr, flush=True)
+        call = StepCall.parse(executor_input)
+        with about(iteration=call.iteration):
+            importlib.import_module(f"quantlib.steps.{step}").main(call)
+            call.finish()
+            keys = [receipt.key for _, receipt in call.made]
+            _tell(f"{step}: {call.outcome}", "info", key=keys[0] if keys else None)
     except QuantlibError as error:
-        print(f"{arguments.step}: {error}", file=sys.stderr, flush=True)
+        _tell(f"{step}: {error}", "error")
         return error.exit_code
     except OSError as error:
         # One that names no file is of a write: to the scratch folder, which is in the store where
         # that is a folder, and among the temporary files else.
         places = f"{call.parameters.get('store', '')}, {tempfile.gettempdir()}" if call else ""
-        print(f"{arguments.step}: {os_error_line(error, places)}", file=sys.stderr, flush=True)
+        _tell(f"{step}: {os_error_line(error, places)}", "error")
         return 1
     except KeyboardInterrupt:
-        print(f"{arguments.step}: interrupted", file=sys.stderr, flush=True)
+        _tell(f"{step}: interrupted", "error")
         return 130
     return 0
+
+
+def _tell(line: str, level: str, **fields: str | None) -> None:
+    with about(level=level, **fields):
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

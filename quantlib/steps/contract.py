@@ -39,13 +39,18 @@ def local_path(uri: str) -> Path:
 
 @dataclass
 class StepCall:
-    """One call of a step, and what it has written so far."""
+    """One call of a step, and what it has written so far.
+
+    Attributes:
+        made: The receipts that it wrote, with the stores that they are in.
+    """
 
     parameters: Mapping[str, Any]
     inputs: Mapping[str, list[dict[str, Any]]]
     output_parameters: Mapping[str, Path]
     outputs: Mapping[str, dict[str, Any]]
     output_file: Path
+    made: list[tuple[Store, Receipt]] = field(default_factory=list)
     _metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
 
@@ -78,6 +83,12 @@ class StepCall:
             raise InvalidInputError.one(
                 "--executor-input", f"is no executor input: {error!r}"
             ) from None
+
+    @property
+    def iteration(self) -> str | None:
+        """What it runs for, of a step that runs once for each range."""
+        value = self.parameters.get("block_range")
+        return None if value is None else str(value)
 
     def text(self, name: str) -> str:
         """A string parameter.
@@ -173,6 +184,7 @@ class StepCall:
             receipt: Of the step.
             about: What the artifact is, in the place of what is said of every receipt.
         """
+        self.made.append((store, receipt))
         self.write_artifact(
             name,
             receipt.to_json(),

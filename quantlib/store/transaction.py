@@ -17,6 +17,7 @@ from typing import Any
 
 from quantlib.errors import InvalidInputError, StoreError
 from quantlib.runtime.code_version import code_versions
+from quantlib.runtime.log import about
 from quantlib.runtime.surroundings import cpu_name, image, package_versions
 from quantlib.store.base import Store
 from quantlib.store.condemned import condemned_files
@@ -195,7 +196,7 @@ def commit_step(
     if (done := _taken_over(store, step, key)) is not None:
         return done
     references = {name: receipt.reference() for name, receipt in inputs.items()}
-    with lease(store, f"{step}/{key}", uses=tuple(references.values())):
+    with about(key=key), lease(store, f"{step}/{key}", uses=tuple(references.values())):
         if (done := _taken_over(store, step, key)) is not None:
             return done
         receipt, run = _worked(store, step, key, code, parameters, numerics or {}, references, work)

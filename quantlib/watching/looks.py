@@ -35,6 +35,11 @@ class Outcome(StrEnum):
     REFUSED = "refused by the gate"
     FAILED = "failed"
 
+    @property
+    def level(self) -> str:
+        """Of the line that tells of it."""
+        return {"failed": "error", "refused by the gate": "warning"}.get(self.value, "info")
+
 
 @dataclass(frozen=True)
 class Look:

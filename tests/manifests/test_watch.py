@@ -23,6 +23,7 @@ from components._images import is_floating, named_images, read_lock
 from pipelines.commands.watch import watch
 from pipelines.kubeflow.client import HOST_VARIABLE, TOKEN_FILE
 from quantlib.checks.recipe import load_recipe, recipe_from_text
+from quantlib.runtime.log import LOG_VARIABLE
 from quantlib.store import open_store
 from quantlib.watching.jobs import resolve_release
 from quantlib.watching.looks import recipe_names
@@ -83,7 +84,7 @@ def test_its_pod_is_restricted_and_may_only_start_runs(kubeflow: list[Document])
 
 def test_its_command_is_one_that_there_is(kubeflow: list[Document]) -> None:
     settings = find(kubeflow, "ConfigMap", "quantlib-watch")["data"]
-    assert settings.keys() == {"STORE", "PUBLISH_TO", HOST_VARIABLE}
+    assert settings.keys() == {"STORE", "PUBLISH_TO", HOST_VARIABLE, LOG_VARIABLE}
     spec = pod_of(find(kubeflow, "CronJob", "quantlib-watch"))["spec"]
     (container,) = spec["containers"]
     assert container["command"] == ["python", "-m", "quantlib", "watch"]

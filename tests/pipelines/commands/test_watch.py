@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -172,3 +173,15 @@ def test_a_destination_is_needed(model: Path, tmp_path: Path) -> None:
     result = watch(write(recipe_of(model), tmp_path / "recipe.json"))
     assert result.exit_code == 1
     assert "publish.destination: is missing" in result.output
+
+
+def test_a_look_is_an_object_in_the_log_where_json_is_asked_for(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANTLIB_LOG", "json")
+    result = watch(write(recipe_of(tmp_path / "gone"), tmp_path / "gone.json"), "--publish-to=.")
+    record = json.loads(result.output)
+    assert (record["level"], record["recipe"], record["outcome"]) == ("error", "gone", "failed")
+    assert "there is no such folder" in record["message"]
+    monkeypatch.setenv("QUANTLIB_LOG", "yaml")
+    assert "QUANTLIB_LOG: is 'yaml'" in str(watch(str(tmp_path / "gone.json")).exception)

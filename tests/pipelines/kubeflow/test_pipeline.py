@@ -163,8 +163,15 @@ def test_secrets_are_named_and_never_held(compiled: Compiled) -> None:
         assert all(source["optional"] for source in pod["secretAsEnv"])
         container = compiled.executors[step]
         environment = {entry["name"]: entry["value"] for entry in container["env"]}
-        assert set(environment) == {"QUANTLIB_CODE", "QUANTLIB_IMAGE"}
+        assert set(environment) == {"QUANTLIB_CODE", "QUANTLIB_IMAGE", "QUANTLIB_LOG"}
         assert environment["QUANTLIB_IMAGE"] == container["image"]
+
+
+def test_steps_know_their_run_by_the_label_that_kubeflow_gives_their_pods(
+    compiled: Compiled,
+) -> None:
+    field = {"name": "QUANTLIB_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}
+    assert all(pod["fieldPathAsEnv"] == [field] for pod in compiled.pods.values())
 
 
 def test_vllm_has_shared_memory(compiled: Compiled) -> None:
