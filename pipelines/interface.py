@@ -1,11 +1,14 @@
-"""What each step takes and gives, as its component says it."""
+"""What each step takes and gives, as its component says it, and how it is handed to a step."""
 
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePath
+from typing import Any
 
 from quantlib.runtime.distribution import needing
 
@@ -50,6 +53,46 @@ def component_of(step: str):  # type: ignore[no-untyped-def]  # kfp's, which has
     """
     with needing("pipelines", "kfp"):
         return getattr(importlib.import_module(f"components.{step}.component"), step)
+
+
+def artifact(
+    path: str, kind: str = "system.Artifact", metadata: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A file as an executor input holds it."""
+    return {
+        "name": PurePath(path).stem,
+        "type": {"schemaTitle": kind, "schemaVersion": "0.0.1"},
+        "uri": f"file://{path}",
+        "metadata": dict(metadata or {}),
+    }
+
+
+def executor_input(
+    values: str,
+    inputs: Mapping[str, list[dict[str, Any]]],
+    returns: Mapping[str, str],
+    makes: Mapping[str, dict[str, Any]],
+    output_file: str,
+) -> str:
+    """What a step is started with (kubeflow/pipelines, api/v2alpha1/pipeline_spec.proto).
+
+    Args:
+        values: Its input parameters, as the text of a JSON object.
+        inputs: Its input artifacts by name.
+        returns: Where it writes its output parameters.
+        makes: Its output artifacts.
+        output_file: Where it writes the executor output.
+    """
+    taken = {name: {"artifacts": artifacts} for name, artifacts in inputs.items()}
+    outputs = {
+        "parameters": {name: {"outputFile": path} for name, path in returns.items()},
+        "artifacts": {name: {"artifacts": [made]} for name, made in makes.items()},
+        "outputFile": output_file,
+    }
+    texts = (json.dumps(part, separators=(",", ":")) for part in (taken, outputs))
+    return '{{"inputs":{{"parameterValues":{},"artifacts":{}}},"outputs":{}}}'.format(
+        values, *texts
+    )
 
 
 def _kind(name: str) -> type:

@@ -176,3 +176,7 @@ class GateFailedError(QuantlibError):
     """The quantized checkpoint was judged worse than the recipe's thresholds allow."""
 
     exit_code = 3
+
+
+FINAL_EXIT_CODES = (InvalidInputError.exit_code, GateFailedError.exit_code)
+"""Of what another attempt would end with too: it is not made."""

@@ -17,10 +17,7 @@ from quantlib.runtime.distribution import needing
 def write_workflow_template(compilation: Compilation, path: Path, *, namespace: str = "") -> None:
     """Writes the ``WorkflowTemplate`` as YAML, creating the folder that it goes to.
 
-    Args:
-        compilation: What to compile.
-        path: The file to write.
-        namespace: Where the object goes; empty to leave that open.
+    An empty namespace leaves open where the object goes.
 
     Raises:
         InvalidInputError: A text holds what Argo would take for a tag; with one problem for each.

@@ -8,9 +8,8 @@ paths of artifacts and outputs are known beforehand.
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from pipelines.interface import Interface, component_of, interface_of
+from pipelines.interface import artifact, component_of, executor_input, interface_of
 
 OUTPUTS = "/outputs"
 """Where a step writes; ``/inputs`` is where it reads."""
@@ -38,46 +37,22 @@ def output_path(name: str, kind: str = "") -> str:
 
 def argv_of(step: str) -> list[str]:
     """The command line of a step, with tags for what its inputs are."""
-    container = component_of(step).component_spec.implementation.container
-    filled = executor_input(interface_of(step))
-    return [part.replace("{{$}}", filled) for part in (*container.command, *container.args)]
-
-
-def executor_input(interface: Interface) -> str:
-    """The executor input of a step, with tags for the values of its parameters."""
+    interface = interface_of(step)
     values = ",".join(
         f"{json.dumps(name)}:{_json_tag(name, kind)}" for name, kind in interface.parameters.items()
     )
-    inputs = {name: _artifact(name, input_path(name)) for name in interface.artifacts}
-    outputs = {
-        "parameters": {name: {"outputFile": output_path(name)} for name in interface.returns},
-        "artifacts": {
-            name: _artifact(name, output_path(name, kind), kind)
-            for name, kind in interface.makes.items()
-        },
-        "outputFile": f"{OUTPUTS}/executor_output.json",
-    }
-    # Only the values are tags, and JSON cannot have {{ anywhere else.
-    return (
-        f'{{"inputs":{{"parameterValues":{{{values}}},"artifacts":{_compact(inputs)}}},'
-        f'"outputs":{_compact(outputs)}}}'
+    # Only the values are tags: JSON cannot have {{ anywhere else.
+    filled = executor_input(
+        f"{{{values}}}",
+        {name: [artifact(input_path(name))] for name in interface.artifacts},
+        {name: output_path(name) for name in interface.returns},
+        {name: artifact(output_path(name, kind), kind) for name, kind in interface.makes.items()},
+        f"{OUTPUTS}/executor_output.json",
     )
+    container = component_of(step).component_spec.implementation.container
+    return [part.replace("{{$}}", filled) for part in (*container.command, *container.args)]
 
 
 def _json_tag(name: str, kind: type) -> str:
     # In brackets: an expression reads a hyphen in a name as a minus.
     return f"{{{{=toJson(inputs.parameters['{name}'])}}}}" if kind is str else input_tag(name)
-
-
-def _artifact(name: str, path: str, kind: str = "system.Artifact") -> dict[str, Any]:
-    artifact = {
-        "name": name,
-        "type": {"schemaTitle": kind, "schemaVersion": "0.0.1"},
-        "uri": f"file://{path}",
-        "metadata": {},
-    }
-    return {"artifacts": [artifact]}
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))

@@ -24,11 +24,8 @@ from pipelines.argo.executor import OUTPUTS
 from pipelines.graph import Output
 from pipelines.pods import Pod, Quantity, Volume
 from pipelines.profiles import Accelerator, Retries
-from quantlib.errors import GateFailedError, InvalidInputError
+from quantlib.errors import FINAL_EXIT_CODES
 from quantlib.runtime.log import RUN_VARIABLE
-
-FINAL_EXIT_CODES = [InvalidInputError.exit_code, GateFailedError.exit_code]
-"""Of what the next attempt would end with too."""
 
 _OWN_VOLUMES = (Volume("quantlib-outputs", OUTPUTS), Volume("quantlib-tmp", "/tmp"))
 """What every pod can write to; the rest of its image it cannot."""
@@ -44,13 +41,7 @@ def container_of(
 ) -> Container:
     """The template of a pod, which fulfils the restricted Pod Security Standard.
 
-    Args:
-        name: Of the template.
-        pod: What it asks for.
-        argv: What it runs.
-        inputs: What the template takes.
-        outputs: What it gives.
-        tag_of: Argo's tag for an output of the plan, which the template takes as an input.
+    ``tag_of`` gives Argo's tag for an output of the plan, which the template takes as an input.
     """
     fixed, planned = _resources(pod, tag_of)
     # Resources are the only fields of a container that Argo cannot put a value into.
@@ -144,7 +135,7 @@ def _retry_strategy(retries: Retries) -> RetryStrategy:
     return RetryStrategy(
         limit=str(retries.count),
         retry_policy="Always",  # a lost node is an error to Argo, not a failure
-        expression=f"asInt(lastRetry.exitCode) not in {FINAL_EXIT_CODES}",
+        expression=f"asInt(lastRetry.exitCode) not in {list(FINAL_EXIT_CODES)}",
         backoff=models.Backoff.model_validate(
             {
                 "duration": f"{retries.delay}s",

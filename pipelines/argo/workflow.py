@@ -42,12 +42,7 @@ _REPORT = "import sys; print(*sys.argv[1:])"
 
 
 def workflow_template(compilation: Compilation, *, namespace: str = "") -> WorkflowTemplate:
-    """The ``WorkflowTemplate`` of a compilation that holds no tags of Argo's.
-
-    Args:
-        compilation: What to compile.
-        namespace: Where it goes; empty to leave that open.
-    """
+    """The ``WorkflowTemplate`` of a compilation that holds no tags of Argo's."""
     steps = [_Templates(step, compilation) for step in compilation.graph.steps]
     root = DAG(
         name=_ENTRYPOINT,

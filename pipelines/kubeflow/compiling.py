@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import yaml
 
@@ -18,10 +17,6 @@ from quantlib.runtime.distribution import needing
 def compile_pipeline(compilation: Compilation, path: Path) -> None:
     """Writes the compiled pipeline, creating the folder that it goes to.
 
-    Args:
-        compilation: What to compile.
-        path: The file to write.
-
     Raises:
         QuantlibError: kfp is not installed.
     """
@@ -32,11 +27,12 @@ def compile_pipeline(compilation: Compilation, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(pipeline_of(compilation), str(path))
     documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    parameters = documents[0]["root"]["inputDefinitions"]["parameters"]
+    specification = documents[0]
+    parameters = specification["root"]["inputDefinitions"]["parameters"]
     for setting in compilation.settings:
         if setting.choices:  # drop-downs of the form, which the SDK has no notation for
             parameters[setting.name]["literals"] = list(setting.choices)
-    for label, executor in documents[0]["deploymentSpec"]["executors"].items():
+    for label, executor in specification["deploymentSpec"]["executors"].items():
         executor["container"]["image"] = compilation.images.of(label.removeprefix("exec-"))
     path.write_text(yaml.safe_dump_all(documents, sort_keys=False), encoding="utf-8")
 
@@ -55,36 +51,26 @@ def write_kubernetes_manifests(compiled: Path, output: Path, namespace: str) -> 
 
     (kubeflow/pipelines, backend/src/crd: pipelines.kubeflow.org/v2beta1, Pipeline and
     PipelineVersion.)
-
-    Args:
-        compiled: The compiled pipeline.
-        output: The file to write.
-        namespace: Where the objects go.
     """
-    documents = list(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
-    info = documents[0]["pipelineInfo"]
-    pipeline = info["name"]
-    version = f"{pipeline}-{code_version().replace('+', '-')}"
-
-    def named(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-        return {
+    specification, platform = yaml.safe_load_all(compiled.read_text(encoding="utf-8"))
+    name, description = (specification["pipelineInfo"][key] for key in ("name", "description"))
+    version = f"{name}-{code_version().replace('+', '-')}"
+    of_version = {
+        "pipelineName": name,
+        "displayName": version,
+        "pipelineSpec": specification,
+        "platformSpec": platform,
+    }
+    objects = [
+        {
             "apiVersion": "pipelines.kubeflow.org/v2beta1",
             "kind": kind,
-            "metadata": {"name": name, "namespace": namespace},
+            "metadata": {"name": called, "namespace": namespace},
             "spec": spec,
         }
-
-    version_spec: dict[str, Any] = {
-        "pipelineName": pipeline,
-        "displayName": version,
-        "pipelineSpec": documents[0],
-    }
-    if len(documents) > 1:
-        version_spec["platformSpec"] = documents[1]
-    described = {"displayName": pipeline, "description": info["description"]}
-    objects = [
-        named("Pipeline", pipeline, described),
-        named("PipelineVersion", version, version_spec),
+        for kind, called, spec in (
+            ("Pipeline", name, {"displayName": name, "description": description}),
+            ("PipelineVersion", version, of_version),
+        )
     ]
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(yaml.safe_dump_all(objects, sort_keys=False), encoding="utf-8")

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.interface import Interface
+from pipelines.interface import Interface, artifact, executor_input
 from quantlib.errors import StepError
 
 MAX_ARGUMENT_BYTES = 128 * 1024
@@ -29,12 +29,7 @@ class Artifact:
 
     def to_json(self) -> dict[str, Any]:
         """The artifact as the executor input holds it."""
-        return {
-            "name": self.path.name,
-            "type": {"schemaTitle": self.kind, "schemaVersion": "0.0.1"},
-            "uri": f"file://{self.path}",
-            "metadata": dict(self.metadata),
-        }
+        return artifact(str(self.path), self.kind, self.metadata)
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,16 @@ class Call:
         Raises:
             StepError: An argument is longer than the system takes.
         """
-        text = json.dumps(self._executor_input(), separators=(",", ":"))
+        text = executor_input(
+            json.dumps(dict(self.inputs.parameters), separators=(",", ":")),
+            {
+                name: [each.to_json() for each in artifacts]
+                for name, artifacts in self.inputs.artifacts.items()
+            },
+            {name: str(self.folder / "parameters" / name) for name in self.outputs.returns},
+            {name: made.to_json() for name, made in self._provisioned().items()},
+            str(self._output_file),
+        )
         if (length := len(text.encode())) >= MAX_ARGUMENT_BYTES:
             raise StepError(
                 self.name,
@@ -119,32 +123,10 @@ class Call:
         return Values(
             {name: values[name] for name in self.outputs.returns},
             {
-                name: (Artifact(made.path, made.kind, metadata.get(name, {})),)
+                name: (replace(made, metadata=metadata.get(name, {})),)
                 for name, made in self._provisioned().items()
             },
         )
-
-    def _executor_input(self) -> dict[str, Any]:
-        return {
-            "inputs": {
-                "parameterValues": dict(self.inputs.parameters),
-                "artifacts": {
-                    name: {"artifacts": [artifact.to_json() for artifact in artifacts]}
-                    for name, artifacts in self.inputs.artifacts.items()
-                },
-            },
-            "outputs": {
-                "parameters": {
-                    name: {"outputFile": str(self.folder / "parameters" / name)}
-                    for name in self.outputs.returns
-                },
-                "artifacts": {
-                    name: {"artifacts": [artifact.to_json()]}
-                    for name, artifact in self._provisioned().items()
-                },
-                "outputFile": str(self._output_file),
-            },
-        }
 
     def _provisioned(self) -> dict[str, Artifact]:
         return {

@@ -18,17 +18,9 @@ from pipelines.local.calls import Artifact, Call, Values
 from pipelines.local.processes import Runner
 from pipelines.local.state import State, StepRun
 from pipelines.profiles import Retries
-from quantlib.errors import (
-    GateFailedError,
-    InvalidInputError,
-    QuantlibError,
-    StepError,
-    os_error_line,
-)
+from quantlib.errors import FINAL_EXIT_CODES, QuantlibError, StepError, os_error_line
 from quantlib.runtime.code_version import CODE_VARIABLE, code_version
 from quantlib.runtime.log import RUN_VARIABLE
-
-_FINAL_EXIT_CODES = frozenset({InvalidInputError.exit_code, GateFailedError.exit_code})
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,10 @@ class Scheduler:
         execution: How.
         cpus: How many CPUs the steps share.
         changed: Called with a step whenever its state has changed.
+
+    Attributes:
+        runs: The steps so far.
+        failure: The one that failed first.
     """
 
     def __init__(
@@ -158,7 +154,7 @@ class Scheduler:
                 return
             delay = retries.delay * retries.factor ** (run.attempts - 1)
             late = time.monotonic() - started + delay > retries.limit
-            final = run.exit_code in _FINAL_EXIT_CODES or not step.retried
+            final = run.exit_code in FINAL_EXIT_CODES or not step.retried
             if final or late or run.attempts > retries.count:
                 raise StepError(run.name, _describe(run.exit_code))
             await asyncio.sleep(delay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from rich.text import Text
 
 from pipelines.graph import Graph
 from pipelines.local.state import State, StepRun
+from quantlib.runtime.log import message_of
+from quantlib.runtime.progress import progress_in
 
 _STYLES = {
     State.WAITING: "dim",
@@ -39,29 +42,63 @@ def log_tail(path: Path, lines: int = 1) -> list[str]:
     except OSError:
         return []
     plain = (_ESCAPES.sub("", line).split("\r")[-1].rstrip() for line in text.split("\n"))
-    return [line for line in plain if line][-lines:]
+    return [message_of(line) for line in plain if line][-lines:]
+
+
+def doing(run: StepRun) -> tuple[str, bool]:
+    """What a step that runs does, by the last line of its log, and whether that says how far."""
+    line = "".join(log_tail(run.folder / "log.txt"))
+    found = progress_in(line)
+    if found is None:
+        return line, False
+    label, how_far = found
+    return how_far if label.startswith(run.step) else f"{how_far} ({label})", True
 
 
 class PlainStatus:
-    """One line, with the time, for every step that starts or ends."""
+    """One line, with the time, for every step that starts or ends, and now and then how far it is.
 
-    def __init__(self, console: Console) -> None:
+    Attributes:
+        between: Seconds between two looks at how far the steps are.
+    """
+
+    def __init__(self, console: Console, between: float = 30.0) -> None:
+        self.between = between
         self._console = console
+        self._running: dict[StepRun, str] = {}
+        self._ended = threading.Event()
+        self._looking = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> PlainStatus:
+        self._looking.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        self._ended.set()
+        self._looking.join()
 
     def changed(self, run: StepRun) -> None:
         """Prints what has become of a step."""
+        self._running.pop(run, None)
+        if run.state is State.RUNNING:
+            self._running[run] = ""
         if run.state in (State.WAITING, State.NOT_RUN):
             return
-        line = f"{time.strftime('%H:%M:%S')} {run.name}: {run.outcome}"
+        line = f"{run.name}: {run.outcome}"
         if run.started is not None and run.state is not State.RUNNING:
             line += f" in {run.seconds:.1f} s"
-        self._console.out(f"{line} ({run.error})" if run.error else line, highlight=False)
+        self._print(f"{line} ({run.error})" if run.error else line)
+
+    def _look(self) -> None:
+        while not self._ended.wait(self.between):
+            for run, before in list(self._running.items()):
+                text, says_how_far = doing(run)
+                if says_how_far and text != before and run in self._running:
+                    self._running[run] = text
+                    self._print(f"{run.name}: {text}")
+
+    def _print(self, line: str) -> None:
+        self._console.out(f"{time.strftime('%H:%M:%S')} {line}", highlight=False)
 
 
 class LiveStatus:
@@ -128,8 +165,7 @@ def _row(run: StepRun) -> tuple[str, State, str, str]:
     if run.started is None:
         return run.name, run.state, "", run.error
     if run.state is State.RUNNING:
-        lines = log_tail(run.folder / "log.txt")
-        return run.name, run.state, f"{time.monotonic() - run.started:.0f}", "".join(lines)
+        return run.name, run.state, f"{time.monotonic() - run.started:.0f}", doing(run)[0]
     return run.name, run.state, f"{run.seconds:.1f}", run.error
 
 

@@ -19,7 +19,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
@@ -76,6 +76,13 @@ def about(**fields: Any) -> Iterator[None]:
     yield
     _fields.clear()
     _fields.update(before)
+
+
+def message_of(line: str) -> str:
+    """What a line of a log says, in either form."""
+    with suppress(ValueError, LookupError, TypeError):
+        return str(json.loads(line)["message"])
+    return line
 
 
 class JsonLines(io.TextIOBase):

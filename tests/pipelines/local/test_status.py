@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -38,14 +39,18 @@ def test_table_shows_every_step_from_the_start(tmp_path: Path) -> None:
     second = StepRun("quantize", 1, "quantize[8:16]", tmp_path / "second")
     first = StepRun("quantize", 0, "quantize[0:8]", tmp_path, State.RUNNING, time.monotonic() - 3)
     (tmp_path / "log.txt").write_text("old\nblock 3 [green] of 8\n\n")
-    for run in (fetch, second, first):
+    judged = StepRun("merge", None, "merge", tmp_path / "merge", State.RUNNING, time.monotonic())
+    judged.folder.mkdir()
+    log = judged.folder / "log.txt"
+    log.write_text("original by transformers: 3/20 windows, 21.0 s, about 40 s left\n")
+    for run in (fetch, second, first, judged):
         status.changed(run)
         status.changed(run)
     assert shown(status, console) == [
         "fetch succeeded 2.0",
         "quantize[0:8] running 3 block 3 [green] of 8",
         "quantize[8:16] waiting",
-        "merge waiting",
+        "merge running 0 3/20 windows, about 40 s left (original by …",
     ]
 
 
@@ -87,6 +92,36 @@ def test_plain_lines_carry_the_time_and_the_error(tmp_path: Path) -> None:
         " fetch[a]: failed in 1.3 s (exited with code 2, and more)",
     ]
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
+
+
+def test_plain_lines_say_now_and_then_how_far_a_step_is(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    run = StepRun("quantize", 0, "quantize[0:8]", tmp_path, State.RUNNING, time.monotonic())
+    log = tmp_path / "log.txt"
+    log.write_text("quantize 0:8: 5/8 blocks, 31.0 s, about 18 s left\n")
+    with PlainStatus(console, between=0.05) as status:
+        status.changed(run)
+        wait_for(lambda: console.file.getvalue().count("5/8 blocks") == 1)  # type: ignore[attr-defined]
+        log.write_text("a remark, which is not how far it is\n")
+        time.sleep(0.2)
+        log.write_text('{"level": "info", "message": "quantize 0:8: 8/8 blocks, 50.2 s"}\n')
+        wait_for(lambda: "8/8 blocks" in console.file.getvalue())  # type: ignore[attr-defined]
+        run.state = State.SUCCEEDED
+        status.changed(run)
+    told = [line[9:] for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert told[:3] == [
+        "quantize[0:8]: running",
+        "quantize[0:8]: 5/8 blocks, about 18 s left",
+        "quantize[0:8]: 8/8 blocks",
+    ]
+    assert len(told) == 4
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_live_table_is_drawn_on_a_terminal() -> None:
