@@ -20,12 +20,17 @@ _TYPES = {"String": "string", "Integer": "integer", "List[String]": "list of str
 
 def load_component(step: str) -> Any:
     """The kfp component of a step."""
-    return getattr(importlib.import_module(f"components.{step}.component"), step)
+    return getattr(importlib.import_module(f"components.{step}"), step)
 
 
 def load_metadata(step: str) -> dict[str, Any]:
     """What ``metadata.yaml`` of a step's component says."""
     return yaml.safe_load((ROOT / step / "metadata.yaml").read_text(encoding="utf-8"))
+
+
+def load_owners(step: str) -> list[str]:
+    """Who approves changes of a step's component."""
+    return yaml.safe_load((ROOT / step / "OWNERS").read_text(encoding="utf-8"))["approvers"]
 
 
 def render_readme(step: str) -> str:
@@ -58,6 +63,8 @@ def render_readme(step: str) -> str:
         f"- Kubeflow: {_dependencies(metadata['dependencies']['kubeflow'])}",
         f"- External services: {_dependencies(services) or 'none'}",
         f"- Tags: {', '.join(metadata['tags'])}",
+        f"- Last verified: {metadata['lastVerified']:%Y-%m-%d}",
+        f"- Owners: {', '.join(load_owners(step))}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -52,7 +52,7 @@ def component_of(step: str):  # type: ignore[no-untyped-def]  # kfp's, which has
         QuantlibError: kfp is not installed.
     """
     with needing("pipelines", "kfp"):
-        return getattr(importlib.import_module(f"components.{step}.component"), step)
+        return getattr(importlib.import_module(f"components.{step}"), step)
 
 
 def artifact(

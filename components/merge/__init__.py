@@ -1,1 +1,5 @@
 """The merge step as a component."""
+
+from components.merge.component import merge
+
+__all__ = ["merge"]

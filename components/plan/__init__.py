@@ -1,1 +1,5 @@
 """The plan step as a component."""
+
+from components.plan.component import plan
+
+__all__ = ["plan"]

@@ -1,1 +1,5 @@
 """The quantize step as a component."""
+
+from components.quantize.component import quantize
+
+__all__ = ["quantize"]
