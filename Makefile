@@ -5,7 +5,7 @@ SOURCES := quantlib components pipelines tests benchmarks
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test quality style lock compile benchmark clean
+.PHONY: help install demo test-tools test quality style lock compile benchmark clean
 .PHONY: images push-images sbom lint-images test-containers
 
 help: ## Show the targets
@@ -20,6 +20,11 @@ $(STAMP): pyproject.toml requirements.lock scripts/install.sh scripts/requiremen
 
 demo: $(STAMP) ## Quantize SmolLM2-135M through the workflow, validate it with vLLM, publish it
 	$(VENV_PYTHON) scripts/demo.py
+
+# A registry, and what reads it without code of ours; tests of images are skipped without them.
+test-tools: $(STAMP) ## Install the programs in Go that some tests talk to into .venv
+	GOBIN=$(abspath $(VENV)/bin) go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2
+	GOBIN=$(abspath $(VENV)/bin) go install github.com/google/go-containerregistry/cmd/crane@v0.22.1
 
 test: $(STAMP) ## Run all tests
 	$(VENV_PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

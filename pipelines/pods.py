@@ -10,6 +10,7 @@ from pipelines.compiling import Compilation
 from pipelines.graph import Output, Step
 from pipelines.profiles import PLANNED_STEPS, Accelerator, Profile, Retries
 from quantlib.publishing.keys import PASSWORD_VARIABLE
+from quantlib.publishing.oci.auth import CONFIG_VARIABLE
 from quantlib.publishing.signing import KEY_VARIABLE
 from quantlib.runtime.code_version import CODE_VARIABLE, code_version
 from quantlib.runtime.log import LOG_VARIABLE
@@ -19,6 +20,8 @@ Quantity = str | Output
 
 _USES_HUB = frozenset({"resolve", "fetch"})
 _SIGNING = "/signing"
+_LOOKS_AT_DESTINATION = frozenset({"resolve", "publish"})
+_REGISTRY = "/registry"
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ def pod_of(step: Step, compilation: Compilation) -> Pod:
     if step.name == "publish" and profile.signing_secret is not None:
         environment[KEY_VARIABLE] = f"{_SIGNING}/key.pem"
         secrets[profile.signing_secret] = {PASSWORD_VARIABLE: "password"}
+    if step.name in _LOOKS_AT_DESTINATION and profile.registry_secret is not None:
+        environment[CONFIG_VARIABLE] = _REGISTRY
     return Pod(
         image=image,
         user=profile.user,
@@ -138,6 +143,8 @@ def _volumes(step: str, profile: Profile) -> tuple[Volume, ...]:
     volumes = [scratch]
     if step == "publish" and profile.signing_secret is not None:
         volumes.append(Volume("signing", _SIGNING, secret=profile.signing_secret))
+    if step in _LOOKS_AT_DESTINATION and profile.registry_secret is not None:
+        volumes.append(Volume("registry", _REGISTRY, secret=profile.registry_secret))
     if step == "validate":
         volumes.append(Volume("shm", "/dev/shm", size=profile.shared_memory, medium="Memory"))
     return tuple(volumes)

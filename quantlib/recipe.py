@@ -264,7 +264,19 @@ class PublishSection(Section):
 
     destination: Annotated[
         str | None,
-        Field(description="A folder or s3://bucket/prefix. Default: `published` beside the store."),
+        Field(
+            description="A folder, s3://bucket/prefix or oci://registry/repository[:tag]. Default: "
+            "`published` beside the store."
+        ),
+    ] = None
+    base_image: Annotated[
+        str | None,
+        Field(
+            pattern=r"^oci://",
+            description="Of an oci:// destination: the image whose layers lie below the "
+            "checkpoint's. KServe's default for images needs one with a shell; image volumes do "
+            "not.",
+        ),
     ] = None
     name: Annotated[
         str | None,

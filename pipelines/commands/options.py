@@ -142,7 +142,10 @@ _STORE = click.option(
     f"[default: {LOCAL_STORE}, in Kubeflow the profile's]",
 )
 _PUBLISH_TO = click.option(
-    "--publish-to", default="", help="Where to publish.  [default: the recipe's]"
+    "--publish-to",
+    default="",
+    help="Where to publish: a folder, s3://bucket/prefix, or oci://registry/repository[:tag].  "
+    "[default: the recipe's]",
 )
 _DEVICE = click.option(
     "--device",

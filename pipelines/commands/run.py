@@ -34,11 +34,13 @@ from pipelines.local.run import RESULT_NAME, RunResult, run_graph
 from pipelines.local.scheduler import Execution
 from pipelines.local.state import State, StepRun
 from pipelines.local.status import log_tail
-from quantlib.checks.machine import destination_problems, place_problems
+from quantlib.checks.machine import place_problems
 from quantlib.checks.run import input_problems
 from quantlib.cli.result_options import print_json, progress, result_options
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.choose_engine import choose_engine
+from quantlib.publishing.destination import storage_uri
+from quantlib.publishing.opening import publishing_problems
 from quantlib.recipe import AskedRecipe
 from quantlib.report.model import HTML_NAME
 from quantlib.report.text import FIGURES, figures_line
@@ -170,7 +172,7 @@ def _require_possible(recipe: AskedRecipe, job: Job, store: str) -> None:
     model = job.model or recipe.model or ""
     destination = job.publish_to or recipe.publish.destination or ""
     problems = input_problems(recipe, model, store, validated_on="auto")
-    problems += destination_problems(destination or store)
+    problems += publishing_problems(destination or store, recipe.publish.base_image or "")
     problems += place_problems(recipe, model, {"the store": store})
     problems += place_problems(recipe, model, {"the destination": destination})
     if problems:
@@ -243,7 +245,7 @@ def _explain(result: RunResult, store: str) -> None:
 
 def _main_outputs(result: RunResult) -> dict[str, Any]:
     """What a run is made for, by name; None where it did not come to it."""
-    found = dict.fromkeys(("verdict", "reason", "figures", "report", "published"))
+    found = dict.fromkeys(("verdict", "reason", "figures", "report", "published", "storage_uri"))
     if judged := result.outputs.get("validate"):
         found["verdict"] = judged.parameters["verdict"]
         found["reason"] = judged.parameters.get("reason")
@@ -254,6 +256,7 @@ def _main_outputs(result: RunResult) -> dict[str, Any]:
         found["report"] = str(whole if whole.exists() else brief)
     if published := result.outputs.get("publish"):
         found["published"] = published.parameters["address"]
+        found["storage_uri"] = storage_uri(published.parameters["address"])
     return found
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pipelines.local.calls import Call
 from quantlib.checks.recipe_choice import recipe_of
+from quantlib.publishing.oci.address import SCHEME as IMAGE
+from quantlib.publishing.oci.auth import credential_files
 from quantlib.recipe import AskedRecipe
 from quantlib.sources.pinned import split_pin
 from quantlib.text.addresses import HubText, LocalText, ObjectText, Text, parse_text
@@ -28,12 +30,14 @@ class Access:
         store: The folder of the store, which it writes to; None where the store is no folder.
         destination: The folder that it publishes in; None where it publishes nothing.
         network: Whether something that it needs is elsewhere.
+        credentials: File of docker's credentials, where it looks at a registry.
     """
 
     read: tuple[Path, ...]
     store: Path | None
     destination: Path | None
     network: bool
+    credentials: Path | None = None
 
 
 def access_of(call: Call) -> Access:
@@ -57,6 +61,7 @@ def access_of(call: Call) -> Access:
         looked_at, destination = destination, ""
     elif step == "publish" and not destination and (folder := _local(store)):
         destination = str(folder.parent / "published")  # as the step chooses
+    is_image = (destination or looked_at).startswith(IMAGE)
     artifacts = [one.path for found in call.inputs.artifacts.values() for one in found]
     paths = [_local(address) for address in (source, looked_at) if address]
     return Access(
@@ -65,6 +70,7 @@ def access_of(call: Call) -> Access:
         destination=_local(destination),
         network=any(map(_remote, (source, store, looked_at, destination)))
         or any(isinstance(each, (HubText, ObjectText)) for each in addresses),
+        credentials=next(credential_files(), None) if is_image else None,
     )
 
 

@@ -25,6 +25,7 @@ from components._images import IMAGE_VARIABLE
 from pipelines.local.access import Access, access_of
 from pipelines.local.calls import Call
 from quantlib.errors import InvalidInputError, Problem, QuantlibError, StepError
+from quantlib.publishing.oci.auth import CONFIG_VARIABLE
 from quantlib.runtime.keeper import kept
 
 RUN_LABEL = "org.quantlib.run"
@@ -73,7 +74,10 @@ def docker_arguments(
     }
     writable = [call.folder]
     writable += [path for path in (access.store, access.destination) if path]
-    mounts = {path: _mount(path, path, read_only=True) for path in access.read}
+    read = [*access.read, access.credentials] if access.credentials else access.read
+    if access.credentials:
+        variables[CONFIG_VARIABLE] = str(access.credentials.parent)
+    mounts = {path: _mount(path, path, read_only=True) for path in read}
     mounts |= {path: _mount(path, path) for path in writable}
     command, *arguments = call.argv
     return [

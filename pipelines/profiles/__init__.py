@@ -157,6 +157,10 @@ class Profile(Part):
     log: Annotated[
         Literal["plain", "json"], Field(description="What a line of a step's log is.")
     ] = "plain"
+    registry_secret: Annotated[
+        str | None,
+        Field(description="Secret with config.json of docker, which publish pushes images with."),
+    ] = None
     user: Annotated[int, Field(ge=1, description="User and group id of the steps.")] = 10001
 
     def step(self, name: str) -> StepResources:

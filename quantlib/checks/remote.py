@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.publishing.opening import open_destination
 from quantlib.recipe import AskedRecipe
 from quantlib.text.addresses import LocalText, Text, parse_text
 from quantlib.text.wanted import wanted_texts
@@ -24,6 +25,10 @@ def require_reachable(recipe: AskedRecipe, model: str, store: str, publish_to: s
         for option, address in addresses.items()
         if address and ("://" not in address or address.startswith("file://"))
     ]
+    try:
+        open_destination(addresses["--publish-to"], recipe.publish.base_image or "")
+    except InvalidInputError as error:
+        problems += error.problems
     for purpose, section in wanted_texts(recipe).items():
         text = Text.of(section)
         if isinstance(parse_text(text), LocalText):

@@ -7,11 +7,14 @@ with what was built here, and stands where it is the same; it is never signed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
 from datetime import UTC, datetime
+from pathlib import Path
 
+from quantlib.checks.machine import destination_problems
 from quantlib.errors import InvalidInputError, Problem, StoreError
+from quantlib.publishing.destination import Draft, Publication
+from quantlib.publishing.jobs import enter_job, published_of
 from quantlib.publishing.signing import Signer, sign_manifest, signature_state
 from quantlib.report.manifest import (
     MANIFEST_NAME,
@@ -21,25 +24,43 @@ from quantlib.report.manifest import (
     parse_manifest,
     verify_published,
 )
-from quantlib.store import FileRecord, Receipt, Store, transfer
+from quantlib.store import FileRecord, LocalStore, Store, lease, open_store, transfer
 from quantlib.store.transaction import difference
 
 
-@dataclass(frozen=True)
-class Draft:
-    """What was built: a published folder but for its number and time.
+class FolderDestination:
+    """A folder, or a prefix in object storage, with a folder in it for every checkpoint.
 
-    Attributes:
-        store: Where the checkpoint's files are.
-        checkpoint: The merge step's receipt.
-        texts: The files that describe the checkpoint, by name.
-        manifest: With any number and time.
+    Args:
+        address: A path, or ``s3://bucket/prefix``.
     """
 
-    store: Store
-    checkpoint: Receipt
-    texts: Mapping[str, bytes]
-    manifest: Manifest
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def problems(self) -> list[Problem]:
+        """Why nothing can be written there."""
+        return destination_problems(self.address)
+
+    def publish(self, draft: Draft, signer: Signer | None, replace: bool) -> Publication:
+        """Writes the folder ``<model name>/<digest>``; see :func:`write_published`."""
+        name = draft.manifest.name
+        shelf = f"{self.address}/{name}"
+        target = open_store(f"{shelf}/{draft.manifest.checkpoint.removeprefix('sha256:')}")
+        if isinstance(target, LocalStore):
+            _require_writable(target.root.parent)
+        with lease(open_store(self.address), f"publish/{name}"):
+            manifest = write_published(draft, open_store(shelf), target, signer, replace)
+        return Publication(target.address, manifest)
+
+    def enter_job(self, job: str, publication: Publication) -> None:
+        """Notes what a job of the watcher led to."""
+        digest = parse_manifest(publication.manifest, MANIFEST_NAME).checkpoint
+        enter_job(self.address, job, publication.address, digest)
+
+    def published_of(self, job: str) -> str | None:
+        """The folder that a job led to; None where there is none, or it is gone."""
+        return published_of(self.address, job)
 
 
 def now() -> datetime:
@@ -77,20 +98,13 @@ def write_published(
     found = bytes(target.read(MANIFEST_NAME)) if target.exists(MANIFEST_NAME) else None
     signature = bytes(target.read(SIGNATURE_NAME)) if target.exists(SIGNATURE_NAME) else None
     if found is not None:
-        same = _is_same(found, draft.manifest)
-        if signature is not None and not replace:
-            _require_ours(target, found, signature, signer, same)
-        if same and _is_signed(found, signature, signer):
+        where = target.full_address(SIGNATURE_NAME)
+        if stands(where, found, signature, draft.manifest, signer, replace):
             verify_published(target)
             return found
         target.delete(MANIFEST_NAME)  # what is half replaced is not published
     _write_files(draft, target)
-    manifest = draft.manifest.model_copy(
-        update={
-            "release": 1 + last_release(shelf, found),
-            "published_at": now().replace(microsecond=0),
-        }
-    ).to_json()
+    manifest = numbered(draft.manifest, 1 + last_release(shelf, found))
     if signer is not None:  # before the manifest, so that nothing is published unsigned
         target.put_bytes(sign_manifest(manifest, signer), SIGNATURE_NAME)
     elif signature is not None:
@@ -98,6 +112,39 @@ def write_published(
     target.put_new(manifest, MANIFEST_NAME)
     _require_whole(target, manifest, signer)
     return manifest
+
+
+def stands(
+    where: str,
+    found: bytes,
+    signature: bytes | None,
+    draft: Manifest,
+    signer: Signer | None,
+    replace: bool,
+) -> bool:
+    """Whether what is published already says the same as a draft, and is signed as it should be.
+
+    Args:
+        where: Of the signature, for people.
+        found: The manifest that is there.
+        signature: The signature that is there.
+        draft: With any number and time.
+        signer: Who signs; None for nobody.
+        replace: Whether a signature by somebody else is replaced.
+
+    Raises:
+        InvalidInputError: It is signed by somebody whose key is not at hand.
+    """
+    same = _is_same(found, draft)
+    if signature is not None and not replace:
+        _require_ours(where, found, signature, signer, same)
+    return same and _is_signed(found, signature, signer)
+
+
+def numbered(draft: Manifest, release: int) -> bytes:
+    """The manifest of a draft that is published now."""
+    told = {"release": release, "published_at": now().replace(microsecond=0)}
+    return draft.model_copy(update=told).to_json()
 
 
 def last_release(shelf: Store, replaced: bytes | None = None) -> int:
@@ -136,10 +183,9 @@ def _is_signed(found: bytes, signature: bytes | None, signer: Signer | None) -> 
 
 
 def _require_ours(
-    target: Store, found: bytes, signature: bytes, signer: Signer | None, same: bool
+    where: str, found: bytes, signature: bytes, signer: Signer | None, same: bool
 ) -> None:
     """Refuses to take the place of what somebody else has signed."""
-    where = target.full_address(SIGNATURE_NAME)
     if signer is None:
         if not same:
             what = "signs another publication of this checkpoint, and no key is configured here"
@@ -191,3 +237,16 @@ def _require_whole(target: Store, manifest: bytes, signer: Signer | None) -> Non
                 "another publisher wrote it meanwhile; publish again",
             )
     verify_published(target)
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+        what = "is not writable"
+    except OSError as error:
+        writable, what = False, f"cannot be created: {error.strerror}"
+    if not writable:
+        raise InvalidInputError.one(
+            f"publish destination {folder}", what, "give a folder that can be written"
+        )

@@ -61,7 +61,9 @@ def step_summary(store: Store, receipt: Receipt) -> str:
     page = short_digests("\n".join(lines).rstrip() + "\n")
     if address := receipt.facts.get("address"):
         # Whole, to be copied: a panel scrolls such lines sideways.
-        page += f"\n```\nquantlib verify {address}\n```\n"
+        in_folder = not address.startswith("oci://")
+        line = f"quantlib verify {address}" if in_folder else f"storageUri: {address}"
+        page += f"\n```\n{line}\n```\n"
     return page
 
 
@@ -166,7 +168,8 @@ def _validated(receipt: Receipt) -> Iterator[Row]:
 def _published(receipt: Receipt) -> Iterator[Row]:
     yield "published at", receipt.facts["address"]
     yield "checkpoint", receipt.facts["checkpoint_digest"]
-    yield "promote it", "`quantlib promote` and the address below"
+    if not receipt.facts["address"].startswith("oci://"):
+        yield "promote it", "`quantlib promote` and the address below"
 
 
 def _text(receipt: Receipt) -> Iterator[Row]:

@@ -1,19 +1,18 @@
-"""Publishes a checkpoint that passed the gate: a folder under its digest, the manifest last."""
+"""Publishes a checkpoint that passed the gate, under its digest and with the manifest last."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 
 from quantlib.checks.group_size import settled_at
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import GateFailedError, InvalidInputError, StoreError
-from quantlib.publishing.folder import Draft, record_of, write_published
-from quantlib.publishing.jobs import enter_job
+from quantlib.publishing.destination import Destination, Draft
+from quantlib.publishing.folder import record_of
+from quantlib.publishing.opening import open_destination
 from quantlib.publishing.receipts import read_receipts, render_receipts
 from quantlib.publishing.signing import Signer, require_usable, signer_from_environment
 from quantlib.recipe import AskedRecipe, Recipe
@@ -36,13 +35,10 @@ from quantlib.runtime.code_version import code_versions
 from quantlib.steps.contract import StepCall
 from quantlib.steps.validate import read_evaluation
 from quantlib.store import (
-    LocalStore,
     Receipt,
     StepOutput,
     Store,
     commit_step,
-    lease,
-    open_store,
     read_lineage,
 )
 from quantlib.store.garbage import PUBLISHED
@@ -60,7 +56,7 @@ def publish(
     signer: Signer | None = None,
     replace_signature: bool = False,
 ) -> tuple[Receipt, str]:
-    """Publishes a checkpoint to ``<destination>/<model name>/<digest>``.
+    """Publishes a checkpoint: a folder ``<destination>/<model name>/<digest>``, or an image.
 
     All that is published, and signed where the environment configures a signer, is built here from
     receipts that are verified on the way; a manifest that is found is compared with it, and stands
@@ -73,8 +69,8 @@ def publish(
     Args:
         store: Where the steps' files are.
         recipe: What the checkpoint was made by.
-        destination: A folder or ``s3://bucket/prefix``; empty for the recipe's, else ``published``
-            beside the store.
+        destination: A folder, ``s3://bucket/prefix`` or ``oci://registry/repository[:tag]``; empty
+            for the recipe's, else ``published`` beside the store.
         checkpoint: The merge step's receipt.
         validation: The validate step's receipt of this checkpoint.
         job: Digest of the watcher's job that asked for it, which is noted; empty for none.
@@ -82,7 +78,7 @@ def publish(
         replace_signature: Whether somebody else's signature is replaced.
 
     Returns:
-        The receipt, and the address of the published folder.
+        The receipt, and the address of what was published.
 
     Raises:
         GateFailedError: The checkpoint did not pass the gate.
@@ -93,25 +89,25 @@ def publish(
     """
     _require_passed(checkpoint, validation)
     signer = signer or signer_from_environment()
-    destination = _destination(store, recipe, destination)
-    draft = _draft(store, recipe, checkpoint, validation, destination)
-    name, digest = draft.manifest.name, draft.manifest.checkpoint
-    shelf = open_store(f"{destination}/{name}")
-    target = open_store(f"{destination}/{name}/{digest.removeprefix('sha256:')}")
-    if isinstance(target, LocalStore):
-        _require_writable(target.root.parent)
-    with lease(open_store(destination), f"publish/{name}"):
-        manifest = write_published(draft, shelf, target, signer, replace_signature)
+    place = _destination(store, recipe, destination)
+    draft = _draft(store, recipe, checkpoint, validation, place.address)
+    published = place.publish(draft, signer, replace_signature)
     if job:
-        enter_job(destination, job, target.address, digest)
+        place.enter_job(job, published)
 
     def work(output: StepOutput) -> None:
-        output.add_bytes(MANIFEST_NAME, manifest)
-        output.facts = {"address": target.address, "checkpoint_digest": digest}
+        output.add_bytes(MANIFEST_NAME, published.manifest)
+        output.facts = {
+            "address": published.address,
+            "checkpoint_digest": draft.manifest.checkpoint,
+        }
+        if uri := published.storage_uri:
+            output.facts["storage_uri"] = uri
 
-    parameters = {"address": target.address, "manifest": hashlib.sha256(manifest).hexdigest()}
+    manifest = hashlib.sha256(published.manifest).hexdigest()
+    parameters = {"address": published.address, "manifest": manifest}
     inputs = {"checkpoint": checkpoint, "validation": validation}
-    return commit_step(store, STEP, parameters, inputs, work), target.address
+    return commit_step(store, STEP, parameters, inputs, work), published.address
 
 
 def sign_published(
@@ -264,35 +260,14 @@ def _require_passed(checkpoint: Receipt, validation: Receipt) -> None:
         )
 
 
-def _destination(store: Store, recipe: Recipe, given: str) -> str:
-    """The address to publish below, without a slash at its end."""
-    chosen = (given or recipe.publish.destination or "").removeprefix("file://")
+def _destination(store: Store, recipe: Recipe, given: str) -> Destination:
+    """Where to publish."""
+    chosen = given or recipe.publish.destination or ""
     if not chosen:
         parent, _, name = store.address.rpartition("/")
         if not name or parent in ("s3:/", ""):
             raise InvalidInputError.one(
                 "publish.destination", f"is missing, and nothing lies beside {store.address}"
             )
-        return f"{parent}/published"
-    if "://" not in chosen:
-        return str(Path(chosen).absolute())
-    if chosen.startswith("s3://"):
-        return chosen.rstrip("/")
-    raise InvalidInputError.one(
-        f"publish destination {chosen}",
-        "unsupported kind of destination",
-        "give a folder or s3://bucket/prefix",
-    )
-
-
-def _require_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
-        what = "is not writable"
-    except OSError as error:
-        writable, what = False, f"cannot be created: {error.strerror}"
-    if not writable:
-        raise InvalidInputError.one(
-            f"publish destination {folder}", what, "give a folder that can be written"
-        )
+        chosen = f"{parent}/published"
+    return open_destination(chosen, recipe.publish.base_image or "")

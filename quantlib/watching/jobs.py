@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantlib.checkpoint.source import StoreSource
 from quantlib.errors import InvalidInputError
-from quantlib.publishing.jobs import published_of
+from quantlib.publishing.opening import open_destination
 from quantlib.recipe import AskedRecipe, PublishSection
 from quantlib.runtime.code_version import code_version
 from quantlib.sources import FolderAddress, GgufAddress, HubAddress, S3Address, parse_address
@@ -150,7 +150,7 @@ def find_job(
             "code": code_version(),
         }
     )
-    return Job(release, destination, digest, published_of(destination, digest))
+    return Job(release, destination, digest, open_destination(destination).published_of(digest))
 
 
 def _digest_of_files(files: Sequence[Path]) -> str:

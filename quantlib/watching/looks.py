@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from quantlib.checks.recipe import load_recipe
 from quantlib.checks.remote import require_reachable
 from quantlib.errors import GateFailedError, InvalidInputError, QuantlibError
-from quantlib.publishing.jobs import published_of
+from quantlib.publishing.opening import open_destination
 from quantlib.recipe import AskedRecipe
 from quantlib.runtime.keeper import kept
 from quantlib.runtime.process_group import end_kept
@@ -106,13 +106,14 @@ def look(name: str, starter: Starter) -> Look:
     try:
         recipe = load_recipe(name)
         job = find_job(recipe, starter.destination, starter.images)
+        place = open_destination(job.destination)
         if job.published is not None:
             return Look(name, Outcome.UP_TO_DATE, job.published)
         if starter.runner == "kubeflow":
             require_reachable(recipe, job.release.address, starter.store, job.destination)
         with lease(open_store(starter.store), f"jobs/{job.digest.removeprefix('sha256:')}"):
             # Another watcher may have had it until now.
-            if (published := published_of(job.destination, job.digest)) is not None:
+            if (published := place.published_of(job.digest)) is not None:
                 return Look(name, Outcome.UP_TO_DATE, published)
             code = _run(name, recipe, job, starter)
     except (QuantlibError, OSError) as error:
@@ -126,7 +127,7 @@ def look(name: str, starter: Starter) -> Look:
         return Look(name, Outcome.FAILED, f"the run exited with {code}")
     if starter.runner == "kubeflow":
         return Look(name, Outcome.STARTED, job.release.address)
-    published = published_of(job.destination, job.digest)
+    published = place.published_of(job.digest)
     return Look(name, Outcome.DONE, published or job.release.address)
 
 

@@ -41,3 +41,19 @@ def test_texts_elsewhere_can() -> None:
     require(recipe_on("org/texts:small", "hf://datasets/org/texts@main/a.parquet"))
     # A text that the method does not read need not be there.
     require(recipe_on("./prompts.jsonl", None, "minmax"))
+
+
+@pytest.mark.parametrize(
+    ("publish_to", "problem"),
+    [
+        ("ftp://host/folder", "unsupported kind of destination"),
+        ("oci://model", "names no registry"),
+        ("./published", "is a folder of this machine"),
+    ],
+)
+def test_a_destination_that_is_none_is_refused_with_the_rest(publish_to: str, problem: str) -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        require_reachable(recipe_on(None, None), "./model", "s3://bucket/store", publish_to)
+    model, destination = map(str, raised.value.problems)
+    assert "--model ./model: is a folder of this machine" in model
+    assert problem in destination

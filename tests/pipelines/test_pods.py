@@ -55,3 +55,14 @@ def test_a_step_has_scratch_as_large_as_its_work(own: dict[str, Pod]) -> None:
 
 def test_no_step_is_started_again_where_the_profile_says_so(own: dict[str, Pod]) -> None:
     assert {pod.retries for pod in own.values()} == {None}
+
+
+def test_credentials_of_a_registry_are_for_who_looks_at_the_destination(tmp_path: Path) -> None:
+    (tmp_path / "profile.yaml").write_text("registry_secret: registry\n")
+    found = pods(prepare(WATCH, CompileOptions(str(tmp_path / "profile.yaml"))))
+    mounted = {
+        name: pod.environment.get("DOCKER_CONFIG")
+        for name, pod in found.items()
+        if any(volume.secret == "registry" for volume in pod.volumes)
+    }
+    assert mounted == {"resolve": "/registry", "publish": "/registry"}

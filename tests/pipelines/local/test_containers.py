@@ -255,3 +255,20 @@ def test_files_of_the_user_keep_their_owner(call: Call, tmp_path: Path, fake_doc
     os.chown(store.parent, 1234, 1234)
     with pytest.raises(StepError, match="belongs to user 1234, and the containers run as user 0"):
         asyncio.run(DockerRunner().run(step))
+
+
+def test_who_publishes_an_image_gets_the_credentials_of_docker(
+    call: Call, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(files))
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+    image = "oci://registry.example.org/model"
+    assert access(call, "publish", files, destination=image).credentials is None
+    (files / "config.json").write_text("{}")
+    found = access(call, "publish", files, destination=image)
+    assert (found.credentials, found.network) == (files / "config.json", True)
+    assert access(call, "publish", files, destination="s3://bucket").credentials is None
+    assert access(call, "merge", files, destination=image).credentials is None
+    arguments = arguments_of(call, found)
+    assert mounts_of(arguments)[str(files / "config.json")] == (str(files / "config.json"), True)
+    assert f"DOCKER_CONFIG={files}" in values_of(arguments, "--env")
