@@ -269,6 +269,7 @@ QUANTIZE = Graph(
             {
                 "verdict": Output("validate", "verdict"),
                 "reason": Output("validate", "reason"),
+                "model": Asked("model"),
             },
             retried=False,
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from components._images import IMAGE_VARIABLE
 from pipelines.compiling import Compilation
@@ -14,6 +14,12 @@ from quantlib.publishing.oci.auth import CONFIG_VARIABLE
 from quantlib.publishing.signing import KEY_VARIABLE
 from quantlib.runtime.code_version import CODE_VARIABLE, code_version
 from quantlib.runtime.log import LOG_VARIABLE
+from quantlib.telemetry.settings import (
+    GATEWAY_VARIABLE,
+    LINK_VARIABLE,
+    NOTIFY_PASSED_VARIABLE,
+    NOTIFY_VARIABLE,
+)
 
 Quantity = str | Output
 """An amount, as the profile says it or as an output of the plan step."""
@@ -92,6 +98,8 @@ def pod_of(step: Step, compilation: Compilation) -> Pod:
         devices = _planned(step, "gpus") if wanted.gpus is None else str(wanted.gpus)
     # What runs there knows itself by its image: reports name it.
     environment = {CODE_VARIABLE: code_version(), IMAGE_VARIABLE: image, LOG_VARIABLE: profile.log}
+    if profile.pushgateway:
+        environment[GATEWAY_VARIABLE] = profile.pushgateway
     secrets = {profile.store_secret: _same("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     if step.name in _USES_HUB:
         secrets[profile.hub_secret] = _same("HF_TOKEN")
@@ -120,6 +128,20 @@ def pod_of(step: Step, compilation: Compilation) -> Pod:
         devices=devices,
         timeout=wanted.timeout,
         retries=profile.retries if step.retried and profile.retries.count else None,
+    )
+
+
+def telling(pod: Pod, profile: Profile) -> Pod:
+    """A pod that also tells the profile's webhook how a run ended."""
+    if profile.notify_secret is None:
+        return pod
+    said = {NOTIFY_PASSED_VARIABLE: "yes" if profile.notify_passed else "no"}
+    if profile.run_link:
+        said[LINK_VARIABLE] = profile.run_link
+    return replace(
+        pod,
+        environment={**pod.environment, **said},
+        secrets={**pod.secrets, profile.notify_secret: {NOTIFY_VARIABLE: "url"}},
     )
 
 

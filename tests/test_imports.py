@@ -26,7 +26,7 @@ LEVELS = (
     ("outlier_suppression",),
     (
         *("checks", "evaluation", "planning", "publishing", "report", "serving", "steps", "text"),
-        "watching",
+        *("telemetry", "watching"),
     ),
     ("output", "promotion"),
     ("manager",),

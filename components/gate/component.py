@@ -9,6 +9,7 @@ from components._container import step_container
 def gate(
     verdict: str,
     reason: str,
+    model: str,
 ) -> dsl.ContainerSpec:
     """Fails the run of a checkpoint that was refused, before anything is published.
 
@@ -18,5 +19,6 @@ def gate(
     Args:
         verdict: passed or failed.
         reason: Why the checkpoint was refused.
+        model: What was asked for, for whoever is told.
     """
     return step_container("gate")

@@ -29,7 +29,7 @@ from pipelines.argo.pods import container_of
 from pipelines.compiling import Compilation
 from pipelines.graph import Asked, Condition, Constant, Item, Output, Setting, Source, Step
 from pipelines.interface import Interface, interface_of
-from pipelines.pods import Pod, pod_of
+from pipelines.pods import Pod, pod_of, telling
 
 SERVICE_ACCOUNT = "quantlib-runner"
 PARALLELISM = 32
@@ -38,7 +38,7 @@ PARALLELISM = 32
 KEEP_SECONDS = 7 * 24 * 3600
 _ENTRYPOINT = "pipeline"
 _EXIT_HANDLER = "report-outcome"
-_REPORT = "import sys; print(*sys.argv[1:])"
+_REPORT = ("python", "-m", "quantlib.telemetry.argo")
 
 
 def workflow_template(compilation: Compilation, *, namespace: str = "") -> WorkflowTemplate:
@@ -52,8 +52,8 @@ def workflow_template(compilation: Compilation, *, namespace: str = "") -> Workf
     first = compilation.images.of(compilation.graph.steps[0].name)  # which the run has pulled
     report = container_of(
         _EXIT_HANDLER,
-        Pod(first, compilation.profile.user),
-        ["python", "-c", _REPORT, "{{workflow.status}}", "{{workflow.failures}}"],
+        telling(Pod(first, compilation.profile.user), compilation.profile),
+        [*_REPORT, "{{workflow.status}}", "{{workflow.failures}}", "{{workflow.parameters.model}}"],
     )
     loops = [each.loop(compilation.constants.parallel) for each in steps if each.step.each]
     return WorkflowTemplate(

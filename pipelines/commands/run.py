@@ -45,8 +45,10 @@ from quantlib.recipe import AskedRecipe
 from quantlib.report.model import HTML_NAME
 from quantlib.report.text import FIGURES, figures_line
 from quantlib.runtime.cpus import available_cpus
-from quantlib.runtime.log import about, log_problems, start_log
+from quantlib.runtime.log import about, start_log
 from quantlib.sources.naming import named
+from quantlib.telemetry.notices import Notice, notify
+from quantlib.telemetry.settings import environment_problems
 
 _KIND = "run-result"
 _EXAMPLES = """\b
@@ -113,7 +115,7 @@ def run_command(
     judged and refused. With --runner kubeflow it ends when the run is started; a --job that is
     running there is not started again.
     """
-    if problems := log_problems():
+    if problems := environment_problems():
         raise InvalidInputError(problems)
     start_log(output=not as_json)
     recipe = named(job.checked_recipe(), job.model)
@@ -151,6 +153,7 @@ def run_command(
     else:
         _print(result, execution.folder)
     _explain(result, store)
+    _notify(result, execution.folder.name, job.model or recipe.model or "")
     sys.exit(result.exit_code)
 
 
@@ -241,6 +244,17 @@ def _explain(result: RunResult, store: str) -> None:
         )
     elif result.failure:
         _tell_failure(result.failure)
+
+
+def _notify(result: RunResult, run: str, model: str) -> None:
+    """Tells the webhook, where there is one, how a run ended that nobody interrupted."""
+    if failure := result.failure:
+        said = log_tail(failure.folder / "log.txt") or [failure.error]
+        reason = said[0].removeprefix(f"{failure.step}: ")
+        notify(Notice(run, model, failure.name, failure.exit_code, reason))
+    elif result.state is State.SUCCEEDED:
+        published = result.outputs["publish"].parameters["address"]
+        notify(Notice(run, model, "publish", 0, published))
 
 
 def _main_outputs(result: RunResult) -> dict[str, Any]:

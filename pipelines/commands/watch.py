@@ -23,7 +23,9 @@ from pipelines.kubeflow.client import Server
 from pipelines.profiles import load_profile
 from quantlib.checks.recipe import recipe_problems
 from quantlib.errors import InvalidInputError
-from quantlib.runtime.log import about, log_problems, start_log
+from quantlib.runtime.log import about, start_log
+from quantlib.telemetry.settings import environment_problems
+from quantlib.watching.figures import WatcherFigures
 from quantlib.watching.looks import Look, Starter, exit_code, look, recipe_names
 
 _EXAMPLES = """\b
@@ -44,6 +46,11 @@ Examples:
     show_default=True,
     help="Seconds between two looks.",
 )
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    help="Answer Prometheus here with figures of the looks and of what was published last.",
+)
 @runner_option
 @click.option(
     "--timeout",
@@ -59,6 +66,7 @@ def watch(
     recipes: tuple[str, ...],
     once: bool,
     interval: float,
+    metrics_port: int | None,
     runner: str,
     timeout: float,
     store: str | None,
@@ -77,6 +85,8 @@ def watch(
     With --once it exits with 0 when all is up to date, done or started, 1 when a source or a run
     failed, 2 when a recipe is invalid, 3 when a checkpoint was refused by the gate.
     """
+    if once and metrics_port is not None:
+        raise click.UsageError("--metrics-port is of no use with --once: nobody could ask")
     arguments = ["--cluster", options.cluster, "--device", device]
     arguments += ["--gpu", gpu] if gpu else []
     arguments += ["--allow-floating"] if options.allow_floating else []
@@ -98,11 +108,15 @@ def watch(
         timeout,
     )
     names = recipe_names(recipes)
-    if problems := log_problems() + recipe_problems(names):
+    if problems := environment_problems() + recipe_problems(names):
         raise InvalidInputError(problems)
     start_log()
+    figures = None
+    if metrics_port is not None:
+        figures = WatcherFigures(starter.store)
+        figures.serve(metrics_port)
     while True:
-        looks = [_said(look(name, starter)) for name in names]
+        looks = [_look(name, starter, figures) for name in names]
         if once:
             sys.exit(exit_code(looks))
         time.sleep(interval)
@@ -110,7 +124,12 @@ def watch(
             names = recipe_names(recipes)
 
 
-def _said(found: Look) -> Look:
+def _look(name: str, starter: Starter, figures: WatcherFigures | None) -> Look:
+    """Looks at one recipe; says what came of it, in a line and to Prometheus."""
+    started = time.monotonic()
+    found = look(name, starter)
+    if figures is not None:
+        figures.take(found, time.monotonic() - started)
     outcome = found.outcome
     with about(level=outcome.level, recipe=Path(found.recipe).stem, outcome=outcome.value):
         click.echo(f"{time.strftime('%H:%M:%S')} {found.recipe}: {outcome}: {found.detail}")

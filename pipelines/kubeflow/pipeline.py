@@ -14,7 +14,7 @@ from pipelines.compiling import Compilation
 from pipelines.graph import Asked, Constant, Constants, Graph, Item, Output, Source, Step
 from pipelines.interface import component_of
 from pipelines.kubeflow.pods import configure
-from pipelines.pods import pod_of
+from pipelines.pods import pod_of, telling
 
 
 def pipeline_of(compilation: Compilation) -> dsl.base_component.BaseComponent:
@@ -29,7 +29,8 @@ def pipeline_of(compilation: Compilation) -> dsl.base_component.BaseComponent:
             task = component_of(step.name)(**tasks.inputs(step, item))
             needed = [tasks.of(name) for name in step.after]
             task.after(*needed)
-            configure(task, pod_of(step, compilation), tasks.output)
+            pod = telling(pod_of(step, compilation), compilation.profile)
+            configure(task, pod, tasks.output)
             tasks.done[step.name] = task
 
         for condition, steps in groupby(graph.steps, key=lambda step: step.when):

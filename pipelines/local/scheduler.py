@@ -21,6 +21,7 @@ from pipelines.profiles import Retries
 from quantlib.errors import FINAL_EXIT_CODES, QuantlibError, StepError, os_error_line
 from quantlib.runtime.code_version import CODE_VARIABLE, code_version
 from quantlib.runtime.log import RUN_VARIABLE
+from quantlib.telemetry.settings import NOTIFY_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,11 @@ class Scheduler:
                 step.name,
                 run.name,
                 self._execution.images.of(step.name),
-                {CODE_VARIABLE: code_version(), RUN_VARIABLE: self._execution.folder.name},
+                {
+                    CODE_VARIABLE: code_version(),
+                    RUN_VARIABLE: self._execution.folder.name,
+                    NOTIFY_VARIABLE: "",  # the runner tells
+                },
                 max(1, self._cpus // min(self._execution.parallel, width)),
                 run.folder,
                 self._inputs(step, item),

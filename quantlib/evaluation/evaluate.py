@@ -303,6 +303,7 @@ def _run(
     try:
         with progress_bar(label, len(setting.windows.tokens), "windows") as advance:
             address = store.full_address(kept_log)
+            output.gpus = setting.tensor_parallel_size
             output.peak_bytes = workers.run(job, label, log, address, lambda: advance(1))
     finally:
         if log.exists():

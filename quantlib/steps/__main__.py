@@ -13,13 +13,16 @@ import os
 import signal
 import sys
 import tempfile
+import time
 
 from quantlib.errors import InvalidInputError, QuantlibError, os_error_line
 from quantlib.runtime.code_version import require_same_code
 from quantlib.runtime.cpus import available_cpus
-from quantlib.runtime.log import about, log_problems, start_log
+from quantlib.runtime.log import about, start_log
 from quantlib.steps import ALL_STEP_NAMES
 from quantlib.steps.contract import StepCall
+from quantlib.steps.ending import tell_ending
+from quantlib.telemetry.settings import environment_problems
 
 
 def main() -> int:
@@ -40,36 +43,39 @@ def main() -> int:
 
 
 def _run(step: str, executor_input: str) -> int:
-    """Runs a step, says what became of it, and returns its exit code."""
-    call = None
+    """Runs a step, tells what became of it, and returns its exit code."""
+    started, call = time.monotonic(), None
+
+    def end(exit_code: int, said: object, **fields: str | None) -> int:
+        with about(level="error" if exit_code else "info", **fields):
+            print(f"{step}: {said}", file=sys.stderr, flush=True)
+        tell_ending(step, call, exit_code, str(said), time.monotonic() - started)
+        return exit_code
+
+    if problems := environment_problems():
+        print(f"{step}: {InvalidInputError(problems)}", file=sys.stderr, flush=True)
+        return InvalidInputError.exit_code
     try:
-        if problems := log_problems():
-            raise InvalidInputError(problems)
         require_same_code()
         call = StepCall.parse(executor_input)
         with about(iteration=call.iteration):
             importlib.import_module(f"quantlib.steps.{step}").main(call)
             call.finish()
             keys = [receipt.key for _, receipt in call.made]
-            _tell(f"{step}: {call.outcome}", "info", key=keys[0] if keys else None)
+            said = "found in the store" if call.is_reused else "done"
+            return end(0, said, key=keys[0] if keys else None)
     except QuantlibError as error:
-        _tell(f"{step}: {error}", "error")
-        return error.exit_code
+        return end(error.exit_code, error)
     except OSError as error:
         # One that names no file is of a write: to the scratch folder, which is in the store where
         # that is a folder, and among the temporary files else.
         places = f"{call.parameters.get('store', '')}, {tempfile.gettempdir()}" if call else ""
-        _tell(f"{step}: {os_error_line(error, places)}", "error")
-        return 1
+        return end(1, os_error_line(error, places))
     except KeyboardInterrupt:
-        _tell(f"{step}: interrupted", "error")
-        return 130
-    return 0
-
-
-def _tell(line: str, level: str, **fields: str | None) -> None:
-    with about(level=level, **fields):
-        print(line, file=sys.stderr, flush=True)
+        return end(130, "interrupted")
+    except Exception as error:
+        tell_ending(step, call, 1, repr(error), time.monotonic() - started)
+        raise
 
 
 if __name__ == "__main__":

@@ -228,10 +228,10 @@ class StepCall:
         path.write_bytes(data)
 
     @property
-    def outcome(self) -> str:
-        """What the step did, in words."""
+    def is_reused(self) -> bool:
+        """Whether all that the step delivers was in the store."""
         receipts = [each["reused"] for each in self._metadata.values() if "reused" in each]
-        return "found in the store" if receipts and all(receipts) else "done"
+        return bool(receipts) and all(receipts)
 
     def finish(self) -> None:
         """Writes the executor output."""

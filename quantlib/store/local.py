@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from quantlib.errors import StoreError
+from quantlib.runtime.usage import usage
 from quantlib.store.base import Leftover, Store, StoredFile, require_expected
 from quantlib.store.receipt import FileRecord
 from quantlib.store.scratch import abandoned, remove_abandoned
@@ -80,6 +81,7 @@ class LocalStore(Store):
                             f"ends {length - filled} bytes before the range {offset}+{length}",
                         )
                     filled += count
+                usage.read(length)
                 return data
         except OSError as error:
             raise self._error(path, error) from None
@@ -88,6 +90,7 @@ class LocalStore(Store):
         try:
             with self.local_path(path).open("rb", buffering=0) as file:
                 while chunk := file.read(chunk_bytes):
+                    usage.read(len(chunk))
                     yield chunk
         except OSError as error:
             raise self._error(path, error) from None
@@ -116,6 +119,7 @@ class LocalStore(Store):
                 _flush(target)
                 local.unlink()
             _flush(target.parent)
+            usage.written(target.stat().st_size)
         except OSError as error:
             raise self._error(path, error) from None
 

@@ -32,6 +32,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from quantlib.errors import InvalidInputError, StoreError
+from quantlib.runtime.usage import usage
 from quantlib.store.base import Leftover, Store, StoredFile, require_expected
 from quantlib.store.receipt import FileRecord
 from quantlib.store.s3_errors import MISSING, code_of, explain
@@ -153,6 +154,7 @@ class S3Store(Store):
             # On failure the transfer aborts its multipart upload.
             with self._explained(path), create_transfer_manager(self.client, _UPLOAD) as manager:
                 manager.upload(str(local), self.bucket, self.key(path), extra).result()
+            usage.written(local.stat().st_size)
         except OSError as error:
             raise StoreError(str(local), error.strerror or str(error)) from None
 
@@ -330,6 +332,7 @@ class S3Store(Store):
             ChecksumSHA256=base64.b64encode(digest.digest()).decode(),
             **conditions,
         )
+        usage.written(len(data))
 
     def _require_listing(self, page: dict[str, Any]) -> None:
         """Tells an answer from any other page, which the client takes for an empty listing."""

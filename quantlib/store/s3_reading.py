@@ -18,6 +18,8 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
+from quantlib.runtime.usage import usage
+
 PART_BYTES = 16 << 20
 PARALLEL_PARTS = 8
 _ATTEMPTS = 8
@@ -120,6 +122,7 @@ class ObjectReader:
                 with closing(answer["Body"]) as body:
                     while count := body.readinto(view[filled:]):
                         filled += count
+                        usage.read(count)
             except _BROKEN as error:
                 broken = str(error)
             answer = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from quantlib.errors import InvalidInputError, StoreError
 from quantlib.runtime.code_version import code_versions
 from quantlib.runtime.log import about
 from quantlib.runtime.surroundings import cpu_name, image, package_versions
+from quantlib.runtime.usage import gpu_peak_bytes, peak_bytes, usage
 from quantlib.store.base import Store
 from quantlib.store.condemned import condemned_files
 from quantlib.store.hashing import hash_file
@@ -58,6 +58,7 @@ class StepOutput:
         remarks: Sentences on this run, which depend on the machine and stay out of the receipt.
         peak_bytes: Largest memory of what the work let another process start, which the system
             counts as that one's.
+        gpus: How many devices it computes on, where those are CUDA devices.
     """
 
     store: Store
@@ -68,6 +69,7 @@ class StepOutput:
     files: dict[str, FileRecord] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     peak_bytes: int = 0
+    gpus: int = 1
 
     def local(self, name: str) -> Path:
         """A path in the scratch folder to write the file ``name`` at, before :meth:`add`."""
@@ -224,7 +226,7 @@ def _worked(
     work: Callable[[StepOutput], None],
 ) -> tuple[Receipt, dict[str, Any]]:
     """Does the work; its receipt, not written yet, and what is noted of the run."""
-    started = time.monotonic()
+    started, read, written = time.monotonic(), usage.read_bytes, usage.written_bytes
     with Scratch(store.scratch, key) as scratch:
         partial = Partial(store, step, key)
         output = StepOutput(store, scratch, partial, aside_folder(step, key))
@@ -240,11 +242,20 @@ def _worked(
         facts=output.facts,
         made_by=MadeBy(image=image(), hardware=cpu_name(), versions=package_versions()),
     )
+    seconds = time.monotonic() - started
+    usage.peak_bytes = max(usage.peak_bytes, output.peak_bytes)
     run: dict[str, Any] = {
-        "seconds": round(time.monotonic() - started, 3),
-        "peak_mib": round(max(_peak_bytes(), output.peak_bytes) / 2**20),
+        "seconds": round(seconds, 3),
+        "peak_mib": round(max(peak_bytes(), output.peak_bytes) / 2**20),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "read_bytes": usage.read_bytes - read,
+        "written_bytes": usage.written_bytes - written,
     }
+    if numerics.get("device") == "cuda":
+        run["gpu_seconds"] = round(seconds * output.gpus, 3)
+        usage.gpu_seconds += seconds * output.gpus
+        if (peak := gpu_peak_bytes()) is not None:
+            run["gpu_peak_mib"] = round(peak / 2**20)
     if output.remarks:
         run["remarks"] = output.remarks
     return receipt, run
@@ -300,14 +311,8 @@ def _maker(receipt: Receipt) -> str:
     return ", ".join(filter(None, (receipt.made_by.image, device))) or "an unknown machine"
 
 
-def _peak_bytes() -> int:
-    """The largest memory of this process, or of a process that it started and that has ended."""
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(each).ru_maxrss for each in who) * 1024
-
-
 def run_facts(store: Store, receipt: Receipt) -> dict[str, Any]:
-    """``seconds``, ``peak_mib``, ``ended`` and any ``remarks`` of the run that committed a step."""
+    """What ``run.json`` says of the run that committed a step; docs/formats/store.md lists it."""
     path = f"{receipt.aside}/{RUN_NAME}"
     if not store.exists(path):
         return {}

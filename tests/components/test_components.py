@@ -49,7 +49,7 @@ INTERFACES = {
         "validation validate_summary metrics report",
         "verdict reason",
     ),
-    "gate": ("verdict reason", "", "", ""),
+    "gate": ("verdict reason model", "", "", ""),
     "publish": (
         "recipe destination job store",
         "checkpoint validation",

@@ -8,12 +8,13 @@ import pytest
 
 from pipelines.compiling import Compilation, CompileOptions, prepare
 from pipelines.graph import WATCH, Output
-from pipelines.pods import Pod, pod_of
-from pipelines.profiles import PLANNED_STEPS
+from pipelines.pods import Pod, pod_of, telling
+from pipelines.profiles import PLANNED_STEPS, Profile
 
 PROFILE = """
 scratch: {size: 9Gi, storage_class: fast}
 retries: {count: 0}
+pushgateway: http://gateway.monitoring:9091
 steps:
   calibrate: {cpu: "3", memory: 5Gi, gpus: 2}
   quantize: {memory: 7Gi}
@@ -51,6 +52,26 @@ def test_a_step_has_scratch_as_large_as_its_work(own: dict[str, Pod]) -> None:
     sizes = {name: (pod.volumes[0].size, pod.volumes[0].storage_class) for name, pod in own.items()}
     assert sizes.pop("resolve") == ("1Gi", None)
     assert set(sizes.values()) == {("9Gi", "fast")}
+
+
+def test_steps_push_their_figures_where_the_profile_says_so(own: dict[str, Pod]) -> None:
+    gateways = {pod.environment["QUANTLIB_PUSHGATEWAY"] for pod in own.values()}
+    assert gateways == {"http://gateway.monitoring:9091"}
+    for pod in pods(prepare(WATCH, CompileOptions("local"))).values():
+        assert "QUANTLIB_PUSHGATEWAY" not in pod.environment
+
+
+def test_a_pod_that_tells_gets_the_webhook_from_a_secret() -> None:
+    quiet = Pod("image", 7, environment={"A": "b"}, secrets={"s": {"X": "x"}})
+    assert telling(quiet, Profile()) == quiet
+    link = "https://kubeflow.example/#/runs/details/{run}"
+    told = telling(quiet, Profile(notify_secret="hooks", run_link=link))
+    assert told.secrets == {"s": {"X": "x"}, "hooks": {"QUANTLIB_NOTIFY_URL": "url"}}
+    assert told.environment == {
+        "A": "b",
+        "QUANTLIB_NOTIFY_PASSED": "no",
+        "QUANTLIB_RUN_LINK": link,
+    }
 
 
 def test_no_step_is_started_again_where_the_profile_says_so(own: dict[str, Pod]) -> None:

@@ -22,6 +22,7 @@ accelerator:
   tolerations: [{key: gpu}]
 scratch: {size: 9Gi, storage_class: fast}
 signing_secret: signing
+notify_secret: hooks
 retries: {count: 2, delay: 5, factor: 3, limit: 900}
 user: 7
 steps:

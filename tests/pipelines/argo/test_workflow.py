@@ -146,7 +146,8 @@ def test_a_run_ends_with_a_report_and_goes_after_a_week(template_of: TemplateOf)
     assert spec["ttlStrategy"] == {"secondsAfterCompletion": 7 * 24 * 3600}
     assert spec["podGC"] == {"strategy": "OnWorkflowSuccess"}
     report = templates(document)[spec["onExit"]]
-    assert report["container"]["args"][-2:] == ["{{workflow.status}}", "{{workflow.failures}}"]
+    told = ["{{workflow.status}}", "{{workflow.failures}}", "{{workflow.parameters.model}}"]
+    assert report["container"]["args"][-3:] == told
 
 
 def test_a_look_that_finds_nothing_new_runs_nothing_else(template_of: TemplateOf) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from listener import listening
 
 from pipelines.commands import run as command
 from pipelines.graph import QUANTIZE, Constants, Graph
@@ -209,3 +210,29 @@ def test_what_is_the_users_is_never_written(
     assert isinstance(result.exception, InvalidInputError)
     assert message in str(result.exception)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_webhook_is_told_once_how_a_run_ended(
+    runs: Runs, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening() as hook:
+        monkeypatch.setenv("QUANTLIB_NOTIFY_URL", hook.url)
+        monkeypatch.setenv("QUANTLIB_NOTIFY_PASSED", "yes")
+        call("--recipe", recipe, "--run-dir", "good")
+        runs.failing = "gate"
+        call("--recipe", recipe, "--run-dir", "bad")
+    passed, refused = hook.posted
+    assert (passed["run"], passed["outcome"], passed["reason"]) == ("good", "passed", "here/abc")
+    assert (refused["run"], refused["step"], refused["outcome"]) == ("bad", "gate", "refused")
+    assert (refused["model"], refused["reason"]) == ("./from-recipe", "perplexity is too high")
+
+
+def test_settings_of_who_is_told_are_refused_before_anything(
+    runs: Runs, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANTLIB_NOTIFY_URL", "hooks.example")
+    monkeypatch.setenv("QUANTLIB_PUSHGATEWAY", "gateway")
+    error = call("--recipe", recipe).exception
+    assert isinstance(error, InvalidInputError)
+    assert len(error.problems) == 2
+    assert runs.settings == {}

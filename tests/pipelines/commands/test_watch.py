@@ -175,6 +175,13 @@ def test_a_destination_is_needed(model: Path, tmp_path: Path) -> None:
     assert "publish.destination: is missing" in result.output
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "metrics", "9090"])
+def test_a_port_for_prometheus_that_makes_no_sense_is_refused(tmp_path: Path, port: str) -> None:
+    result = watch("recipe.json", "--metrics-port", port)  # 9090 does, but not for a single look
+    assert result.exit_code == 2
+    assert "--metrics-port" in result.output
+
+
 def test_a_look_is_an_object_in_the_log_where_json_is_asked_for(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
