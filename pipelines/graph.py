@@ -199,8 +199,8 @@ QUANTIZE = Graph(
         Setting("store", "Where the steps keep their work: s3://bucket/prefix, or a folder."),
         Setting(
             "publish_to",
-            "Where to publish: s3://bucket/prefix, oci://registry/repository, or a folder. Empty: "
-            "the recipe's.",
+            "Where to publish: s3://bucket/prefix, oci://registry/repository, hf://org/name, or a "
+            "folder. Empty: the recipe's.",
             default="",
         ),
         Setting(

@@ -24,7 +24,7 @@ from quantlib.telemetry.settings import (
 Quantity = str | Output
 """An amount, as the profile says it or as an output of the plan step."""
 
-_USES_HUB = frozenset({"resolve", "fetch"})
+_USES_HUB = frozenset({"resolve", "fetch", "publish"})
 _SIGNING = "/signing"
 _LOOKS_AT_DESTINATION = frozenset({"resolve", "publish"})
 _REGISTRY = "/registry"

@@ -265,8 +265,8 @@ class PublishSection(Section):
     destination: Annotated[
         str | None,
         Field(
-            description="A folder, s3://bucket/prefix or oci://registry/repository[:tag]. Default: "
-            "`published` beside the store."
+            description="A folder, s3://bucket/prefix, oci://registry/repository[:tag] or "
+            "hf://org/name. Default: `published` beside the store."
         ),
     ] = None
     base_image: Annotated[

@@ -19,6 +19,7 @@ class Hub:
         dataset: Whether the repository is a data set.
         files: What it holds at its only commit.
         sent: What is sent instead of a file, to damage it on the way.
+        license: What its card calls its licence.
         gated: Answer 403 to every file.
         token: What must be sent to see anything, if it is set.
         busy: How many requests are answered 429 before the first other answer.
@@ -32,6 +33,7 @@ class Hub:
     commit: str = "c0ffee" * 6 + "c0de"
     files: dict[str, bytes] = field(default_factory=dict)
     sent: dict[str, bytes] = field(default_factory=dict)
+    license: str = ""
     gated: bool = False
     token: str | None = None
     busy: int = 0
@@ -111,7 +113,10 @@ class HubHandler(BaseHTTPRequestHandler):
             if is_large(name):
                 entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
             siblings.append(entry)
-        body = json.dumps({"id": repo, "sha": hub.commit, "siblings": siblings}).encode()
+        answer = {"id": repo, "sha": hub.commit, "siblings": siblings}
+        if hub.license:
+            answer["cardData"] = {"license": hub.license}
+        body = json.dumps(answer).encode()
         return self.send(200, {"Content-Type": "application/json"}, body)
 
     def send_file(self, name: str) -> None:

@@ -23,8 +23,8 @@ def publish(
 
     Args:
         recipe: The checked recipe, as text.
-        destination: Folder, s3://bucket/prefix or oci://registry/repository[:tag] to publish to.
-            Empty: the recipe's.
+        destination: Folder, s3://bucket/prefix, oci://registry/repository[:tag] or hf://org/name
+            to publish to. Empty: the recipe's.
         job: Digest of the watcher's job that asked for it. Empty: none did.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         checkpoint: Receipt of the checkpoint.

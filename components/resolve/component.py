@@ -33,8 +33,8 @@ def resolve(
         recipes: Recipes of a team's own, as text, by their names.
         source: The model to watch, as a run takes it. Empty: the recipe's.
         num_ranges: Number of ranges, as a run takes it. 0: the recipe's.
-        destination: Folder, s3://bucket/prefix or oci://registry/repository[:tag] to publish to.
-            Empty: the recipe's.
+        destination: Folder, s3://bucket/prefix, oci://registry/repository[:tag] or hf://org/name
+            to publish to. Empty: the recipe's.
         images: The images that the steps of the run are in.
         resolve_summary: What the step found, for the run's page.
         needed: yes where a checkpoint is to be made, no where it is published.

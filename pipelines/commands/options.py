@@ -144,8 +144,8 @@ _STORE = click.option(
 _PUBLISH_TO = click.option(
     "--publish-to",
     default="",
-    help="Where to publish: a folder, s3://bucket/prefix, or oci://registry/repository[:tag].  "
-    "[default: the recipe's]",
+    help="Where to publish: a folder, s3://bucket/prefix, oci://registry/repository[:tag], or "
+    "hf://org/name.  [default: the recipe's]",
 )
 _DEVICE = click.option(
     "--device",

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from quantlib.errors import Problem
 from quantlib.publishing.signing import Signer
-from quantlib.report.manifest import Manifest
-from quantlib.store import Receipt, Store
+from quantlib.report.manifest import Manifest, checkpoint_files
+from quantlib.store import FileRecord, Receipt, Store
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file that is published.
+
+    Attributes:
+        name: Its path within what is published.
+        open: Gives its content from the start.
+    """
+
+    name: str
+    record: FileRecord
+    open: Callable[[], Iterable[bytes | bytearray]]
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> Member:
+        """One whose content is at hand."""
+        return cls(name, record_of(data), lambda: (data,))
 
 
 @dataclass(frozen=True)
@@ -27,6 +48,18 @@ class Draft:
     checkpoint: Receipt
     texts: Mapping[str, bytes]
     manifest: Manifest
+
+    def checkpoint_members(self) -> list[Member]:
+        """The checkpoint's files, where the store has them."""
+        files = checkpoint_files(self.manifest.files)
+        return [
+            Member(name, record, partial(self.store.stream, self.checkpoint.path(name)))
+            for name, record in files.items()
+        ]
+
+    def text_members(self) -> list[Member]:
+        """The files that describe it."""
+        return [Member.of(name, text) for name, text in sorted(self.texts.items())]
 
 
 @dataclass(frozen=True)
@@ -72,6 +105,11 @@ class Destination(Protocol):
         """Where that is which a job led to; None where there is none, or it is gone."""
 
 
+def record_of(data: bytes) -> FileRecord:
+    """Size and sha256 of some bytes."""
+    return FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
 def storage_uri(address: str) -> str | None:
     """What a service of KServe loads a published checkpoint by.
 
@@ -85,4 +123,6 @@ def storage_uri(address: str) -> str | None:
     """
     if address.startswith("s3://"):
         return f"{address}/"
+    if address.startswith("hf://"):
+        return address.replace("@", ":")  # as its storage initializer has it
     return address if address.startswith("oci://") else None

@@ -6,7 +6,6 @@ with what was built here, and stands where it is the same; it is never signed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +23,7 @@ from quantlib.report.manifest import (
     parse_manifest,
     verify_published,
 )
-from quantlib.store import FileRecord, LocalStore, Store, lease, open_store, transfer
+from quantlib.store import LocalStore, Store, lease, open_store, transfer
 from quantlib.store.transaction import difference
 
 
@@ -66,11 +65,6 @@ class FolderDestination:
 def now() -> datetime:
     """The time that a publication gets."""
     return datetime.now(UTC)
-
-
-def record_of(data: bytes) -> FileRecord:
-    """Size and sha256 of some bytes."""
-    return FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def write_published(

@@ -7,6 +7,8 @@ from pathlib import Path
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.publishing.destination import Destination
 from quantlib.publishing.folder import FolderDestination
+from quantlib.publishing.hub import SCHEME as HUB
+from quantlib.publishing.hub import HubDestination
 from quantlib.publishing.oci.address import SCHEME as IMAGE
 from quantlib.publishing.oci.destination import ImageDestination
 
@@ -15,7 +17,8 @@ def open_destination(address: str, base_image: str = "") -> Destination:
     """The destination at an address; nothing is asked of it yet.
 
     Args:
-        address: A folder, ``s3://bucket/prefix`` or ``oci://registry/repository[:tag]``.
+        address: A folder, ``s3://bucket/prefix``, ``oci://registry/repository[:tag]`` or
+            ``hf://org/name``.
         base_image: What images lie on; empty for nothing.
 
     Raises:
@@ -28,6 +31,8 @@ def open_destination(address: str, base_image: str = "") -> Destination:
         raise InvalidInputError.one(
             "publish.base_image", f"is for images, and {address} is none", "leave it out"
         )
+    if address.startswith(HUB):
+        return HubDestination(address)
     if address.startswith("s3://"):
         return FolderDestination(address.rstrip("/"))
     if "://" not in address:
@@ -35,7 +40,7 @@ def open_destination(address: str, base_image: str = "") -> Destination:
     raise InvalidInputError.one(
         f"publish destination {address}",
         "unsupported kind of destination",
-        "give a folder, s3://bucket/prefix or oci://registry/repository",
+        "give a folder, s3://bucket/prefix, oci://registry/repository or hf://org/name",
     )
 
 

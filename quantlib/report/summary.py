@@ -61,10 +61,15 @@ def step_summary(store: Store, receipt: Receipt) -> str:
     page = short_digests("\n".join(lines).rstrip() + "\n")
     if address := receipt.facts.get("address"):
         # Whole, to be copied: a panel scrolls such lines sideways.
-        in_folder = not address.startswith("oci://")
-        line = f"quantlib verify {address}" if in_folder else f"storageUri: {address}"
+        uri = receipt.facts.get("storage_uri")
+        line = f"quantlib verify {address}" if _is_folder(address) else f"storageUri: {uri}"
         page += f"\n```\n{line}\n```\n"
     return page
+
+
+def _is_folder(address: str) -> bool:
+    """Whether what is published there is a folder, which the other commands read."""
+    return not address.startswith(("oci://", "hf://"))
 
 
 def _made(store: Store, receipt: Receipt) -> str:
@@ -168,7 +173,7 @@ def _validated(receipt: Receipt) -> Iterator[Row]:
 def _published(receipt: Receipt) -> Iterator[Row]:
     yield "published at", receipt.facts["address"]
     yield "checkpoint", receipt.facts["checkpoint_digest"]
-    if not receipt.facts["address"].startswith("oci://"):
+    if _is_folder(receipt.facts["address"]):
         yield "promote it", "`quantlib promote` and the address below"
 
 

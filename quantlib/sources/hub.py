@@ -60,12 +60,22 @@ class HubFiles:
 
     Small files are downloaded whole; of weight files only the bytes asked for travel, so that the
     headers of a model are checked before its weights are downloaded.
+
+    Attributes:
+        license: The name that its card gives its licence; None where it gives none.
     """
 
-    def __init__(self, address: HubAddress, commit: str, files: Mapping[str, HubFile]) -> None:
+    def __init__(
+        self,
+        address: HubAddress,
+        commit: str,
+        files: Mapping[str, HubFile],
+        license_name: str | None = None,
+    ) -> None:
         self.address = address
         self.commit = commit
         self.files = files
+        self.license = license_name
 
     def names(self) -> tuple[str, ...]:
         """The files in the root of the repository, sorted."""
@@ -171,12 +181,14 @@ def list_files(address: HubAddress, commit: str) -> HubFiles:
         InvalidInputError: There is no such model or revision, or it is not open to this token.
         StepError: The hub cannot be asked.
     """
-    listed = _model_info(HubAddress(address.repo, commit))["siblings"]
+    info = _model_info(HubAddress(address.repo, commit))
     files = {
         entry["rfilename"]: HubFile(entry.get("size") or 0, (entry.get("lfs") or {}).get("sha256"))
-        for entry in listed
+        for entry in info["siblings"]
     }
-    return HubFiles(address, commit, files)
+    card = info.get("cardData")
+    said = card.get("license") if isinstance(card, dict) else None
+    return HubFiles(address, commit, files, said if isinstance(said, str) else None)
 
 
 def bring_from_hub(output: StepOutput, files: HubFiles, progress: ShowProgress) -> Kind:

@@ -137,6 +137,8 @@ def _fetch_hub(
             _require_tokenizer(files)
         kind = bring_from_hub(output, files, progress)
         source = {"kind": "hub", "repo": address.repo, "commit": commit}
+        if files.license:
+            source["license"] = files.license
         output.facts |= model_facts(source, kind, output.files)
 
     parameters = {"source_kind": "hub", "repo": address.repo, "revision": commit}

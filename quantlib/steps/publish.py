@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from quantlib.checks.group_size import settled_at
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import GateFailedError, InvalidInputError, StoreError
-from quantlib.publishing.destination import Destination, Draft
-from quantlib.publishing.folder import record_of
+from quantlib.publishing.destination import Destination, Draft, record_of
 from quantlib.publishing.opening import open_destination
 from quantlib.publishing.receipts import read_receipts, render_receipts
 from quantlib.publishing.signing import Signer, require_usable, signer_from_environment
@@ -56,7 +55,7 @@ def publish(
     signer: Signer | None = None,
     replace_signature: bool = False,
 ) -> tuple[Receipt, str]:
-    """Publishes a checkpoint: a folder ``<destination>/<model name>/<digest>``, or an image.
+    """Publishes a checkpoint under an address that never means another one.
 
     All that is published, and signed where the environment configures a signer, is built here from
     receipts that are verified on the way; a manifest that is found is compared with it, and stands
@@ -69,8 +68,8 @@ def publish(
     Args:
         store: Where the steps' files are.
         recipe: What the checkpoint was made by.
-        destination: A folder, ``s3://bucket/prefix`` or ``oci://registry/repository[:tag]``; empty
-            for the recipe's, else ``published`` beside the store.
+        destination: As :func:`quantlib.publishing.opening.open_destination` takes it; empty for
+            the recipe's, else ``published`` beside the store.
         checkpoint: The merge step's receipt.
         validation: The validate step's receipt of this checkpoint.
         job: Digest of the watcher's job that asked for it, which is noted; empty for none.

@@ -47,6 +47,11 @@ def test_a_model_is_fetched_at_its_commit(hub, model, store, silent) -> None:
     assert hub.bytes_requested(f"onnx/{WEIGHTS}") == []
 
 
+def test_the_licence_is_that_of_the_card(hub, model, store, silent) -> None:
+    hub.license = "apache-2.0"
+    assert fetch(store, "hf://org/tiny", silent).facts["source"]["license"] == "apache-2.0"
+
+
 def test_a_branch_and_its_commit_are_the_same_work(hub, model, store, silent) -> None:
     receipt = fetch(store, "hf://org/tiny", silent)
     hub.requests.clear()

@@ -9,28 +9,26 @@ folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from quantlib.errors import InvalidInputError, Problem, QuantlibError, StoreError
-from quantlib.publishing.destination import Publication
-from quantlib.publishing.folder import Draft, numbered, record_of, stands
+from quantlib.publishing.destination import Draft, Member, Publication
+from quantlib.publishing.folder import numbered, stands
 from quantlib.publishing.oci.address import parse_image_address
-from quantlib.publishing.oci.client import Document, Repository
+from quantlib.publishing.oci.client import Document, Repository, digest_of
 from quantlib.publishing.oci.image import MODEL, RELEASE, BaseImage, find_bases, image_of
-from quantlib.publishing.oci.layers import MEDIA_TYPE, Layer, Member, files_of, layers_of
+from quantlib.publishing.oci.layers import MEDIA_TYPE, Layer, files_of, layers_of
 from quantlib.publishing.signing import Signer, sign_manifest
 from quantlib.report.manifest import (
     MANIFEST_NAME,
     SIGNATURE_NAME,
-    checkpoint_files,
     parse_manifest,
 )
 from quantlib.report.text import size
-from quantlib.store import Store, lease
+from quantlib.store import lease
 
 _PARALLEL_LAYERS = 4
 _MAX_MANIFEST_BYTES = 64 << 20
@@ -172,17 +170,17 @@ class ImageDestination:
             assert self._base is not None  # it has layers
             chunks = partial(self._base.blob_chunks, layer["digest"])
             self._repository.push_blob(layer["digest"], layer["size"], chunks)
-        signed = [_given(MANIFEST_NAME, manifest)]
+        signed = [Member.of(MANIFEST_NAME, manifest)]
         if signature is not None:
-            signed.append(_given(SIGNATURE_NAME, signature))
-        layers = layers_of(_checkpoint_members(draft), _members(draft.texts.items()))
+            signed.append(Member.of(SIGNATURE_NAME, signature))
+        layers = layers_of(draft.checkpoint_members(), draft.text_members())
         layers.append(Layer(tuple(signed)))
         with ThreadPoolExecutor(_PARALLEL_LAYERS) as pool:
             descriptors = list(pool.map(self._push_layer, layers))
         image = image_of(manifest, published, descriptors, bases)
         for config in image.configs:
-            record = record_of(config)
-            self._repository.push_blob(f"sha256:{record.sha256}", record.bytes, _opened(config))
+            chunks = partial(iter, (config,))
+            self._repository.push_blob(digest_of(config), len(config), chunks)
         for document in (*image.manifests, image.index):
             self._repository.put_document(document.digest, document)
         return image.index
@@ -202,25 +200,3 @@ def replace_tag(address: str, tag: str) -> str:
 
 def _job_tag(job: str) -> str:
     return f"job-{job.removeprefix('sha256:')}"
-
-
-def _checkpoint_members(draft: Draft) -> list[Member]:
-    def content(store: Store, path: str) -> Iterable[bytes | bytearray]:
-        return store.stream(path)
-
-    return [
-        Member(name, record, partial(content, draft.store, draft.checkpoint.path(name)))
-        for name, record in checkpoint_files(draft.manifest.files).items()
-    ]
-
-
-def _members(texts: Iterable[tuple[str, bytes]]) -> list[Member]:
-    return [_given(name, text) for name, text in sorted(texts)]
-
-
-def _given(name: str, data: bytes) -> Member:
-    return Member(name, record_of(data), _opened(data))
-
-
-def _opened(data: bytes) -> Callable[[], Any]:
-    return lambda: iter((data,))

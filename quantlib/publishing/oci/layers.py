@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from quantlib.errors import StoreError
+from quantlib.publishing.destination import Member
 from quantlib.store import FileRecord
 from quantlib.store.base import require_expected
 
@@ -24,20 +25,6 @@ MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar"
 _BLOCK = tarfile.BLOCKSIZE
 _MOST_WEIGHT_LAYERS = 100
 """Overlay file systems stack 127 layers."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file of a layer.
-
-    Attributes:
-        name: Its path within the published folder.
-        open: Gives its content from the start.
-    """
-
-    name: str
-    record: FileRecord
-    open: Callable[[], Iterable[bytes | bytearray]]
 
 
 @dataclass(frozen=True)

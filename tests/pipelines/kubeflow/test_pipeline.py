@@ -159,7 +159,7 @@ def test_every_pod_can_run_where_pods_are_restricted(compiled: Compiled) -> None
 def test_secrets_are_named_and_never_held(compiled: Compiled) -> None:
     for step, pod in compiled.pods.items():
         names = [source["secretName"] for source in pod["secretAsEnv"]]
-        assert names == ["quantlib-s3", *(["quantlib-hub"] if step == "fetch" else [])]
+        assert names == ["quantlib-s3", *(["quantlib-hub"] if step in ("fetch", "publish") else [])]
         assert all(source["optional"] for source in pod["secretAsEnv"])
         container = compiled.executors[step]
         environment = {entry["name"]: entry["value"] for entry in container["env"]}
