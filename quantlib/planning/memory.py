@@ -17,8 +17,9 @@ from quantlib.quantizers import batches
 from quantlib.quantizers.batches import HESSIAN_COPIES, WEIGHT_COPIES
 
 BASE = 810 << 20
-"""A worker with torch and transformers, before it has read anything. The build with CUDA's
-libraries, which PyPI has, takes 740 MiB where both are imported; the build for CPUs 540."""
+"""A worker with torch and transformers, before it has read anything. With the build that has CUDA's
+libraries, as PyPI has it, importing both takes 720 MiB (torch alone 510), and what the first walk
+imports and allocates the rest; with the build for CPUs both take 540."""
 
 BASE_WITHOUT_TORCH = 60 << 20
 """A step that computes nothing."""
@@ -44,6 +45,18 @@ _TOWER_COPIES = 4
 and others give fewer."""
 
 _VLLM_HOST = 4 * GIB
+"""With CUDA's libraries, of each GPU's process."""
+
+_VLLM_CPU = 1670 << 20
+"""Validate on a CPU with a model of no size: the step has imported torch, its worker vLLM, and the
+worker's fork holds vLLM's engine and its cache of keys and values."""
+
+_WEIGHT_COPIES_IN_VLLM = 2
+"""The weights, and the file that they are read from, whose pages can be taken back."""
+
+_LOGIT_COPIES = 2
+"""Of a window, in float32: what a head gives, and their logarithms."""
+
 _HEADROOM = 1.2
 """What a container's limit is above the peak that is expected."""
 
@@ -146,12 +159,13 @@ def experts_at_once(sizes: ModelSizes, hardware: Hardware) -> int:
 
 
 def validate_memory(
-    sizes: ModelSizes, hardware: Hardware, product_bytes: int, gpus: int = 1
+    sizes: ModelSizes, window: int, hardware: Hardware, product_bytes: int, gpus: int = 1
 ) -> Memory:
     """About what vLLM takes with the original model, which is the larger of the two.
 
     Args:
         sizes: The model's.
+        window: Tokens of the held-out text that are judged at once.
         hardware: What it runs on.
         product_bytes: Bytes of a number in matrix products.
         gpus: GPUs that share the model; the peak is that of each.
@@ -160,7 +174,9 @@ def validate_memory(
     if hardware.is_gpu:
         host = _VLLM_HOST * gpus + sizes.total_bytes // 4 + 8 * GIB
         return Memory(host, loaded // gpus + 4 * GIB)
-    return Memory(_VLLM_HOST + 2 * loaded)
+    vocabulary = sizes.embedding_bytes // max(1, sizes.hidden_size * sizes.stored_bytes)
+    logits = 4 * window * vocabulary
+    return Memory(_VLLM_CPU + _WEIGHT_COPIES_IN_VLLM * loaded + _LOGIT_COPIES * logits)
 
 
 def quantity(bytes_needed: int) -> str:

@@ -100,8 +100,9 @@ def _validate_needs(
     product_bytes: int,
     node_gpus: int,
 ) -> StepNeeds:
+    window = recipe.validation.sequence_length
     if not hardware.is_gpu:
-        return StepNeeds(validate_memory(sizes, hardware, product_bytes), _CPUS, 0)
+        return StepNeeds(validate_memory(sizes, window, hardware, product_bytes), _CPUS, 0)
     # At least as many as will serve it: a checkpoint that cannot be cut so is to fail here. And
     # transformers judges on one.
     sizes_that_serve = [
@@ -112,7 +113,7 @@ def _validate_needs(
     if not sizes_that_serve or recipe.validation.engine == "transformers":
         sizes_that_serve = [1]
     for gpus in sizes_that_serve:
-        memory = validate_memory(sizes, hardware, product_bytes, gpus)
+        memory = validate_memory(sizes, window, hardware, product_bytes, gpus)
         if vllm_fits(memory, hardware):
             break
     return StepNeeds(memory, _VLLM_CPUS + 2 * gpus, gpus)

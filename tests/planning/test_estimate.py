@@ -16,7 +16,13 @@ from quantlib.cli import cli
 from quantlib.errors import InvalidInputError
 from quantlib.models import open_model
 from quantlib.planning import HARDWARE, RunEstimate, estimate_run, find_hardware, quantity
-from quantlib.planning.memory import BASE, calibrate_memory, quantize_memory
+from quantlib.planning.memory import (
+    BASE,
+    Memory,
+    calibrate_memory,
+    quantize_memory,
+    validate_memory,
+)
 from quantlib.planning.model import GroupSize, ModelSizes, model_sizes
 from quantlib.planning.needs import step_needs
 from quantlib.planning.show import markdown
@@ -46,12 +52,45 @@ SIZES = ModelSizes(
     total_bytes=16_060_000_000,
     quantized_bytes=5_700_000_000,
 )
+SMOLLM2 = ModelSizes(
+    blocks=30,
+    quantized_blocks=30,
+    hidden_size=576,
+    stored_bytes=2,
+    groups=(
+        GroupSize(576, (576, 192, 192)),
+        GroupSize(576, (576,)),
+        GroupSize(576, (1536, 1536)),
+        GroupSize(1536, (576,)),
+    ),
+    largest_block_elements=3_540_096,
+    block_elements=30 * 3_540_096,
+    embedding_bytes=49152 * 576 * 2,
+    total_bytes=269_060_552,
+    quantized_bytes=114_619_416,
+)
+MORE_WEIGHTS = dataclasses.replace(SMOLLM2, total_bytes=2_208_525_696)
+NO_WEIGHTS = dataclasses.replace(SMOLLM2, total_bytes=0, embedding_bytes=0)
 CPU = HARDWARE["cpu"]
 H100 = HARDWARE["h100-80g"]
 
 
 def estimate(recipe: Recipe, folder: Path, gpu: str = "h100-80g", parallel: int = 8) -> RunEstimate:
     return estimate_run(recipe, *open_model(FolderSource(folder)), find_hardware(gpu), parallel)
+
+
+@pytest.mark.parametrize(
+    ("step", "planned", "measured"),
+    [
+        ("calibrate", calibrate_memory(SMOLLM2, 16_384, CPU, 2), 859),
+        ("quantize", quantize_memory(SMOLLM2, 16_384, CPU, 2), 1066),
+        ("validate", validate_memory(SMOLLM2, 512, CPU, 2), 2387),
+        ("validate", validate_memory(MORE_WEIGHTS, 512, CPU, 2), 5120),
+        ("validate", validate_memory(NO_WEIGHTS, 64, CPU, 2), 1671),
+    ],
+)
+def test_memory_is_as_measured(step: str, planned: Memory, measured: int) -> None:
+    assert planned.host / MIB == pytest.approx(measured, rel=0.2), step
 
 
 def test_memory_grows_with_tokens_and_not_with_blocks() -> None:
