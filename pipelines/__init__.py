@@ -1,5 +1,1 @@
-"""The pipeline, and the interpreter that runs its compiled form on one machine.
-
-``python -m pipelines compile`` writes what Kubeflow Pipelines takes; ``python -m pipelines run``
-executes the same file here, each step as a process or a container of its own.
-"""
+"""The workflows: one table of steps, and what runs it on Kubeflow, on Argo and on this machine."""

@@ -98,13 +98,7 @@ def _compilation(graph: str, recipes: Sequence[str], **values: Any) -> Compilati
 def _options(
     name: str, kind: Callable[..., Any], *options: Callable[[Any], Any]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """One decorator for several options, which a command gets as one value.
-
-    Args:
-        name: Of the command's argument.
-        kind: Makes it of the options.
-        options: The first one is the first in the help.
-    """
+    """One decorator for several options, of which ``kind`` makes one argument of the command."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)

@@ -32,7 +32,7 @@ from pipelines.local.containers import DockerRunner
 from pipelines.local.processes import ProcessRunner, Runner
 from pipelines.local.run import RESULT_NAME, RunResult, run_graph
 from pipelines.local.scheduler import Execution
-from pipelines.local.state import State, StepRun
+from pipelines.local.state import State
 from pipelines.local.status import log_tail
 from quantlib.checks.machine import place_problems
 from quantlib.checks.run import input_problems
@@ -242,8 +242,13 @@ def _explain(result: RunResult, store: str) -> None:
             "making, the blocks that were finished are kept too.",
             err=True,
         )
-    elif result.failure:
-        _tell_failure(result.failure)
+    elif failure := result.failure:
+        click.echo(f"\n{failure.error}", err=True)
+        log = failure.folder / "log.txt"
+        if lines := log_tail(log, lines=20):
+            click.echo(f"The end of {log}:", err=True)
+            for line in lines:
+                click.echo(f"  {line}", err=True)
 
 
 def _notify(result: RunResult, run: str, model: str) -> None:
@@ -272,12 +277,3 @@ def _main_outputs(result: RunResult) -> dict[str, Any]:
         found["published"] = published.parameters["address"]
         found["storage_uri"] = storage_uri(published.parameters["address"])
     return found
-
-
-def _tell_failure(failure: StepRun) -> None:
-    click.echo(f"\n{failure.error}", err=True)
-    log = failure.folder / "log.txt"
-    if lines := log_tail(log, lines=20):
-        click.echo(f"The end of {log}:", err=True)
-        for line in lines:
-            click.echo(f"  {line}", err=True)

@@ -85,9 +85,6 @@ class Uploaded:
 class Kubeflow:
     """A Kubeflow Pipelines server.
 
-    Args:
-        server: Where it is.
-
     Raises:
         InvalidInputError: No address is known, or a namespace is given where there are no profiles.
         QuantlibError: kfp is not installed, or the server cannot be reached, or refuses.
@@ -122,11 +119,8 @@ class Kubeflow:
     def upload(self, file: Path, name: str, version: str = "") -> Uploaded:
         """Uploads a compiled pipeline as a version, unless it is there already.
 
-        Args:
-            file: The compiled pipeline.
-            name: Of the pipeline, which is made where the namespace has none of this name.
-            version: Of the version. By default that of the code, with the first digits of the
-                file's digest: images, profile and recipes are in the file.
+        The pipeline is made where the namespace has none of this name. A version is called as the
+        code is, with the first digits of the file's digest: images, profile and recipes are in it.
 
         Raises:
             InvalidInputError: There is a version of this name with other content.
@@ -201,16 +195,8 @@ class Kubeflow:
     def schedule(self, file: Path, parameters: Mapping[str, Any], name: str, cron: str) -> str:
         """Starts a run again and again, one at a time, none for times that were missed.
 
-        Args:
-            file: The compiled pipeline.
-            parameters: Of each run.
-            name: Of the schedule.
-            cron: Six fields: second, minute, hour, day of month, month, day of week.
-
-        Returns:
-            The id of the recurring run.
+        ``cron`` is as :func:`check_cron` takes it. Returns the id of the recurring run.
         """
-        check_cron(cron)
         with self._explained():
             job = self._client.create_recurring_run(
                 self._experiment(),

@@ -14,14 +14,9 @@ from quantlib.runtime.log import RUN_VARIABLE
 
 
 def configure(task: dsl.PipelineTask, pod: Pod, value_of: Callable[[Output], Any]) -> None:
-    """Says what the pod of a task is like.
+    """Says what the pod of a task is like; ``value_of`` gives an output of an earlier step.
 
     Its image is named once the pipeline is compiled: kfp takes it from the component.
-
-    Args:
-        task: The task.
-        pod: Its pod.
-        value_of: Kubeflow's value of an output of an earlier step.
     """
 
     def known(quantity: Quantity) -> Any:

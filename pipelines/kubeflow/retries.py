@@ -33,9 +33,8 @@ def asks_for_retries(specification: Mapping[str, Any]) -> bool:
 def policy_of_run(detail: Mapping[str, Any]) -> str | None:
     """The policy that Argo went by in a run, or None where its record does not say.
 
-    Args:
-        detail: The run as Kubeflow's API ``v1beta1`` gives it, which holds the workflow that was
-            made of it, and once Argo has taken that up, with the controller's defaults.
+    The run is as Kubeflow's API ``v1beta1`` gives it: it holds the workflow that was made of it,
+    and once Argo has taken that up, with the controller's defaults.
     """
     runtime = detail.get("pipeline_runtime") or {}
     for name in ("workflow_manifest", "pipeline_manifest"):
@@ -54,9 +53,7 @@ def policy_of_run(detail: Mapping[str, Any]) -> str | None:
 def note_on_retries(version: str, policy: str | None) -> str:
     """What to say to who relies on retries; empty where a step that fails is started again.
 
-    Args:
-        version: Of Kubeflow, as its server says it; it may not know.
-        policy: What a run went by; None where none is known.
+    The version is Kubeflow's, which its server may not know, the policy that of a run, if there is.
     """
     if policy in _RETRYING:
         return ""

@@ -85,14 +85,7 @@ def run_graph(
 ) -> RunResult:
     """Runs a workflow and writes ``run.json`` into the run's folder.
 
-    SIGINT, SIGTERM and SIGHUP end every step and then the run.
-
-    Args:
-        graph: The workflow.
-        settings: A value for each of its settings.
-        constants: What else it is to know.
-        execution: How it is run.
-        console: Where to show the progress.
+    SIGINT, SIGTERM and SIGHUP end every step and then the run. The console shows how it goes on.
 
     Raises:
         InvalidInputError: Another run is using the folder.

@@ -45,15 +45,7 @@ class Execution:
 
 
 class Scheduler:
-    """Runs one workflow once.
-
-    Args:
-        graph: What to run.
-        settings: A value for each of its settings.
-        constants: What else is known.
-        execution: How.
-        cpus: How many CPUs the steps share.
-        changed: Called with a step whenever its state has changed.
+    """Runs one workflow once, on so many CPUs; ``changed`` is told when a step's state is another.
 
     Attributes:
         runs: The steps so far.
