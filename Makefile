@@ -21,10 +21,12 @@ $(STAMP): pyproject.toml requirements.lock scripts/install.sh scripts/requiremen
 demo: $(STAMP) ## Quantize SmolLM2-135M through the workflow, validate it with vLLM, publish it
 	$(VENV_PYTHON) scripts/demo.py
 
-# A registry, and what reads it without code of ours; tests of images are skipped without them.
-test-tools: $(STAMP) ## Install the programs in Go that some tests talk to into .venv
+# A registry of images, and what reads it without code of ours; an MLflow server, in an environment of
+# its own. Tests that need them are skipped without them.
+test-tools: $(STAMP) ## Install the servers that some tests talk to into .venv; needs Go
 	GOBIN=$(abspath $(VENV)/bin) go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 	GOBIN=$(abspath $(VENV)/bin) go install github.com/google/go-containerregistry/cmd/crane@v0.22.1
+	$(VENV_PYTHON) -m venv $(VENV)/mlflow && $(VENV)/mlflow/bin/pip install --quiet mlflow==3.17.2
 
 test: $(STAMP) ## Run all tests
 	$(VENV_PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)

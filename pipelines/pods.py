@@ -17,6 +17,8 @@ from quantlib.runtime.log import LOG_VARIABLE
 from quantlib.telemetry.settings import (
     GATEWAY_VARIABLE,
     LINK_VARIABLE,
+    MLFLOW_VARIABLE,
+    MODEL_REGISTRY_VARIABLE,
     NOTIFY_PASSED_VARIABLE,
     NOTIFY_VARIABLE,
 )
@@ -106,6 +108,9 @@ def pod_of(step: Step, compilation: Compilation) -> Pod:
     if step.name == "publish" and profile.signing_secret is not None:
         environment[KEY_VARIABLE] = f"{_SIGNING}/key.pem"
         secrets[profile.signing_secret] = {PASSWORD_VARIABLE: "password"}
+    if step.name == "publish":
+        told = {MODEL_REGISTRY_VARIABLE: profile.model_registry, MLFLOW_VARIABLE: profile.mlflow}
+        environment |= {variable: url for variable, url in told.items() if url}
     if step.name in _LOOKS_AT_DESTINATION and profile.registry_secret is not None:
         environment[CONFIG_VARIABLE] = _REGISTRY
     return Pod(

@@ -25,7 +25,17 @@ LEVELS = (
     ("blockwise",),
     ("outlier_suppression",),
     (
-        *("checks", "evaluation", "planning", "publishing", "report", "serving", "steps", "text"),
+        *(
+            "checks",
+            "evaluation",
+            "planning",
+            "publishing",
+            "registries",
+            "report",
+            "serving",
+            "steps",
+            "text",
+        ),
         *("telemetry", "watching"),
     ),
     ("output", "promotion"),

@@ -172,6 +172,10 @@ class Profile(Part):
         str | None,
         Field(description="Secret with config.json of docker, which publish pushes images with."),
     ] = None
+    model_registry: Annotated[
+        Url, Field(description="Kubeflow's Model Registry, which publish tells of a checkpoint.")
+    ] = ""
+    mlflow: Annotated[Url, Field(description="MLflow server, which publish tells as well.")] = ""
     pushgateway: Annotated[
         Url, Field(description="Pushgateway of Prometheus that steps push their figures to.")
     ] = ""

@@ -58,8 +58,8 @@ def _name(call: StepCall) -> str:
     """What the model is called, for a label; empty where the step does not know it."""
     if facts := _model_facts(call):
         return model_name(facts)
-    published = [receipt.facts["address"] for _, receipt in call.made if receipt.step == "publish"]
-    return published[0].rsplit("/", 2)[-2] if published else ""
+    names = [receipt.facts["name"] for _, receipt in call.made if receipt.step == "publish"]
+    return names[0] if names else ""
 
 
 def _address(call: StepCall) -> str:

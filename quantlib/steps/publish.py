@@ -15,6 +15,7 @@ from quantlib.publishing.opening import open_destination
 from quantlib.publishing.receipts import read_receipts, render_receipts
 from quantlib.publishing.signing import Signer, require_usable, signer_from_environment
 from quantlib.recipe import AskedRecipe, Recipe
+from quantlib.registries.registering import register_everywhere
 from quantlib.report.build import build_report, model_name
 from quantlib.report.html import render_html
 from quantlib.report.manifest import (
@@ -93,11 +94,13 @@ def publish(
     published = place.publish(draft, signer, replace_signature)
     if job:
         place.enter_job(job, published)
+    register_everywhere(draft, published, recipe)
 
     def work(output: StepOutput) -> None:
         output.add_bytes(MANIFEST_NAME, published.manifest)
         output.facts = {
             "address": published.address,
+            "name": draft.manifest.name,
             "checkpoint_digest": draft.manifest.checkpoint,
         }
         if uri := published.storage_uri:

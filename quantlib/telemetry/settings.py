@@ -13,11 +13,17 @@ GATEWAY_VARIABLE = "QUANTLIB_PUSHGATEWAY"
 NOTIFY_VARIABLE = "QUANTLIB_NOTIFY_URL"
 """The address of a webhook: who knows it may post there, so it is in no message."""
 
+MODEL_REGISTRY_VARIABLE = "QUANTLIB_MODEL_REGISTRY"
+MLFLOW_VARIABLE = "QUANTLIB_MLFLOW"
 NOTIFY_PASSED_VARIABLE = "QUANTLIB_NOTIFY_PASSED"
 LINK_VARIABLE = "QUANTLIB_RUN_LINK"
 """The address of a run's page, with ``{run}`` in the place of its id."""
 
 _CHOICES = ("yes", "no")
+_ADDRESSES = (
+    *(GATEWAY_VARIABLE, NOTIFY_VARIABLE, LINK_VARIABLE),
+    *(MODEL_REGISTRY_VARIABLE, MLFLOW_VARIABLE),
+)
 
 
 def environment_problems() -> list[Problem]:
@@ -26,7 +32,7 @@ def environment_problems() -> list[Problem]:
 
 
 def _problems() -> Iterator[Problem]:
-    for name in (GATEWAY_VARIABLE, NOTIFY_VARIABLE, LINK_VARIABLE):
+    for name in _ADDRESSES:
         if (url := os.environ.get(name)) and (fault := url_fault(url)):
             yield Problem(name, fault)
     if (link := os.environ.get(LINK_VARIABLE)) and "{run}" not in link:

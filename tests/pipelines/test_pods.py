@@ -87,3 +87,16 @@ def test_credentials_of_a_registry_are_for_who_looks_at_the_destination(tmp_path
         if any(volume.secret == "registry" for volume in pod.volumes)
     }
     assert mounted == {"resolve": "/registry", "publish": "/registry"}
+
+
+def test_publish_alone_tells_registries(tmp_path: Path) -> None:
+    profile = "model_registry: http://registry.kubeflow:8080\nmlflow: https://mlflow.example.org\n"
+    (tmp_path / "profile.yaml").write_text(profile)
+    found = pods(prepare(WATCH, CompileOptions(str(tmp_path / "profile.yaml"))))
+    told = {
+        name: (pod.environment["QUANTLIB_MODEL_REGISTRY"], pod.environment["QUANTLIB_MLFLOW"])
+        for name, pod in found.items()
+        if "QUANTLIB_MLFLOW" in pod.environment
+    }
+    addresses = ("http://registry.kubeflow:8080", "https://mlflow.example.org")
+    assert told == {"publish": addresses}

@@ -82,7 +82,11 @@ def test_published_folder_holds_the_checkpoint_and_what_is_known_of_it(run, tmp_
         assert record["sha256"] == hashlib.sha256(data).hexdigest()
     assert receipt.step == "publish"
     assert receipt.inputs["validation"] == run.validation.reference()
-    assert receipt.facts == {"address": str(folder), "checkpoint_digest": digest}
+    assert receipt.facts == {
+        "address": str(folder),
+        "name": "Tiny-Llama-6",
+        "checkpoint_digest": digest,
+    }
     assert not list(folder.parent.glob(".*"))  # the lock is gone
     verify_published(LocalStore(folder))
 

@@ -1,0 +1,1 @@
+"""Tells registries of models what was published: Kubeflow's, and MLflow."""
