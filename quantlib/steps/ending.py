@@ -14,6 +14,7 @@ from quantlib.report.build import model_name
 from quantlib.runtime.log import RUN_VARIABLE
 from quantlib.steps import STEP_NAMES
 from quantlib.steps.contract import StepCall
+from quantlib.store import Receipt, read_lineage
 from quantlib.telemetry.figures import figures_of_process
 from quantlib.telemetry.gateway import push_figures
 from quantlib.telemetry.notices import Notice, notify
@@ -56,10 +57,8 @@ def tell_ending(
 
 def _name(call: StepCall) -> str:
     """What the model is called, for a label; empty where the step does not know it."""
-    if facts := _model_facts(call):
-        return model_name(facts)
-    names = [receipt.facts["name"] for _, receipt in call.made if receipt.step == "publish"]
-    return names[0] if names else ""
+    facts = _model_facts(call)
+    return model_name(facts) if facts else ""
 
 
 def _address(call: StepCall) -> str:
@@ -68,7 +67,11 @@ def _address(call: StepCall) -> str:
 
 
 def _model_facts(call: StepCall) -> Mapping[str, Any]:
-    receipts = [receipt for _, receipt in call.made]
+    """What the fetch step found out of the model."""
+    receipts: list[Receipt] = []
     with suppress(QuantlibError):  # it may be what the step has failed at
-        receipts += call.receipts("model") if "model" in call.inputs else []
+        if "model" in call.inputs:
+            receipts = call.receipts("model")
+        else:
+            receipts = [each for made in call.made for each in read_lineage(*made)]
     return next((each.facts for each in receipts if each.step == "fetch"), {})

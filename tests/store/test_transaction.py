@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from quantlib.errors import InvalidInputError, StoreError
+from quantlib.runtime.usage import usage
 from quantlib.store import (
     LocalStore,
     Receipt,
@@ -51,6 +52,24 @@ def test_a_committed_step_is_not_run_again(any_store: Store) -> None:
     assert any_store.read(first.path("a.bin")) == b"abc"
     assert first.files["a.bin"].bytes == 3
     assert run_facts(any_store, first)["seconds"] >= 0
+
+
+def test_what_a_run_moved_and_its_time_on_devices_are_noted(store: LocalStore) -> None:
+    def work(output: StepOutput) -> None:
+        output.gpus = 2
+        time.sleep(0.05)
+        store.put_bytes(bytes(100), "elsewhere")
+        store.read("elsewhere")
+        output.add_bytes("a.bin", bytes(30))
+
+    spent = usage.gpu_seconds
+    receipt = commit_step(store, "quantize", {}, {}, work, {"device": "cuda"})
+    facts = run_facts(store, receipt)
+    assert (facts["read_bytes"], facts["written_bytes"]) == (100, 130)
+    assert facts["gpu_seconds"] == pytest.approx(2 * facts["seconds"], abs=0.01)
+    assert usage.gpu_seconds - spent == pytest.approx(facts["gpu_seconds"], abs=0.01)
+    on_cpu = commit_step(store, "quantize", {}, {}, work, {"device": "cpu"})
+    assert "gpu_seconds" not in run_facts(store, on_cpu)
 
 
 def test_content_lies_under_its_digest_once(any_store: Store) -> None:
