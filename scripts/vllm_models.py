@@ -62,7 +62,9 @@ _OWN: dict[str, dict[str, Any]] = {
     "dots1": {"n_shared_experts": 1},
     "glm5_next_text": {"qk_rope_head_dim": 0, "linear_num_heads": 2, "linear_head_dim": 64},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "longcat_flash": {"num_layers": 2, "expert_ffn_hidden_size": 128, "zero_expert_num": 2},
     "mamba2": {"num_heads": 8, "head_dim": 64, "n_groups": 2},
+    "xmod": {"default_language": "en_XX"},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
 }

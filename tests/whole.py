@@ -16,10 +16,10 @@ from quantlib.models.streamed import StreamedModel
 _TRANSPOSED = {"GptOssExperts", "Llama4TextExperts"}
 
 
-def read_whole(folder: Path) -> Any:
+def read_whole(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The model as transformers reads it."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    settings = {"dtype": torch.float32, "experts_implementation": "eager"}
+    settings = {"dtype": dtype, "experts_implementation": "eager"}
     if getattr(config, "attn_logit_softcapping", None):
         settings["attn_implementation"] = "eager"  # the default one caps no scores
     (name,) = config.architectures

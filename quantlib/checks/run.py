@@ -52,7 +52,7 @@ def input_problems(
         if wanted_texts(asked, validated=validated):
             faults = tokenizer_problems(files)
         try:
-            checkpoint, adapter = open_model(files, folds=needs_calibration(asked))
+            checkpoint, adapter = open_model(files, folds=asked.outlier_suppression is not None)
         except InvalidInputError as error:
             return [*problems, *faults, *error.problems]
         recipe = settle(asked, adapter).recipe

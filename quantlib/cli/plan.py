@@ -71,7 +71,6 @@ def plan(
     from quantlib.checks.group_size import settle
     from quantlib.checks.recipe import load_recipe
     from quantlib.checks.run import opened_problems
-    from quantlib.checks.scheme import needs_calibration
     from quantlib.errors import InvalidInputError
     from quantlib.models import open_model
     from quantlib.planning import Limits, estimate_run, find_hardware, fit_problems, show
@@ -83,7 +82,7 @@ def plan(
     asked, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)
     with progress(quiet=quiet):
         source = open_source(model)
-        checkpoint, adapter = open_model(source, folds=needs_calibration(asked))
+        checkpoint, adapter = open_model(source, folds=asked.outlier_suppression is not None)
         settled = settle(asked, adapter)
         recipe = settled.recipe
         if problems := opened_problems(recipe, checkpoint, adapter):

@@ -43,8 +43,8 @@ class Seen:
     call: Call
 
 
-def run_on_meta(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
-    """Runs the model on the meta device.
+def look(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
+    """Runs the model with its blocks on the meta device, or on zeros where values decide the way.
 
     Returns:
         What each block did; the axis of the samples in what crosses between blocks, where it is not
@@ -54,6 +54,25 @@ def run_on_meta(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
         NotWalkableError: The model cannot be run so.
     """
     _fill_outer(skeleton)
+    try:
+        found = _run(skeleton, _to_meta)
+    except NotWalkableError as error:
+        for module in skeleton.blocks.modules():
+            _fill(module, 0.0)
+        try:
+            found = _run(skeleton, lambda tensor: tensor)
+        except NotWalkableError:
+            raise error from None
+        finally:
+            free(skeleton.blocks)
+    seen, axes, crosses = found
+    return seen, axes, crosses or not _starts_without_tokens(skeleton)
+
+
+def _run(
+    skeleton: Skeleton, moved: Callable[[Tensor], Tensor]
+) -> tuple[list[Seen], dict[str, int], bool]:
+    """The same, ``moved`` giving what blocks get of each tensor."""
     seen: list[Seen] = []
     axes: dict[str, int] = {}
     crosses = False
@@ -65,7 +84,7 @@ def run_on_meta(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
     tokens = torch.full((_SAMPLES, _LENGTH), _TOKEN)
     forward = Forward(lambda: skeleton.base(input_ids=tokens, use_cache=False))
     try:
-        for index, (found, output, dicts) in enumerate(_blocks(forward, skeleton)):
+        for index, (found, output, dicts) in enumerate(_blocks(forward, skeleton, moved)):
             seen.append(found)
             axes |= _axes(Boundary(output, dicts))
             given = (found.call.arguments, found.call.kwargs)
@@ -83,7 +102,7 @@ def run_on_meta(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
         for handle in handles:
             handle.remove()
         hooks.remove()
-    return seen, axes, crosses or not _starts_without_tokens(skeleton)
+    return seen, axes, crosses
 
 
 def _starts_without_tokens(skeleton: Skeleton) -> bool:
@@ -103,7 +122,7 @@ def _starts_without_tokens(skeleton: Skeleton) -> bool:
 
 
 def _blocks(
-    forward: Forward, skeleton: Skeleton
+    forward: Forward, skeleton: Skeleton, moved: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[Seen, Any, Mapping[str, Mapping[Any, Any]]]]:
     """Lets the forward go through all blocks; yields what each did, its output and its dicts."""
     stop = forward.go()
@@ -116,7 +135,7 @@ def _blocks(
         if given is None:
             given = {name: dict(content) for name, content in dicts.items()}
         inputs = _Inputs()
-        stop = forward.go((_mapped(_to_meta, stop.value), _mapped(_to_meta, stop.kwargs)))
+        stop = forward.go((_mapped(moved, stop.value), _mapped(moved, stop.kwargs)))
         while stop is not None and stop.kind != "end":
             inputs.add(stop)
             stop = forward.go()
@@ -137,7 +156,8 @@ class _Inputs:
 
     def add(self, stop: Stop) -> None:
         if stop.kind == "expert":
-            self.found.append(([], (stop.name, stop.down)))
+            if all(of_experts != (stop.name, stop.down) for _, of_experts in self.found):
+                self.found.append(([], (stop.name, stop.down)))
             return
         x = stop.value
         self._kept.append(x)
@@ -159,17 +179,21 @@ def _fill_outer(skeleton: Skeleton) -> None:
     for name, module in skeleton.model.named_modules():
         if f"{name}.".startswith(skeleton.prefix):
             continue
-        for part, parameter in list(module._parameters.items()):
-            if parameter is not None:
-                value = torch.nan if module is embedding else 0.0
-                filled = torch.full((), value, dtype=parameter.dtype).expand(parameter.shape)
-                new = nn.Parameter(filled, requires_grad=False)
-                new._is_hf_initialized = True  # type: ignore[attr-defined]
-                module._parameters[part] = new
-        for part, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                module._buffers[part] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+        _fill(module, torch.nan if module is embedding else 0.0)
     skeleton.model.initialize_weights()
+
+
+def _fill(module: nn.Module, value: float) -> None:
+    """Gives a module's own parameters one value, which takes no memory, and its buffers zeros."""
+    for part, parameter in list(module._parameters.items()):
+        if parameter is not None:
+            filled = torch.full((), value, dtype=parameter.dtype).expand(parameter.shape)
+            new = nn.Parameter(filled, requires_grad=False)
+            new._is_hf_initialized = True  # type: ignore[attr-defined]
+            module._parameters[part] = new
+    for part, buffer in list(module._buffers.items()):
+        if buffer is not None:
+            module._buffers[part] = torch.zeros(buffer.shape, dtype=buffer.dtype)
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

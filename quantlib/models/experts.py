@@ -47,6 +47,7 @@ def prepare_experts(module: Any, block: int, name: str) -> None:
     module.walked_limit = None  # how many experts are computed, where it need not be all
     module.walked_at_once = 1  # how many stand at their inputs before the first of them goes on
     module.walked_chosen = 0  # experts that a token goes to, once that was seen
+    module.walked_rows = 0  # of a product, at least
     if type(module).__name__ == _LLAMA4:
         _prepare_llama4(module)
 
@@ -99,6 +100,8 @@ def _oriented(module: Any, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _linear(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if (short := module.walked_rows - len(x)) > 0:
+        return _linear(module, functional.pad(x, (0, 0, 0, short)), weight, bias)[: len(x)]
     if module.is_transposed:  # the bias is added after the product was rounded
         y = x @ weight.t()
         return y if bias is None else y + bias
@@ -217,6 +220,8 @@ def _llama4_experts(module: Any, hidden_states: Tensor) -> Tensor:
 
 def _prepare_llama4(module: Any) -> None:
     """Gives Llama 4's experts what transformers' decorator gives those of the others."""
+    # transformers multiplies all tokens; few rows take another kernel, which rounds otherwise.
+    module.walked_rows = 16
     module.has_gate, module.has_bias = True, False
     module.is_transposed = module.is_concatenated = True
 

@@ -11,7 +11,7 @@ from torch import nn
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.errors import InvalidInputError
 from quantlib.models.by_names import layout_of_names
-from quantlib.models.discovery import Seen, run_on_meta
+from quantlib.models.discovery import Seen, look
 from quantlib.models.drafts import draft_blocks_of, drafting_of
 from quantlib.models.experts import count_of, linear_shapes
 from quantlib.models.folds import FoldFinder, NotFoldableError
@@ -26,7 +26,7 @@ from quantlib.models.layout import (
 )
 from quantlib.models.missing import tensor_problems
 from quantlib.models.names import Names, servable_names
-from quantlib.models.naming import FEW_OUTPUTS, NO_LINEAR, SMALLEST_SIDE, outside_of
+from quantlib.models.naming import FEW_OUTPUTS, NO_LINEAR, OTHER_EXPERTS, SMALLEST_SIDE, outside_of
 from quantlib.models.skeleton import NotWalkableError, Skeleton
 
 SPLIT_TENSOR = "is stored as a part of another tensor"
@@ -62,7 +62,7 @@ def _walked_layout(checkpoint: Checkpoint, folds: bool) -> Layout:
         raise InvalidInputError(skeleton.field_problems + problems)
     if skeleton.field_problems:
         raise NotWalkableError(skeleton.field_problems)
-    seen, axes, crosses = run_on_meta(skeleton)
+    seen, axes, crosses = look(skeleton)
     prefix = _disk_prefix(skeleton, names)
     kinds: list[BlockKind] = []
     known: dict[str, int] = {}
@@ -180,11 +180,15 @@ class _Kind:
         )
 
     def _add_other_matrices(self) -> None:
-        """Routers and convolutions: vLLM has linears for some of them."""
+        """Routers, convolutions and experts of other code: vLLM has linears for some of them."""
         within = tuple(f"{name}." for name in self._skeleton.experts[self._index])
         for name, parameter in self._block.named_parameters():
             module, _, last = name.rpartition(".")
-            if parameter.dim() < 2 or last != "weight" or name.startswith(within or "\0"):
+            if parameter.dim() < 2 or name.startswith(within or "\0"):
+                continue
+            if last != "weight":
+                if parameter.dim() > 2:
+                    self._exact[name] = OTHER_EXPERTS
                 continue
             linear = self._stored(module)
             if linear is not None and linear not in self._shapes:

@@ -9,6 +9,7 @@ SMALLEST_SIDE = 32
 """Linears with fewer outputs or inputs give gates and decays, one number a head, or read few."""
 
 FEW_OUTPUTS = f"has fewer than {SMALLEST_SIDE} outputs or inputs: a gate per head, no features"
+OTHER_EXPERTS = "holds several matrices, which the family computes by code of its own"
 NO_LINEAR = "is no linear that reads features: a router, a convolution, or one that is not used"
 
 VISION = frozenset(

@@ -109,13 +109,15 @@ class Skeleton:
 
     def _find_blocks(self) -> nn.ModuleList:
         count = getattr(self.text_config, "num_hidden_layers", None)
+        # Where a block holds two of what the first field counts, the second counts blocks.
+        counts = {count, getattr(self.text_config, "num_layers", None)} - {None, 0}
         lists = [
             (name, module)
             for name, module in self.model.named_modules()
-            if isinstance(module, nn.ModuleList) and len(module) == count and count
+            if isinstance(module, nn.ModuleList) and len(module) in counts
         ]
         if lists:  # a tower may have as many blocks: text's lie where tokens are embedded
-            return max(lists, key=lambda each: _steps_together(each[0], self.embedding))[1]
+            return min(lists, key=lambda each: _steps_between(each[0], self.embedding))[1]
         raise NotWalkableError.one(
             "config.json",
             f"{type(self.model).__name__} has no list of {count} decoder blocks",
@@ -126,10 +128,12 @@ class Skeleton:
         return next(name for name, module in self.model.named_modules() if module is wanted)
 
 
-def _steps_together(name: str, other: str) -> int:
-    """How many modules two modules lie in together."""
-    pairs = zip(name.split("."), other.split("."), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+def _steps_between(name: str, other: str) -> int:
+    """How many modules one leaves and enters on the way from one module to another."""
+    one, two = name.split("."), other.split(".")
+    pairs = zip(one, two, strict=False)
+    together = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return len(one) + len(two) - 2 * together
 
 
 def allocate_buffers(module: nn.Module, device: torch.device) -> None:

@@ -69,8 +69,11 @@ def _modes() -> tuple[bool, bool, bool, bool]:
 class Forward:
     """One batch on its way through the model."""
 
-    def __init__(self, body: Callable[[], None]) -> None:
-        self._greenlet = greenlet.greenlet(lambda _: body())
+    def __init__(self, body: Callable[[], object]) -> None:
+        def run(_: Any) -> None:
+            body()
+
+        self._greenlet = greenlet.greenlet(run)
         self._modes = _modes()
 
     def go(self, answer: Any = None) -> Stop | None:

@@ -32,11 +32,15 @@ def families_page() -> ModuleType:
         "afmoe",  # its config on the hub says what the code of transformers does anyway
         "deepseek_v4",  # a dict of positions without samples, tokens that every block reads
         "gemma4_unified",  # looks its embedding up where hidden states are given
+        "git",  # a tower with as many blocks as the text, as near to the embedding
         "idefics3",  # takes the device of its tower for that of all
         "inkling_text",  # experts that all tokens go through, and no fold that can be tried
+        "longcat_flash",  # two attentions in a block, so that another field counts blocks
         "mamba",  # no attention at all
         "paligemma",  # fields of images in the config of its text
         "qwen2_5_vl",  # a tower with as many blocks as the text has
+        "xlnet",  # computes nothing on the meta device
+        "xmod",  # the values decide which module computes what
     ],
 )
 def test_bit_for_bit(families_page: ModuleType, tmp_path: Path, name: str) -> None:

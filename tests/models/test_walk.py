@@ -24,8 +24,6 @@ from quantlib.models.streamed import StreamedModel
 
 pytestmark = pytest.mark.usefixtures("float32_products", "sample_by_sample")
 TOKENS = torch.randint(3, 490, (2, 48), generator=torch.Generator().manual_seed(1))
-TOLERANCE = {"llama4_text": 1e-5}
-"""transformers multiplies the tokens of all experts at once there, and the walk one by one."""
 
 
 @pytest.fixture(scope="module", params=zoo.FAMILIES)
@@ -61,12 +59,9 @@ def hidden(boundary: Mapping[str, Tensor]) -> Tensor:
     return next(tensor for name, tensor in boundary.items() if root_of(name) == HIDDEN)
 
 
-def assert_same(family: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     for block, (one, other) in enumerate(zip(found, expected, strict=True)):
-        if family in TOLERANCE:
-            torch.testing.assert_close(one, other, rtol=TOLERANCE[family], atol=TOLERANCE[family])
-        else:
-            assert torch.equal(one, other), f"block {block}: {(one - other).abs().max()}"
+        assert torch.equal(one, other), f"block {block}: {(one - other).abs().max()}"
 
 
 def rounded(weight: Tensor, linear: str = "") -> Tensor:
@@ -118,7 +113,7 @@ def test_hidden_states_are_those_of_transformers(
     for block in walk:
         walk.pass_through(block)
         kept.append(walk.boundary())
-    assert_same(family, [hidden(boundary) for boundary in kept], expected)
+    assert_same([hidden(boundary) for boundary in kept], expected)
 
     # Another worker starts at each block with what the one before it kept.
     again = stream()
@@ -151,7 +146,29 @@ def test_weights_may_change_while_the_walk_stands_before_them(
                 block.tensors[f"{linear}.weight"] = rounded(block.weight(linear), module)
         assert sorted(stood_at) == sorted(model.adapter.linears(block.index))
         found.append(hidden(walk.boundary()))
-    assert_same(family, found, expected)
+    assert_same(found, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["deepseek_v3", "ernie4_5_moe"])
+def test_what_a_family_keeps_in_float32_stays_so(name: str, tmp_path: Path) -> None:
+    """Where the rest is in bfloat16: every parameter has the dtype that transformers gives it."""
+    folder = zoo.make(name, tmp_path / name)
+    model = opened(folder)
+    model.dtype = torch.bfloat16
+    whole = read_whole(folder, torch.bfloat16)
+    dtypes = set()
+    walk = model.walk(TOKENS, range(model.adapter.blocks))
+    for block in walk:
+        expected = dict(blocks_of(whole, model)[block.index].named_parameters())
+        expected |= dict(blocks_of(whole, model)[block.index].named_buffers())
+        own = model.reader.skeleton.blocks[block.index]
+        for part, tensor in (*own.named_parameters(), *own.named_buffers()):
+            if tensor.device.type != "meta":  # experts are read one by one
+                assert tensor.dtype == expected[part].dtype, part
+                dtypes.add(tensor.dtype)
+        walk.pass_through(block)
+    assert dtypes == {torch.bfloat16, torch.float32}
 
 
 @torch.no_grad()
@@ -174,7 +191,7 @@ def test_yarn_scales_attention_as_its_config_says(
     for block in walk:
         walk.pass_through(block)
         found.append(hidden(walk.boundary()))
-    assert_same("llama", found, expected)
+    assert_same(found, expected)
     base: Any = model.reader.skeleton.base
     stretch = math.log(32)
     assert base.rotary_emb.attention_scaling == pytest.approx(
