@@ -9,25 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib.config import load_config, named_file
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.runtime.urls import url_fault
+from quantlib.runtime.urls import RunLink, Url
 
 SHIPPED = Path(__file__).parent
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
 """A quantity of Kubernetes: ``500m``, ``8Gi``."""
-
-
-def _server(url: str) -> str:
-    if url and (fault := url_fault(url)):
-        raise ValueError(fault)
-    return url
-
-
-Url = Annotated[str, AfterValidator(_server)]
-"""An address of a server; empty for none."""
 
 
 class Part(BaseModel):
@@ -187,7 +177,7 @@ class Profile(Part):
         bool, Field(description="Whether it is told of runs that passed too.")
     ] = False
     run_link: Annotated[
-        Url, Field(description="Address of a run's page, with {run} in the place of its id.")
+        RunLink, Field(description="Address of a run's page, with {run} in the place of its id.")
     ] = ""
     user: Annotated[int, Field(ge=1, description="User and group id of the steps.")] = 10001
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from quantlib.errors import Problem
 from quantlib.runtime.log import log_problems
-from quantlib.runtime.urls import url_fault
+from quantlib.runtime.urls import link_fault, url_fault
 
 GATEWAY_VARIABLE = "QUANTLIB_PUSHGATEWAY"
 NOTIFY_VARIABLE = "QUANTLIB_NOTIFY_URL"
@@ -20,10 +20,7 @@ LINK_VARIABLE = "QUANTLIB_RUN_LINK"
 """The address of a run's page, with ``{run}`` in the place of its id."""
 
 _CHOICES = ("yes", "no")
-_ADDRESSES = (
-    *(GATEWAY_VARIABLE, NOTIFY_VARIABLE, LINK_VARIABLE),
-    *(MODEL_REGISTRY_VARIABLE, MLFLOW_VARIABLE),
-)
+_SERVERS = (GATEWAY_VARIABLE, NOTIFY_VARIABLE, MODEL_REGISTRY_VARIABLE, MLFLOW_VARIABLE)
 
 
 def environment_problems() -> list[Problem]:
@@ -32,11 +29,9 @@ def environment_problems() -> list[Problem]:
 
 
 def _problems() -> Iterator[Problem]:
-    for name in _ADDRESSES:
-        if (url := os.environ.get(name)) and (fault := url_fault(url)):
+    for name, fault_of in (*((name, url_fault) for name in _SERVERS), (LINK_VARIABLE, link_fault)):
+        if (url := os.environ.get(name)) and (fault := fault_of(url)):
             yield Problem(name, fault)
-    if (link := os.environ.get(LINK_VARIABLE)) and "{run}" not in link:
-        yield Problem(LINK_VARIABLE, "does not say where the run's id stands", "write {run} there")
     passed = os.environ.get(NOTIFY_PASSED_VARIABLE) or _CHOICES[1]
     if passed not in _CHOICES:
         yield Problem(NOTIFY_PASSED_VARIABLE, f"is {passed!r}, neither {' nor '.join(_CHOICES)}")

@@ -22,7 +22,8 @@ from quantlib.errors import InvalidInputError
         ({"steps": {"train": {}}}, "steps.train"),
         ({"log": "xml"}, "log"),
         ({"pushgateway": "gateway:9091"}, "pushgateway"),
-        ({"run_link": "kubeflow/{run}"}, "run_link"),
+        ({"run_link": "kubeflow/{run}"}, "run_link: is no address of a server"),
+        ({"run_link": "https://kubeflow.example"}, "run_link: does not say where the run's id"),
         ({"steps": {"fetch": {"memory": "8 GB"}}}, "steps.fetch.memory"),
         ({"steps": {"merge": {"cpu": None}}}, "steps.merge.cpu"),
     ],
@@ -32,7 +33,7 @@ def test_faults_of_a_profile_are_named(tmp_path: Path, profile: Any, where: str)
     file.write_text(yaml.safe_dump(profile))
     with pytest.raises(InvalidInputError) as caught:
         load_profile(str(file))
-    assert caught.value.problems[0].where.startswith(f"{file}: {where}")
+    assert str(caught.value.problems[0]).startswith(f"{file}: {where}")
 
 
 def test_profiles_that_ship() -> None:
