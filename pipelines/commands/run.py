@@ -210,7 +210,8 @@ def _print(result: RunResult, folder: Path) -> None:
     console.print()
     console.print(table)
     found = _main_outputs(result)
-    lines = {"run": str(folder / RESULT_NAME), **found}
+    lines = {"run": str(folder / RESULT_NAME), **found, "serve": found["storage_uri"]}
+    del lines["storage_uri"]
     if figures := found["figures"]:
         lines["figures"] = figures_line(*map(figures.get, FIGURES))
     for name, value in lines.items():

@@ -42,13 +42,18 @@ def published_metadata(
     """
     path = published.path(MANIFEST_NAME)
     manifest = parse_manifest(bytes(store.read(path)), store.full_address(path))
-    return checkpoint_metadata(recipe, checkpoint) | {
-        "display_name": f"{manifest.name}, release {manifest.release}",
-        "address": published.facts["address"],
-        "name": manifest.name,
-        "release": manifest.release,
-        "verdict": manifest.gate.outcome,
-        "perplexity_original": manifest.figures.perplexity_original,
-        "perplexity_quantized": manifest.figures.perplexity_quantized,
-        "kl_mean": manifest.figures.kl_mean,
-    }
+    served = {name: uri for name, uri in published.facts.items() if name == "storage_uri"}
+    return (
+        checkpoint_metadata(recipe, checkpoint)
+        | served
+        | {
+            "display_name": f"{manifest.name}, release {manifest.release}",
+            "address": published.facts["address"],
+            "name": manifest.name,
+            "release": manifest.release,
+            "verdict": manifest.gate.outcome,
+            "perplexity_original": manifest.figures.perplexity_original,
+            "perplexity_quantized": manifest.figures.perplexity_quantized,
+            "kl_mean": manifest.figures.kl_mean,
+        }
+    )

@@ -236,3 +236,15 @@ def test_settings_of_who_is_told_are_refused_before_anything(
     assert isinstance(error, InvalidInputError)
     assert len(error.problems) == 2
     assert runs.settings == {}
+
+
+def test_what_serves_a_checkpoint_is_said(runs, recipe, monkeypatch) -> None:
+    address = "oci://registry.example.org/model@sha256:" + "1" * 64
+    monkeypatch.setitem(OUTPUTS, "publish", Values({"address": address}))
+    arguments = ("--recipe", recipe, "--model", "model")
+    assert f"\nserve:     {address}\n" in call(*arguments).output
+    assert json.loads(call(*arguments, "--json").stdout)["storage_uri"] == address
+    monkeypatch.setitem(OUTPUTS, "publish", Values({"address": "s3://bucket/model/1"}))
+    assert "\nserve:     s3://bucket/model/1/\n" in call(*arguments).output
+    monkeypatch.setitem(OUTPUTS, "publish", Values({"address": "here/abc"}))
+    assert "serve:" not in call(*arguments).output
