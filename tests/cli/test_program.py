@@ -9,6 +9,7 @@ from typing import Any
 import click
 import pytest
 
+from pipelines.commands.options import Job, job_options
 from quantlib.cli import COMMANDS, command_of
 
 WORKFLOW = ("run", "compile", "upload", "schedule", "watch")
@@ -68,11 +69,17 @@ def test_older_spellings_mean_the_same(name: str, spellings: dict[str, str]) -> 
     [([], "gptq"), (["awq"], "awq"), (["--recipe", "awq"], "awq")],
 )
 def test_a_recipe_may_stand_without_its_word(arguments: list[str], recipe: str) -> None:
-    command = command_of("run")
-    given = command.make_context("run", ["--model", "m", *arguments]).params
-    assert (given["recipe"], given["model"]) == (recipe, "m")
+    given = []
+
+    @click.command
+    @job_options
+    def take(job: Job) -> None:
+        given.append(job)
+
+    take.main(["--model", "m", *arguments], standalone_mode=False)
+    assert (given[0].recipe, given[0].model) == (recipe, "m")
     with pytest.raises(click.BadParameter, match="is given twice: awq and hqq"):
-        command.make_context("run", ["hqq", "--recipe", "awq"])
+        take.main(["hqq", "--recipe", "awq"], standalone_mode=False)
 
 
 def test_the_name_of_before_starts_the_same_program() -> None:
