@@ -82,7 +82,8 @@ class Repository:
         """Why nothing can be pushed: an upload is begun, and taken back."""
         try:
             begun = self._ask("POST", "blobs/uploads/")
-            self._http.delete(self._location(begun), headers=self._headers())
+            where = self._location(begun)
+            self._http.delete(where, headers=self._headers(where))
         except (InvalidInputError, StoreError) as error:
             where = str(self.address)
             return list(getattr(error, "problems", ())) or [Problem(where, str(error))]
@@ -109,11 +110,12 @@ class Repository:
             return False
         for attempt in range(_TRIES):
             begun = self._ask("POST", "blobs/uploads/")
-            url = httpx2.URL(self._location(begun)).copy_merge_params({"digest": digest})
+            where = self._location(begun)
+            url = httpx2.URL(where).copy_merge_params({"digest": digest})
             headers = {
                 "Content-Type": "application/octet-stream",
                 "Content-Length": str(size),
-                **self._headers(),
+                **self._headers(where),
             }
             try:
                 sent = self._http.put(url, headers=headers, content=_as_bytes(content()))
@@ -240,8 +242,10 @@ class Repository:
         )
         return self._authorization is not None and self._authorization != before
 
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": self._authorization} if self._authorization else {}
+    def _headers(self, url: str | None = None) -> dict[str, str]:
+        """What says who asks; nothing to another server, where a registry may have sent us."""
+        own = url is None or httpx2.URL(url).netloc == httpx2.URL(self.address.url).netloc
+        return {"Authorization": self._authorization} if self._authorization and own else {}
 
     def _url(self, path: str) -> str:
         return urljoin(f"{self.address.url}/v2/{self.address.repository}/", path)

@@ -24,7 +24,9 @@ from cryptography.x509.oid import NameOID
 from oci_registry import oci_registry
 
 from quantlib.errors import InvalidInputError
+from quantlib.publishing.oci.address import parse_image_address
 from quantlib.publishing.oci.auth import Credentials, find_credentials
+from quantlib.publishing.oci.client import Repository
 from quantlib.publishing.opening import publishing_problems
 from quantlib.steps.publish import publish
 
@@ -77,6 +79,14 @@ def test_a_token_of_the_server_that_the_registry_names_lets_in(docker, tmp_path,
         _, published = publish(run.store, run.recipe, address, run.checkpoint, run.validation)
         assert published.startswith(f"{address}@sha256:")
         assert {scope for _, scope in asked} == {"repository:team/model:pull,push"}
+
+
+def test_another_server_is_not_told_who_asks() -> None:
+    repository = Repository(parse_image_address("oci://r.example.org/model"))
+    repository._authorization = "Bearer secret"
+    assert repository._headers() == {"Authorization": "Bearer secret"}
+    assert repository._headers("https://r.example.org/v2/up/1") == repository._headers()
+    assert repository._headers("https://storage.example.org/up/1") == {}
 
 
 @contextmanager
