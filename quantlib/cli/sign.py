@@ -30,6 +30,12 @@ Examples:
     help="The recipe of the checkpoint.",
 )
 @click.option(
+    "--model",
+    default="",
+    help="Where the model came from: names the checkpoint as `quantlib run` did, where the recipe "
+    "does not.",
+)
+@click.option(
     "--key",
     type=click.Path(path_type=Path),
     envvar="QUANTLIB_SIGNING_KEY",
@@ -44,7 +50,13 @@ Examples:
 )
 @click.option("--replace", is_flag=True, help="Replace a signature that somebody else made.")
 def sign(
-    published: str, store: str, config: Path, key: Path | None, keyless: bool, replace: bool
+    published: str,
+    store: str,
+    config: Path,
+    model: str,
+    key: Path | None,
+    keyless: bool,
+    replace: bool,
 ) -> None:
     """Sign the published checkpoint PUBLISHED: a folder, or s3://bucket/prefix.
 
@@ -55,6 +67,7 @@ def sign(
     from quantlib.checks.recipe import load_recipe
     from quantlib.publishing.keys import PASSWORD_VARIABLE
     from quantlib.publishing.signing import TOKEN_VARIABLE, KeylessSigner, KeySigner
+    from quantlib.sources.naming import named
     from quantlib.steps.publish import sign_published
     from quantlib.store import open_store
 
@@ -66,5 +79,6 @@ def sign(
     else:
         raise InvalidInputError.one("signer", "is missing", "give --key or --keyless")
     folder = open_store(published.rstrip("/"))
-    written = sign_published(open_store(store), load_recipe(config), folder, signer, replace)
+    recipe = named(load_recipe(config), model)
+    written = sign_published(open_store(store), recipe, folder, signer, replace)
     click.echo("signed" if written else "is signed already")

@@ -154,10 +154,16 @@ def sign_published(
         or checkpoint is None
         or fetched is None
         or checkpoint.facts.get("checkpoint_digest") != f"sha256:{digits}"
-        or (asked.publish.name or model_name(fetched.facts)) != name
     ):
         raise InvalidInputError.one(
-            published.address, "is of another model or checkpoint than the receipts and the recipe"
+            published.address, "is of another checkpoint than the receipts in the store"
+        )
+    expected = asked.publish.name or model_name(fetched.facts)
+    if expected != name:
+        raise InvalidInputError.one(
+            published.address,
+            f"is called {name}, and by the recipe it is {expected}",
+            "name it in the recipe (publish.name), or say by --model where the model came from",
         )
     before = bytes(published.read(SIGNATURE_NAME)) if published.exists(SIGNATURE_NAME) else None
     publish(

@@ -60,6 +60,20 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return code, output.out, output.err
 
 
+def test_the_model_names_the_checkpoint_where_the_recipe_does_not(
+    published: Path, key: Path, capsys: Any, tmp_path: Path
+) -> None:
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    recipe["publish"]["name"] = None
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    made_by = ["--store", tmp_path / "store", "--recipe", tmp_path / "recipe.json", "--key", key]
+    name = published.parent.name
+    code, _, err = run(capsys, "sign", published, *made_by, "--model", tmp_path / "other")
+    assert code == 2
+    assert f"is called {name}, and by the recipe it is other; name it in the recipe" in err
+    assert run(capsys, "sign", published, *made_by, "--model", tmp_path / name)[0] == 0
+
+
 def test_what_was_verified_is_shown(
     published: Path, key: Path, capsys: Any, tmp_path: Path
 ) -> None:
