@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quantlib.checks.recipe_choice import AS_IN_RECIPE, SCHEMES
+from quantlib.checks.recipe_choice import AS_IN_RECIPE
 from quantlib.planning import HARDWARE
+from quantlib.schemes import SCHEMES
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class Section(BaseModel):
 
 
 WeightType = Literal["int", "float"]
-Activations = Literal["none", "int8", "int8-static", "fp8"]
+ScaleType = Literal["model", "e4m3", "e8m0"]
+Activations = Literal["none", "int8", "int8-static", "fp8", "fp8-group", "mxfp4", "mxfp8"]
 """What the inputs of quantized linears are rounded to when the model is served."""
 
 
@@ -40,7 +41,9 @@ class AskedWeights(Section):
 
     type: Annotated[
         WeightType,
-        Field(description="int: whole numbers. float: 8-bit floating point, FP8 E4M3."),
+        Field(
+            description="int: whole numbers. float: floating point numbers, FP8 E4M3 or FP4 E2M1."
+        ),
     ] = "int"
     bits: Annotated[int, Field(ge=2, le=8, description="Bits of a code.")] = 4
     group_size: Annotated[
@@ -53,6 +56,17 @@ class AskedWeights(Section):
     symmetric: Annotated[
         bool, Field(description="Codes centred on zero (true), or a zero point per group (false).")
     ] = True
+    scale: Annotated[
+        ScaleType,
+        Field(
+            description="What scales are: model: numbers of the model's dtype; e4m3: FP8 numbers, "
+            "under one number for the whole linear (NVFP4); e8m0: powers of two (MXFP4, MXFP8)."
+        ),
+    ] = "model"
+    block_rows: Annotated[
+        int,
+        Field(ge=1, description="Output channels that share a scale; 128 in the blocks of FP8."),
+    ] = 1
 
     @field_validator("group_size", mode="wrap")
     @classmethod
@@ -84,7 +98,8 @@ class AskedQuantization(Section):
     activations: Annotated[
         Activations,
         Field(
-            description="none; int8 or fp8 with one dynamic scale per token; int8-static with one "
+            description="none; int8 or fp8 with one dynamic scale per token; fp8-group with one "
+            "per token and 128 channels, mxfp4 and mxfp8 per token and 32; int8-static with one "
             "scale per linear, from calibration."
         ),
     ] = "none"

@@ -39,6 +39,7 @@ SIZES = {
 def name_of(section: QuantizationSection) -> str:
     weights = section.weights
     parts = [section.method, resolve_format(section), f"{weights.type}{weights.bits}"]
+    parts += [weights.scale, f"b{weights.block_rows}"] if weights.type == "float" else []
     parts += [f"g{weights.group_size}", "sym" if weights.symmetric else "asym", section.activations]
     return "-".join(parts)
 

@@ -236,8 +236,10 @@ class _Job:
         producer = shared.producer
         if producer is None or len(names) < len(shared.linears):
             return None
-        if not producer.norm and producer.name not in self.result.linears:
-            return None
+        if not producer.norm:
+            made = self.result.linears.get(producer.name)
+            if made is None or not made.rows_are_free:
+                return None
         columns = self.block.weight(names[0]).shape[1]
         return Fold.of(self.block, producer, columns)
 

@@ -10,25 +10,9 @@ from quantlib.checks.recipe import parse_recipe
 from quantlib.config import YamlFormat, load_config
 from quantlib.errors import InvalidInputError
 from quantlib.recipe import SHIPPED_RECIPES, AskedRecipe
+from quantlib.schemes import SCHEMES
 
 AS_IN_RECIPE = "as in the recipe"
-
-SCHEMES: Mapping[str, Mapping[str, Any]] = {
-    "W4A16": {"weights": {"type": "int", "bits": 4}, "activations": "none"},
-    "W8A16": {
-        "weights": {"type": "int", "bits": 8, "symmetric": True},
-        "activations": "none",
-    },
-    "W8A8-INT8": {
-        "weights": {"type": "int", "bits": 8, "group_size": -1, "symmetric": True},
-        "activations": "int8",
-    },
-    "W8A8-FP8": {
-        "weights": {"type": "float", "bits": 8, "group_size": -1, "symmetric": True},
-        "activations": "fp8",
-    },
-}
-"""Parts of the section ``quantization``, by what a scheme is called where models are served."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -56,9 +40,9 @@ def chosen_recipe(
     data = _data(name, recipes or {})
     if scheme not in (AS_IN_RECIPE, *SCHEMES):
         raise InvalidInputError.one("scheme", f"{scheme!r} is none of {', '.join(SCHEMES)}")
-    data = _merged(data, {"quantization": SCHEMES.get(scheme, {})})
+    data = merged(data, {"quantization": SCHEMES.get(scheme, {})})
     origin = name if name in (*(recipes or {}), *shipped_recipes()) else "recipe"
-    return parse_recipe(_merged(data, changes or {}), origin)
+    return parse_recipe(merged(data, changes or {}), origin)
 
 
 def recipe_of(parameters: Mapping[str, Any]) -> AskedRecipe:
@@ -89,11 +73,12 @@ def _data(name: str, recipes: Mapping[str, str]) -> Any:
     return data
 
 
-def _merged(data: Any, changes: Mapping[str, Any]) -> Any:
+def merged(data: Any, changes: Mapping[str, Any]) -> Any:
+    """A recipe's data with fields replaced, those of nested sections one by one."""
     if not isinstance(data, Mapping):  # what is wrong with it is said by the check
         return changes or data
-    merged = dict(data)
+    result = dict(data)
     for name, change in changes.items():
-        known = merged.get(name)
-        merged[name] = _merged(known or {}, change) if isinstance(change, Mapping) else change
-    return merged
+        known = result.get(name)
+        result[name] = merged(known or {}, change) if isinstance(change, Mapping) else change
+    return result

@@ -20,6 +20,7 @@ from quantlib.recipe import (
     Recipe,
     WeightScheme,
 )
+from quantlib.schemes import SCHEMES
 
 AUTOMATIC_SIZES = (128, 64, 32)
 """What ``group_size: auto`` chooses from."""
@@ -104,18 +105,23 @@ def schemes() -> Iterator[QuantizationSection]:
     """Every combination of method, format, weights and activations that a recipe may ask for."""
     for method in quantizer_registry:
         quantizer = quantizer_registry.get_quantizer(method)
-        for name, kind, bits, group_size, symmetric, activations in itertools.product(
-            format_registry,
-            quantizer.types,
-            quantizer.get_supported_bits(),
-            quantizer.get_supported_group_sizes(),
-            (True, False),
-            get_args(Activations),
+        weights = [
+            WeightScheme(bits=bits, group_size=group_size, symmetric=symmetric)
+            for bits in quantizer.get_supported_bits()
+            for group_size in quantizer.get_supported_group_sizes()
+            for symmetric in (True, False)
+        ]
+        weights += dict.fromkeys(
+            WeightScheme(**scheme["weights"])
+            for scheme in SCHEMES.values()
+            if scheme["weights"]["type"] == "float"
+        )
+        for name, each, activations in itertools.product(
+            format_registry, weights, get_args(Activations)
         ):
-            weights = WeightScheme(type=kind, bits=bits, group_size=group_size, symmetric=symmetric)
             section = QuantizationSection(
                 method=method,
-                weights=weights,
+                weights=each,
                 activations=activations,
                 format=format_registry.get_format(name).name,
             )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from quantlib.checks.recipe import parse_recipe, recipe_path
+from quantlib.checks.recipe_choice import merged
 from quantlib.cli.result_options import (
     exit_where_refused,
     print_json,
@@ -31,6 +32,7 @@ from quantlib.errors import (
 )
 from quantlib.recipe import Activations, AskedRecipe
 from quantlib.report.text import evaluation_line
+from quantlib.schemes import SCHEMES
 from quantlib.sources.naming import named
 
 if TYPE_CHECKING:
@@ -84,11 +86,19 @@ Examples:
     help="32, 64, 128, -1 for one per channel, or auto (default): the largest that fits.",
 )
 @click.option("--symmetric/--asymmetric", default=None, help="Without or with zero points.")
-@click.option("--weight-type", type=click.Choice(["int", "float"]), help="float: FP8 E4M3.")
+@click.option(
+    "--scheme",
+    type=click.Choice(list(SCHEMES)),
+    help="How weights and activations are represented, by its usual name.",
+)
+@click.option(
+    "--weight-type", type=click.Choice(["int", "float"]), help="float: FP8, or FP4 of 4 bits."
+)
 @click.option(
     "--activations",
     type=click.Choice(get_args(Activations)),
-    help="int8 and fp8: dynamic, per token. int8-static: per tensor. Default: none.",
+    help="int8 and fp8: dynamic, per token; fp8-group, mxfp4 and mxfp8 per group of channels too. "
+    "int8-static: per tensor. Default: none.",
 )
 @click.option("--format", "format_", help="awq, gptq or compressed-tensors. Default: by method.")
 @click.option("--layer-wise", is_flag=True, help="Quantize only the blocks of --layers.")
@@ -297,6 +307,7 @@ def build_recipe(config: str | None, options: dict[str, Any]) -> AskedRecipe:
     if layer_wise and options["layers"] is None:
         raise InvalidInputError.one("--layer-wise", "names no block", "add --layers 0,1,2")
     data = {} if config is None else load_config(recipe_path(config))
+    data = merged(data, {"quantization": SCHEMES.get(options.pop("scheme"), {})})
     for name, value in options.items():
         if value is None:
             continue

@@ -199,13 +199,15 @@ def _without_codes(
     scheme = section.weights
     groups = group_count(columns, scheme.group_size)
     codes = torch.float8_e4m3fn if scheme.type == "float" else torch.uint8
+    scales = {"e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}.get(scheme.scale, stored)
     with torch.device("meta"):
         return QuantizedLinear(
             codes=torch.empty(rows, columns, dtype=codes),
-            scales=torch.empty(rows, groups, dtype=stored),
+            scales=torch.empty(-(-rows // scheme.block_rows), groups, dtype=scales),
             zero_points=None if scheme.symmetric else torch.empty(rows, groups, dtype=torch.uint8),
             scheme=scheme,
             input_scale=torch.empty(1) if section.activations == "int8-static" else None,
+            overall=torch.empty(1) if scheme.scale == "e4m3" else None,
         )
 
 

@@ -10,8 +10,11 @@ pack-quantized, as compressed_tensors/compressors/pack_quantized reads it:
 | `weight_shape` | int64 | `[2]` | out_features, in_features |
 
 int-quantized (W8A8) and float-quantized (FP8): `weight` int8 or float8_e4m3fn
-`[out_features, in_features]` and `weight_scale` `[out_features, 1]`; with static activations also
-`input_scale`, float32 `[1]`.
+`[out_features, in_features]` and `weight_scale` `[out_features, 1]`, or `[blocks of rows, groups]`
+for FP8 in blocks; with static activations also `input_scale`, float32 `[1]`.
+
+mxfp8-quantized, mxfp4-pack-quantized and nvfp4-pack-quantized: as
+:mod:`quantlib.formats.stored.compressed` lists them.
 
 Checkpoints of others, which :mod:`quantlib.formats.stored` reads, may also hold `weight_g_idx`, the
 group of each column, and zero points that are not packed.
@@ -21,11 +24,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantlib.formats.base import BaseFormat, CheckpointScheme
 from quantlib.formats.registry import format_registry
-from quantlib.recipe import Activations, WeightScheme
+from quantlib.recipe import Activations, ScaleType, WeightScheme
+from quantlib.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,25 +38,80 @@ if TYPE_CHECKING:
     from quantlib.numbers.quantized import QuantizedLinear
 
 
-_LAYOUTS: dict[Activations, str] = {
-    "none": "pack-quantized",
-    "int8": "int-quantized",
-    "int8-static": "int-quantized",
-    "fp8": "float-quantized",
+@dataclass(frozen=True)
+class _FloatLayout:
+    """How floating point weights lie, and what goes with them.
+
+    Attributes:
+        name: Of the format, as compressed-tensors has it.
+        strategy: What shares a scale.
+        activations: What inputs may be rounded to.
+    """
+
+    name: str
+    strategy: str
+    activations: tuple[Activations, ...]
+
+
+_FLOATS = {
+    (8, -1, "model", 1): _FloatLayout("float-quantized", "channel", ("fp8",)),
+    (8, 128, "model", 128): _FloatLayout("float-quantized", "block", ("fp8-group",)),
+    (8, 32, "e8m0", 1): _FloatLayout("mxfp8-quantized", "group", ("mxfp8",)),
+    (4, 32, "e8m0", 1): _FloatLayout("mxfp4-pack-quantized", "group", ("none", "mxfp4")),
+    (4, 16, "e4m3", 1): _FloatLayout("nvfp4-pack-quantized", "tensor_group", ("none",)),
 }
+"""By bits, group size, kind of scales, and rows that share one."""
+
+_SCALE_DTYPES: dict[ScaleType, str] = {"e4m3": "torch.float8_e4m3fn", "e8m0": "torch.uint8"}
+
+
+def _of_32(bits: int) -> dict[str, Any]:
+    powers = dict.fromkeys(("scale_dtype", "zp_dtype"), _SCALE_DTYPES["e8m0"])
+    return {"num_bits": bits, "type": "float", "strategy": "group", "group_size": 32, **powers}
+
+
+_ACTIVATIONS: dict[Activations, dict[str, Any]] = {
+    "int8": {"num_bits": 8, "type": "int", "strategy": "token"},
+    "int8-static": {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False},
+    "fp8": {"num_bits": 8, "type": "float", "strategy": "token"},
+    "fp8-group": {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 128},
+    "mxfp4": _of_32(4),
+    "mxfp8": _of_32(8),
+}
+
+
+def _float_layout(weights: WeightScheme) -> _FloatLayout | None:
+    key = (weights.bits, weights.group_size, weights.scale, weights.block_rows)
+    return _FLOATS.get(key) if weights.type == "float" and weights.symmetric else None
 
 
 @format_registry.register("compressed-tensors")
 class CompressedTensorsFormat(BaseFormat):
-    """Weights of 4 and 8 bits, symmetric or not; int8 or FP8 weights with such activations."""
+    """Whole numbers of 4 and 8 bits, int8 and FP8 with such activations, NVFP4, MXFP4 and MXFP8."""
 
     name = "compressed-tensors"
     vllm_name = "compressed-tensors"
 
     def scheme_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why the format, or vLLM reading it, cannot hold a scheme; None where they can."""
+        if weights.type == "float":
+            layout = _float_layout(weights)
+            if layout is None:
+                known = ", ".join(
+                    name for name, one in SCHEMES.items() if one["weights"]["type"] == "float"
+                )
+                return f"of floating point weights it holds {known}, and these are none of them"
+            if activations not in layout.activations:
+                return f"{layout.name} weights go with activations {', '.join(layout.activations)}"
+            return None
+        if weights.scale != "model" or weights.block_rows != 1:
+            return "whole numbers have scales of the model's dtype, for each row"
         if weights.bits not in (4, 8):
             return f"vLLM serves it for 4 and 8 bits, not {weights.bits}"
+        if weights.group_size not in (-1, 32, 64, 128):
+            return f"vLLM has no kernel for groups of {weights.group_size}"
+        if activations not in ("none", "int8", "int8-static"):
+            return f"{activations} activations go with weights of type float"
         if activations != "none" and (
             weights.bits != 8 or weights.group_size != -1 or not weights.symmetric
         ):
@@ -61,12 +121,12 @@ class CompressedTensorsFormat(BaseFormat):
             )
         if weights.bits == 8 and not weights.symmetric and weights.group_size == 32:
             return "vLLM has no kernel for asymmetric 8-bit weights in groups of 32"
-        if (weights.type == "float") != (activations == "fp8"):
-            return "weights of type float go with fp8 activations, and with no others"
         return None
 
     def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why vLLM cannot serve the scheme on a CPU, though on a GPU; None where it can."""
+        if weights.type == "float" and activations != "fp8":
+            return "no kernel of vLLM's for CPUs was found for it"
         if weights.bits == 8 and activations == "none":
             if not weights.symmetric:
                 return "vLLM has a kernel for asymmetric 8-bit weights alone on Hopper GPUs only"
@@ -85,8 +145,13 @@ class CompressedTensorsFormat(BaseFormat):
         """The tensors of a linear, by the last part of their names."""
         import torch
 
-        from quantlib.formats.packing import pack_int32
+        from quantlib.formats.packing import pack_e2m1, pack_int32
 
+        if linear.scheme.type == "float" and linear.scheme.bits == 4:
+            tensors = {"weight_packed": pack_e2m1(linear.codes), "weight_scale": linear.scales}
+            if linear.overall is not None:
+                tensors["weight_global_scale"] = linear.overall
+            return tensors
         if activations != "none":
             weight = linear.codes
             if linear.scheme.type == "int":
@@ -122,10 +187,14 @@ class CompressedTensorsFormat(BaseFormat):
         """
         import torch
 
-        from quantlib.formats.packing import unpack_int32
+        from quantlib.formats.packing import unpack_e2m1, unpack_int32
         from quantlib.numbers.quantized import QuantizedLinear
 
         scales, zero_points = tensors["weight_scale"], None
+        if weights.type == "float" and weights.bits == 4:
+            codes = unpack_e2m1(tensors["weight_packed"]).to(torch.float8_e4m3fn)
+            overall = tensors.get("weight_global_scale")
+            return QuantizedLinear(codes, scales, None, weights, overall=overall)
         middle = 1 << (weights.bits - 1)
         if not weights.symmetric:
             zero_points = tensors["weight_zero_point"]
@@ -153,17 +222,14 @@ class CompressedTensorsFormat(BaseFormat):
         it has fused.
         """
         weights = scheme.weights
-        layout = _LAYOUTS[scheme.activations]
-        quantized_activations = None
+        floats = _float_layout(weights)
+        if floats is not None:
+            layout = floats.name
+        else:
+            layout = "pack-quantized" if scheme.activations == "none" else "int-quantized"
+        activations = None
         if scheme.activations != "none":
-            static = scheme.activations == "int8-static"
-            quantized_activations = {
-                "num_bits": 8,
-                "type": weights.type,
-                "strategy": "tensor" if static else "token",
-                "dynamic": not static,
-                "symmetric": True,
-            }
+            activations = {"dynamic": True, "symmetric": True, **_ACTIVATIONS[scheme.activations]}
         return {
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
@@ -177,15 +243,8 @@ class CompressedTensorsFormat(BaseFormat):
                 "group_0": {
                     "targets": ["Linear"],
                     "format": layout,
-                    "weights": {
-                        "num_bits": weights.bits,
-                        "type": weights.type,
-                        "strategy": "channel" if weights.group_size == -1 else "group",
-                        "group_size": None if weights.group_size == -1 else weights.group_size,
-                        "symmetric": weights.symmetric,
-                        "dynamic": False,
-                    },
-                    "input_activations": quantized_activations,
+                    "weights": _weights(weights, floats.strategy if floats else None),
+                    "input_activations": activations,
                     "output_activations": None,
                 }
             },
@@ -194,11 +253,15 @@ class CompressedTensorsFormat(BaseFormat):
     def read_scheme(self, config: Mapping[str, Any]) -> tuple[WeightScheme, Callable[[str], bool]]:
         """The inverse of :meth:`quantization_config`."""
         weights = config["config_groups"]["group_0"]["weights"]
+        scales = {dtype: scale for scale, dtype in _SCALE_DTYPES.items()}
+        block = weights.get("block_structure") or [1, weights["group_size"] or -1]
         scheme = WeightScheme(
             type=weights["type"],
             bits=weights["num_bits"],
-            group_size=-1 if weights["strategy"] == "channel" else weights["group_size"],
+            group_size=block[1],
             symmetric=weights["symmetric"],
+            scale=scales.get(weights.get("scale_dtype"), "model"),
+            block_rows=block[0],
         )
         exact = {name for name in config["ignore"] if not name.startswith("re:")}
         patterns = [
@@ -208,3 +271,21 @@ class CompressedTensorsFormat(BaseFormat):
             scheme,
             lambda name: name not in exact and not any(pattern.match(name) for pattern in patterns),
         )
+
+
+def _weights(weights: WeightScheme, strategy: str | None) -> dict[str, Any]:
+    """The arguments of quantized weights, as compressed-tensors has them."""
+    in_groups = weights.group_size != -1 and weights.block_rows == 1
+    arguments: dict[str, Any] = {
+        "num_bits": weights.bits,
+        "type": weights.type,
+        "strategy": strategy or ("group" if in_groups else "channel"),
+        "group_size": weights.group_size if in_groups else None,
+        "symmetric": weights.symmetric,
+        "dynamic": False,
+    }
+    if weights.block_rows > 1:
+        arguments["block_structure"] = [weights.block_rows, weights.group_size]
+    if (dtype := _SCALE_DTYPES.get(weights.scale)) is not None:
+        arguments |= {"scale_dtype": dtype, "zp_dtype": dtype}
+    return arguments

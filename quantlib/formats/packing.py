@@ -81,3 +81,17 @@ def unpack_e2m1(pairs: Tensor) -> Tensor:
     table = torch.tensor(E2M1, dtype=torch.bfloat16, device=pairs.device)
     halves = torch.stack([pairs & 0xF, pairs >> 4], dim=-1)
     return table[halves.to(torch.int32)].flatten(-2)
+
+
+def pack_e2m1(numbers: Tensor) -> Tensor:
+    """The inverse of :func:`unpack_e2m1`.
+
+    Args:
+        numbers: What codes of FP4 stand for, ``[..., 2 * n]``.
+    """
+    values = numbers.float()
+    steps = torch.tensor(E2M1[:8], device=values.device)
+    codes = torch.searchsorted(steps, values.abs()).to(torch.uint8)
+    codes |= values.signbit().to(torch.uint8) << 3
+    low, high = codes.unflatten(-1, (-1, 2)).unbind(-1)
+    return (low | high << 4).contiguous()

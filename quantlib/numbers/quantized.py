@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from quantlib.numbers.scaling import decode_scales
 from quantlib.recipe import WeightScheme
 
 
@@ -15,20 +16,23 @@ class QuantizedLinear:
     """A linear's weight as codes.
 
     A weight is ``(code - zero_point) * scale``, and ``code * scale`` for codes that are floating
-    point numbers. Groups are consecutive columns in all that is written: no format that vLLM serves
-    carries another assignment. Some checkpoints that are read have one.
+    point numbers; :mod:`quantlib.numbers.scaling` says how scales are stored. Groups are
+    consecutive columns in all that is written: no format that vLLM serves carries another
+    assignment. Some checkpoints that are read have one.
 
     Attributes:
         codes: uint8 ``[out_features, in_features]``, each below ``2 ** bits``; floating point
             numbers, float8_e4m3fn or what FP4 stands for, for a scheme of type float.
-        scales: ``[out_features, groups]``, in the dtype in which they are stored.
+        scales: ``[blocks of rows, groups]``, as they are stored; a block is one row but for schemes
+            whose rows share scales.
         zero_points: uint8 or int16 ``[out_features, groups]``; None for a symmetric scheme, whose
             zero point is ``2 ** (bits - 1)`` everywhere.
-        scheme: Type, bits, group size and symmetry.
+        scheme: What its numbers are.
         input_scale: float32 ``[1]``, the step to which inputs are rounded; None where activations
             are not quantized, or by a dynamic scale.
         group_index: int64 ``[in_features]``, the group of each column; None where groups are
             consecutive columns, as many in each.
+        overall: What stored scales are divided by, float32 ``[1]``; None where they are the scales.
     """
 
     codes: Tensor
@@ -37,6 +41,7 @@ class QuantizedLinear:
     scheme: WeightScheme
     input_scale: Tensor | None = None
     group_index: Tensor | None = None
+    overall: Tensor | None = None
 
     @property
     def middle(self) -> int:
@@ -49,24 +54,26 @@ class QuantizedLinear:
         Args:
             dtype: Of the result; the arithmetic is in float32.
         """
-        if self.group_index is not None:
-            return self._dequantize_by_index(self.group_index).to(dtype)
         rows, columns = self.codes.shape
-        groups = self.scales.shape[1]
-        codes = self.codes.float().reshape(rows, groups, columns // groups)
-        if self.scheme.type == "float":
-            return (codes * self.scales.float()[..., None]).reshape(rows, columns).to(dtype)
-        zeros = self.middle if self.zero_points is None else self.zero_points.float()[..., None]
-        return ((codes - zeros) * self.scales.float()[..., None]).reshape(rows, columns).to(dtype)
+        scales = decode_scales(self.scales, self.scheme, self.overall)
+        scales = scales.repeat_interleave(self.scheme.block_rows, 0)[:rows]
+        if self.group_index is not None:
+            scales = scales[:, self.group_index]
+        by_column = self.codes.float().reshape(rows, scales.shape[1], -1)
+        if self.scheme.type == "int":
+            by_column -= self._zeros()[..., None]
+        return (by_column * scales[..., None]).reshape(rows, columns).to(dtype)
 
-    def _dequantize_by_index(self, group_index: Tensor) -> Tensor:
-        scales = self.scales.float()[:, group_index]
-        if self.scheme.type == "float":
-            return self.codes.float() * scales
-        zeros: Tensor | int = self.middle
-        if self.zero_points is not None:
-            zeros = self.zero_points.float()[:, group_index]
-        return (self.codes.float() - zeros) * scales
+    def _zeros(self) -> Tensor:
+        if self.zero_points is None:
+            return torch.full((1, 1), float(self.middle), device=self.codes.device)
+        zeros = self.zero_points.float()
+        return zeros if self.group_index is None else zeros[:, self.group_index]
+
+    @property
+    def rows_are_free(self) -> bool:
+        """Whether each row has scales of its own that can be any number."""
+        return self.scheme.scale == "model" and self.scheme.block_rows == 1
 
     def divide_rows(self, divisors: Tensor) -> QuantizedLinear:
         """The linear whose outputs are divided by positive numbers: its codes stay.

@@ -120,7 +120,9 @@ def model_sizes(
             rows, columns = adapter.linear_shape(block, linear)
             scaled = weights.group_size if weights.group_size > 0 else columns
             codes = rows * columns * weights.bits // 8
-            quantized += codes + 2 * rows * columns // scaled - rows * columns * stored
+            scales = rows * columns // (scaled * weights.block_rows)
+            scale_bytes = 2 if weights.scale == "model" else 1
+            quantized += codes + scale_bytes * scales - rows * columns * stored
     embedding = checkpoint.tensors.get(f"{adapter.embedding}.weight")
     hidden_size = adapter.text_config.get("hidden_size")
     if not isinstance(hidden_size, int):  # of a family that nobody knows

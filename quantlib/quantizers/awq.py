@@ -9,6 +9,7 @@ from pydantic import Field
 
 from quantlib.errors import QuantizationError
 from quantlib.quantizers.base import (
+    GROUP_SIZES,
     BatchQuantizer,
     InputStatistics,
     Options,
@@ -16,6 +17,7 @@ from quantlib.quantizers.base import (
     hessians_of,
 )
 from quantlib.quantizers.registry import quantizer_registry
+from quantlib.recipe import WeightType
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +48,7 @@ class AWQQuantizer(BatchQuantizer):
     """Lin et al. 2023, with scales for each group of columns and errors from the Hessian."""
 
     options_type: ClassVar[type[Options]] = AWQOptions
+    types: ClassVar[tuple[WeightType, ...]] = ("int", "float")
     formats: ClassVar[tuple[str, ...]] = ("awq", "compressed-tensors")
     needs_hessian = True
     options: AWQOptions
@@ -59,13 +62,15 @@ class AWQQuantizer(BatchQuantizer):
         """Quantizes linears by shared input, and scales inputs where that can be folded."""
         import torch
 
+        from quantlib.numbers.grid import range_factors
         from quantlib.quantizers.awq_search import diagonal_blocks, scaled_blocks, search_scales
         from quantlib.quantizers.rounding import (
             round_to_nearest,
+            rows_of,
             stacked,
             to_quantized_linears,
         )
-        from quantlib.quantizers.scales import SHRINKS, searched_scales
+        from quantlib.quantizers.scales import searched_scales
 
         scheme = self.section.weights
         hessians = hessians_of(inputs, "AWQ")
@@ -78,7 +83,7 @@ class AWQQuantizer(BatchQuantizer):
                 )
         whole = stacked(weights)
         blocks = diagonal_blocks(hessians, scheme)
-        shrinks = SHRINKS if self.options.clipping else SHRINKS[:1]
+        factors = range_factors(scheme)[: None if self.options.clipping else 1]
         input_scales: Sequence[Tensor | None] = [None] * len(inputs)
         folds = [known.fold for known in inputs if known.fold is not None]
         if folds and self.options.scaling != "none":
@@ -89,15 +94,16 @@ class AWQQuantizer(BatchQuantizer):
                 scheme,
                 stored,
                 duo=self.options.scaling == "duo",
-                shrinks=shrinks[::2],
+                factors=factors[::2],
             )
             every = [each.effective(own) for each, own in zip(folds, wanted, strict=True)]
             input_scales, effective = every, torch.stack(every)
             whole = whole * effective[:, None]
             blocks = scaled_blocks(blocks, effective)
-        scales = searched_scales(whole, blocks, scheme, stored, shrinks)
-        codes = round_to_nearest(whole, scales, scheme)
-        linears = to_quantized_linears(weights, codes, scales, scheme, stored)
+        rows = rows_of(weights)
+        scales, _ = searched_scales(whole, rows, blocks, scheme, stored, factors)
+        values = round_to_nearest(whole, scales, scheme)
+        linears = to_quantized_linears(weights, values, scales, scheme, stored)
         return list(map(QuantizedInput, linears, input_scales))
 
     @classmethod
@@ -107,5 +113,5 @@ class AWQQuantizer(BatchQuantizer):
 
     @classmethod
     def get_supported_group_sizes(cls) -> tuple[int, ...]:
-        """Those that vLLM has kernels for, apart from one group per output channel."""
-        return (32, 64, 128)
+        """All of them, apart from one group per output channel."""
+        return GROUP_SIZES[1:]

@@ -55,7 +55,7 @@ def search_scales(
     stored: torch.dtype,
     *,
     duo: bool,
-    shrinks: tuple[float, ...],
+    factors: tuple[float, ...],
 ) -> Tensor:
     """The scales of the input with the least output error, of ``input ** a / weight ** b``.
 
@@ -77,7 +77,7 @@ def search_scales(
         scheme: Bits, group size and symmetry.
         stored: The dtype in which the scales of groups are stored.
         duo: Whether to try other values of ``b`` than 0.
-        shrinks: Factors on the range of a group to try.
+        factors: On the range of a group, to try.
 
     Returns:
         float32 ``[matrices, in_features]``, tied, their geometric mean about 1.
@@ -93,7 +93,9 @@ def search_scales(
         scales = fold.tie(scales / scales.log().mean(1, keepdim=True).exp())
         scaled = scaled_blocks(blocks, scales)
         candidate = sample * scales[:, None]
-        errors = searched_scales(candidate, scaled, scheme, stored, shrinks).errors.sum(1)
+        rows = (candidate.shape[1],)
+        _, errors = searched_scales(candidate, rows, scaled, scheme, stored, factors)
+        errors = errors.sum(1)
         if fold.producer.repeats > 1:
             errors = errors.sum(1, keepdim=True).expand_as(errors)
         better = errors < least

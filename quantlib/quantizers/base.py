@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from quantlib.numbers.quantized import QuantizedLinear
 
 
+GROUP_SIZES = (-1, 16, 32, 64, 128)
+"""Those that some format has; -1 is one group per output channel."""
+
+
 class Options(BaseModel):
     """A method's settings, ``quantization.options`` of a recipe; closed."""
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from quantlib.errors import QuantizationError
 from quantlib.quantizers.base import (
+    GROUP_SIZES,
     BatchQuantizer,
     InputStatistics,
     Options,
@@ -16,6 +17,7 @@ from quantlib.quantizers.base import (
     hessians_of,
 )
 from quantlib.quantizers.registry import quantizer_registry
+from quantlib.recipe import WeightType
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +73,7 @@ class GPTQQuantizer(BatchQuantizer):
     """Frantar et al. 2023, with static groups and a scale search."""
 
     options_type: ClassVar[type[Options]] = GPTQOptions
+    types: ClassVar[tuple[WeightType, ...]] = ("int", "float")
     formats: ClassVar[tuple[str, ...]] = ("gptq", "compressed-tensors")
     needs_hessian = True
     options: GPTQOptions
@@ -84,12 +87,13 @@ class GPTQQuantizer(BatchQuantizer):
         """Quantizes linears by shared input, with one factorization of each Hessian."""
         import torch
 
+        from quantlib.numbers.grid import grid_of
         from quantlib.quantizers.gptq_solver import (
             NotPositiveDefiniteError,
             factorize,
             round_columns,
         )
-        from quantlib.quantizers.rounding import stacked, to_quantized_linears
+        from quantlib.quantizers.rounding import rows_of, stacked, to_quantized_linears
 
         hessians = hessians_of(inputs, "GPTQ")
         try:
@@ -103,9 +107,10 @@ class GPTQQuantizer(BatchQuantizer):
         scheme = self.section.weights
         whole = stacked(weights)
         importance = torch.stack([hessian.diagonal() for hessian in hessians])
-        scales = self._scales(whole, importance, stored)
-        codes = round_columns(whole, factor, scales.scales, scales.zero_points, scheme.bits)
-        linears = to_quantized_linears(weights, codes, scales, scheme, stored)
+        scales = self._scales(whole, rows_of(weights), importance, stored)
+        grid = grid_of(scheme)
+        values = round_columns(whole, factor, scales.scales, scales.zero_points, grid)
+        linears = to_quantized_linears(weights, values, scales, scheme, stored)
         return [
             QuantizedInput(of_input, damping=damping, damping_attempts=attempts)
             for of_input, damping, attempts in zip(
@@ -113,14 +118,19 @@ class GPTQQuantizer(BatchQuantizer):
             )
         ]
 
-    def _scales(self, weights: Tensor, importance: Tensor, stored: torch.dtype) -> GroupScales:
-        from quantlib.quantizers.scales import SHRINKS, range_scales, searched_scales
+    def _scales(
+        self, weights: Tensor, rows: Sequence[int], importance: Tensor, stored: torch.dtype
+    ) -> GroupScales:
+        from quantlib.numbers.grid import range_factors
+        from quantlib.quantizers.scales import range_scales, searched_scales
 
+        scheme = self.section.weights
         if self.options.scale_search == "minmax":
-            return range_scales(weights, self.section.weights, stored)
+            return range_scales(weights, rows, scheme, stored)
         if self.options.scale_search == "mse":
             importance = importance.new_ones(importance.shape)
-        return searched_scales(weights, importance, self.section.weights, stored, SHRINKS)
+        factors = range_factors(scheme)
+        return searched_scales(weights, rows, importance, scheme, stored, factors)[0]
 
     @classmethod
     def get_supported_bits(cls) -> tuple[int, ...]:
@@ -129,5 +139,5 @@ class GPTQQuantizer(BatchQuantizer):
 
     @classmethod
     def get_supported_group_sizes(cls) -> tuple[int, ...]:
-        """Those that vLLM has kernels for."""
-        return (-1, 32, 64, 128)
+        """All of them."""
+        return GROUP_SIZES

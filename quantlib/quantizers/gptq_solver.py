@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantlib.numbers.grid import Grid
+
 _LAZY_COLUMNS = 64
 """Columns whose updates reach the rest of the weight together (the paper's B)."""
 
@@ -130,7 +132,7 @@ def _inverse_of_lower(lower: Tensor) -> Tensor:
 
 
 def round_columns(
-    weights: Tensor, factor: Factor, scales: Tensor, zero_points: Tensor, bits: int
+    weights: Tensor, factor: Factor, scales: Tensor, zero_points: Tensor, grid: Grid
 ) -> Tensor:
     """Rounds weights of one shape.
 
@@ -139,10 +141,10 @@ def round_columns(
         factor: Of the Hessians of their inputs.
         scales: float32 ``[matrices, out_features, groups]``.
         zero_points: float32 whole numbers, of the same shape.
-        bits: Of a code.
+        grid: What is rounded to.
 
     Returns:
-        The codes, uint8 ``[matrices, out_features, in_features]``.
+        Values of the grid, float32 ``[matrices, out_features, in_features]``.
     """
     matrices, _, columns = weights.shape
     # Columns first, so that those which are rounded together are contiguous.
@@ -152,19 +154,18 @@ def round_columns(
     group_of = order // (columns // len(scales))
     pivots = factor.upper.diagonal(dim1=1, dim2=2).t()[..., None].neg()
     upper = factor.upper.permute(1, 2, 0)[..., None]
-    top = float((1 << bits) - 1)
-    codes = torch.empty_like(remaining)
+    values = torch.empty_like(remaining)
     errors = torch.empty_like(remaining[:_LAZY_COLUMNS])
     for start in range(0, columns, _LAZY_COLUMNS):
         end = min(start + _LAZY_COLUMNS, columns)
         groups = group_of[start:end]
         each = zip(range(start, end), scales[groups, every], zeros[groups, every], strict=True)
         for column, scale, zero in each:
-            value = remaining[column]
-            code = torch.div(value, scale, out=codes[column])
-            code.round_().add_(zero).clamp_(0.0, top)
-            error = torch.sub(code, zero, out=errors[column - start])
-            error.mul_(scale).sub_(value).div_(pivots[column])
+            weight = remaining[column]
+            value = torch.div(weight, scale, out=values[column])
+            grid.nearest(value, zero, out=value)
+            error = torch.mul(value, scale, out=errors[column - start])
+            error.sub_(weight).div_(pivots[column])
             if column + 1 < end:
                 remaining[column + 1 : end].addcmul_(
                     upper[column, column + 1 : end], error, value=-1.0
@@ -175,6 +176,6 @@ def round_columns(
                 errors[: end - start].transpose(0, 1),
                 alpha=-1.0,
             )
-    restored = torch.empty_like(codes)
-    restored[order, every] = codes
-    return restored.permute(1, 2, 0).to(torch.uint8).contiguous()
+    restored = torch.empty_like(values)
+    restored[order, every] = values
+    return restored.permute(1, 2, 0).contiguous()

@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from quantlib.quantizers.base import BatchQuantizer, InputStatistics, Options, QuantizedInput
+from quantlib.quantizers.base import (
+    GROUP_SIZES,
+    BatchQuantizer,
+    InputStatistics,
+    Options,
+    QuantizedInput,
+)
 from quantlib.quantizers.registry import quantizer_registry
-from quantlib.recipe import QuantizationSection
+from quantlib.recipe import QuantizationSection, WeightType
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6)
+_FACTORS = (1.0, 0.9, 0.8, 0.7, 0.6)
 """Factors on a group's range that the optimization starts from."""
 
 
@@ -48,6 +54,7 @@ class HQQQuantizer(BatchQuantizer):
     """Badri and Shaji 2023, with whole zero points, scales solved for, and importance."""
 
     options_type: ClassVar[type[Options]] = HQQOptions
+    types: ClassVar[tuple[WeightType, ...]] = ("int", "float")
     options: HQQOptions
 
     def __init__(self, section: QuantizationSection) -> None:
@@ -66,6 +73,7 @@ class HQQQuantizer(BatchQuantizer):
         from quantlib.quantizers.hqq_solver import half_quadratic_scales
         from quantlib.quantizers.rounding import (
             round_to_nearest,
+            rows_of,
             stacked,
             to_quantized_linears,
         )
@@ -77,15 +85,16 @@ class HQQQuantizer(BatchQuantizer):
         importance = [ones if hessian is None else hessian.diagonal() for hessian in hessians]
         scales = half_quadratic_scales(
             whole,
+            rows_of(weights),
             torch.stack(importance),
             scheme,
             stored,
             norm=self.options.norm,
             iterations=self.options.iterations,
-            shrinks=_SHRINKS,
+            factors=_FACTORS,
         )
-        codes = round_to_nearest(whole, scales, scheme)
-        linears = to_quantized_linears(weights, codes, scales, scheme, stored)
+        values = round_to_nearest(whole, scales, scheme)
+        linears = to_quantized_linears(weights, values, scales, scheme, stored)
         return list(map(QuantizedInput, linears))
 
     @classmethod
@@ -95,5 +104,5 @@ class HQQQuantizer(BatchQuantizer):
 
     @classmethod
     def get_supported_group_sizes(cls) -> tuple[int, ...]:
-        """Those that vLLM has kernels for."""
-        return (-1, 32, 64, 128)
+        """All of them."""
+        return GROUP_SIZES

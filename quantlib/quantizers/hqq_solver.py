@@ -10,17 +10,13 @@ importance of their input channel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from quantlib.numbers.quantized import group_count
-from quantlib.quantizers.scales import (
-    GroupScales,
-    by_group,
-    parts,
-    scales_of_range,
-    smallest_scale,
-)
+from quantlib.numbers.scaling import smallest_scale
+from quantlib.quantizers.scales import GroupScales, Part, ScaleChoice, by_group, of_blocks, parts
 from quantlib.recipe import WeightScheme
 
 _PENALTY = 2.0
@@ -31,78 +27,79 @@ _PENALTY_GROWTH = 1.1
 
 def half_quadratic_scales(
     weights: Tensor,
+    rows: Sequence[int],
     importance: Tensor,
     scheme: WeightScheme,
     stored: torch.dtype,
     *,
     norm: float,
     iterations: int,
-    shrinks: tuple[float, ...],
+    factors: tuple[float, ...],
 ) -> GroupScales:
     """For each group the least ``sum(importance * |error| ** norm)`` that was found.
 
     Args:
         weights: float32 ``[matrices, out_features, in_features]``.
+        rows: Output channels of each of the linears that lie one below the other.
         importance: float32 ``[matrices, in_features]``, not negative.
-        scheme: Bits, group size and symmetry.
-        stored: The dtype in which scales are stored.
+        scheme: Of the weights.
+        stored: The dtype of the model.
         norm: The exponent p.
         iterations: Alternations from each start.
-        shrinks: Factors on the group's range to start from.
+        factors: On the group's range, to start from.
     """
     by_channel = by_group(importance, scheme)[:, None]  # for every row
-    groups = group_count(weights.shape[2], scheme.group_size)
-    found = GroupScales(*(weights.new_empty(*weights.shape[:2], groups) for _ in range(2)))
-    for matrices, rows in parts(weights):
-        part, own = by_group(weights[matrices, rows], scheme), by_channel[matrices]
-        best = _solve(part, own, scheme, stored, norm, iterations, shrinks)
-        found.scales[matrices, rows] = best.scales
-        found.zero_points[matrices, rows] = best.zero_points
+    choice = ScaleChoice.of(weights, scheme, stored)
+    found = choice.empty(weights)
+    for part in parts(weights, rows, scheme):
+        groups, own = by_group(weights[part], scheme), by_channel[part[0]]
+        found.put(part, _solve(groups, own, choice, part, norm, iterations, factors))
     return found
 
 
 def _solve(
     groups: Tensor,
     importance: Tensor,
-    scheme: WeightScheme,
-    stored: torch.dtype,
+    choice: ScaleChoice,
+    part: Part,
     norm: float,
     iterations: int,
-    shrinks: tuple[float, ...],
+    factors: tuple[float, ...],
 ) -> GroupScales:
     low, high = groups.amin(-1), groups.amax(-1)
-    best = scales_of_range(low, high, 1.0, scheme, stored)
-    least = _distance(groups, _codes(groups, best, scheme), best, importance, norm)
-    for shrink in shrinks:
-        current = scales_of_range(low, high, shrink, scheme, stored)
+    best = choice.of_range(part, low, high, 1.0)
+    least = _distance(groups, _values(groups, best, choice), best, importance, choice, norm)
+    for factor in factors:
+        current = choice.of_range(part, low, high, factor)
         penalty = _PENALTY
         for _ in range(iterations):
-            codes = _codes(groups, current, scheme)
-            distance = _distance(groups, codes, current, importance, norm)
+            values = _values(groups, current, choice)
+            distance = _distance(groups, values, current, importance, choice, norm)
             better = distance < least
             least = torch.where(better, distance, least)
-            best = GroupScales(
-                torch.where(better, current.scales, best.scales),
-                torch.where(better, current.zero_points, best.zero_points),
-            )
+            best = current.where(better, best)
             steps = current.scales[..., None]
-            errors = groups / steps - (codes - current.zero_points[..., None])
-            kept = groups - _forgiven(errors, penalty, norm) * steps
-            current = _fitted(codes, kept, importance, current, scheme, stored)
+            kept = groups - _forgiven(groups / steps - values, penalty, norm) * steps
+            current = _fitted(values, kept, importance, current, choice, part)
             penalty *= _PENALTY_GROWTH
     return best
 
 
-def _codes(groups: Tensor, scales: GroupScales, scheme: WeightScheme) -> Tensor:
-    codes = (groups / scales.scales[..., None]).round_().add_(scales.zero_points[..., None])
-    return codes.clamp_(0, (1 << scheme.bits) - 1)
+def _values(groups: Tensor, scales: GroupScales, choice: ScaleChoice) -> Tensor:
+    x = groups / scales.scales[..., None]
+    return choice.grid.nearest(x, scales.zero_points[..., None], out=x)
 
 
 def _distance(
-    groups: Tensor, codes: Tensor, scales: GroupScales, importance: Tensor, norm: float
+    groups: Tensor,
+    values: Tensor,
+    scales: GroupScales,
+    importance: Tensor,
+    choice: ScaleChoice,
+    norm: float,
 ) -> Tensor:
-    restored = (codes - scales.zero_points[..., None]) * scales.scales[..., None]
-    return (groups - restored).abs_().pow_(norm).mul_(importance).sum(-1)
+    errors = (groups - values * scales.scales[..., None]).abs_().pow_(norm)
+    return of_blocks(errors.mul_(importance).sum(-1), choice.scheme, torch.sum)
 
 
 def _forgiven(errors: Tensor, penalty: float, norm: float) -> Tensor:
@@ -113,26 +110,28 @@ def _forgiven(errors: Tensor, penalty: float, norm: float) -> Tensor:
 
 
 def _fitted(
-    codes: Tensor,
+    values: Tensor,
     kept: Tensor,
     importance: Tensor,
     current: GroupScales,
-    scheme: WeightScheme,
-    stored: torch.dtype,
+    choice: ScaleChoice,
+    part: Part,
 ) -> GroupScales:
-    """Scales and zero points by weighted least squares from codes to the weights that are kept."""
-    zeros = current.zero_points
+    """Scales and zero points by weighted least squares from values to the weights that are kept."""
+    zeros, scheme, levels = current.zero_points, choice.scheme, values
     if not scheme.symmetric:
+        codes = values + zeros[..., None]
         shares = importance / importance.sum(-1, keepdim=True).clamp(min=1e-30)
         middle = (shares * codes).sum(-1)
         centred = shares * (codes - middle[..., None])
         slope = (centred * kept).sum(-1) / (centred * codes).sum(-1).clamp(min=1e-12)
         slope = torch.where(slope > 0, slope, current.scales)
-        zeros = (middle - (shares * kept).sum(-1) / slope).round()
-        zeros = zeros.clamp(0, (1 << scheme.bits) - 1)
-    levels = codes - zeros[..., None]
+        zeros = (middle - (shares * kept).sum(-1) / slope).round().clamp(0, choice.grid.steps)
+        levels = codes - zeros[..., None]
     weighted = importance * levels
-    slope = (weighted * kept).sum(-1) / (weighted * levels).sum(-1).clamp(min=1e-30)
-    usable = slope >= smallest_scale(stored)
-    scales = torch.where(usable, slope, current.scales).to(stored).float()
-    return GroupScales(scales, zeros)
+    up = of_blocks((weighted * kept).sum(-1), scheme, torch.sum)
+    down = of_blocks((weighted * levels).sum(-1), scheme, torch.sum)
+    slope = up / down.clamp(min=1e-30)
+    usable = slope >= smallest_scale(choice.stored)
+    widths = torch.where(usable, slope, current.scales) * choice.grid.steps
+    return GroupScales(choice.nearest(part, widths), zeros)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from quantlib.quantizers.base import BaseQuantizer, InputStatistics, QuantizedInput
+from quantlib.quantizers.base import GROUP_SIZES, BaseQuantizer, InputStatistics, QuantizedInput
 from quantlib.quantizers.registry import quantizer_registry
 from quantlib.recipe import WeightType
 
@@ -25,24 +25,18 @@ class MinMaxQuantizer(BaseQuantizer):
     ) -> QuantizedInput:
         """Rounds each weight to the nearest code."""
         from quantlib.quantizers.rounding import (
-            round_to_float8,
             round_to_nearest,
-            to_quantized_linear,
+            rows_of,
+            stacked,
+            to_quantized_linears,
         )
         from quantlib.quantizers.scales import range_scales
 
-        if self.section.weights.type == "float":
-            return QuantizedInput(
-                {
-                    name: round_to_float8(weight, self.section.weights, stored)
-                    for name, weight in weights.items()
-                }
-            )
-        linears = {}
-        for name, weight in weights.items():
-            scales = range_scales(weight, self.section.weights, stored)
-            codes = round_to_nearest(weight, scales, self.section.weights)
-            linears[name] = to_quantized_linear(codes, scales, self.section.weights, stored)
+        scheme = self.section.weights
+        whole = stacked([weights])
+        scales = range_scales(whole, rows_of([weights]), scheme, stored)
+        values = round_to_nearest(whole, scales, scheme)
+        (linears,) = to_quantized_linears([weights], values, scales, scheme, stored)
         return QuantizedInput(linears)
 
     @classmethod
@@ -52,5 +46,5 @@ class MinMaxQuantizer(BaseQuantizer):
 
     @classmethod
     def get_supported_group_sizes(cls) -> tuple[int, ...]:
-        """Those that vLLM has kernels for."""
-        return (-1, 32, 64, 128)
+        """All of them."""
+        return GROUP_SIZES

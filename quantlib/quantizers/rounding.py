@@ -1,4 +1,4 @@
-"""From scales and codes to a :class:`QuantizedLinear`."""
+"""From scales and values to a :class:`QuantizedLinear`."""
 
 from __future__ import annotations
 
@@ -7,41 +7,24 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from quantlib.numbers.grid import grid_of
 from quantlib.numbers.quantized import QuantizedLinear
-from quantlib.quantizers.scales import GroupScales, by_group, smallest_scale
+from quantlib.numbers.scaling import encode_scales
+from quantlib.quantizers.scales import GroupScales, by_group
 from quantlib.recipe import WeightScheme
 
 
-def round_to_nearest(weight: Tensor, scales: GroupScales, scheme: WeightScheme) -> Tensor:
-    """Each weight's nearest code, uint8 ``[..., out_features, in_features]``.
+def round_to_nearest(weights: Tensor, scales: GroupScales, scheme: WeightScheme) -> Tensor:
+    """Each weight's nearest value of the grid, float32 ``[..., out_features, in_features]``.
 
     Args:
-        weight: float32 ``[..., out_features, in_features]``.
+        weights: float32, of that shape.
         scales: Of its groups.
-        scheme: Bits, group size and symmetry.
+        scheme: Of the weights.
     """
-    groups = by_group(weight, scheme)
-    codes = (groups / scales.scales[..., None]).round_().add_(scales.zero_points[..., None])
-    return codes.clamp_(0, (1 << scheme.bits) - 1).flatten(-2).to(torch.uint8)
-
-
-def to_quantized_linear(
-    codes: Tensor, scales: GroupScales, scheme: WeightScheme, stored: torch.dtype
-) -> QuantizedLinear:
-    """Codes and scales as they are stored.
-
-    Args:
-        codes: uint8 ``[out_features, in_features]``.
-        scales: Of the weight's groups, exact in ``stored``.
-        scheme: Bits, group size and symmetry.
-        stored: The dtype in which scales are stored.
-    """
-    return QuantizedLinear(
-        codes=codes,
-        scales=scales.scales.to(stored),
-        zero_points=None if scheme.symmetric else scales.zero_points.to(torch.uint8),
-        scheme=scheme,
-    )
+    values = by_group(weights, scheme) / scales.scales[..., None]
+    grid_of(scheme).nearest(values, scales.zero_points[..., None], out=values)
+    return values.flatten(-2)
 
 
 def stacked(weights: Sequence[Mapping[str, Tensor]]) -> Tensor:
@@ -57,9 +40,14 @@ def stacked(weights: Sequence[Mapping[str, Tensor]]) -> Tensor:
     return torch.cat(every).unflatten(0, (len(weights), -1))
 
 
+def rows_of(weights: Sequence[Mapping[str, Tensor]]) -> list[int]:
+    """The output channels of each of the linears that :func:`stacked` puts below each other."""
+    return [len(weight) for weight in weights[0].values()]
+
+
 def to_quantized_linears(
     weights: Sequence[Mapping[str, Tensor]],
-    codes: Tensor,
+    values: Tensor,
     scales: GroupScales,
     scheme: WeightScheme,
     stored: torch.dtype,
@@ -68,44 +56,38 @@ def to_quantized_linears(
 
     Args:
         weights: ``[out_features, in_features]`` by name, of each input.
-        codes: uint8 ``[inputs, sum of out_features, in_features]``.
-        scales: Of the stacked weights' groups of columns, exact in ``stored``.
-        scheme: Bits, group size and symmetry.
-        stored: The dtype in which scales are stored.
+        values: Of the grid, float32 ``[inputs, sum of out_features, in_features]``; overwritten.
+        scales: Of the stacked weights' groups of columns.
+        scheme: Of the weights.
+        stored: The dtype of the model.
     """
+    zeros = scales.zero_points
+    codes = grid_of(scheme).encode(by_group(values, scheme), zeros[..., None]).flatten(-2)
+    kept = encode_scales(scales.scales, scheme, stored, scales.overall)
     linears = []
     for number, of_input in enumerate(weights):
         rows = [len(weight) for weight in of_input.values()]
         parts = zip(
             of_input,
             codes[number].split(rows),
-            scales.scales[number].split(rows),
-            scales.zero_points[number].split(rows),
+            kept[number].split(rows),
+            zeros[number].split(rows),
             strict=True,
         )
+        overall = None if scales.overall is None else scales.overall[number].flatten()
         linears.append(
             {
-                name: to_quantized_linear(part, GroupScales(own, zeros), scheme, stored)
-                for name, part, own, zeros in parts
+                name: QuantizedLinear(
+                    codes=part,
+                    scales=own[:: scheme.block_rows],
+                    zero_points=None if scheme.symmetric else zero.to(torch.uint8),
+                    scheme=scheme,
+                    overall=overall,
+                )
+                for name, part, own, zero in parts
             }
         )
     return linears
-
-
-def round_to_float8(weight: Tensor, scheme: WeightScheme, stored: torch.dtype) -> QuantizedLinear:
-    """FP8 E4M3 codes with one scale per output channel, which maps its largest weight to 448.
-
-    Args:
-        weight: float32 ``[out_features, in_features]``.
-        scheme: Of type float.
-        stored: The dtype in which scales are stored.
-    """
-    largest = torch.finfo(torch.float8_e4m3fn).max
-    width = weight.abs().amax(1, keepdim=True)
-    scales = (width / largest).clamp(min=smallest_scale(stored)).to(stored)
-    # A scale that was rounded down would push the largest weight beyond the range.
-    codes = (weight / scales.float()).clamp(-largest, largest).to(torch.float8_e4m3fn)
-    return QuantizedLinear(codes, scales, None, scheme)
 
 
 def round_input(x: Tensor, kind: str, step: Tensor | None = None) -> Tensor:

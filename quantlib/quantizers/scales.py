@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from quantlib.numbers.grid import Grid, grid_of
 from quantlib.numbers.quantized import group_count
+from quantlib.numbers.scaling import nearest_scales, overall_scale
 from quantlib.recipe import WeightScheme
-
-SHRINKS = tuple(1.0 - 0.05 * step for step in range(13))
-"""Factors on a group's range that a search tries: 1.0 down to 0.4."""
 
 _CHUNK_ELEMENTS = 1 << 17
 """Weights searched at once: small enough for the cache of a CPU core."""
 
 _CHUNK_ELEMENTS_ACCELERATOR = 1 << 26
+
+Part = tuple[slice, slice]
+"""Some of the matrices, and some of their rows."""
 
 
 @dataclass(frozen=True)
@@ -25,53 +29,103 @@ class GroupScales:
     """How the groups of a weight are represented.
 
     Attributes:
-        scales: float32 ``[..., out_features, groups]``, exact in the dtype in which they are
-            stored.
+        scales: float32 ``[..., out_features, groups]``, exact in the form in which they are stored.
         zero_points: float32 whole numbers ``[..., out_features, groups]``.
+        overall: What the stored scales are divided by, float32 ``[..., 1, 1]``; None where they are
+            the scales.
     """
 
     scales: Tensor
     zero_points: Tensor
+    overall: Tensor | None = None
+
+    def where(self, better: Tensor, other: GroupScales) -> GroupScales:
+        """These where they are better, elsewhere others."""
+        return GroupScales(
+            torch.where(better, self.scales, other.scales),
+            torch.where(better, self.zero_points, other.zero_points),
+        )
+
+    def put(self, part: Part, found: GroupScales) -> None:
+        """Writes what was found of a part."""
+        self.scales[part], self.zero_points[part] = found.scales, found.zero_points
 
 
 @dataclass(frozen=True)
-class SearchedScales(GroupScales):
-    """What a search found.
+class ScaleChoice:
+    """Which scales and zero points the groups of weights can have.
 
     Attributes:
-        errors: What rounding costs with these scales, float32 ``[..., out_features, groups]``.
+        scheme: Of the weights.
+        stored: The dtype of the model.
+        grid: Of the scheme.
+        overall: What the stored scales are divided by, float32 ``[matrices, 1, 1]``, or None.
     """
 
-    errors: Tensor
+    scheme: WeightScheme
+    stored: torch.dtype
+    grid: Grid
+    overall: Tensor | None
+
+    @classmethod
+    def of(cls, weights: Tensor, scheme: WeightScheme, stored: torch.dtype) -> ScaleChoice:
+        """Those of weights ``[matrices, out_features, in_features]``."""
+        grid = grid_of(scheme)
+        return cls(scheme, stored, grid, overall_scale(weights, scheme, grid))
+
+    def empty(self, weights: Tensor) -> GroupScales:
+        """Room for the scales and zero points of all groups."""
+        groups = group_count(weights.shape[2], self.scheme.group_size)
+        scales, zero_points = (weights.new_empty(*weights.shape[:2], groups) for _ in range(2))
+        return GroupScales(scales, zero_points, self.overall)
+
+    def of_range(self, part: Part, low: Tensor, high: Tensor, factor: float) -> GroupScales:
+        """Those that make the ranges of groups, times a factor, fill the grid.
+
+        Args:
+            part: Of the weights: what the groups are of.
+            low: Their least weights, ``[matrices, rows, groups]``.
+            high: Their greatest.
+            factor: On the ranges.
+        """
+        widths = of_blocks(self.grid.width(low, high), self.scheme, torch.amax)
+        scales = self.nearest(part, widths * factor)
+        return GroupScales(scales, self.grid.zero_points(low * factor, scales))
+
+    def nearest(self, part: Part, widths: Tensor) -> Tensor:
+        """The scales that make ranges of these widths fill the grid, as near as they can be."""
+        overall = None if self.overall is None else self.overall[part[0]]
+        return nearest_scales(widths, self.scheme, self.grid, self.stored, overall)
 
 
 def range_scales(
-    weight: Tensor, scheme: WeightScheme, stored: torch.dtype, shrink: float = 1.0
+    weights: Tensor, rows: Sequence[int], scheme: WeightScheme, stored: torch.dtype
 ) -> GroupScales:
-    """Scales from each group's extreme weights.
-
-    Symmetric: the largest magnitude over half the number of steps (7.5 for 4 bits), as
-    compressed-tensors' ``calculate_qparams`` does. Asymmetric: the range, zero included, over the
-    number of steps.
+    """Scales from each group's extreme weights, which fill the grid.
 
     Args:
-        weight: float32 ``[..., out_features, in_features]``.
-        scheme: Bits, group size and symmetry.
-        stored: The dtype in which scales are stored.
-        shrink: Factor on the range.
+        weights: float32 ``[matrices, out_features, in_features]``.
+        rows: Output channels of each of the linears that lie one below the other.
+        scheme: Of the weights.
+        stored: The dtype of the model.
     """
-    groups = by_group(weight, scheme)
-    return scales_of_range(groups.amin(-1), groups.amax(-1), shrink, scheme, stored)
+    choice = ScaleChoice.of(weights, scheme, stored)
+    found = choice.empty(weights)
+    for part in parts(weights, rows, scheme):
+        groups = by_group(weights[part], scheme)
+        found.put(part, choice.of_range(part, groups.amin(-1), groups.amax(-1), 1.0))
+    return found
 
 
 def searched_scales(
     weights: Tensor,
+    rows: Sequence[int],
     importance: Tensor,
     scheme: WeightScheme,
     stored: torch.dtype,
-    shrinks: tuple[float, ...],
-) -> SearchedScales:
-    """For each group the shrunken range with the least error, weighted by importance.
+    factors: tuple[float, ...],
+) -> tuple[GroupScales, Tensor]:
+    """For each group the factor on its range with the least error, weighted by importance.
 
     The error of a group is the sum over its columns of importance times the squared rounding error.
     With the diagonal of the Hessian as importance, this is the output error that rounding alone
@@ -80,54 +134,39 @@ def searched_scales(
 
     Args:
         weights: float32 ``[matrices, out_features, in_features]``.
+        rows: Output channels of each of the linears that lie one below the other.
         importance: float32 ``[matrices, in_features]``, not negative; or a positive semidefinite
             block for each group, ``[matrices, groups, group_size, group_size]``.
-        scheme: Bits, group size and symmetry.
-        stored: The dtype in which scales are stored.
-        shrinks: Factors on the range to try.
+        scheme: Of the weights.
+        stored: The dtype of the model.
+        factors: On the range, to try.
+
+    Returns:
+        The scales, and the errors with them, float32 ``[matrices, out_features, groups]``.
     """
     if importance.ndim == 2:
         importance = by_group(importance, scheme)
-    groups = group_count(weights.shape[2], scheme.group_size)
-    found = SearchedScales(*(weights.new_empty(*weights.shape[:2], groups) for _ in range(3)))
-    for matrices, rows in parts(weights):
-        part = by_group(weights[matrices, rows], scheme)
-        best = _search(part, importance[matrices], scheme, stored, shrinks)
-        found.scales[matrices, rows] = best.scales
-        found.zero_points[matrices, rows] = best.zero_points
-        found.errors[matrices, rows] = best.errors
-    return found
-
-
-def _search(
-    groups: Tensor,
-    importance: Tensor,
-    scheme: WeightScheme,
-    stored: torch.dtype,
-    shrinks: tuple[float, ...],
-) -> SearchedScales:
-    low, high = groups.amin(-1), groups.amax(-1)
-    top = (1 << scheme.bits) - 1
-    middle = 1 << (scheme.bits - 1)
-    best_error = torch.full_like(low, torch.inf)
-    best_scales, best_zeros = torch.empty_like(low), torch.empty_like(low)
-    scaled, rounded = torch.empty_like(groups), torch.empty_like(groups)
-    for shrink in shrinks:
-        candidate = scales_of_range(low, high, shrink, scheme, stored)
-        torch.mul(groups, candidate.scales.reciprocal()[..., None], out=scaled)
-        torch.round(scaled, out=rounded)
-        if scheme.symmetric:
-            rounded.clamp_(-middle, top - middle)
-        else:
-            zeros = candidate.zero_points[..., None]
-            rounded.add_(zeros).clamp_(0, top).sub_(zeros)
-        error = _weighted_squares(rounded.sub_(scaled), importance)
-        error *= candidate.scales.square()
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scales = torch.where(better, candidate.scales, best_scales)
-        best_zeros = torch.where(better, candidate.zero_points, best_zeros)
-    return SearchedScales(best_scales, best_zeros, best_error)
+    choice = ScaleChoice.of(weights, scheme, stored)
+    found = choice.empty(weights)
+    errors = torch.empty_like(found.scales)
+    for part in parts(weights, rows, scheme):
+        groups = by_group(weights[part], scheme)
+        low, high = groups.amin(-1), groups.amax(-1)
+        scaled, rounded = torch.empty_like(groups), torch.empty_like(groups)
+        best = choice.of_range(part, low, high, factors[0])
+        least = torch.full_like(low, torch.inf)
+        for factor in factors:
+            candidate = choice.of_range(part, low, high, factor)
+            torch.mul(groups, candidate.scales.reciprocal()[..., None], out=scaled)
+            choice.grid.nearest(scaled, candidate.zero_points[..., None], out=rounded)
+            error = _weighted_squares(rounded.sub_(scaled), importance[part[0]])
+            error = of_blocks(error.mul_(candidate.scales.square()), scheme, torch.sum)
+            better = error < least
+            least = torch.where(better, error, least)
+            best = candidate.where(better, best)
+        found.put(part, best)
+        errors[part] = least
+    return found, errors
 
 
 def _weighted_squares(change: Tensor, importance: Tensor) -> Tensor:
@@ -141,29 +180,24 @@ def _weighted_squares(change: Tensor, importance: Tensor) -> Tensor:
     return (by_group @ importance).mul_(by_group).sum(-1).transpose(1, 2)
 
 
-def smallest_scale(stored: torch.dtype) -> float:
-    """The smallest scale that a dtype stores and float32 divides by.
-
-    In float16 it is a subnormal number: channels of small weights, such as those that smoothing
-    makes, have scales below the normal ones.
-    """
-    info = torch.finfo(stored)
-    return max(info.tiny * info.eps, torch.finfo(torch.float32).tiny)
-
-
-def parts(weights: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Which of the matrices and which of their rows are searched at once.
+def parts(weights: Tensor, rows: Sequence[int], scheme: WeightScheme) -> Iterator[Part]:
+    """What is searched at once: whole blocks of rows that share scales.
 
     Args:
         weights: ``[matrices, out_features, in_features]``.
+        rows: Output channels of each of the linears that lie one below the other.
+        scheme: Of the weights.
     """
     limit = _CHUNK_ELEMENTS if weights.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
-    count, rows, columns = weights.shape
-    rows_at_once = max(1, limit // columns)
-    at_once = max(1, rows_at_once // rows)
+    count, every, columns = weights.shape
+    high = scheme.block_rows
+    step = max(1, limit // columns // high) * high
+    at_once = max(1, step // every)
+    ends = list(accumulate(rows)) if high > 1 else [every]
     for matrix in range(0, count, at_once):
-        for row in range(0, rows, rows_at_once):
-            yield slice(matrix, matrix + at_once), slice(row, row + rows_at_once)
+        for first, end in pairwise([0, *ends]):
+            for row in range(first, end, step):
+                yield slice(matrix, matrix + at_once), slice(row, min(row + step, end))
 
 
 def by_group(weight: Tensor, scheme: WeightScheme) -> Tensor:
@@ -171,20 +205,17 @@ def by_group(weight: Tensor, scheme: WeightScheme) -> Tensor:
     return weight.unflatten(-1, (group_count(weight.shape[-1], scheme.group_size), -1))
 
 
-def scales_of_range(
-    low: Tensor, high: Tensor, shrink: float, scheme: WeightScheme, stored: torch.dtype
-) -> GroupScales:
-    """Scales and zero points of groups that reach from ``low`` to ``high``, times ``shrink``."""
-    steps = (1 << scheme.bits) - 1
-    if scheme.symmetric:
-        width = 2 * torch.maximum(-low, high)
-    else:
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        width = high - low
-    # A scale that underflows in its stored dtype would divide by zero when it is read back.
-    smallest = smallest_scale(stored)
-    scales = (width * (shrink / steps)).clamp(min=smallest).to(stored).float()
-    scales = torch.where(width > 0, scales, torch.ones_like(scales))
-    if scheme.symmetric:
-        return GroupScales(scales, torch.full_like(scales, float(1 << (scheme.bits - 1))))
-    return GroupScales(scales, (-low * shrink / scales).round().clamp(0, steps))
+def of_blocks(values: Tensor, scheme: WeightScheme, joined: Callable[..., Tensor]) -> Tensor:
+    """Values of rows and groups, those of rows that share scales joined into one for each.
+
+    Args:
+        values: ``[matrices, rows, groups]``.
+        scheme: Says how many rows do, from the first on.
+        joined: Joins along a dimension; zeros do not change what it gives.
+    """
+    high = scheme.block_rows
+    if high == 1:
+        return values
+    rows = values.shape[1]
+    blocks = functional.pad(values, (0, 0, 0, -rows % high)).unflatten(1, (-1, high))
+    return joined(blocks, 2).repeat_interleave(high, 1)[:, :rows]

@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib.errors import InvalidInputError
 from quantlib.models.layout import without_expert
-from quantlib.recipe import Activations
+from quantlib.recipe import Activations, AskedWeights, ScaleType, WeightType
 from quantlib.runtime.foreign_json import parse_json
 from quantlib.runtime.pydantic_faults import faults_of
+from quantlib.schemes import name_of
 from quantlib.store.receipt import Digest, FileRecord
 
 SCHEMA: Final = "quantlib/report/1"
@@ -76,7 +77,9 @@ class Method(Part):
     group_size: Annotated[int, Field(description="-1: one scale per output channel.")]
     symmetric: bool
     activations: Activations
-    weight_type: Literal["int", "float"]
+    weight_type: WeightType
+    scale: ScaleType = "model"
+    block_rows: int = 1
     format: str
     outlier_suppression: str | None
     alpha: Annotated[
@@ -89,10 +92,16 @@ class Method(Part):
 
     @property
     def scheme(self) -> str:
-        """The widths of weights and activations in the usual short form, such as ``W4A16``."""
-        if self.weight_type == "float":
-            return "FP8"
-        return f"W{self.bits}A{16 if self.activations == 'none' else 8}"
+        """Its usual name, such as ``W4A16`` or ``NVFP4A16``."""
+        weights = AskedWeights(
+            type=self.weight_type,
+            bits=self.bits,
+            group_size=self.group_size,
+            symmetric=self.symmetric,
+            scale=self.scale,
+            block_rows=self.block_rows,
+        )
+        return name_of(weights, self.activations)
 
     @property
     def alphas(self) -> dict[float, int]:
@@ -103,6 +112,8 @@ class Method(Part):
     @property
     def grouping(self) -> str:
         """What shares a scale, in words."""
+        if self.block_rows > 1:
+            return f"blocks of {self.block_rows} x {self.group_size}"
         return "per channel" if self.group_size == -1 else f"groups of {self.group_size}"
 
 

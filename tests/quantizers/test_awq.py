@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import nearest, ranged
 from torch import Tensor
 from walking import forward, hidden_states, opened, quantized
 
 from quantlib.errors import QuantizationError
 from quantlib.models.folding import Fold
 from quantlib.models.streamed import StreamedModel
+from quantlib.numbers.grid import range_factors
 from quantlib.quantizers import AWQQuantizer, InputStatistics, MinMaxQuantizer, QuantizedInput
-from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
-from quantlib.quantizers.scales import SHRINKS, range_scales
 from quantlib.recipe import QuantizationSection, WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")
@@ -95,10 +95,9 @@ def grid(
     ):
         scales = tie(activations**a / weights**b)
         tried = []
-        for shrink in SHRINKS[::2]:
-            ranges = range_scales(weight * scales, scheme, torch.float32, shrink)
-            codes = round_to_nearest(weight * scales, ranges, scheme)
-            rounded = to_quantized_linear(codes, ranges, scheme, torch.float32).dequantize()
+        for factor in range_factors(scheme)[::2]:
+            ranges = ranged(weight * scales, scheme, torch.float32, factor)
+            rounded = nearest(weight * scales, ranges, scheme, torch.float32).dequantize()
             change = (rounded / scales - weight).unflatten(1, shape)
             outputs = torch.einsum("tgc,rgc->trg", tokens.unflatten(1, shape), change)
             tried.append(outputs.square().sum(0))

@@ -2,16 +2,18 @@
 
 import pytest
 import torch
+from rounding import as_linear, ranged, searched
 from torch import Tensor
 
+from quantlib.numbers.grid import grid_of
 from quantlib.quantizers.gptq_solver import (
     Factor,
     NotPositiveDefiniteError,
     factorize,
     round_columns,
 )
-from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linear
-from quantlib.quantizers.scales import GroupScales, range_scales, searched_scales
+from quantlib.quantizers.rounding import round_to_nearest
+from quantlib.quantizers.scales import GroupScales
 from quantlib.recipe import WeightScheme
 
 
@@ -51,12 +53,13 @@ def reference(
     return codes
 
 
-def rounded(weight: Tensor, factor: Factor, scales: GroupScales, bits: int) -> Tensor:
-    """The codes of one matrix."""
-    (codes,) = round_columns(
-        weight[None], factor, scales.scales[None], scales.zero_points[None], bits
+def rounded(weight: Tensor, factor: Factor, scales: GroupScales, scheme: WeightScheme) -> Tensor:
+    """The values of the grid of one matrix."""
+    grid = grid_of(scheme)
+    (values,) = round_columns(
+        weight[None], factor, scales.scales[None], scales.zero_points[None], grid
     )
-    return codes
+    return values
 
 
 @pytest.mark.parametrize("act_order", [True, False])
@@ -71,16 +74,17 @@ def rounded(weight: Tensor, factor: Factor, scales: GroupScales, bits: int) -> T
 )
 def test_equals_the_paper(act_order: bool, scheme: WeightScheme) -> None:
     weight, hessian = problem(24, 160)
-    scales = range_scales(weight, scheme, torch.float32)
+    scales = ranged(weight, scheme, torch.float32)
     # In float64, where no value comes to lie on the other side of a tie.
     factor = factorize([hessian.double()], 0.01, act_order)
     scales = GroupScales(scales.scales.double(), scales.zero_points.double())
-    codes = rounded(weight.double(), factor, scales, scheme.bits)
+    values = rounded(weight.double(), factor, scales, scheme)
+    zeros = scales.zero_points.repeat_interleave(160 // scales.zero_points.shape[1], 1)
     (order,) = factor.order
     expected = reference(
         weight, hessian, scales.scales, scales.zero_points, scheme.bits, 0.01, order
     )
-    assert torch.equal(codes.double(), expected)
+    assert torch.equal(values + zeros, expected)
     if act_order:
         diagonal = hessian.diagonal()[order]
         assert (diagonal[:-1] >= diagonal[1:]).all()
@@ -107,19 +111,18 @@ def test_each_refinement_lowers_the_output_error() -> None:
     weight, hessian = problem(64, 256)
     hessian = hessian * torch.linspace(0.2, 3, 256)[:, None] * torch.linspace(0.2, 3, 256)
     scheme = WeightScheme(bits=4, group_size=64)
-    plain = range_scales(weight, scheme, torch.bfloat16)
+    plain = ranged(weight, scheme, torch.bfloat16)
     shrinks = tuple(1 - 0.05 * i for i in range(12))
-    found = searched_scales(weight[None], hessian.diagonal()[None], scheme, torch.bfloat16, shrinks)
-    searched = GroupScales(found.scales[0], found.zero_points[0])
+    found, _ = searched(weight, hessian.diagonal(), scheme, torch.bfloat16, shrinks)
     factor = factorize([hessian], 0.01, act_order=True)
 
-    def error(scales, codes) -> float:
-        linear = to_quantized_linear(codes, scales, scheme, torch.bfloat16)
+    def error(scales, values) -> float:
+        linear = as_linear(values, scales, scheme, torch.bfloat16)
         return output_error(weight, linear.dequantize(), hessian)
 
     nearest = error(plain, round_to_nearest(weight, plain, scheme))
-    gptq = error(plain, rounded(weight, factor, plain, 4))
-    best = error(searched, rounded(weight, factor, searched, 4))
+    gptq = error(plain, rounded(weight, factor, plain, scheme))
+    best = error(found, rounded(weight, factor, found, scheme))
     assert best < gptq < nearest
 
 
@@ -162,10 +165,10 @@ def test_channels_that_are_never_used_do_no_harm() -> None:
     hessian[:, 5] = 0
     hessian[5] = 0
     scheme = WeightScheme(bits=4, group_size=32)
-    scales = range_scales(weight, scheme, torch.float32)
+    scales = ranged(weight, scheme, torch.float32)
     factor = factorize([hessian], 0.01, act_order=True)
-    codes = rounded(weight, factor, scales, 4)
-    linear = to_quantized_linear(codes, scales, scheme, torch.float32)
+    values = rounded(weight, factor, scales, scheme)
+    linear = as_linear(values, scales, scheme, torch.float32)
     change = (linear.dequantize() - weight)[:, 5].abs()
     assert (change <= scales.scales[:, 0] * 0.5001).all()
     assert factorize([torch.zeros(8, 8)], 0.01, act_order=True).attempts == [1]

@@ -1,19 +1,11 @@
-from typing import Any
-
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.utils import calculate_qparams
+from rounding import nearest, of_first, ranged, searched
 
+from quantlib.numbers.scaling import smallest_scale
 from quantlib.quantizers.hqq_solver import half_quadratic_scales
-from quantlib.quantizers.rounding import round_to_float8, round_to_nearest, to_quantized_linear
-from quantlib.quantizers.scales import (
-    GroupScales,
-    SearchedScales,
-    range_scales,
-    searched_scales,
-    smallest_scale,
-)
 from quantlib.recipe import WeightScheme
 
 SCHEMES = [
@@ -27,7 +19,7 @@ SCHEMES = [
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_ranges_equal_those_of_compressed_tensors(scheme: WeightScheme) -> None:
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) + 0.3
-    ours = range_scales(weight, scheme, torch.float32)
+    ours = ranged(weight, scheme, torch.float32)
     groups = weight.unflatten(1, (ours.scales.shape[1], -1))
     arguments = QuantizationArgs(
         num_bits=scheme.bits,
@@ -45,20 +37,12 @@ def test_ranges_equal_those_of_compressed_tensors(scheme: WeightScheme) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_rounding_error_is_at_most_half_a_step(scheme: WeightScheme) -> None:
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
-    scales = range_scales(weight, scheme, torch.float32)
-    linear = to_quantized_linear(
-        round_to_nearest(weight, scales, scheme), scales, scheme, torch.float32
-    )
+    scales = ranged(weight, scheme, torch.float32)
+    linear = nearest(weight, scales, scheme, torch.float32)
     step = scales.scales.repeat_interleave(64 // scales.scales.shape[1], 1)
     # The largest positive weight of a symmetric group, and the zero point, are rounded once more.
     assert ((linear.dequantize() - weight).abs() <= step * 1.01).all()
     assert ((linear.dequantize() - weight).abs() <= step * 0.501).double().mean() > 0.95
-
-
-def searched(weight: torch.Tensor, importance: torch.Tensor, *how: Any) -> SearchedScales:
-    """The search for one matrix."""
-    found = searched_scales(weight[None], importance[None], *how)
-    return SearchedScales(found.scales[0], found.zero_points[0], found.errors[0])
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -70,12 +54,12 @@ def test_search_finds_the_best_of_the_grid(symmetric: bool) -> None:
     shrinks = (1.0, 0.9, 0.8, 0.7, 0.6)
 
     def errors(scales) -> torch.Tensor:
-        codes = round_to_nearest(weight, scales, scheme)
-        restored = to_quantized_linear(codes, scales, scheme, torch.bfloat16).dequantize()
+        restored = nearest(weight, scales, scheme, torch.bfloat16).dequantize()
         return ((restored - weight).square() * importance).unflatten(1, (2, 32)).sum(-1)
 
-    found = errors(searched(weight, importance, scheme, torch.bfloat16, shrinks))
-    grid = [errors(range_scales(weight, scheme, torch.bfloat16, shrink)) for shrink in shrinks]
+    best, _ = searched(weight, importance, scheme, torch.bfloat16, shrinks)
+    found = errors(best)
+    grid = [errors(ranged(weight, scheme, torch.bfloat16, shrink)) for shrink in shrinks]
     torch.testing.assert_close(found, torch.stack(grid).amin(0), rtol=1e-4, atol=1e-7)
     assert (found < grid[0]).double().mean() > 0.4
 
@@ -90,26 +74,25 @@ def test_search_finds_the_best_by_blocks_of_the_hessian(symmetric: bool) -> None
     shrinks = (1.0, 0.9, 0.8, 0.7, 0.6)
 
     def errors(scales) -> torch.Tensor:
-        codes = round_to_nearest(weight, scales, scheme)
-        restored = to_quantized_linear(codes, scales, scheme, torch.bfloat16).dequantize()
+        restored = nearest(weight, scales, scheme, torch.bfloat16).dequantize()
         change = (restored - weight).unflatten(1, (2, 32))
         return torch.einsum("tgc,rgc->trg", tokens, change).square().sum(0)
 
-    found = searched(weight, blocks, scheme, torch.bfloat16, shrinks)
-    grid = [errors(range_scales(weight, scheme, torch.bfloat16, shrink)) for shrink in shrinks]
-    torch.testing.assert_close(found.errors, torch.stack(grid).amin(0), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.errors, errors(found), rtol=1e-3, atol=1e-3)
-    by_diagonal = searched(
+    found, least = searched(weight, blocks, scheme, torch.bfloat16, shrinks)
+    grid = [errors(ranged(weight, scheme, torch.bfloat16, shrink)) for shrink in shrinks]
+    torch.testing.assert_close(least, torch.stack(grid).amin(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(least, errors(found), rtol=1e-3, atol=1e-3)
+    by_diagonal, _ = searched(
         weight, blocks.diagonal(dim1=1, dim2=2).flatten(), scheme, torch.bfloat16, shrinks
     )
-    assert found.errors.sum() < 0.97 * errors(by_diagonal).sum()
+    assert least.sum() < 0.97 * errors(by_diagonal).sum()
 
 
 def test_scales_are_exact_in_the_dtype_that_stores_them() -> None:
     weight = torch.randn(8, 64)
     scheme = WeightScheme(bits=4, group_size=32)
     for stored in (torch.bfloat16, torch.float16):
-        scales = range_scales(weight, scheme, stored).scales
+        scales = ranged(weight, scheme, stored).scales
         assert torch.equal(scales.to(stored).float(), scales)
 
 
@@ -119,11 +102,8 @@ def test_groups_of_zeros_and_of_tiny_weights_stay_finite(symmetric: bool) -> Non
     weight[1] = 1e-12
     scheme = WeightScheme(bits=4, group_size=32, symmetric=symmetric)
     for stored in (torch.float16, torch.bfloat16):
-        scales = range_scales(weight, scheme, stored)
-        linear = to_quantized_linear(
-            round_to_nearest(weight, scales, scheme), scales, scheme, stored
-        )
-        restored = linear.dequantize()
+        scales = ranged(weight, scheme, stored)
+        restored = nearest(weight, scales, scheme, stored).dequantize()
         assert torch.isfinite(restored).all()
         assert (restored - weight).abs().max() < 1e-6
 
@@ -147,21 +127,20 @@ def test_rows_of_small_weights_keep_their_codes_in_float16(method: str) -> None:
     assert 0 < expected.min() < 6e-6
 
     ones = torch.ones(512)
-    if method == "float8":
-        linear = round_to_float8(weight, scheme, torch.float16)
-        codes = (weight / expected.float()).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    if method in ("range", "float8"):
+        scales = ranged(weight, scheme, torch.float16)
+    elif method == "search":
+        scales, _ = searched(weight, ones, scheme, torch.float16, (1.0, 0.95))
     else:
-        if method == "range":
-            scales = range_scales(weight, scheme, torch.float16)
-        elif method == "search":
-            scales = searched(weight, ones, scheme, torch.float16, (1.0, 0.95))
-        else:
-            how = {"norm": 2.0, "iterations": 10, "shrinks": (1.0, 0.95)}
-            found = half_quadratic_scales(weight[None], ones[None], scheme, torch.float16, **how)
-            scales = GroupScales(found.scales[0], found.zero_points[0])
-        rounded = round_to_nearest(weight, scales, scheme)
-        linear = to_quantized_linear(rounded, scales, scheme, torch.float16)
-        codes = (weight / expected.float()).round().clamp(-128, 127)
+        how = {"norm": 2.0, "iterations": 10, "factors": (1.0, 0.95)}
+        found = half_quadratic_scales(weight[None], [5], ones[None], scheme, torch.float16, **how)
+        scales = of_first(found)
+    linear = nearest(weight, scales, scheme, torch.float16)
+    codes = weight / expected.float()
+    if method == "float8":
+        codes = codes.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    else:
+        codes = codes.round().clamp(-128, 127)
     if method in ("range", "float8"):
         # To a step of the subnormal numbers, or of a mantissa.
         torch.testing.assert_close(linear.scales, expected, rtol=1e-3, atol=6e-8)
