@@ -138,9 +138,12 @@ def sharding_of(
         if channels := _count(config, field):
             inputs.append((_MLP_OUTPUTS, label, channels))
     multiple = 1
-    if weights is not None and weights.type == "int":
-        # Codes are packed into words of 32 bits.
-        multiple = math.lcm(max(weights.group_size, 1), 32 // weights.bits)
+    if weights is not None:
+        # Whole numbers are packed into words of 32 bits, FP4 into bytes.
+        packed = 32 // weights.bits if weights.type == "int" else 8 // weights.bits
+        multiple = math.lcm(max(weights.group_size, 1), packed)
+        if weights.block_rows > 1:
+            block, whole_outputs = (weights.block_rows, weights.group_size), True
     key_value_heads = _count(config, "num_key_value_heads") or heads
     outputs: tuple[DividedOutput, ...] = ()
     if block is not None and heads and key_value_heads and head_dim:

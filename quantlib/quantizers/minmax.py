@@ -24,20 +24,9 @@ class MinMaxQuantizer(BaseQuantizer):
         self, weights: Mapping[str, Tensor], inputs: InputStatistics, stored: torch.dtype
     ) -> QuantizedInput:
         """Rounds each weight to the nearest code."""
-        from quantlib.quantizers.rounding import (
-            round_to_nearest,
-            rows_of,
-            stacked,
-            to_quantized_linears,
-        )
-        from quantlib.quantizers.scales import range_scales
+        from quantlib.quantizers.rounding import round_within_range
 
-        scheme = self.section.weights
-        whole = stacked([weights])
-        scales = range_scales(whole, rows_of([weights]), scheme, stored)
-        values = round_to_nearest(whole, scales, scheme)
-        (linears,) = to_quantized_linears([weights], values, scales, scheme, stored)
-        return QuantizedInput(linears)
+        return QuantizedInput(round_within_range(weights, self.section.weights, stored))
 
     @classmethod
     def get_supported_bits(cls) -> tuple[int, ...]:

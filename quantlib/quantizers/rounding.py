@@ -10,7 +10,7 @@ from torch import Tensor
 from quantlib.numbers.grid import grid_of
 from quantlib.numbers.quantized import QuantizedLinear
 from quantlib.numbers.scaling import encode_scales
-from quantlib.quantizers.scales import GroupScales, by_group
+from quantlib.quantizers.scales import GroupScales, by_group, range_scales
 from quantlib.recipe import WeightScheme
 
 
@@ -38,6 +38,23 @@ def stacked(weights: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """
     every = [weight for of_input in weights for weight in of_input.values()]
     return torch.cat(every).unflatten(0, (len(weights), -1))
+
+
+def round_within_range(
+    weights: Mapping[str, Tensor], scheme: WeightScheme, stored: torch.dtype, factor: float = 1.0
+) -> dict[str, QuantizedLinear]:
+    """Linears that share an input, each weight as the nearest value within its group's range.
+
+    Args:
+        weights: float32 ``[out_features, in_features]`` by name.
+        scheme: Of the weights.
+        stored: The dtype of the model.
+        factor: On the ranges.
+    """
+    whole = stacked([weights])
+    scales = range_scales(whole, rows_of([weights]), scheme, stored, factor)
+    values = round_to_nearest(whole, scales, scheme)
+    return to_quantized_linears([weights], values, scales, scheme, stored)[0]
 
 
 def rows_of(weights: Sequence[Mapping[str, Tensor]]) -> list[int]:

@@ -99,7 +99,11 @@ class ScaleChoice:
 
 
 def range_scales(
-    weights: Tensor, rows: Sequence[int], scheme: WeightScheme, stored: torch.dtype
+    weights: Tensor,
+    rows: Sequence[int],
+    scheme: WeightScheme,
+    stored: torch.dtype,
+    factor: float = 1.0,
 ) -> GroupScales:
     """Scales from each group's extreme weights, which fill the grid.
 
@@ -108,12 +112,13 @@ def range_scales(
         rows: Output channels of each of the linears that lie one below the other.
         scheme: Of the weights.
         stored: The dtype of the model.
+        factor: On the ranges.
     """
     choice = ScaleChoice.of(weights, scheme, stored)
     found = choice.empty(weights)
     for part in parts(weights, rows, scheme):
         groups = by_group(weights[part], scheme)
-        found.put(part, choice.of_range(part, groups.amin(-1), groups.amax(-1), 1.0))
+        found.put(part, choice.of_range(part, groups.amin(-1), groups.amax(-1), factor))
     return found
 
 

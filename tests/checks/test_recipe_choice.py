@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from quantlib.checks.recipe import load_recipe, parse_recipe
-from quantlib.checks.recipe_choice import SCHEMES, chosen_recipe, recipe_of, shipped_recipes
+from quantlib.checks.recipe_choice import chosen_recipe, recipe_of, shipped_recipes
 from quantlib.errors import InvalidInputError
+from quantlib.recipe import WeightScheme
+from quantlib.schemes import SCHEMES, name_of
 
 
 def test_by_its_name() -> None:
@@ -32,11 +35,15 @@ def test_one_of_a_teams_own_comes_before_one_that_ships() -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_scheme_takes_the_place_of_the_recipes(scheme: str) -> None:
-    section = chosen_recipe("minmax", scheme).quantization
-    weights, activations = scheme.removeprefix("W").split("-")[0].split("A")
-    assert section.weights.bits == int(weights)
-    assert (section.activations == "none") == (activations == "16")
-    assert (section.weights.type == "float") == scheme.endswith("FP8")
+    section = chosen_recipe("fp8", scheme).quantization
+    bits = re.search(r"\d", scheme)
+    assert bits is not None
+    assert section.weights.bits == int(bits[0])
+    assert (section.activations == "none") == ("A16" in scheme)
+    assert (section.weights.type == "float") == ("FP" in scheme)
+    assert section.weights.symmetric == (not scheme.endswith("ASYM"))
+    settled = WeightScheme(**section.weights.model_dump())
+    assert name_of(settled, section.activations) == scheme.removesuffix("_ASYM")
 
 
 def test_changes_are_nested_as_the_recipe_is() -> None:

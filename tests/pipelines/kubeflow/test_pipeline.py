@@ -107,7 +107,7 @@ def test_the_form_of_a_run(compiled: Compiled) -> None:
     assert all(spec["description"] for spec in parameters.values())
     assert parameters["device"]["literals"] == ["auto", "cpu", "cuda"]
     assert {"gptq", "awq", "minmax"} <= set(parameters["recipe"]["literals"])
-    assert {"W4A16", "W8A8-FP8"} <= set(parameters["scheme"]["literals"])
+    assert {"W4A16", "FP8_DYNAMIC"} <= set(parameters["scheme"]["literals"])
     assert parameters["num_ranges"]["parameterType"] == "NUMBER_INTEGER"
     assert parameters["recipe_changes"]["parameterType"] == "STRUCT"
 
