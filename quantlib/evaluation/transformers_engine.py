@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
     from quantlib.models.names import Names
     from quantlib.models.skeleton import Skeleton
+    from quantlib.recipe import Activations
 
 
 _OF_EXPERT = re.compile(r"experts\.(\d+)\.")
@@ -126,6 +127,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     from quantlib.checkpoint.source import FolderSource
     from quantlib.checkpoint.tensors import read_tensor
     from quantlib.formats import format_registry
+    from quantlib.formats.compressed_tensors import activations_of
     from quantlib.formats.dequantize import dequantized_state
     from quantlib.models.names import Names
     from quantlib.models.skeleton import Skeleton
@@ -147,6 +149,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     model = model_class.from_pretrained(None, state_dict=state, **settings)
     activations = _activations(quantization)
     if activations is not None:
+        rounded_to = activations_of(activations)
         format = format_registry.get(quantization["quant_method"])()
         _, is_quantized = format.read_scheme(quantization)
         for name in filter(is_quantized, quantized_modules(checkpoint.tensors)):
@@ -158,7 +161,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
             if not activations["dynamic"]:
                 scale = read_tensor(checkpoint, f"{name}.input_scale")
             module = model.get_submodule(names.target[f"{name}.weight"].removesuffix(".weight"))
-            module.register_forward_pre_hook(_rounding(activations["type"], scale))
+            module.register_forward_pre_hook(_rounding(rounded_to, scale))
     return model
 
 
@@ -194,9 +197,9 @@ def _activations(quantization: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _rounding(
-    kind: str, scale: Tensor | None
+    activations: Activations, scale: Tensor | None
 ) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
-    """Rounds an input to int8 or FP8, with the given scale or with one per token."""
-    from quantlib.quantizers.rounding import round_input
+    """Rounds an input, with the given scale or with one per token."""
+    from quantlib.numbers.inputs import round_input
 
-    return lambda _module, inputs: (round_input(inputs[0], kind, scale),)
+    return lambda _module, inputs: (round_input(inputs[0], activations, scale),)

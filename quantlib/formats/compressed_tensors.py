@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from quantlib.errors import InvalidInputError
 from quantlib.formats.base import BaseFormat, CheckpointScheme
 from quantlib.formats.registry import format_registry
 from quantlib.recipe import Activations, ScaleType, WeightScheme
@@ -78,6 +79,23 @@ _ACTIVATIONS: dict[Activations, dict[str, Any]] = {
     "mxfp4": _of_32(4),
     "mxfp8": _of_32(8),
 }
+
+
+def activations_of(arguments: Mapping[str, Any]) -> Activations:
+    """What a group's ``input_activations`` stand for.
+
+    Raises:
+        InvalidInputError: For nothing that is written here.
+    """
+    for name, ours in _ACTIVATIONS.items():
+        if all(
+            arguments.get(field) == value for field, value in ({"dynamic": True} | ours).items()
+        ):
+            return name
+    raise InvalidInputError.one(
+        "config.json: quantization_config: input_activations",
+        f"{dict(arguments)} is none of {', '.join(_ACTIVATIONS)}",
+    )
 
 
 def _float_layout(weights: WeightScheme) -> _FloatLayout | None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from quantlib.blockwise.statistics import ChannelObserver, TokenSample
 from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block
+from quantlib.numbers.inputs import round_input
 from quantlib.outlier_suppression.base import ChannelStatistics
 from quantlib.outlier_suppression.smoothing import SAMPLE_TOKENS, smoothing_scales
 from quantlib.quantizers import InputStatistics, MinMaxQuantizer
-from quantlib.quantizers.rounding import round_input
 from quantlib.recipe import QuantizationSection
 
 
@@ -97,7 +97,7 @@ class AlphaErrors:
         if self._activations == "none":
             return x
         step = largest / 127 if self._activations == "int8-static" else None
-        return round_input(x, "float" if self._activations == "fp8" else "int", step)
+        return round_input(x, self._activations, step)
 
     def _weights(self, shared: SharedInput) -> Mapping[str, Tensor]:
         return {name: self._block.weight(name).float() for name in shared.linears}

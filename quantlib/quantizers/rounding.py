@@ -105,25 +105,3 @@ def to_quantized_linears(
             }
         )
     return linears
-
-
-def round_input(x: Tensor, kind: str, step: Tensor | None = None) -> Tensor:
-    """An input of a linear as vLLM rounds it when activations are quantized.
-
-    Args:
-        x: ``[..., in_features]``.
-        kind: int for int8, float for FP8 E4M3.
-        step: The scale of all tokens, float32 ``[1]``; None for one per token, which maps its
-            largest magnitude to 127, or to 448 for FP8.
-
-    Returns:
-        The values that the codes stand for, in the dtype of ``x``.
-    """
-    top = 127.0 if kind == "int" else torch.finfo(torch.float8_e4m3fn).max
-    bottom = -128.0 if kind == "int" else -top
-    wide = x.float()
-    if step is None:
-        step = wide.abs().amax(-1, keepdim=True).clamp_min(1e-12) / top
-    codes = (wide / step).clamp_(bottom, top)
-    codes = codes.round_() if kind == "int" else codes.to(torch.float8_e4m3fn).float()
-    return (codes * step).to(x.dtype)

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
+
+from quantlib.numbers.inputs import round_input
+
+
+def test_each_token_has_its_own_step() -> None:
+    x = torch.tensor([[127.0, 0.4, -3.6], [1.27, 0.006, -1.27]])
+    expected = torch.tensor([[127.0, 0.0, -4.0], [1.27, 0.01, -1.27]])
+    torch.testing.assert_close(round_input(x, "int8"), expected)
+    assert torch.equal(round_input(torch.zeros(1, 4), "int8"), torch.zeros(1, 4))
+
+
+def test_one_step_for_all_tokens_saturates_beyond_its_range() -> None:
+    x = torch.tensor([[0.24, 0.26, 100.0, -100.0]], dtype=torch.bfloat16)
+    rounded = round_input(x, "int8-static", torch.tensor([0.5]))
+    assert rounded.dtype is torch.bfloat16
+    assert rounded.tolist() == [[0.0, 0.5, 63.5, -64.0]]
+
+
+def test_fp8_keeps_three_bits_of_mantissa() -> None:
+    x = torch.tensor([[448.0, 17.0, 19.0, -1.06]])
+    assert round_input(x, "fp8").tolist()[0] == pytest.approx([448.0, 16.0, 20.0, -1.0])
+
+
+def test_groups_of_channels_have_steps_of_their_own() -> None:
+    x = torch.ones(2, 256)
+    x[:, 128:] = 1000.0
+    x[0, 0] = 448.0
+    assert torch.equal(round_input(x, "fp8-group"), x)
+    x[1, 1] = 0.001  # 1 / 448 of its group's largest is the step
+    rounded = round_input(x, "fp8-group")
+    assert rounded[1, 1].item() == pytest.approx(0.001, rel=0.07)
+    assert round_input(x, "fp8")[1, 1].item() == pytest.approx(0.0, abs=0.005)
+
+
+@pytest.mark.parametrize(("activations", "bits"), [("mxfp4", 4), ("mxfp8", 8)])
+def test_microscaling_is_that_of_compressed_tensors(activations: str, bits: int) -> None:
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)).bfloat16() * 3
+    groups = x.float().unflatten(-1, (-1, 32))
+    exponents = generate_mx_scales(groups.abs().amax(-1), bits) - 127
+    scales = torch.exp2(exponents)[..., None]
+    limit, dtype = (448.0, torch.float8_e4m3fn) if bits == 8 else (6.0, None)
+    values = (groups / scales).clamp(-limit, limit)
+    if dtype is not None:
+        expected = values.to(dtype).float() * scales
+    else:
+        levels = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+        nearest = (values.abs()[..., None] - levels).abs().argmin(-1)
+        expected = levels[nearest] * values.sign() * scales
+    found = round_input(x, activations).float().unflatten(-1, (-1, 32))
+    same = found == expected
+    assert same.float().mean() > (0.999 if bits == 8 else 0.97)  # ties go to even
+    assert ((found - expected).abs() <= scales).all()
