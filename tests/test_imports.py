@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("quantlib", "components", "pipelines")
 LEVELS = (
-    ("errors", "recipe"),
+    ("errors", "recipe", "schemes"),
     ("registry", "numbers"),
     ("runtime", "config"),
     ("store",),

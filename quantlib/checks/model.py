@@ -285,7 +285,8 @@ def _shape_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> 
         fitting = [
             str(other)
             for other in supported
-            if other == -1 or all(columns % other == 0 for _, columns in shapes.values())
+            if is_size_supported(with_group_size(section, other))
+            and (other == -1 or all(columns % other == 0 for _, columns in shapes.values()))
         ]
         named = ", ".join(f"{name} ({columns} columns)" for name, columns in ragged.items())
         remedies = [f"sizes that fit: {', '.join(fitting)}"] if fitting else []

@@ -78,7 +78,7 @@ def test_options_of_a_suppressor_are_refused_with_their_path(options: dict, mess
         ({"format": "gptq", "activations": "int8"}, "weights only"),
         ({"activations": "int8"}, "int8 activations go with weights of 8 bits"),
         ({"method": "awq", "weights": {"bits": 8}}, "awq does not support 8; supported: 4"),
-        ({"method": "awq", "weights": {"group_size": -1}}, "does not support -1; supported: 32"),
+        ({"method": "awq", "weights": {"group_size": -1}}, "does not support -1; supported: 16"),
         ({"method": "minmax", "format": "awq", "weights": {"bits": 8}}, "for 4 bits, not 8"),
         ({"format": "awq", "weights": {"group_size": -1}}, "for group sizes (32, 64, 128), not -1"),
         ({"method": "minmax", "format": "awq", "activations": "int8"}, "holds weights only"),
