@@ -7,12 +7,13 @@ They are as its API's definition says, and depend on namespaces and names as its
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from loopback import answering
 
 Answer = tuple[int, Any]
 
@@ -167,9 +168,6 @@ def recorded_server(*, multi_user: bool = False) -> Iterator[Recorded]:
             self.end_headers()
             self.wfile.write(content)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    answers.host = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield answers
-    server.shutdown()
-    server.server_close()
+    with answering(Handler) as port:
+        answers.host = f"http://127.0.0.1:{port}"
+        yield answers

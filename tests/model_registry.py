@@ -7,13 +7,14 @@ It answers what the real one answered (its sources of April 2026, on PostgreSQL)
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+from loopback import answering
 
 
 @dataclass
@@ -93,12 +94,6 @@ def model_registry(api: str = "v1alpha3") -> Iterator[ModelRegistry]:
     """The stand-in, listening on loopback."""
     registry = ModelRegistry(api=api)
     handler = type("Handler", (_Handler,), {"registry": registry})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    registry.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with answering(handler) as port:
+        registry.url = f"http://127.0.0.1:{port}"
         yield registry
-    finally:
-        server.shutdown()
-        server.server_close()

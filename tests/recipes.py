@@ -1,6 +1,10 @@
 """A recipe that takes the pipeline in a moment, judged by transformers, whatever comes out."""
 
+from pathlib import Path
 from typing import Any
+
+from quantlib.checks.recipe import parse_recipe
+from quantlib.recipe import Recipe
 
 QUICK: dict[str, Any] = {
     "quantization": {"weights": {"bits": 4, "group_size": 32}},
@@ -19,3 +23,8 @@ QUICK: dict[str, Any] = {
         },
     },
 }
+
+
+def quick_recipe(model: Path | str, **changes: Any) -> Recipe:
+    """That recipe for a model, with other sections in the place of its own."""
+    return parse_recipe(QUICK | {"model": str(model)} | changes)

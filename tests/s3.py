@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+from loopback import answering
 from ports import free_ports
 
 OWNER = ("owner-key", "owner-secret-1234")
@@ -260,12 +261,5 @@ def proxy_before(port: int) -> Iterator[Proxy]:
     """A proxy before a server."""
     proxy = Proxy(port)
     handler = type("Handler", (_Handler,), {"proxy": proxy})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    proxy.port = server.server_address[1]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with answering(handler) as proxy.port:
         yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()

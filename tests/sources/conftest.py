@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from loopback import answering
 from model_hub import Hub, HubHandler
 
 from quantlib.checkpoint.writer import SafetensorsWriter
@@ -240,15 +239,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants
 
     handler = type("Handler", (HubHandler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    handler.hub = Hub(url=f"http://127.0.0.1:{server.server_address[1]}")
-    monkeypatch.setattr(constants, "ENDPOINT", handler.hub.url)
-    template = handler.hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield handler.hub
-    server.shutdown()
-    server.server_close()
+    with answering(handler) as port:
+        handler.hub = Hub(url=f"http://127.0.0.1:{port}")
+        monkeypatch.setattr(constants, "ENDPOINT", handler.hub.url)
+        template = handler.hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield handler.hub

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from published_runs import publish_as
-from recipes import QUICK
+from recipes import QUICK, quick_recipe
 
-from quantlib.checks.recipe import parse_recipe
 from quantlib.errors import StepError
 from quantlib.publishing.jobs import published_of
-from quantlib.recipe import Recipe
 from quantlib.steps.fetch import fetch
 from quantlib.store import open_store
 from quantlib.watching.jobs import find_job, resolve_release
@@ -26,18 +23,14 @@ def model(tiny_llama: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_llama, tmp_path / "watched"))
 
 
-def recipe_of(model: Path | str, **changes: Any) -> Recipe:
-    return parse_recipe(QUICK | {"model": str(model)} | changes)
-
-
 def test_a_job_is_another_one_whenever_its_result_may_be(model: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("a")
-    recipe = recipe_of(model, calibration=QUICK["calibration"] | {"dataset": str(text)})
+    recipe = quick_recipe(model, calibration=QUICK["calibration"] | {"dataset": str(text)})
     digests = [find_job(recipe, str(tmp_path), IMAGES).digest]
     assert find_job(recipe, str(tmp_path), IMAGES).digest == digests[0]
     digests.append(find_job(recipe, str(tmp_path), ("quantlib:1.0.1",)).digest)
-    digests.append(find_job(recipe_of(model), str(tmp_path), IMAGES).digest)
+    digests.append(find_job(quick_recipe(model), str(tmp_path), IMAGES).digest)
     text.write_text("b")
     digests.append(find_job(recipe, str(tmp_path), IMAGES).digest)
     (model / "generation_config.json").write_text('{"temperature": 0.5}')
@@ -68,7 +61,7 @@ def test_a_bucket_is_known_by_what_its_listing_says(model: Path, s3_address: str
 
 
 def test_a_job_that_led_to_a_checkpoint_is_done(model: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(model)
+    recipe = quick_recipe(model)
     job = find_job(recipe, str(tmp_path), IMAGES)
     assert job.published is None
     address = publish_as(str(tmp_path), job.digest)

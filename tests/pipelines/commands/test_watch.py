@@ -8,16 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from processes import are_gone, marked
 from published_runs import publish_as
-from recipes import QUICK
+from recipes import quick_recipe
 
 from pipelines.commands.watch import watch as command
-from quantlib.checks.recipe import load_recipe, parse_recipe
+from quantlib.checks.recipe import load_recipe
 from quantlib.errors import InvalidInputError, StepError
 from quantlib.recipe import Recipe
 from quantlib.runtime.keeper import kept
@@ -29,10 +28,6 @@ IMAGES = ("quantlib:1.0.0",)
 @pytest.fixture
 def model(tiny_llama: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_llama, tmp_path / "watched"))
-
-
-def recipe_of(model: Path | str, **changes: Any) -> Recipe:
-    return parse_recipe(QUICK | {"model": str(model)} | changes)
 
 
 def write(recipe: Recipe, path: Path) -> str:
@@ -51,12 +46,12 @@ def test_a_source_that_fails_is_told_and_the_others_go_on(
         raise StepError("fetch", "hf://org/limited@main: too many requests")
 
     monkeypatch.setattr("quantlib.sources.hub.resolve_commit", limited)
-    good, published = recipe_of(model), str(tmp_path / "published")
+    good, published = quick_recipe(model), str(tmp_path / "published")
     job = find_job(good, published, ())
     address = publish_as(published, job.digest)
     result = watch(
-        write(recipe_of("hf://org/limited@main"), tmp_path / "limited.json"),
-        write(recipe_of(tmp_path / "gone"), tmp_path / "gone.json"),
+        write(quick_recipe("hf://org/limited@main"), tmp_path / "limited.json"),
+        write(quick_recipe(tmp_path / "gone"), tmp_path / "gone.json"),
         write(good, tmp_path / "good.json"),
         "--publish-to",
         published,
@@ -72,10 +67,10 @@ def test_a_source_that_fails_is_told_and_the_others_go_on(
 def test_a_source_that_no_system_call_takes_is_told_too(
     model: Path, tmp_path: Path, address: str
 ) -> None:
-    good, published = recipe_of(model), str(tmp_path / "published")
+    good, published = quick_recipe(model), str(tmp_path / "published")
     done = publish_as(published, find_job(good, published, ()).digest)
     recipes = [
-        write(recipe_of(address), tmp_path / "bad.json"),
+        write(quick_recipe(address), tmp_path / "bad.json"),
         write(good, tmp_path / "good.json"),
     ]
     result = watch(*recipes, "--publish-to", published)
@@ -100,7 +95,7 @@ def test_recipes_are_read_at_every_look(
 ) -> None:
     folder, path = tmp_path / "recipes", tmp_path / "recipes" / "llama-3.1.json"
     folder.mkdir()
-    first, second, third = (recipe_of(model, num_ranges=count) for count in (1, 2, 3))
+    first, second, third = (quick_recipe(model, num_ranges=count) for count in (1, 2, 3))
     write(first, path)
     states = iter([lambda: write(second, path), lambda: path.write_text("{"), sys.exit])
     started: list[tuple[str, Recipe, str]] = []
@@ -140,7 +135,7 @@ def slow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_that_hangs_is_ended_and_the_others_have_their_turn(
     model: Path, tmp_path: Path, slow_run: Path
 ) -> None:
-    hanging, done = recipe_of(model, num_ranges=4), recipe_of(model)
+    hanging, done = quick_recipe(model, num_ranges=4), quick_recipe(model)
     published = str(tmp_path / "published")
     address = publish_as(published, find_job(done, published, ()).digest)
     recipes = [write(hanging, tmp_path / "hangs.json"), write(done, tmp_path / "done.json")]
@@ -154,7 +149,7 @@ def test_a_run_that_hangs_is_ended_and_the_others_have_their_turn(
 
 
 def test_the_watcher_runs_without_what_its_image_lacks(model: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(model)
+    recipe = quick_recipe(model)
     path = write(recipe, tmp_path / "recipe.json")
     address = publish_as(str(tmp_path), find_job(recipe, str(tmp_path), ()).digest)
     program = (
@@ -170,7 +165,7 @@ def test_the_watcher_runs_without_what_its_image_lacks(model: Path, tmp_path: Pa
 
 
 def test_a_destination_is_needed(model: Path, tmp_path: Path) -> None:
-    result = watch(write(recipe_of(model), tmp_path / "recipe.json"))
+    result = watch(write(quick_recipe(model), tmp_path / "recipe.json"))
     assert result.exit_code == 1
     assert "publish.destination: is missing" in result.output
 
@@ -186,7 +181,7 @@ def test_a_look_is_an_object_in_the_log_where_json_is_asked_for(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUANTLIB_LOG", "json")
-    result = watch(write(recipe_of(tmp_path / "gone"), tmp_path / "gone.json"), "--publish-to=.")
+    result = watch(write(quick_recipe(tmp_path / "gone"), tmp_path / "gone.json"), "--publish-to=.")
     record = json.loads(result.output)
     assert (record["level"], record["recipe"], record["outcome"]) == ("error", "gone", "failed")
     assert "there is no such folder" in record["message"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
+from loopback import answering
 from oci_registry import oci_registry
 
 from quantlib.errors import InvalidInputError
@@ -139,15 +139,10 @@ def token_server(folder: Path) -> Iterator[tuple[dict[str, Any], list[tuple[str,
             self.end_headers()
             self.wfile.write(body)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    realm = f"http://127.0.0.1:{server.server_address[1]}/token"
-    settings = {"realm": realm, "service": "registry", "issuer": "tests"}
-    try:
+    with answering(Handler) as port:
+        realm = f"http://127.0.0.1:{port}/token"
+        settings = {"realm": realm, "service": "registry", "issuer": "tests"}
         yield {"token": settings | {"rootcertbundle": str(bundle)}}, asked
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize(
