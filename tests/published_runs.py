@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantlib.publishing.jobs import enter_job
+from quantlib.publishing.published import PublishedFolder
 from quantlib.publishing.signing import Signer
 from quantlib.report.manifest import MANIFEST_NAME
 from quantlib.steps.publish import sign_published
@@ -17,7 +18,8 @@ RUNS: dict[str, Any] = {}
 def sign(published: Store, signer: Signer, replace: bool = False) -> bool:
     """Signs a published folder, from the receipts of its run."""
     run = RUNS[published.address]
-    return sign_published(run.store, run.recipe, published, signer, replace)
+    place = PublishedFolder(published)
+    return sign_published(run.store, run.recipe, place, signer, replace)[1]
 
 
 def publish_as(destination: str, job: str) -> str:

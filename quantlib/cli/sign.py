@@ -58,14 +58,16 @@ def sign(
     keyless: bool,
     replace: bool,
 ) -> None:
-    """Sign the published checkpoint PUBLISHED: a folder, or s3://bucket/prefix.
+    """Sign the published checkpoint PUBLISHED: a folder, s3://…, oci://… or hf://….
 
     What lies there is not signed: it is published again, from the receipts in the store, and
-    model.sig covers the sha256 of every file of that. A folder that carries the signer's own
-    signature, and says the same, is left as it is.
+    model.sig covers the sha256 of every file of that. What carries the signer's own signature, and
+    says the same, is left as it is. Of an image or a commit the signed one is another one: its
+    address is printed.
     """
     from quantlib.checks.recipe import load_recipe
     from quantlib.publishing.keys import PASSWORD_VARIABLE
+    from quantlib.publishing.reading import open_published
     from quantlib.publishing.signing import TOKEN_VARIABLE, KeylessSigner, KeySigner
     from quantlib.sources.naming import named
     from quantlib.steps.publish import sign_published
@@ -78,7 +80,9 @@ def sign(
         signer = KeySigner(key, os.environ.get(PASSWORD_VARIABLE) or None)
     else:
         raise InvalidInputError.one("signer", "is missing", "give --key or --keyless")
-    folder = open_store(published.rstrip("/"))
+    place = open_published(published)
     recipe = named(load_recipe(config), model)
-    written = sign_published(open_store(store), recipe, folder, signer, replace)
-    click.echo("signed" if written else "is signed already")
+    address, is_new = sign_published(open_store(store), recipe, place, signer, replace)
+    click.echo("signed" if is_new else "is signed already")
+    if address != place.address:
+        click.echo(address)

@@ -21,6 +21,8 @@ _EXAMPLES = """\b
 Examples:
   quantlib verify ./published/llama/4f2a...
   quantlib verify s3://bucket/published/llama/4f2a... --public-key release.pub
+  quantlib verify oci://registry.example.org/team/llama@sha256:0b1c... --public-key release.pub
+  quantlib verify hf://my-org/llama-w4 --public-key release.pub
   quantlib verify /mnt/models --digest sha256:4f2a... --public-key release.pub
   quantlib verify ./published/llama/4f2a... --identity release@example.org \\
     --issuer https://accounts.example.org
@@ -45,28 +47,29 @@ def verify(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Verify the published checkpoint PUBLISHED: a folder, or s3://bucket/prefix.
+    """Verify the published checkpoint PUBLISHED: a folder, s3://…, oci://… or hf://….
 
     Reads and hashes every file and compares it with the manifest, and the manifest with the
     folder's name, the report, the provenance and the signature. All faults are printed, with exit
-    code 1; 2 means that the options make no sense.
+    code 1; 2 means that the options make no sense. What a tag or a branch names is looked up once,
+    and printed by its digest or commit.
     """
+    from quantlib.publishing.published import manifest_of
+    from quantlib.publishing.reading import open_published
     from quantlib.publishing.verification import verify_for_promotion
-    from quantlib.report.manifest import read_manifest
     from quantlib.runtime.progress import progress_bar
-    from quantlib.store import open_store
 
     if digest is not None and not re.fullmatch("sha256:[0-9a-f]{64}", digest):
         raise InvalidInputError.one("--digest", f"{digest} is no digest", "give sha256:… whole")
     policy = replace(policy_of(public_key, identity, issuer, require_signature), digest=digest)
-    store = open_store(published.rstrip("/"))
+    place = open_published(published)
     try:
         try:
-            total = sum(record.bytes for record in read_manifest(store).files.values())
+            total = sum(record.bytes for record in manifest_of(place).files.values())
         except InvalidInputError as error:
             raise VerificationError(error.problems) from None
         with progress(quiet=quiet), progress_bar("Verifying", total, "bytes") as advance:
-            verified = verify_for_promotion(store, policy, advance)
+            verified = verify_for_promotion(place, policy, advance)
     except VerificationError as error:
         if as_json:
             problems = [str(problem) for problem in error.problems]
@@ -110,6 +113,7 @@ def _lines(verified: Verified) -> Iterator[str]:
         signature = "not checked: no key was given" if verified.signed else "none"
     source = source_uri(manifest.source) or "from a local folder or file"
     for name, value in {
+        "address": verified.address,
         "checkpoint": verified.digest,
         "model": f"{manifest.name}, {source}",
         "release": f"{manifest.release}, published {manifest.published_at:%Y-%m-%d %H:%M:%S} UTC",

@@ -11,13 +11,17 @@ from datetime import datetime
 from quantlib.errors import InvalidInputError, Problem, QuantlibError
 from quantlib.promotion.merging import Document
 from quantlib.promotion.runtimes import Runtime
-from quantlib.promotion.state import State, short
+from quantlib.promotion.state import State, digits, short
+from quantlib.publishing.destination import address_of, pin_of
+from quantlib.publishing.destination import storage_uri as uri_of
+from quantlib.publishing.published import manifest_of
+from quantlib.publishing.reading import open_published
 from quantlib.publishing.verification import Policy, Verified, verify_for_promotion
-from quantlib.report.manifest import read_manifest, require_in_folder
-from quantlib.store import open_store
+from quantlib.report.manifest import require_in_folder
 
 _TAG = re.compile(r":v?(\d+\.\d+\.\d+(?:\.?(?:rc|post|dev)\d+)?)")
 _ANY_SIGNATURE = Policy()
+_READABLE = ("s3://", "oci://", "hf://")
 _KEEPERS = {
     "argocd.argoproj.io/": "Argo CD",
     "kustomize.toolkit.fluxcd.io/": "Flux",
@@ -55,10 +59,10 @@ class Allowances:
 
 
 def check_published(address: str, policy: Policy = _ANY_SIGNATURE) -> Verified:
-    """Verifies a published folder file by file, and that its signature is as the policy asks.
+    """Verifies a published checkpoint file by file, and that its signature is as the policy asks.
 
     Args:
-        address: The folder named by the digest, as a path or ``s3://bucket/prefix/name/digest``.
+        address: As :func:`quantlib.publishing.reading.open_published` takes it.
         policy: Whose signature it must carry.
 
     Raises:
@@ -66,34 +70,38 @@ def check_published(address: str, policy: Policy = _ANY_SIGNATURE) -> Verified:
         VerificationError: It is not what it says of itself, or did not pass the gate.
         StoreError: It cannot be read.
     """
-    store = open_store(address.rstrip("/"))
-    verified = verify_for_promotion(store, policy)
-    require_in_folder(store, verified.manifest)
+    verified = verify_for_promotion(open_published(address), policy)
+    require_in_folder(verified.address, verified.manifest)
     return verified
 
 
 def storage_uri(published: Verified, given: str | None = None) -> str:
-    """Where a service finds a checkpoint: a folder named by the digest, ending in a slash.
+    """Where a service finds a checkpoint: what never means another one.
 
-    Without the slash, KServe would also fetch other folders whose names start like this one's.
-    ``given`` is the folder as the cluster sees it, where that is not the checkpoint's address.
+    A folder named by the digest, ending in a slash: without it, KServe would also fetch other
+    folders whose names start like this one's. An image by its digest, a repository by the commit.
+    ``given`` is the same as the cluster sees it, where that is not the checkpoint's address.
 
     Raises:
-        InvalidInputError: The folder is not named by the digest, or only this machine sees it.
+        InvalidInputError: It is not named so, or only this machine sees it.
     """
-    address = (given or published.address).rstrip("/")
-    digits = published.digest.removeprefix("sha256:")
-    if given is None and ("://" not in address or address.startswith("file://")):
+    own = uri_of(published.address)
+    if given is None and own is None:
         raise InvalidInputError.one(
-            address,
+            published.address,
             "is a folder of this machine, which no cluster sees",
             "name the same folder as the cluster does with --storage-uri, such as "
-            f"pvc://CLAIM/PATH/{digits}/",
+            f"pvc://CLAIM/PATH/{digits(published.digest)}/",
         )
-    if address.rpartition("/")[2] != digits:
-        what = f"{address} does not end in the checkpoint's digest {published.digest}"
-        raise InvalidInputError.one("--storage-uri", what)
-    return f"{address}/"
+    uri = given or own or ""
+    pin, own_pin = pin_of(uri), pin_of(published.address)
+    if pin == digits(published.digest):
+        return f"{uri.rstrip('/')}/"
+    if not pin or pin != own_pin:
+        named = f"the checkpoint's digest {published.digest}"
+        named += f" or in {own_pin}" if own_pin != digits(published.digest) else ""
+        raise InvalidInputError.one("--storage-uri", f"{uri} does not end in {named}")
+    return uri
 
 
 def managed_by(document: Document) -> str | None:
@@ -173,14 +181,15 @@ def _downgrade(published: Verified, current: State) -> Iterator[Problem]:
     """Compares what the manifests say, which signatures cover, and not times of files."""
     manifest = published.manifest
     model, release, published_at = current.model, current.release, current.published_at
-    if release is None and published_at is None and (current.uri or "").startswith("s3://"):
+    uri = current.uri or ""
+    if release is None and published_at is None and uri.startswith(_READABLE):
         with suppress(QuantlibError):  # it is not ours, or not to be read from here
-            before = read_manifest(open_store(str(current.uri).rstrip("/")))
+            before = manifest_of(open_published(address_of(uri)))
             model, release, published_at = before.name, before.release, before.published_at
     lower = release is not None and model == manifest.name and manifest.release < release
     if not lower and (published_at is None or manifest.published_at >= published_at):
         return
-    served = [short((current.uri or "").rstrip("/").rpartition("/")[2])]
+    served = [short(pin_of(uri) or uri.rstrip("/").rpartition("/")[2])]
     served += [f"release {release}"] if release is not None else []
     served += [_minute(published_at)] if published_at else []
     yield Problem(

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from quantlib.errors import InvalidInputError
+from quantlib.publishing.destination import pin_of
 from quantlib.publishing.verification import Verified
 from quantlib.serving.options import serve_options
 from quantlib.store.receipt import receipt_path
@@ -47,11 +48,13 @@ class State:
 
     @property
     def digest(self) -> str | None:
-        """Of the checkpoint: what the annotation says, if the URI agrees; else None."""
-        digest = self.annotation("digest")
-        if digest and (self.uri or "").rstrip("/").endswith(digest.removeprefix("sha256:")):
-            return digest
-        return None
+        """Of the checkpoint: what the annotation says, if the URI agrees; else None.
+
+        A folder is named by it. An image or a commit is the one that its report is in.
+        """
+        digest, pin = self.annotation("digest"), pin_of(self.uri or "")
+        address, _, _ = self.annotation("report").rpartition("/")
+        return digest if digest and pin in (digits(digest), pin_of(address)) and pin else None
 
     @property
     def published_at(self) -> datetime | None:
@@ -75,7 +78,8 @@ class State:
         if noted := self.annotation("model"):
             return noted
         parts = (self.uri or "").rstrip("/").rsplit("/", 2)
-        return parts[1] if self.digest and len(parts) == 3 and parts[1] else None
+        is_folder = self.digest and parts[-1] == digits(self.digest)
+        return parts[1] if is_folder and len(parts) == 3 and parts[1] else None
 
     def serves(self, published: Verified, uri: str) -> bool:
         """Whether that is a checkpoint from an address."""
@@ -157,6 +161,11 @@ def report_address(published: Verified) -> str:
     return f"{published.address.rstrip('/')}/{published.manifest.report}"
 
 
+def digits(digest: str) -> str:
+    """Those of a digest alone."""
+    return digest.removeprefix("sha256:")
+
+
 def short(digest: str) -> str:
     """The first digits of a digest, fit for names and messages."""
-    return digest.removeprefix("sha256:")[:12]
+    return digits(digest)[:12]

@@ -2,7 +2,8 @@
 
 An InferenceService whose checkpoint KServe fetches names the ``ClusterStorageContainer`` that
 verifies. A volume is mounted as it is: there an init container verifies the copy, and names the
-checkpoint that it has to be. Image and key are those of the ``ClusterStorageContainer``.
+checkpoint that it has to be. Image and key are those of the ``ClusterStorageContainer``. An image
+that is named by its digest needs nothing: nodes verify what they pull.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import PurePosixPath
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.promotion.kinds import pod_of
 from quantlib.promotion.merging import Document
+from quantlib.publishing.destination import pin_of
 
 STORAGE_CONTAINER = "quantlib-verified"
 """What ``manifests/components/verified-storage`` calls it."""
@@ -25,6 +27,7 @@ _MOUNT = "/mnt/models"
 _CLAIM = "quantlib-published"
 _KEY = "quantlib-release-key"
 _SCRATCH = "quantlib-scratch"
+_IMAGES = ("oci://", "oci+native://")
 _KEY_VARIABLE = "QUANTLIB_PUBLIC_KEY"
 _OURS = {"initContainers": (INIT_CONTAINER,), "volumes": (_CLAIM, _KEY, _SCRATCH)}
 
@@ -62,10 +65,14 @@ def verified(document: Document, uri: str, digest: str, installed: Document | No
     Raises:
         InvalidInputError: Nothing would verify what is served from there.
     """
-    container = _installed(installed, uri)
-    key = _key_of(container)
     kind, changed = document["kind"], deepcopy(document)
     pod = pod_of(changed)
+    if uri.startswith(_IMAGES) and pin_of(uri):
+        # A node pulls what has that digest, which is the one that was verified, or nothing.
+        _take_back(pod)
+        return changed
+    container = _installed(installed, uri)
+    key = _key_of(container)
     if kind == "InferenceService" and uri.startswith("s3://"):
         if verifies(document):
             _remove_ours(pod)
@@ -86,9 +93,7 @@ def verified(document: Document, uri: str, digest: str, installed: Document | No
             f"has no way to verify {uri} before it is served",
             "serve it from a volume, or by an InferenceService, or leave --verify-on-start out",
         )
-    _remove_ours(pod)
-    if pod.get("storageContainerName") == STORAGE_CONTAINER:
-        del pod["storageContainerName"]
+    _take_back(pod)
     volumes += [{"name": _KEY, "configMap": {"name": key["name"]}}]
     pod["volumes"] = [*(pod.get("volumes") or ()), *volumes, {"name": _SCRATCH, "emptyDir": {}}]
     kept = ("image", "imagePullPolicy", "resources", "securityContext")
@@ -145,6 +150,12 @@ def _key_of(container: Document) -> Document:
             return source
     what = f"takes {_KEY_VARIABLE} from no ConfigMap"
     raise InvalidInputError.one(_WHERE, what, "name it there by configMapKeyRef")
+
+
+def _take_back(pod: Document) -> None:
+    _remove_ours(pod)
+    if pod.get("storageContainerName") == STORAGE_CONTAINER:
+        del pod["storageContainerName"]
 
 
 def _remove_ours(pod: Document) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,8 @@ from quantlib.errors import Problem
 from quantlib.publishing.signing import Signer
 from quantlib.report.manifest import Manifest, checkpoint_files
 from quantlib.store import FileRecord, Receipt, Store
+
+_PIN = re.compile(r"(?:/(?=[0-9a-f]{64}$)|@(?=sha256:[0-9a-f]{64}$)|[@:](?=[0-9a-f]{40}$))(.+)$")
 
 
 @dataclass(frozen=True)
@@ -126,3 +129,20 @@ def storage_uri(address: str) -> str | None:
     if address.startswith("hf://"):
         return address.replace("@", ":")  # as its storage initializer has it
     return address if address.startswith("oci://") else None
+
+
+def address_of(uri: str) -> str:
+    """The address of a checkpoint that a service of KServe loads by a URI."""
+    if uri.startswith("hf://"):
+        repo, colon, commit = uri.removeprefix("hf://").partition(":")
+        return f"hf://{repo}@{commit}" if colon else uri
+    return uri.rstrip("/")
+
+
+def pin_of(address: str) -> str:
+    """What of an address or a URI never means another content; empty where there is none.
+
+    The digits of a checkpoint's digest that name a folder, an image's digest, or a commit.
+    """
+    found = _PIN.search(address.rstrip("/"))
+    return found[1] if found else ""

@@ -33,6 +33,7 @@ from huggingface_hub.errors import (
 from quantlib.errors import InvalidInputError, Problem, StoreError
 from quantlib.publishing.destination import Draft, Member, Publication
 from quantlib.publishing.folder import numbered, stands
+from quantlib.publishing.hub_published import OF_THE_HUB
 from quantlib.publishing.signing import Signer, sign_manifest
 from quantlib.report.manifest import MANIFEST_NAME, SIGNATURE_NAME, parse_manifest
 from quantlib.sources import HubAddress, parse_address
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 SCHEME = "hf://"
 _BUFFER_BYTES = 8 << 20
-_OF_THE_HUB = frozenset({".gitattributes"})
 _REMEDY = "set HF_TOKEN to a token that may write there, or `hf auth login`"
 
 
@@ -224,7 +224,7 @@ def _by_name(info: ModelInfo) -> dict[str, RepoSibling]:
 
 def _differing(present: Mapping[str, RepoSibling], members: Mapping[str, Member]) -> list[str]:
     """Names of files that the hub has and should not, lacks, or has with another digest."""
-    strangers = set(present) - set(members) - _OF_THE_HUB
+    strangers = set(present) - set(members) - OF_THE_HUB
     differing = [
         name
         for name, member in members.items()

@@ -1,13 +1,46 @@
-"""A folder of links in the place of one that names its files in the store around it."""
+"""A folder that vLLM can read, in the place of a published checkpoint that is none as it is."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from quantlib.errors import InvalidInputError
+from quantlib.publishing.published import manifest_of
+from quantlib.publishing.reading import open_published
+from quantlib.publishing.verification import Policy, verify_for_promotion
 from quantlib.report.manifest import MANIFEST_NAME, places_of, read_manifest
+from quantlib.runtime.progress import progress_bar
 from quantlib.store import LocalStore
+
+
+@contextmanager
+def brought_folder(address: str) -> Iterator[Path]:
+    """A folder with a checkpoint that is published elsewhere, verified, and removed at the end.
+
+    Args:
+        address: Such as ``s3://…``, ``oci://…`` or ``hf://…``.
+
+    Yields:
+        The folder, named as the model is.
+
+    Raises:
+        QuantlibError: It cannot be read, or is not what it says of itself.
+    """
+    published = open_published(address)
+    manifest = manifest_of(published)
+    total = sum(record.bytes for record in manifest.files.values())
+    folder = Path(tempfile.mkdtemp(prefix="quantlib-brought-"))
+    try:
+        target = folder / manifest.name
+        with progress_bar("Bringing", total, "bytes") as advance:
+            verify_for_promotion(published, Policy(), advance, LocalStore(target))
+        yield target
+    finally:
+        shutil.rmtree(folder)
 
 
 def linked_folder(folder: Path) -> Path | None:

@@ -17,7 +17,37 @@ from quantlib.report.manifest import (
 from quantlib.store import LocalStore, Store, lease, open_store
 
 
-def unpublish(published: Store) -> list[str]:
+def unpublish(address: str) -> tuple[str, list[str]]:
+    """Takes a published checkpoint back, and what notes it as a job's result.
+
+    Args:
+        address: As :func:`quantlib.publishing.reading.open_published` takes it.
+
+    Returns:
+        What was removed, by what never means another one, and the addresses of files that lie
+        there and are no part of it.
+
+    Raises:
+        InvalidInputError: It is no published checkpoint, or a commit, which stays in its history.
+        StoreError: It could not be removed.
+    """
+    if address.startswith("oci://"):
+        from quantlib.publishing.oci.removing import remove_image
+
+        return remove_image(address), []
+    if address.startswith("hf://"):
+        repo = address.removeprefix("hf://").partition("@")[0]
+        raise InvalidInputError.one(
+            address,
+            "a commit stays in the history of its repository",
+            f"remove the repository on the hub (`hf repos delete {repo}`), or its tags job-… for "
+            "`quantlib watch` to publish again",
+        )
+    published = open_store(address.rstrip("/"))
+    return published.address, remove_folder(published)
+
+
+def remove_folder(published: Store) -> list[str]:
     """Removes a published folder, its manifest first, and what notes it as a job's result.
 
     What a killed call left is removed by the next. Files that are no part of the checkpoint stay,

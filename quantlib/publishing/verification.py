@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import Any
 
 from quantlib.errors import InvalidInputError, Problem, VerificationError
+from quantlib.publishing.published import (
+    MAX_TEXT_BYTES,
+    Published,
+    manifest_bytes,
+    serialized,
+)
 from quantlib.publishing.receipts import check_receipts
 from quantlib.publishing.signing import (
     SignatureError,
@@ -23,13 +28,11 @@ from quantlib.report.manifest import (
     RECEIPTS_NAME,
     SIGNATURE_NAME,
     Manifest,
-    Place,
     checkpoint_files,
+    difference_problems,
     figures_of,
+    naming_problems,
     parse_manifest,
-    places_of,
-    published_problems,
-    read_manifest_bytes,
     require_in_folder,
 )
 from quantlib.report.model import Report
@@ -38,9 +41,6 @@ from quantlib.runtime.progress import Advance
 from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, parse_vllm_config
 from quantlib.store import FileRecord, Store
 from quantlib.store.transaction import difference
-
-_MAX_TEXT_BYTES = 1 << 30
-"""Of a report; those of the largest models take some hundred MB."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Verified:
 
 
 def verify_for_promotion(
-    published: Store,
+    published: Published,
     policy: Policy,
     advance: Advance | None = None,
     copy: Store | None = None,
@@ -95,7 +95,7 @@ def verify_for_promotion(
     """Reads and hashes every file of a published checkpoint, and checks all that it says of itself.
 
     Args:
-        published: The folder, as a store.
+        published: Where it is.
         policy: What it must be.
         advance: Called with the number of bytes that were hashed since the last call.
         copy: Gets the very bytes that are hashed, each file under its name, the manifest and the
@@ -107,33 +107,31 @@ def verify_for_promotion(
     Raises:
         VerificationError: With everything that is wrong with it.
         InvalidInputError: The policy cannot be applied: a key cannot be read, or is missing.
-        StoreError: The store cannot be read.
+        StoreError: The place cannot be read.
         QuantlibError: Sigstore's servers cannot be reached.
     """
     _require_applicable(policy)
-    where = published.full_address(MANIFEST_NAME)
+    where = f"{published.address}/{MANIFEST_NAME}"
     try:
         # Everything is checked against these bytes, whatever another writer does meanwhile.
-        data = read_manifest_bytes(published)
+        data = manifest_bytes(published)
         manifest = parse_manifest(data, where)
-        places = places_of(published, manifest)
         if copy is not None:
-            require_in_folder(published, manifest)
+            require_in_folder(published.address, manifest)
+        measured = published.measure(manifest, serialized(advance), copy)
     except InvalidInputError as error:
         raise VerificationError(error.problems) from None
-    record = partial(_hash, _serialized(advance), copy)
-    problems = published_problems(published, manifest, record, policy.digest)
+    problems = naming_problems(published.address, published.promised, manifest, policy.digest)
+    problems += difference_problems(manifest, measured)
     if manifest.gate.outcome != "passed":
         reason = f"its checkpoint did not pass the gate: {manifest.gate.reason}"
         problems.append(Problem(where, reason))
-    signature = None
-    if published.exists(SIGNATURE_NAME):
-        signature = bytes(published.read(SIGNATURE_NAME))
+    signature = published.read(SIGNATURE_NAME)
     if copy is not None:
         for name, content in ((MANIFEST_NAME, data), (SIGNATURE_NAME, signature)):
             if content is not None:
                 copy.put_bytes(content, name)
-    read = partial(_read, published, manifest, places)
+    read = partial(_read, published, manifest)
     report, serve, signer = None, {}, None
     with _collected(problems):
         report = _check_report(read(manifest.report), manifest)
@@ -145,7 +143,7 @@ def verify_for_promotion(
         file = read(VLLM_CONFIG_NAME)
         serve = parse_vllm_config(file.content, file.where).arguments()
     with _collected(problems):
-        signer = _check_signature(published, data, policy.trusted, signature)
+        signer = _check_signature(published.address, data, policy.trusted, signature)
     if problems or report is None:
         raise VerificationError(problems)
     vllm_version = _vllm_version(report)
@@ -182,16 +180,15 @@ class _File:
     content: bytes
 
 
-def _read(published: Store, manifest: Manifest, places: Mapping[str, Place], name: str) -> _File:
-    where = published.full_address(name)
+def _read(published: Published, manifest: Manifest, name: str) -> _File:
+    where = f"{published.address}/{name}"
     if name not in manifest.files:
         raise InvalidInputError.one(where, "is not in the manifest")
-    place = places[name]
-    if not place.store.exists(place.path):
-        raise InvalidInputError.one(where, "there is no such file")
-    if (size := manifest.files[name].bytes) > _MAX_TEXT_BYTES:
+    if (size := manifest.files[name].bytes) > MAX_TEXT_BYTES:
         raise InvalidInputError.one(where, f"holds {size} bytes: too many for such a file")
-    content = bytes(place.store.read(place.path))
+    content = published.read(name)
+    if content is None:
+        raise InvalidInputError.one(where, "there is no such file")
     found = FileRecord(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     if what := difference(found, manifest.files[name], "manifest"):
         raise InvalidInputError.one(where, what)
@@ -228,44 +225,15 @@ def _check_provenance(file: _File, manifest: Manifest) -> None:
 
 
 def _check_signature(
-    published: Store, manifest: bytes, trusted: Trusted | None, signature: bytes | None
+    address: str, manifest: bytes, trusted: Trusted | None, signature: bytes | None
 ) -> str | None:
     """Who signed; None where nobody asks."""
     if trusted is None:
         return None
-    where = published.full_address(SIGNATURE_NAME)
+    where = f"{address}/{SIGNATURE_NAME}"
     if signature is None:
         raise InvalidInputError.one(where, "there is no such file: the checkpoint is not signed")
     try:
         return verify_signature(manifest, signature, trusted)
     except SignatureError as error:
         raise InvalidInputError.one(where, str(error)) from None
-
-
-def _serialized(advance: Advance | None) -> Advance:
-    """Lets several threads report their progress."""
-    lock = Lock()
-
-    def report(count: int) -> None:
-        with lock:
-            if advance is not None:
-                advance(count)
-
-    return report
-
-
-def _hash(advance: Advance, copy: Store | None, place: Place) -> FileRecord:
-    chunks = _told(place.store.stream(place.path), advance)
-    if copy is not None:
-        return copy.put_stream(chunks, place.path)
-    hashed, size = hashlib.sha256(), 0
-    for chunk in chunks:
-        hashed.update(chunk)
-        size += len(chunk)
-    return FileRecord(bytes=size, sha256=hashed.hexdigest())
-
-
-def _told(chunks: Iterator[bytes | bytearray], advance: Advance) -> Iterator[bytes | bytearray]:
-    for chunk in chunks:
-        yield chunk
-        advance(len(chunk))

@@ -5,7 +5,7 @@ The layout is described in docs/formats/published.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -34,7 +34,8 @@ RECEIPTS_NAME = "receipts.json"
 DESCRIPTIONS = frozenset({JSON_NAME, HTML_NAME, CARD_NAME, PROVENANCE_NAME, RECEIPTS_NAME})
 """Files of a published folder that are no part of the checkpoint."""
 
-_PARALLEL_FILES = 4
+PARALLEL_FILES = 4
+"""That are read at once."""
 
 
 class Figures(Part):
@@ -133,12 +134,15 @@ def read_manifest_bytes(published: Store) -> bytes:
         StoreError: It cannot be read.
     """
     if not published.exists(MANIFEST_NAME):
-        raise InvalidInputError.one(
-            published.full_address(MANIFEST_NAME),
-            "there is no such file",
-            "without it the folder is not published",
-        )
+        raise not_published(published.full_address(MANIFEST_NAME))
     return bytes(published.read(MANIFEST_NAME))
+
+
+def not_published(where: str) -> InvalidInputError:
+    """That there is no manifest at an address."""
+    return InvalidInputError.one(
+        where, "there is no such file", "without it the checkpoint is not published"
+    )
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
@@ -197,15 +201,19 @@ def places_of(published: Store, manifest: Manifest) -> dict[str, Place]:
     return places
 
 
-def require_in_folder(published: Store, manifest: Manifest) -> None:
+def require_in_folder(address: str, manifest: Manifest) -> None:
     """Requires that a published checkpoint's files lie in its folder, where servers look for them.
+
+    Args:
+        address: Of the folder.
+        manifest: Its manifest.
 
     Raises:
         InvalidInputError: They lie in the store around it.
     """
     if manifest.by_reference:
         raise InvalidInputError.one(
-            published.address,
+            address,
             "names its files in the store around it, which no service reads",
             "publish the checkpoint to a place outside of the store (publish.destination), and "
             "promote that",
@@ -223,76 +231,112 @@ def verify_published(published: Store) -> None:
         InvalidInputError: With everything that is wrong with it.
         StoreError: It cannot be read.
     """
-    if problems := published_problems(published, read_manifest(published), Place.record):
+    manifest = read_manifest(published)
+    promised = promised_by_folder(published.address)
+    problems = naming_problems(published.address, promised, manifest)
+    problems += difference_problems(manifest, measure_folder(published, manifest, Place.record))
+    if problems:
         raise InvalidInputError(problems)
 
 
-def published_problems(
-    published: Store,
-    manifest: Manifest,
-    record: Callable[[Place], FileRecord],
-    expected_digest: str | None = None,
-) -> list[Problem]:
-    """How a folder differs from what its manifest says.
+@dataclass(frozen=True)
+class Measured:
+    """What is there of a published checkpoint, whatever its manifest says.
+
+    Attributes:
+        records: Size and sha256 of the files that the manifest names.
+        addresses: Where each of the manifest's files is, or should be, for people.
+        problems: What else is there that should not be, and what cannot be read.
+    """
+
+    records: Mapping[str, FileRecord]
+    addresses: Mapping[str, str]
+    problems: Sequence[Problem] = ()
+
+
+def measure_folder(
+    published: Store, manifest: Manifest, record: Callable[[Place], FileRecord]
+) -> Measured:
+    """Looks at every file of a published folder.
 
     Args:
         published: The folder, as a store.
         manifest: Its manifest.
         record: Tells size and sha256 of a file; called in several threads.
-        expected_digest: What the checkpoint has to be; None for what the folder's name says.
 
     Raises:
         InvalidInputError: The files are said to lie in a store that is none.
         StoreError: It cannot be read.
     """
     places = places_of(published, manifest)
-    problems = _naming_problems(published, manifest, expected_digest)
     found = {file.path for file in published.list()}
     present = sorted(
         name
         for name, place in places.items()
         if (name in found if place.store is published else place.store.exists(place.path))
     )
-    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
         records = dict(
             zip(present, pool.map(record, [places[name] for name in present]), strict=True)
         )
-    for name, expected in manifest.files.items():
-        if name not in records:
-            problems.append(Problem(places[name].address, "there is no such file"))
-        elif what := difference(records[name], expected, "manifest"):
-            problems.append(Problem(places[name].address, what))
     within = {name for name, place in places.items() if place.store is published}
-    problems += [
-        Problem(published.full_address(name), "is not in the manifest")
-        for name in sorted(found - within - {MANIFEST_NAME, SIGNATURE_NAME})
-    ]
-    return problems
+    strangers = found - within - {MANIFEST_NAME, SIGNATURE_NAME}
+    return Measured(
+        records,
+        {name: place.address for name, place in places.items()},
+        [stranger(published.full_address(name)) for name in sorted(strangers)],
+    )
 
 
-def _naming_problems(
-    published: Store, manifest: Manifest, expected_digest: str | None
-) -> list[Problem]:
+def stranger(address: str) -> Problem:
+    """That a file is there which the manifest does not name."""
+    return Problem(address, "is not in the manifest")
+
+
+def difference_problems(manifest: Manifest, measured: Measured) -> list[Problem]:
+    """How what is there differs from what the manifest says."""
     problems = []
-    if expected_digest is not None:
-        if manifest.checkpoint != expected_digest:
-            what = f"is of the checkpoint {manifest.checkpoint}, not {expected_digest}"
-            problems.append(Problem(published.full_address(MANIFEST_NAME), what))
-    elif published.address.rpartition("/")[2] != manifest.checkpoint.removeprefix("sha256:"):
+    for name, expected in manifest.files.items():
+        where = measured.addresses[name]
+        if name not in measured.records:
+            problems.append(Problem(where, "there is no such file"))
+        elif what := difference(measured.records[name], expected, "manifest"):
+            problems.append(Problem(where, what))
+    return problems + list(measured.problems)
+
+
+def promised_by_folder(address: str) -> str:
+    """The checkpoint's digest that a published folder is named by."""
+    return f"sha256:{address.rpartition('/')[2]}"
+
+
+def naming_problems(
+    address: str, promised: str | None, manifest: Manifest, expected: str | None = None
+) -> list[Problem]:
+    """Whether a manifest is of the checkpoint that it should be of.
+
+    Args:
+        address: Of what is published.
+        promised: The checkpoint's digest by the address; None where that says nothing of it.
+        manifest: That is there.
+        expected: What the checkpoint has to be; None for what the address promises.
+    """
+    problems = []
+    where = f"{address}/{MANIFEST_NAME}"
+    if expected is not None:
+        if manifest.checkpoint != expected:
+            what = f"is of the checkpoint {manifest.checkpoint}, not {expected}"
+            problems.append(Problem(where, what))
+    elif promised not in (None, manifest.checkpoint):
         problems.append(
             Problem(
-                published.address,
+                address,
                 f"is not named by its checkpoint's digest, {manifest.checkpoint}",
                 "say with --digest which checkpoint it has to be",
             )
         )
     if manifest.checkpoint != checkpoint_digest(manifest.files):
-        problems.append(
-            Problem(
-                published.full_address(MANIFEST_NAME),
-                "its files do not have the checkpoint's digest",
-            )
-        )
+        problems.append(Problem(where, "its files do not have the checkpoint's digest"))
     return problems
 
 

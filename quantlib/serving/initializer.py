@@ -24,9 +24,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantlib.errors import InvalidInputError, QuantlibError, naming, os_error_line
+from quantlib.publishing.published import PublishedFolder, manifest_of
 from quantlib.publishing.signing import PublicKey
 from quantlib.publishing.verification import Policy, Verified, verify_for_promotion
-from quantlib.report.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, read_manifest
+from quantlib.report.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
 from quantlib.store import LocalStore, open_store
 
 KEY_VARIABLE = "QUANTLIB_PUBLIC_KEY"
@@ -66,10 +67,10 @@ def bring(source: str, target: Path, key: str, *, require_signature: bool) -> Ve
             "is not set, so nothing can be checked with it",
             f"give the release key, or set {REQUIRE_VARIABLE}=false",
         )
-    published = open_store(source)
+    published = PublishedFolder(open_store(source))
     with naming(target), _work_folder(target) as work:
         policy = Policy(PublicKey(_key_file(key, work)) if key else None, require_signature)
-        manifest = read_manifest(published)
+        manifest = manifest_of(published)
         _require_unused(target, manifest)
         files = LocalStore(work / "files")
         verified = verify_for_promotion(published, policy, copy=files)

@@ -10,7 +10,7 @@ resuming.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from quantlib.store import FileRecord, LocalStore, StepOutput
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT_SECONDS = 30
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,17 @@ class HubFiles:
         if self.cached(name) is None:
             self.download(name, lambda count: None)
         return bytearray((self.folder() / name).read_bytes()[offset : offset + length])
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """A file from start to end, past the cache."""
+        with (
+            explained_errors(self.address),
+            http_stream_backoff(
+                "GET", self.url(name), headers=build_hf_headers(), timeout=_TIMEOUT_SECONDS
+            ) as response,
+        ):
+            hf_raise_for_status(response)
+            yield from response.iter_bytes(_CHUNK_BYTES)
 
     def describe(self, name: str) -> str:
         """The file's address, for messages."""

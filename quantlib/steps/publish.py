@@ -12,6 +12,8 @@ from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import GateFailedError, InvalidInputError, StoreError
 from quantlib.publishing.destination import Destination, Draft, record_of
 from quantlib.publishing.opening import open_destination
+from quantlib.publishing.published import Published, manifest_of
+from quantlib.publishing.reading import open_published
 from quantlib.publishing.receipts import read_receipts, render_receipts
 from quantlib.publishing.signing import Signer, require_usable, signer_from_environment
 from quantlib.recipe import AskedRecipe, Recipe
@@ -113,19 +115,20 @@ def publish(
 
 
 def sign_published(
-    store: Store, asked: AskedRecipe, published: Store, signer: Signer, replace: bool = False
-) -> bool:
-    """Publishes again what a folder holds, from the receipts in the store, and signs that.
+    store: Store, asked: AskedRecipe, published: Published, signer: Signer, replace: bool = False
+) -> tuple[str, bool]:
+    """Publishes again what is there, from the receipts in the store, and signs that.
 
     Args:
         store: Where the steps' files are.
         asked: What the checkpoint was made by.
-        published: The folder, as a store. It says which receipts to look up, and nothing more.
+        published: It says which receipts to look up, and what it is called, and nothing more.
         signer: Who signs.
         replace: Whether somebody else's signature is replaced.
 
     Returns:
-        Whether a signature was written.
+        The address of what is signed, which is another one where a signature is part of what an
+        address means, and whether the signature was made now.
 
     Raises:
         InvalidInputError: The store or the recipe is of another checkpoint, or as
@@ -133,10 +136,11 @@ def sign_published(
         StoreError: It cannot be read or written.
     """
     require_usable(signer)
-    where = published.full_address(RECEIPTS_NAME)
-    if not published.exists(RECEIPTS_NAME):
+    where = f"{published.address}/{RECEIPTS_NAME}"
+    receipts = published.read(RECEIPTS_NAME)
+    if receipts is None:
         raise InvalidInputError.one(where, "there is no such file", "publish the checkpoint first")
-    named = read_receipts(bytes(published.read(RECEIPTS_NAME)), where)
+    named = read_receipts(receipts, where)
     lineage = {}
     for receipt in named:
         if not store.exists(receipt.address):
@@ -147,17 +151,18 @@ def sign_published(
     validation = lineage.get(named[-1].digest())
     read = validation.inputs.get("checkpoint") if validation else None
     checkpoint = lineage.get(read.digest) if read else None
-    destination, name, digits = published.address.rsplit("/", 2)
     fetched = next((each for each in lineage.values() if each.step == "fetch"), None)
+    promised = published.promised or manifest_of(published).checkpoint
     if (
         validation is None
         or checkpoint is None
         or fetched is None
-        or checkpoint.facts.get("checkpoint_digest") != f"sha256:{digits}"
+        or checkpoint.facts.get("checkpoint_digest") != promised
     ):
         raise InvalidInputError.one(
             published.address, "is of another checkpoint than the receipts in the store"
         )
+    name = published.name or manifest_of(published).name
     expected = asked.publish.name or model_name(fetched.facts)
     if expected != name:
         raise InvalidInputError.one(
@@ -165,17 +170,17 @@ def sign_published(
             f"is called {name}, and by the recipe it is {expected}",
             "name it in the recipe (publish.name), or say by --model where the model came from",
         )
-    before = bytes(published.read(SIGNATURE_NAME)) if published.exists(SIGNATURE_NAME) else None
-    publish(
+    before = published.read(SIGNATURE_NAME)
+    _, address = publish(
         store,
         _as_made(asked, lineage.values()),
-        destination,
+        published.destination,
         checkpoint,
         validation,
         signer=signer,
         replace_signature=replace,
     )
-    return bytes(published.read(SIGNATURE_NAME)) != before
+    return address, open_published(address).read(SIGNATURE_NAME) != before
 
 
 def _as_made(asked: AskedRecipe, lineage: Iterable[Receipt]) -> Recipe:

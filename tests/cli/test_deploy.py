@@ -261,3 +261,9 @@ def test_a_published_folder_is_called_as_it_is_published(tmp_path: Path) -> None
     for odd in ("[", "[]", '{"name": 3}', '{"name": ""}', "{}"):
         (folder / "manifest.json").write_text(odd)
         assert default_name(folder) == folder.name
+
+
+def test_what_is_published_elsewhere_is_no_folder_to_print() -> None:
+    done = CliRunner().invoke(deploy, ["--model", "oci://registry.example.org/tiny:1", "--print"])
+    assert isinstance(done.exception, InvalidInputError)
+    assert "is brought where it is served; leave it out" in str(done.exception)

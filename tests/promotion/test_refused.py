@@ -134,7 +134,7 @@ def test_a_gate_that_is_missing(make_published: MakePublished, refused: Any) -> 
 def test_a_folder_that_is_not_published(make_published: MakePublished, refused: Any) -> None:
     published = make_published()
     (published / "manifest.json").unlink()
-    assert "without it the folder is not published" in refused(published)
+    assert "without it the checkpoint is not published" in refused(published)
 
 
 @pytest.mark.parametrize(

@@ -155,3 +155,13 @@ def test_what_would_verify_nothing_is_refused(
     given = None if change is None else installed | change
     with pytest.raises(InvalidInputError, match=reason):
         verified(service(kind), uri, DIGEST, given)
+
+
+@pytest.mark.parametrize("uri", [S3, PVC])
+def test_an_image_by_its_digest_is_verified_by_the_node(installed: Any, uri: str) -> None:
+    document = service("InferenceService")
+    before = verified(document, uri, DIGEST, installed)
+    image = f"oci://registry.example.org/tiny@{DIGEST}"
+    assert verified(before, image, DIGEST, None) == document
+    with pytest.raises(InvalidInputError, match="has no way to verify oci://"):
+        verified(document, "oci://registry.example.org/tiny:stable", DIGEST, installed)

@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from huggingface_hub import constants
 from writable_hub import TOKEN, WritableHub, writable_hub
 
-from quantlib.errors import InvalidInputError, StoreError
+from quantlib.cli.verify import verify as verify_command
+from quantlib.errors import InvalidInputError, StoreError, VerificationError
+from quantlib.publishing.linking import brought_folder
 from quantlib.publishing.opening import open_destination, publishing_problems
+from quantlib.publishing.published import PublishedFolder
+from quantlib.publishing.reading import open_published
 from quantlib.publishing.signing import KeySigner, PublicKey
+from quantlib.publishing.unpublish import unpublish
 from quantlib.publishing.verification import Policy, verify_for_promotion
-from quantlib.steps.publish import publish
+from quantlib.steps.publish import publish, sign_published
 from quantlib.store import LocalStore
 
 BIG = "model-00001-of-00002.safetensors"
@@ -62,7 +68,7 @@ def test_a_repository_holds_the_published_folder(run, hub, keys, tmp_path) -> No
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
     policy = Policy(PublicKey(keys.public), digest=run.checkpoint.facts["checkpoint_digest"])
-    assert verify_for_promotion(LocalStore(folder), policy).manifest.release == 1
+    assert verify_for_promotion(PublishedFolder(LocalStore(folder)), policy).manifest.release == 1
 
 
 def test_the_card_has_what_the_hub_shows_of_a_quantized_model(run, hub) -> None:
@@ -169,3 +175,79 @@ def test_rights_are_looked_at_before_work(run, hub, monkeypatch) -> None:
 def test_addresses_that_are_none_are_refused(address: str, problem: str) -> None:
     [found] = publishing_problems(address)
     assert problem in str(found)
+
+
+def commit_with(hub: WritableHub, **files: bytes | None) -> str:
+    """Commits what is there with some files changed, or removed; its address."""
+    changed = {name.replace("__", "."): data for name, data in files.items()}
+    there = hub.files("org/tiny-w4") | changed
+    kept = {name: data for name, data in there.items() if data is not None}
+    return f"{ADDRESS}@{hub.commit('org/tiny-w4', kept)}"
+
+
+def test_a_commit_is_verified_and_named_whatever_was_asked_for(run, hub, keys) -> None:
+    _, address = publish_run(run, signer=KeySigner(keys.private))
+    policy = Policy(PublicKey(keys.public), require_signature=True)
+    for asked in (ADDRESS, f"{ADDRESS}@main", address):
+        verified = verify_for_promotion(open_published(asked), policy)
+        assert verified.address == address
+        assert verified.digest == run.checkpoint.facts["checkpoint_digest"]
+    done = CliRunner().invoke(verify_command, [address, "--public-key", str(keys.public)])
+    assert done.exit_code == 0, done.exception
+    assert f"address          {address}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"config__json": b"{}"}, "config.json: holds 2 bytes, not 23"),
+        ({"config__json": None}, "config.json: there is no such file"),
+        ({"modeling__py": b"import os"}, "modeling.py: is not in the manifest"),
+        ({"manifest__json": None}, "without it the checkpoint is not published"),
+        ({"model__sig": None}, "the checkpoint is not signed"),
+    ],
+)
+def test_a_commit_that_is_not_as_published_is_refused(run, hub, keys, changes, problem) -> None:
+    publish_run(run, signer=KeySigner(keys.private))
+    address = commit_with(hub, **changes)
+    with pytest.raises(VerificationError) as refused:
+        verify_for_promotion(open_published(address), Policy(PublicKey(keys.public)))
+    assert problem in str(refused.value)
+    assert str(refused.value).startswith(f"{address}/")
+
+
+def test_a_commit_is_signed_by_another_one(run, hub, keys) -> None:
+    _, address = publish_run(run)
+    signer = KeySigner(keys.private)
+    signed, is_new = sign_published(run.store, run.recipe, open_published(ADDRESS), signer)
+    assert (is_new, signed != address) == (True, True)
+    verified = verify_for_promotion(open_published(ADDRESS), Policy(PublicKey(keys.public)))
+    assert (verified.address, verified.manifest.release) == (signed, 2)
+    again = sign_published(run.store, run.recipe, open_published(ADDRESS), signer)
+    assert again == (signed, False)
+
+
+def test_a_commit_is_brought_to_a_folder(run, hub) -> None:
+    publish_run(run)
+    with brought_folder(ADDRESS) as folder:
+        assert (folder / BIG).read_bytes() == WEIGHTS[BIG]
+        assert not (folder / ".gitattributes").exists()
+
+
+def test_a_commit_is_not_taken_back(run, hub) -> None:
+    _, address = publish_run(run)
+    with pytest.raises(InvalidInputError) as refused:
+        unpublish(address)
+    assert str(refused.value) == (
+        f"{address}: a commit stays in the history of its repository; remove the repository on the "
+        "hub (`hf repos delete org/tiny-w4`), or its tags job-… for `quantlib watch` to publish "
+        "again"
+    )
+    assert list(hub.repos["org/tiny-w4"])[-1] == address.rpartition("@")[2]
+
+
+@pytest.mark.parametrize("asked", ["hf://org/none", f"{ADDRESS}@none"])
+def test_a_repository_or_revision_that_is_not_there_is_told(run, hub, asked: str) -> None:
+    publish_run(run)
+    with pytest.raises(InvalidInputError, match=r"is not on http|has no revision 'none'"):
+        open_published(asked)

@@ -19,6 +19,7 @@ from quantlib.errors import InvalidInputError, VerificationError
 from quantlib.promotion.checks import check_published
 from quantlib.publishing.jobs import enter_job, published_of
 from quantlib.publishing.linking import linked_folder
+from quantlib.publishing.published import PublishedFolder
 from quantlib.publishing.signing import KeySigner, PublicKey
 from quantlib.publishing.unpublish import unpublish
 from quantlib.publishing.verification import Policy, verify_for_promotion
@@ -60,7 +61,9 @@ def test_a_manifest_that_is_found_is_never_signed(
     forge(published)
     monkeypatch.setenv("QUANTLIB_SIGNING_KEY", str(keys.private))
     publish_run(run, destination)
-    verified = verify_for_promotion(published, Policy(PublicKey(keys.public), True))
+    verified = verify_for_promotion(
+        PublishedFolder(published), Policy(PublicKey(keys.public), True)
+    )
     assert verified.manifest.figures.kl_mean == 0.108
     assert verified.manifest.source["repo"] == "example-org/Tiny-Llama-6"
     assert abs(datetime.now(UTC) - verified.manifest.published_at) < timedelta(minutes=10)
@@ -77,7 +80,9 @@ def test_a_manifest_that_says_the_same_is_signed_with_a_time_of_our_own(
     published.put_bytes(json.dumps(manifest).encode(), MANIFEST_NAME)
     monkeypatch.setenv("QUANTLIB_SIGNING_KEY", str(keys.private))
     publish_run(run, destination)
-    verified = verify_for_promotion(published, Policy(PublicKey(keys.public), True))
+    verified = verify_for_promotion(
+        PublishedFolder(published), Policy(PublicKey(keys.public), True)
+    )
     assert verified.manifest.published_at < datetime.now(UTC) + timedelta(minutes=10)
     first = bytes(published.read(MANIFEST_NAME))
     publish_run(run, destination)
@@ -92,7 +97,7 @@ def test_a_manifest_that_is_none_is_replaced(
     published = publish_run(run, destination)
     published.put_bytes(damage, MANIFEST_NAME)
     publish_run(run, destination)
-    verify_for_promotion(published, Policy())
+    verify_for_promotion(PublishedFolder(published), Policy())
 
 
 def with_reason(run: Any, number: int) -> Any:
@@ -115,7 +120,7 @@ def test_two_publishers_leave_one_whole_folder(
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(one, range(2))
     assert first.address == second.address
-    verified = verify_for_promotion(first, Policy(PublicKey(keys.public), True))
+    verified = verify_for_promotion(PublishedFolder(first), Policy(PublicKey(keys.public), True))
     assert verified.manifest.release == 2
 
 
@@ -130,7 +135,7 @@ def test_who_has_no_key_replaces_nothing_that_is_signed(
     assert bytes(published.read(SIGNATURE_NAME)) == before
     with pytest.raises(InvalidInputError, match="no key is configured here"):
         publish(run.store, with_reason(run, 1), destination, run.checkpoint, run.validation)
-    verify_for_promotion(published, Policy(PublicKey(keys.public), True))
+    verify_for_promotion(PublishedFolder(published), Policy(PublicKey(keys.public), True))
 
 
 def test_releases_of_a_model_are_counted(
@@ -159,7 +164,7 @@ def test_a_folder_tells_what_made_it_without_its_store(
     manifest["files"][RECEIPTS_NAME] = published.record(RECEIPTS_NAME).model_dump(exclude_none=True)
     published.put_bytes(json.dumps(manifest).encode(), MANIFEST_NAME)
     with pytest.raises(VerificationError, match=r"rests on a .* that is not among them"):
-        verify_for_promotion(published, Policy())
+        verify_for_promotion(PublishedFolder(published), Policy())
 
 
 def test_a_publication_in_the_store_copies_nothing(
@@ -172,7 +177,7 @@ def test_a_publication_in_the_store_copies_nothing(
     assert linked_folder(tmp_path) is None
     assert "model.safetensors" not in names and MANIFEST_NAME in names
     assert read_manifest(published).by_reference
-    verify_for_promotion(published, Policy())
+    verify_for_promotion(PublishedFolder(published), Policy())
     added = {file.path for file in run.store.list("blobs")} - blobs
     assert len(added) == 1, "the manifest, as the step's result"
     done = CliRunner().invoke(verify, [published.address])
@@ -227,7 +232,7 @@ def test_unpublish_takes_back_all_that_was_published(
     assert not list(published.list())
     assert [file.path for file in open_store(destination).list("jobs")] == ["jobs/2.json"]
     with pytest.raises(InvalidInputError, match="is no published checkpoint"):
-        unpublish(published)
+        unpublish(published.address)
 
 
 def test_unpublish_goes_on_where_it_was_killed(
@@ -247,9 +252,12 @@ def test_unpublish_goes_on_where_it_was_killed(
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, "delete", crash)
         with pytest.raises(KeyboardInterrupt):
-            unpublish(published)
+            unpublish(published.address)
     assert removed[0] == MANIFEST_NAME
-    assert unpublish(published) == [published.full_address("notes.txt")]
+    assert unpublish(published.address) == (
+        published.address,
+        [published.full_address("notes.txt")],
+    )
     assert [file.path for file in published.list()] == ["notes.txt"]
 
 

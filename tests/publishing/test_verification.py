@@ -13,6 +13,7 @@ import pytest
 from published_runs import sign
 
 from quantlib.errors import InvalidInputError, QuantlibError, VerificationError
+from quantlib.publishing.published import PublishedFolder
 from quantlib.publishing.signing import Identity, KeySigner, PublicKey
 from quantlib.publishing.verification import Policy, Verified, verify_for_promotion
 from quantlib.report.manifest import (
@@ -33,7 +34,7 @@ REPORT = "quantization_report.json"
 
 def problems_of(published: Store, policy: Policy | None = None) -> list[str]:
     with pytest.raises(VerificationError) as caught:
-        verify_for_promotion(published, policy or Policy())
+        verify_for_promotion(PublishedFolder(published), policy or Policy())
     assert caught.value.exit_code == 1
     start = f"{published.address}/"
     return [str(problem).replace(start, "") for problem in caught.value.problems]
@@ -59,7 +60,7 @@ def test_an_unsigned_checkpoint_is_verified_where_no_signature_is_asked_for(
     published: Store,
 ) -> None:
     read: list[int] = []
-    verified = verify_for_promotion(published, Policy(), read.append)
+    verified = verify_for_promotion(PublishedFolder(published), Policy(), read.append)
     manifest = read_manifest(published)
     assert verified == Verified(
         address=published.address,
@@ -85,11 +86,13 @@ def test_an_unsigned_checkpoint_is_refused_where_a_key_is_given(
 
 def test_a_signed_checkpoint_is_verified_with_its_key(published: Store, keys: Any) -> None:
     sign(published, KeySigner(keys.private))
-    verified = verify_for_promotion(published, Policy(PublicKey(keys.public), True))
+    verified = verify_for_promotion(
+        PublishedFolder(published), Policy(PublicKey(keys.public), True)
+    )
     assert verified.signed
     assert verified.signer
     assert verified.signer.startswith("key ")
-    unchecked = verify_for_promotion(published, Policy())
+    unchecked = verify_for_promotion(PublishedFolder(published), Policy())
     assert (unchecked.signed, unchecked.signer) == (True, None)
 
 
@@ -246,7 +249,7 @@ def test_serving_arguments_are_a_mapping(
 def test_a_folder_without_a_manifest_is_refused(published: Store) -> None:
     published.delete(MANIFEST_NAME)
     assert problems_of(published) == [
-        "manifest.json: there is no such file; without it the folder is not published"
+        "manifest.json: there is no such file; without it the checkpoint is not published"
     ]
 
 
@@ -276,14 +279,16 @@ def test_a_policy_that_cannot_be_applied_is_refused_before_anything_is_read(
 ) -> None:
     nowhere = LocalStore(tmp_path / "nowhere")
     with pytest.raises(InvalidInputError, match="nothing to check one with"):
-        verify_for_promotion(nowhere, Policy(require_signature=True))
+        verify_for_promotion(PublishedFolder(nowhere), Policy(require_signature=True))
     with pytest.raises(InvalidInputError, match=r"public key .* cannot be read"):
-        verify_for_promotion(nowhere, Policy(PublicKey(tmp_path / "none")))
+        verify_for_promotion(PublishedFolder(nowhere), Policy(PublicKey(tmp_path / "none")))
     with pytest.raises(InvalidInputError, match="is no such key in PEM"):
-        verify_for_promotion(nowhere, Policy(PublicKey(keys.private)))
+        verify_for_promotion(PublishedFolder(nowhere), Policy(PublicKey(keys.private)))
     monkeypatch.setitem(sys.modules, "model_signing.verifying", None)
     with pytest.raises(InvalidInputError, match="pip install"):
-        verify_for_promotion(nowhere, Policy(Identity("someone", "https://issuer.example.org")))
+        verify_for_promotion(
+            PublishedFolder(nowhere), Policy(Identity("someone", "https://issuer.example.org"))
+        )
 
 
 def test_a_keyless_signature_is_of_an_identity(
@@ -301,7 +306,7 @@ def test_a_keyless_signature_is_of_an_identity(
     monkeypatch.setattr(verifying.Config, "use_sigstore_verifier", stand_in)
     sign(published, KeySigner(keys.private))
     identity = Identity("release@example.org", "https://issuer.example.org")
-    verified = verify_for_promotion(published, Policy(identity))
+    verified = verify_for_promotion(PublishedFolder(published), Policy(identity))
     assert verified.signer == "release@example.org (https://issuer.example.org)"
     assert asked == [("release@example.org", "https://issuer.example.org")]
 
@@ -317,5 +322,7 @@ def test_servers_that_cannot_be_reached_are_no_fault_of_the_signature(
     monkeypatch.setattr(verifying.Config, "use_sigstore_verifier", unreachable)
     sign(published, KeySigner(keys.private))
     with pytest.raises(QuantlibError, match="cannot be checked: failed to refresh") as caught:
-        verify_for_promotion(published, Policy(Identity("someone", "https://issuer.example.org")))
+        verify_for_promotion(
+            PublishedFolder(published), Policy(Identity("someone", "https://issuer.example.org"))
+        )
     assert not isinstance(caught.value, VerificationError)

@@ -18,6 +18,7 @@ import pytest
 from published_runs import sign
 
 from quantlib.errors import InvalidInputError, QuantlibError, VerificationError
+from quantlib.publishing.published import PublishedFolder
 from quantlib.publishing.signing import KeySigner
 from quantlib.publishing.verification import Policy, verify_for_promotion
 from quantlib.report.manifest import MANIFEST_NAME, SIGNATURE_NAME
@@ -84,7 +85,9 @@ def test_a_checkpoint_is_brought_byte_for_byte(published: Store, target: Path, k
     verified = bring(f"{published.address}/", target, str(keys.public), require_signature=True)
     assert (verified.signer or "").startswith("key ")
     assert content_of(LocalStore(target)) == content_of(published)
-    again = verify_for_promotion(LocalStore(target), Policy(digest=verified.digest))
+    again = verify_for_promotion(
+        PublishedFolder(LocalStore(target)), Policy(digest=verified.digest)
+    )
     assert again.manifest == verified.manifest
     assert {stat.S_IMODE(file.stat().st_mode) for file in target.iterdir()} == {0o644}
 

@@ -276,7 +276,7 @@ def test_a_manifest_that_was_changed_along_with_a_file_is_noticed(run) -> None:
 def test_a_folder_without_a_manifest_is_not_published(run) -> None:
     _, folder = publish_run(run)
     (folder / MANIFEST_NAME).unlink()
-    with pytest.raises(InvalidInputError, match="without it the folder is not published"):
+    with pytest.raises(InvalidInputError, match="without it the checkpoint is not published"):
         verify_published(LocalStore(folder))
 
 

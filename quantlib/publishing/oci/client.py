@@ -71,10 +71,16 @@ class Repository:
 
     Every method raises InvalidInputError where it is not open to these credentials, and StoreError
     where the registry cannot be reached or fails.
+
+    Args:
+        address: Of the repository.
+        actions: What is going to be done there, as registries call it; the rarest right last.
     """
 
-    def __init__(self, address: ImageAddress) -> None:
+    def __init__(self, address: ImageAddress, actions: str = "pull,push") -> None:
         self.address = address
+        self._actions = actions
+        self._most = actions.rpartition(",")[2]
         self._http = httpx2.Client(timeout=_TIMEOUT, follow_redirects=True)
         self._authorization: str | None = None
 
@@ -171,6 +177,10 @@ class Repository:
         headers = {"Content-Type": document.media_type}
         self._ask("PUT", f"manifests/{reference}", headers=headers, content=document.data)
 
+    def delete_document(self, digest: str) -> None:
+        """Removes a manifest or index, and every tag of it; nothing happens where there is none."""
+        self._ask("DELETE", f"manifests/{digest}", missing=True)
+
     def tags(self) -> list[str]:
         """All tags; none where there is no such repository yet."""
         found: list[str] = []
@@ -238,7 +248,7 @@ class Repository:
             self._http,
             refused.headers.get("WWW-Authenticate", ""),
             find_credentials(self.address.registry),
-            f"repository:{self.address.repository}:pull,push",
+            f"repository:{self.address.repository}:{self._actions}",
         )
         return self._authorization is not None and self._authorization != before
 
@@ -272,9 +282,12 @@ class Repository:
             return InvalidInputError.one(
                 str(self.address),
                 f"the registry refuses access: {_reason(answer)}",
-                f"`docker login {self.address.registry}` as somebody who may push there",
+                f"`docker login {self.address.registry}` as somebody who may {self._most} there",
             )
-        return StoreError(str(self.address), f"the registry answers {_reason(answer)}")
+        said = f"the registry answers {_reason(answer)}"
+        if answer.status_code == 405:
+            said += ", so it removes nothing for its clients: remove the image by its own means"
+        return StoreError(str(self.address), said)
 
 
 def _as_bytes(chunks: Iterator[bytes | bytearray]) -> Iterator[bytes]:

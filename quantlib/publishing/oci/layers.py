@@ -23,6 +23,9 @@ FOLDER = "models"
 
 MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar"
 _BLOCK = tarfile.BLOCKSIZE
+END = bytes(2 * _BLOCK)
+"""What an archive ends in."""
+
 _MOST_WEIGHT_LAYERS = 100
 """Overlay file systems stack 127 layers."""
 
@@ -42,8 +45,10 @@ class Layer:
     @property
     def size(self) -> int:
         """Bytes of the archive."""
-        sizes = (len(head) + _padded(size) for head, size in self._heads())
-        return sum(sizes) + 2 * _BLOCK
+        seen: set[str] = set()
+        sizes = [(member.name, member.record.bytes) for member in self.members]
+        heads = sum(len(head) for name, size in sizes for head in heads_of(name, size, seen))
+        return heads + sum(size + len(padding(size)) for _, size in sizes) + len(END)
 
     def digest(self) -> str:
         """``sha256:`` and the digits; every file is read.
@@ -64,17 +69,10 @@ class Layer:
         """
         seen: set[str] = set()
         for member in self.members:
-            yield from (head for head, _ in _folders_of(member, seen))
-            yield _head(member.name, member.record.bytes)
+            yield from heads_of(member.name, member.record.bytes, seen)
             yield from _checked(member)
-            yield bytes(-member.record.bytes % _BLOCK)
-        yield bytes(2 * _BLOCK)
-
-    def _heads(self) -> Iterator[tuple[bytes, int]]:
-        seen: set[str] = set()
-        for member in self.members:
-            yield from _folders_of(member, seen)
-            yield _head(member.name, member.record.bytes), member.record.bytes
+            yield padding(member.record.bytes)
+        yield END
 
 
 def layers_of(checkpoint: Sequence[Member], descriptions: Sequence[Member]) -> list[Layer]:
@@ -104,25 +102,29 @@ def files_of(archive: bytes) -> dict[str, bytes]:
         raise StoreError("layer", f"is no archive: {error}") from None
 
 
-def _folders_of(member: Member, seen: set[str]) -> Iterator[tuple[bytes, int]]:
-    """Heads of the folders that a file lies in and that were not there yet."""
-    above = PurePosixPath(FOLDER, member.name).parents
+def heads_of(name: str, size: int, seen: set[str]) -> Iterator[bytes]:
+    """What stands in an archive before a file: its head, after those of folders that are new.
+
+    Args:
+        name: Of the file, below the folder.
+        size: Its bytes.
+        seen: The folders that are there already; those that are new are added.
+    """
+    above = PurePosixPath(FOLDER, name).parents
     for folder in reversed([str(each) for each in above][:-1]):
         if folder not in seen:
             seen.add(folder)
             entry = tarfile.TarInfo(folder)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-            yield entry.tobuf(tarfile.PAX_FORMAT), 0
-
-
-def _head(name: str, size: int) -> bytes:
+            yield entry.tobuf(tarfile.PAX_FORMAT)
     entry = tarfile.TarInfo(f"{FOLDER}/{name}")
     entry.size, entry.mode = size, 0o644
-    return entry.tobuf(tarfile.PAX_FORMAT)
+    yield entry.tobuf(tarfile.PAX_FORMAT)
 
 
-def _padded(size: int) -> int:
-    return size + -size % _BLOCK
+def padding(size: int) -> bytes:
+    """What stands in an archive after a file of so many bytes."""
+    return bytes(-size % _BLOCK)
 
 
 def _checked(member: Member) -> Iterator[bytes | bytearray]:

@@ -38,7 +38,7 @@ HTPASSWD = "alice:$2b$04$6NTq4WLgO3ZzSYvGsO0sUuZmGqdzRwkVO9XsYZ2YlDNYN0yObss8O\n
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], None]:
     """Writes a config.json of docker's."""
     folder = tmp_path / "docker"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     monkeypatch.setenv("DOCKER_CONFIG", str(folder))
     monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
     return lambda config: (folder / "config.json").write_text(json.dumps(config))

@@ -8,12 +8,11 @@ import json
 import subprocess
 import tarfile
 import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from oci_registry import crane, find_tool, oci_registry
+from oci_registry import crane, find_tool
+from publishing.oci.conftest import BIG, OTHER, WEIGHTS
 from s3 import drop, proxy_before
 
 from quantlib.errors import InvalidInputError, StoreError
@@ -21,46 +20,11 @@ from quantlib.publishing import folder as publishing_folder
 from quantlib.publishing.oci import client
 from quantlib.publishing.oci.destination import ImageDestination
 from quantlib.publishing.opening import open_destination, publishing_problems
+from quantlib.publishing.published import PublishedFolder
 from quantlib.publishing.signing import KeySigner, PublicKey
 from quantlib.publishing.verification import Policy, verify_for_promotion
 from quantlib.steps.publish import publish
 from quantlib.store import LocalStore
-
-BIG = "model-00001-of-00002.safetensors"
-OTHER = "model-00002-of-00002.safetensors"
-WEIGHTS = {
-    BIG: b"weights" * 300_000,
-    OTHER: b"others" * 1000,
-    "vllm_config.json": b'{"quantization": "gptq", "dtype": "bfloat16"}',
-}
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with oci_registry(tmp_path_factory.mktemp("registry")) as address:
-        yield address
-
-
-@pytest.fixture(autouse=True)
-def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No credentials of whoever runs the tests, and no waiting."""
-    folder = tmp_path / "docker"
-    folder.mkdir()
-    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
-    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
-    monkeypatch.setattr(client, "_PAUSE_SECONDS", 0.01)
-    return folder
-
-
-@pytest.fixture
-def run(make_run: Callable[..., Any]) -> Any:
-    return make_run(weights=WEIGHTS)
-
-
-@pytest.fixture
-def repository(registry: str, tmp_path: Path) -> str:
-    """A repository of the test's own."""
-    return f"{registry}/team/{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"
 
 
 def publish_run(run: Any, destination: str, **arguments: Any) -> tuple[Any, str]:
@@ -93,7 +57,7 @@ def test_an_image_holds_the_published_folder_below_models(run, repository, keys,
         (folder / name).write_bytes(data)
     digest = run.checkpoint.facts["checkpoint_digest"]
     policy = Policy(PublicKey(keys.public), digest=digest)
-    verified = verify_for_promotion(LocalStore(folder / "models"), policy)
+    verified = verify_for_promotion(PublishedFolder(LocalStore(folder / "models")), policy)
     assert (verified.manifest.release, verified.manifest.by_reference) == (1, False)
     assert (folder / "models" / BIG).read_bytes() == WEIGHTS[BIG]
 
