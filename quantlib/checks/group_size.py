@@ -25,6 +25,11 @@ class Settled:
     recipe: Recipe
     said: str = ""
 
+    @property
+    def size(self) -> int:
+        """The group size."""
+        return self.recipe.quantization.weights.group_size
+
 
 def settle(asked: AskedRecipe, adapter: BaseModelAdapter) -> Settled:
     """Chooses the group size that a recipe leaves open.
@@ -38,9 +43,33 @@ def settle(asked: AskedRecipe, adapter: BaseModelAdapter) -> Settled:
         asked: A valid recipe.
         adapter: The model's family.
     """
+    size = asked.quantization.weights.group_size
+    if isinstance(size, int):
+        return Settled(settled_at(asked, size))
+    chosen, said = _choice(asked, adapter)
+    return Settled(settled_at(asked, chosen), said)
+
+
+def why(recipe: Recipe, adapter: BaseModelAdapter) -> str:
+    """Why groups are of their size, as :class:`Settled` says it.
+
+    Args:
+        recipe: What was done. Where it was asked for by a number, that may be the same one.
+        adapter: The model's family.
+
+    Returns:
+        A line; empty where ``auto`` would have chosen another size.
+    """
+    weights = recipe.quantization.weights
+    if weights.group_size not in automatic_sizes(recipe.quantization) or weights.block_rows > 1:
+        return ""
+    chosen, said = _choice(recipe, adapter)
+    return said if chosen == weights.group_size else ""
+
+
+def _choice(asked: AskedRecipe, adapter: BaseModelAdapter) -> tuple[int, str]:
+    """The size that ``auto`` is on a model, and why; the smallest, without a word, if none fits."""
     section = asked.quantization
-    if isinstance(section.weights.group_size, int):
-        return Settled(settled_at(asked, section.weights.group_size))
     sizes = automatic_sizes(section)
     columns: dict[int, str] = {}
     for block, linear, (_, inputs) in quantized_shapes(with_group_size(section, sizes[0]), adapter):
@@ -49,9 +78,9 @@ def settle(asked: AskedRecipe, adapter: BaseModelAdapter) -> Settled:
     for size in sizes:
         found = _obstacle(with_group_size(section, size), columns, adapter, gpus)
         if not found:
-            return Settled(settled_at(asked, size), _line(size, sizes, obstacle))
+            return size, _line(size, sizes, obstacle)
         obstacle = found
-    return Settled(settled_at(asked, sizes[-1]))
+    return sizes[-1], ""
 
 
 def settled_at(asked: AskedRecipe, size: int) -> Recipe:

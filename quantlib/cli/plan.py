@@ -101,7 +101,9 @@ def plan(
     limits = Limits(node_gpus, _bytes(scratch))
     unfit = fit_problems(recipe, checkpoint, adapter, estimate, limits)
     if as_json:
-        print_json("plan", {**asdict(estimate), "problems": [str(problem) for problem in unfit]})
+        chosen_size = {"size": settled.size, "reason": settled.said or None}
+        told = {"group_size": chosen_size, "problems": [str(problem) for problem in unfit]}
+        print_json("plan", asdict(estimate) | told)
         if unfit:
             raise InvalidInputError(unfit)
         return

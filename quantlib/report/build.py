@@ -179,7 +179,8 @@ def _method(
 ) -> Method | ForeignMethod:
     if told := checkpoint.facts.get("method"):  # a checkpoint that was there already
         return Method(**told) if "quantizer" in told else ForeignMethod(**told)
-    return method_of(recipe, smoothed)
+    method = method_of(recipe, smoothed)
+    return method.model_copy(update={"group_size_reason": checkpoint.facts.get("group_size", "")})
 
 
 def method_of(recipe: Recipe, smoothed: Receipt | None = None) -> Method:

@@ -81,6 +81,9 @@ class Method(Part):
     scale: ScaleType = "model"
     block_rows: int = 1
     format: str
+    group_size_reason: Annotated[
+        str, Field(description="Why it is that, where it is what auto chooses; else empty.")
+    ] = ""
     outlier_suppression: str | None
     alpha: Annotated[
         tuple[float | None, ...] | None,

@@ -15,6 +15,7 @@ from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from quantlib.checkpoint.header import TensorInfo, read_header
 from quantlib.checkpoint.remote_code import is_config, without_code
 from quantlib.checkpoint.source import ReceiptSource
+from quantlib.checks.group_size import why
 from quantlib.checks.linears import checkpoint_scheme, exact_linears, rounded_draft_names
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError, Problem
@@ -152,6 +153,8 @@ def _merge(
             f"{plural(len(rounded), 'linear')} of layers that draft tokens were rounded without "
             "calibration."
         )
+    if chosen := why(recipe, adapter):
+        output.facts["group_size"] = chosen
     output.facts |= {
         "checkpoint_digest": files_digest(files),
         "checkpoint_files": sorted(files),

@@ -10,13 +10,14 @@ import pytest
 from tomorrow import disguise
 
 from quantlib.checkpoint.source import FolderSource
-from quantlib.checks.group_size import settle
+from quantlib.checks.group_size import settle, settled_at, why
 from quantlib.checks.model import model_problems
 from quantlib.checks.recipe import load_recipe, parse_recipe, recipe_from_text
 from quantlib.errors import InvalidInputError
 from quantlib.models import open_model
 from quantlib.quantizers.gptq import GPTQQuantizer
 
+ROOT = Path(__file__).parents[2]
 MakeModel = Callable[..., Path]
 
 WIDE = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4, "head_dim": 64}
@@ -53,6 +54,35 @@ def test_the_largest_that_divides_every_input(
     make_model: MakeModel, tmp_path: Path, shapes: dict[str, int], size: int, said: str
 ) -> None:
     assert settled(make_model(tmp_path / "model", num_hidden_layers=1, **shapes)) == (size, said)
+
+
+def test_a_checkpoint_says_why_where_auto_would_choose_the_same(tiny_llama: Path) -> None:
+    adapter = open_model(FolderSource(tiny_llama))[1]
+    asked = parse_recipe({"quantization": {"weights": {"group_size": "auto"}}})
+    said = settle(asked, adapter).said
+    assert said
+    assert [why(settled_at(asked, size), adapter) for size in (64, 32, 128)] == [said, "", ""]
+    section = {"method": "minmax", "weights": {"bits": 8, "group_size": -1}}
+    channels = settle(parse_recipe({"quantization": section}), adapter).recipe
+    assert why(channels, adapter) == ""
+
+
+EXAMPLES = (
+    "scripts/demo.yaml",
+    "manifests/components/watch-argo/recipe.yaml",
+    "manifests/components/watch-kubeflow/recipes/smollm2-w4.yaml",
+)
+
+
+@pytest.mark.parametrize("recipe", EXAMPLES)
+def test_recipes_for_smollm2_are_of_groups_of_64(
+    make_model: MakeModel, tmp_path: Path, recipe: str
+) -> None:
+    shapes = SMOLLM2 | {"intermediate_size": 1536, "num_hidden_layers": 1}
+    adapter = open_model(FolderSource(make_model(tmp_path / "model", **shapes)))[1]
+    asked = load_recipe(str(ROOT / recipe))
+    assert asked.quantization.weights.group_size == "auto"
+    assert settle(asked, adapter).size == 64
 
 
 def test_what_stays_exact_need_not_be_divided(tiny_llama: Path) -> None:

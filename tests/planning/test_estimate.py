@@ -268,6 +268,11 @@ def test_the_command_shows_what_the_function_says(
     printed = json.loads(runner.invoke(cli, [*arguments, "--json"]).output)
     expected = estimate(small_recipe(), tiny_llama, "l4-24g")
     assert printed["chosen"]["ranges"] == expected.chosen.ranges
+    assert printed["group_size"] == {"size": 32, "reason": None}
+    automatic = runner.invoke(cli, [*arguments, "--group-size", "auto", "--json"]).output
+    chosen = json.loads(automatic)["group_size"]
+    assert chosen["size"] == 64
+    assert chosen["reason"].startswith("group size 64: the largest of 128, 64, 32 that divides")
     assert printed["needs"]["quantize"]["memory"]["host"] == expected.needs["quantize"].memory.host
     asked = json.loads(runner.invoke(cli, [*arguments, "--ranges", "3", "--json"]).output)
     assert asked["chosen"] == asked["options"][2]

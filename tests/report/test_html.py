@@ -16,6 +16,7 @@ from quantlib.report.html import (
     render_html,
 )
 from quantlib.report.model import Check, Generation
+from quantlib.report.model_card import render_model_card
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -117,6 +118,16 @@ def test_strengths_of_the_suppression_are_told(make_run, tmp_path: Path) -> None
     _, page = page_of(run, None)
     expected = "Outlier suppression smooth_quant, alpha 0.55 in 1 block, 0.8 in 4 blocks"
     assert expected in page.text
+
+
+def test_why_groups_are_of_their_size_is_told_on_page_and_card(run) -> None:
+    report = build_report(run.store, run.recipe, run.checkpoint, None)
+    assert "divides" not in Page(render_html(report)).text
+    reason = "group size 64: the largest of 128, 64, 32 that divides every linear's input"
+    method = report.method.model_copy(update={"group_size_reason": reason})
+    told = report.model_copy(update={"method": method})
+    assert f"format; {reason}." in Page(render_html(told)).text
+    assert f"as in the original; {reason}.\n" in render_model_card(told)
 
 
 def test_a_fallback_of_the_engine_is_told(run) -> None:

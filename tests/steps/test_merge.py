@@ -11,6 +11,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
 from quantlib.errors import InvalidInputError
 from quantlib.formats.dequantize import dequantized_state
+from quantlib.report.build import build_report
 from quantlib.steps.merge import merge
 from quantlib.store import LocalStore
 
@@ -93,6 +94,19 @@ def test_index_config_and_serving_arguments(
         path.stat().st_size for path in folder.glob("*.safetensors")
     )
     assert len(json.loads(store.read(made.checkpoint.path("linears.json")))) == 4 * 7
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_why_groups_are_of_their_size_is_kept_for_the_report(
+    store: LocalStore, tiny_llama: Path, small_recipe: Fixture, run_steps: Fixture, size: int
+) -> None:
+    section = {"method": "minmax", "weights": {"bits": 4, "group_size": size}, "layers": [0]}
+    made = run_steps(store, small_recipe(quantization=section), tiny_llama)
+    method = build_report(store, made.recipe, made.checkpoint, None).method
+    assert method.group_size == size
+    said = "group size 64: the largest of 128, 64, 32 that divides every linear's input; 128 does"
+    assert method.group_size_reason.startswith(said if size == 64 else "")
+    assert bool(method.group_size_reason) is (size == 64)
 
 
 def test_what_names_code_on_a_hub_is_left_out(
