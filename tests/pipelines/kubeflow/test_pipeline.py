@@ -52,6 +52,23 @@ class Compiled:
             for task in component.get("dag", {}).get("tasks", {}).values()
         }
 
+    def pods_of_a_run(self, ranges: int) -> int:
+        """How many pods Kubeflow 2.17 makes of it, by the code of its compiler for Argo.
+
+        Two for each step, a driver and an executor; a driver for the whole, for each loop and
+        branch, and for each time that a loop's body is run.
+        """
+
+        def inside(component: dict[str, Any]) -> int:
+            return sum(map(of_task, component["dag"]["tasks"].values()))
+
+        def of_task(task: dict[str, Any]) -> int:
+            component = self.pipeline["components"][task["componentRef"]["name"]]
+            once = 1 + inside(component) if "dag" in component else 2
+            return 1 + ranges * once if "parameterIterator" in task else once
+
+        return 1 + inside(self.pipeline["root"])
+
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
@@ -64,6 +81,16 @@ def test_every_container_runs_its_step(compiled: Compiled) -> None:
         assert container["command"] == ["python", "-m", "quantlib.steps", step]
         assert container["args"] == ["--executor-input", "{{$}}"]
         assert container["image"] == named_images().of(step)
+
+
+def test_so_many_pods_are_a_run_as_the_decision_counts(compiled: Compiled, tmp_path: Path) -> None:
+    counted = (Path(__file__).parents[3] / "docs" / "decisions" / "0009-one-table.md").read_text()
+    watch = Compiled(tmp_path / "watch.yaml", WATCH)
+    argo = len(STEP_NAMES) - 1 + 3 + 1  # three ranges, and the exit handler
+    told = (compiled.pods_of_a_run(3), watch.pods_of_a_run(3), argo)
+    assert told == (27, 30, 12)
+    assert compiled.pods_of_a_run(16) == 66
+    assert "| as it is | 27 | 30, and 4 where nothing is to be done | 12 |" in counted
 
 
 def test_the_loop_is_called_what_it_runs_over(compiled: Compiled) -> None:
