@@ -68,6 +68,26 @@ def test_the_server_refuses_what_is_wrong(applied: Any, documents: list[dict[str
         ("quantlib-steps", "create", "pods", "quantlib", "", False),
         ("quantlib-runner", "create", "argoproj.io/workflowtaskresults", "quantlib", "", True),
         ("quantlib-runner", "create", "argoproj.io/workflowtaskresults", "default", "", False),
+        *(
+            ("quantlib-runner", verb, "argoproj.io/workflowtaskresults", "quantlib", "one", may)
+            for verb, may in (
+                ("patch", True),
+                ("get", False),
+                ("list", False),
+                ("update", False),
+                ("delete", False),
+            )
+        ),
+        *(
+            ("quantlib-runner", verb, "pods", namespace, "one", may)
+            for verb, namespace, may in (
+                ("get", "quantlib", True),
+                ("get", "quantlib-serving", False),
+                ("list", "quantlib", False),
+                ("create", "quantlib", False),
+                ("patch", "quantlib", False),
+            )
+        ),
         ("quantlib-runner", "create", "argoproj.io/workflows", "quantlib", "", False),
         ("quantlib-runner", "get", "configmaps", "quantlib", "kfp-launcher", True),
         ("quantlib-runner", "get", "configmaps", "quantlib", "other", False),
