@@ -153,10 +153,12 @@ class StepError(QuantlibError):
 
     Attributes:
         step: The name of the step.
+        what: What went wrong.
     """
 
     def __init__(self, step: str, what: str) -> None:
         self.step = step
+        self.what = what
         super().__init__(f"step {step}: {what}")
 
 

@@ -21,6 +21,8 @@ _EXAMPLES = """\b
 Examples:
   quantlib promote s3://models/SmolLM2/93a0... --service smollm2 --namespace quantlib-serving \\
     --repo git@git.example.org:platform/serving.git --overlay overlays/production
+  quantlib promote oci://registry.example.org/team/smollm2:stable --service smollm2 \\
+    --namespace quantlib-serving --repo . --overlay overlays/production
   quantlib promote s3://models/SmolLM2/93a0... --service smollm2 --namespace quantlib-serving \\
     --direct --canary 10,50 --canary-url http://smollm2-canary.example.org
 """
@@ -68,7 +70,7 @@ def _url(_: click.Context, __: click.Parameter, value: str | None) -> str | None
 )
 @click.option(
     "--storage-uri",
-    help="The published folder as the service sees it. Default: its own address.",
+    help="What is published as the service sees it. Default: its own address.",
 )
 @click.option(
     "--runtime-version",
@@ -185,10 +187,11 @@ def promote(
     timeout: float,
     **signature: Any,
 ) -> None:
-    """Let a service serve the checkpoint in the folder PUBLISHED.
+    """Let a service serve the checkpoint PUBLISHED: a folder, s3://…, oci://… or hf://….
 
-    The folder is verified first. The change is a patch in a kustomize overlay, on a branch of its
-    own that is pushed to the repository: whoever reviews and merges it promotes the checkpoint.
+    It is verified first, and served by its digest or commit. The change is a patch in a kustomize
+    overlay, on a branch of its own that is pushed to the repository: whoever reviews and merges it
+    promotes the checkpoint.
 
     With --direct the service itself is changed, step by step. Each step has to get ready and to
     answer as the report says; where one does not, or on Ctrl-C, what was served before is restored.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
-from quantlib.errors import InvalidInputError
+from quantlib.errors import InvalidInputError, QuantlibError, StepError
 from quantlib.publishing.published import MAX_TEXT_BYTES, taken
 from quantlib.report.manifest import (
     MANIFEST_NAME,
@@ -42,8 +44,9 @@ class PublishedCommit:
         parsed = parse_address(address)
         if not isinstance(parsed, HubAddress):
             raise InvalidInputError.one(address, "is no model on the hub", "give hf://org/name")
-        commit = resolve_commit(parsed)
-        self._files = list_files(parsed, commit)
+        with _of_no_step():
+            commit = resolve_commit(parsed)
+            self._files = list_files(parsed, commit)
         self.address = str(HubAddress(parsed.repo, commit))
         self.destination = f"hf://{parsed.repo}"
 
@@ -52,13 +55,15 @@ class PublishedCommit:
         file = self._files.files.get(name)
         if file is None or file.bytes > MAX_TEXT_BYTES:
             return None
-        return b"".join(self._files.stream(name))
+        with _of_no_step():
+            return b"".join(self._files.stream(name))
 
     def measure(self, manifest: Manifest, advance: Advance, copy: Store | None) -> Measured:
         """Reads and hashes every file of the commit that the manifest names."""
 
         def record(name: str) -> FileRecord:
-            return taken(name, self._files.stream(name), advance, copy)
+            with _of_no_step():
+                return taken(name, self._files.stream(name), advance, copy)
 
         present = [name for name in manifest.files if name in self._files.files]
         with ThreadPoolExecutor(PARALLEL_FILES) as pool:
@@ -69,3 +74,12 @@ class PublishedCommit:
         }
         strangers = sorted(self._files.files.keys() - known)
         return Measured(records, addresses, [stranger(addresses[name]) for name in strangers])
+
+
+@contextmanager
+def _of_no_step() -> Iterator[None]:
+    """Errors of asking the hub, which are worded for a step that fetches, as what they are here."""
+    try:
+        yield
+    except StepError as error:
+        raise QuantlibError(error.what) from error

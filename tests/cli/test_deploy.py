@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from oci_registry import oci_registry
 from ports import free_ports
+from report.conftest import commit_run
 
 from quantlib.cli.deploy import default_name, deploy
 from quantlib.errors import InvalidInputError
+from quantlib.steps.publish import publish
 from quantlib.store import LocalStore
 
 PLAYED = """
@@ -86,7 +89,7 @@ def played(tmp_path: Path) -> dict[str, str]:
 
 @contextmanager
 def deployed(
-    folder: Path, port: int, log: Path, environment: dict[str, str], *options: str
+    folder: Path | str, port: int, log: Path, environment: dict[str, str], *options: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "quantlib", "deploy", "--model", str(folder)]
     command += ["--port", str(port), *options]
@@ -267,3 +270,29 @@ def test_what_is_published_elsewhere_is_no_folder_to_print() -> None:
     done = CliRunner().invoke(deploy, ["--model", "oci://registry.example.org/tiny:1", "--print"])
     assert isinstance(done.exception, InvalidInputError)
     assert "is brought where it is served; leave it out" in str(done.exception)
+
+
+def test_an_image_is_served_from_a_folder_that_goes_with_it(
+    port: int, tmp_path: Path, played: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {
+        "config.json": json.dumps(CONFIG).encode(),
+        "vllm_config.json": b'{"quantization": "gptq", "dtype": "bfloat16"}',
+        "model.safetensors": b"weights",
+    }
+    log, places = tmp_path / "said", tmp_path / "temporary"
+    places.mkdir()
+    monkeypatch.setenv("DOCKER_CONFIG", str(places))
+    with oci_registry(tmp_path / "registry") as registry:
+        run, destination = commit_run(tmp_path, weights=weights), f"oci://{registry}/team/tiny"
+        publish(run.store, run.recipe, f"{destination}:1", run.checkpoint, run.validation)
+        environment = played | {"PLAYED": "healthy", "TMPDIR": str(places)}
+        with deployed(f"{destination}:1", port, log, environment) as process:
+            said = wait_for("curl http://", log, process)
+            [folder] = places.glob("quantlib-brought-*/Tiny-Llama-6")
+            assert f"{folder} --host 127.0.0.1" in said
+            assert "--served-model-name Tiny-Llama-6 --dtype bfloat16" in said
+            assert (folder / "model.safetensors").read_bytes() == b"weights"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+    assert list(places.iterdir()) == []

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from writable_hub import TOKEN, WritableHub, writable_hub
 
 from quantlib.cli.verify import verify as verify_command
-from quantlib.errors import InvalidInputError, StoreError, VerificationError
+from quantlib.errors import InvalidInputError, QuantlibError, StoreError, VerificationError
 from quantlib.publishing.linking import brought_folder
 from quantlib.publishing.opening import open_destination, publishing_problems
 from quantlib.publishing.published import PublishedFolder
@@ -251,3 +251,10 @@ def test_a_repository_or_revision_that_is_not_there_is_told(run, hub, asked: str
     publish_run(run)
     with pytest.raises(InvalidInputError, match=r"is not on http|has no revision 'none'"):
         open_published(asked)
+
+
+def test_a_hub_that_does_not_answer_is_told_of_no_step(hub, monkeypatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(QuantlibError) as told:
+        open_published(ADDRESS)
+    assert str(told.value).startswith(f"{ADDRESS}@main: no answer from http://127.0.0.1:9")
