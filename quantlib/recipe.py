@@ -8,84 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    field_validator,
+from pydantic import Field, field_validator
+
+from quantlib.schemes import (
+    Activations,
+    AskedWeights,
+    LinearScheme,
+    SchemeRule,
+    WeightScheme,
+    checked_pattern,
 )
+from quantlib.section import Section
 
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
-
-
-class Section(BaseModel):
-    """A closed, immutable part of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-WeightType = Literal["int", "float"]
-ScaleType = Literal["model", "e4m3", "e8m0"]
-Activations = Literal["none", "int8", "int8-static", "fp8", "fp8-group", "mxfp4", "mxfp8"]
-"""What the inputs of quantized linears are rounded to when the model is served."""
-
-
-class AskedWeights(Section):
-    """How a weight's numbers are represented."""
-
-    type: Annotated[
-        WeightType,
-        Field(
-            description="int: whole numbers. float: floating point numbers, FP8 E4M3 or FP4 E2M1."
-        ),
-    ] = "int"
-    bits: Annotated[int, Field(ge=2, le=8, description="Bits of a code.")] = 4
-    group_size: Annotated[
-        int | Literal["auto"],
-        Field(
-            description="Input columns that share a scale; -1 for one scale per output channel. "
-            "auto: the largest of 128, 64 and 32 that divides the inputs of all linears."
-        ),
-    ] = "auto"
-    symmetric: Annotated[
-        bool, Field(description="Codes centred on zero (true), or a zero point per group (false).")
-    ] = True
-    scale: Annotated[
-        ScaleType,
-        Field(
-            description="What scales are: model: numbers of the model's dtype; e4m3: FP8 numbers, "
-            "under one number for the whole linear (NVFP4); e8m0: powers of two (MXFP4, MXFP8)."
-        ),
-    ] = "model"
-    block_rows: Annotated[
-        int,
-        Field(ge=1, description="Output channels that share a scale; 128 in the blocks of FP8."),
-    ] = 1
-
-    @field_validator("group_size", mode="wrap")
-    @classmethod
-    def _auto_channel_or_positive(
-        cls, value: object, handler: ValidatorFunctionWrapHandler
-    ) -> int | Literal["auto"]:
-        try:
-            size = handler(value)
-        except ValidationError:  # one fault, not one of each type that it may have
-            size = 0
-        if size not in ("auto", -1) and size < 1:
-            raise ValueError("must be auto, -1 (per channel) or a positive number of columns")
-        return size
-
-
-class WeightScheme(AskedWeights):
-    """The same with the size of groups settled: a number."""
-
-    group_size: int = 128
 
 
 class AskedQuantization(Section):
@@ -103,6 +41,13 @@ class AskedQuantization(Section):
             "scale per linear, from calibration."
         ),
     ] = "none"
+    schemes: Annotated[
+        tuple[SchemeRule, ...],
+        Field(
+            description="Rules by which linears are represented in another way than weights and "
+            "activations say, or stay exact: the first one that names a linear decides."
+        ),
+    ] = ()
     format: Annotated[
         str | None,
         Field(
@@ -132,7 +77,7 @@ class AskedQuantization(Section):
     options: Annotated[
         dict[str, Any],
         Field(description="Settings of the method; its class documents and checks them."),
-    ] = {}
+    ] = {}  # noqa: RUF012 - pydantic copies it
 
     @field_validator("layers")
     @classmethod
@@ -144,19 +89,48 @@ class AskedQuantization(Section):
     @field_validator("ignore")
     @classmethod
     def _regular_expressions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            if pattern.startswith("re:"):
-                try:
-                    re.compile(pattern.removeprefix("re:"))
-                except re.error as error:
-                    raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-        return value
+        return tuple(map(checked_pattern, value))
 
 
 class QuantizationSection(AskedQuantization):
     """The same with the size of groups settled: what quantizers and formats are given."""
 
     weights: WeightScheme = WeightScheme()
+
+    @field_validator("schemes")
+    @classmethod
+    def _settled(cls, value: tuple[SchemeRule, ...]) -> tuple[SchemeRule, ...]:
+        for rule in value:
+            if rule.leaves_size_open and rule.group_size == "auto":
+                raise ValueError(f"the size of the groups of {rule.scheme} is not settled")
+        return value
+
+    @property
+    def rest(self) -> LinearScheme | None:
+        """The scheme of linears that no rule before the first one for all linears names.
+
+        None where they stay exact.
+        """
+        for rule in self.schemes:
+            if rule.names_all:
+                return rule.linear_scheme()
+        return LinearScheme(weights=self.weights, activations=self.activations)
+
+    def stated_schemes(self) -> dict[str, LinearScheme]:
+        """All schemes that linears may get, by the field that states each, rules first."""
+        stated = {}
+        for number, rule in enumerate(self.schemes):
+            if (scheme := rule.linear_scheme()) is not None:
+                stated[f"quantization.schemes.{number}"] = scheme
+            if rule.names_all:
+                return stated
+        rest = LinearScheme(weights=self.weights, activations=self.activations)
+        return stated | {"quantization": rest}
+
+    def of_scheme(self, scheme: LinearScheme) -> QuantizationSection:
+        """The section for linears of one scheme."""
+        update = {"weights": scheme.weights, "activations": scheme.activations, "schemes": ()}
+        return self.model_copy(update=update)
 
 
 class CalibrationSection(Section):
@@ -202,7 +176,7 @@ class OutlierSuppressionSection(Section):
     options: Annotated[
         dict[str, Any],
         Field(description="Settings of the suppressor; its class documents and checks them."),
-    ] = {}
+    ] = {}  # noqa: RUF012 - pydantic copies it
 
 
 class Thresholds(Section):

@@ -1,11 +1,101 @@
-"""How weights and activations are represented, by the names that compressed-tensors has for it."""
+"""How weights and activations are represented: by names, and which linears are represented how."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from quantlib.recipe import AskedWeights
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+
+from quantlib.section import Section
+
+WeightType = Literal["int", "float"]
+ScaleType = Literal["model", "e4m3", "e8m0"]
+Activations = Literal["none", "int8", "int8-static", "fp8", "fp8-group", "mxfp4", "mxfp8"]
+"""What the inputs of quantized linears are rounded to when the model is served."""
+
+GroupSize = int | Literal["auto"]
+
+
+def _auto_channel_or_positive(value: object, handler: ValidatorFunctionWrapHandler) -> GroupSize:
+    size: GroupSize
+    try:
+        size = handler(value)
+    except ValidationError:  # one fault, not one of each type that it may have
+        size = 0
+    if size != "auto" and size != -1 and size < 1:
+        raise ValueError("must be auto, -1 (per channel) or a positive number of columns")
+    return size
+
+
+class AskedWeights(Section):
+    """How a weight's numbers are represented."""
+
+    type: Annotated[
+        WeightType,
+        Field(
+            description="int: whole numbers. float: floating point numbers, FP8 E4M3 or FP4 E2M1."
+        ),
+    ] = "int"
+    bits: Annotated[int, Field(ge=2, le=8, description="Bits of a code.")] = 4
+    group_size: Annotated[
+        GroupSize,
+        Field(
+            description="Input columns that share a scale; -1 for one scale per output channel. "
+            "auto: the largest of 128, 64 and 32 that divides the inputs of all linears."
+        ),
+    ] = "auto"
+    symmetric: Annotated[
+        bool, Field(description="Codes centred on zero (true), or a zero point per group (false).")
+    ] = True
+    scale: Annotated[
+        ScaleType,
+        Field(
+            description="What scales are: model: numbers of the model's dtype; e4m3: FP8 numbers, "
+            "under one number for the whole linear (NVFP4); e8m0: powers of two (MXFP4, MXFP8)."
+        ),
+    ] = "model"
+    block_rows: Annotated[
+        int,
+        Field(ge=1, description="Output channels that share a scale; 128 in the blocks of FP8."),
+    ] = 1
+
+    _check_size = field_validator("group_size", mode="wrap")(_auto_channel_or_positive)
+
+
+class WeightScheme(AskedWeights):
+    """The same with the size of groups settled: a number."""
+
+    group_size: int = 128
+
+
+class LinearScheme(Section):
+    """How one linear is represented: its weights, and what its inputs are rounded to."""
+
+    weights: WeightScheme
+    activations: Activations = "none"
+
+    @property
+    def name(self) -> str:
+        """What it is called, without the size of its groups."""
+        return name_of(self.weights, self.activations)
+
+    @property
+    def words(self) -> str:
+        """Its name, and the size of groups where that is open: ``W4A16 in groups of 64``."""
+        open_size = "group_size" not in SCHEMES.get(self.name, {}).get("weights", {"group_size": 0})
+        size = self.weights.group_size
+        if not open_size:
+            return self.name
+        return f"{self.name} per channel" if size == -1 else f"{self.name} in groups of {size}"
 
 
 def _weights(kind: str, bits: int, *, symmetric: bool = True, **more: Any) -> dict[str, Any]:
@@ -30,7 +120,12 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "MXFP4": {"weights": _MXFP4, "activations": "mxfp4"},
     "MXFP8": {"weights": _MXFP8, "activations": "mxfp8"},
 }
-"""Parts of a recipe's section ``quantization``."""
+"""Parts of a recipe's section ``quantization``, by the names that compressed-tensors has for it."""
+
+EXACT = "exact"
+"""In the place of a scheme's name: not quantized."""
+
+LinearKind = Literal["attention", "linear_attention", "mlp", "experts", "shared_experts"]
 
 
 def name_of(weights: AskedWeights, activations: str) -> str:
@@ -41,3 +136,91 @@ def name_of(weights: AskedWeights, activations: str) -> str:
             if scheme["weights"] == own and scheme["activations"] == activations:
                 return name
     return f"W{weights.bits}A{16 if activations == 'none' else 8}"
+
+
+def checked_pattern(pattern: str) -> str:
+    """A pattern that names linears.
+
+    Raises:
+        ValueError: It is to be a regular expression, and is none.
+    """
+    if pattern.startswith("re:"):
+        try:
+            re.compile(pattern.removeprefix("re:"))
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return pattern
+
+
+class SchemeRule(Section):
+    """Which linears are represented in another way than the rest."""
+
+    scheme: Annotated[
+        str,
+        Field(description=f"{', '.join(SCHEMES)}; or {EXACT}, for linears that are not quantized."),
+    ]
+    linears: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Which linears of a block: a kind (attention, linear_attention, mlp, "
+            "experts, shared_experts), or a name as in ignore. Default: all."
+        ),
+    ] = ()
+    blocks: Annotated[
+        tuple[int, ...] | None,
+        Field(description="Which blocks, by index; -1 is the last one. Default: all."),
+    ] = None
+    group_size: Annotated[
+        GroupSize,
+        Field(
+            description="As of weights, for schemes that leave it open: W4A16, W4A16_ASYM, W8A16."
+        ),
+    ] = "auto"
+
+    _check_size = field_validator("group_size", mode="wrap")(_auto_channel_or_positive)
+
+    @field_validator("scheme")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value in SCHEMES or value == EXACT:
+            return value
+        near = difflib.get_close_matches(value.upper(), SCHEMES, n=1, cutoff=0.5)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"is no scheme; {meant}known: {', '.join((*SCHEMES, EXACT))}")
+
+    @field_validator("linears")
+    @classmethod
+    def _regular_expressions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(checked_pattern, value))
+
+    @model_validator(mode="after")
+    def _only_open_sizes(self) -> SchemeRule:
+        if self.group_size != "auto" and not self.leaves_size_open:
+            fixed = SCHEMES.get(self.scheme, {}).get("weights", {}).get("group_size")
+            if fixed != self.group_size:
+                raise ValueError(
+                    f"leave group_size out: {self.scheme} says itself what shares scales"
+                )
+        return self
+
+    @property
+    def leaves_size_open(self) -> bool:
+        """Whether the scheme leaves the size of its groups to the rule."""
+        return self.scheme in SCHEMES and "group_size" not in SCHEMES[self.scheme]["weights"]
+
+    @property
+    def names_all(self) -> bool:
+        """Whether it is for every linear, so that no rule after it is asked."""
+        return not self.linears and self.blocks is None
+
+    def linear_scheme(self) -> LinearScheme | None:
+        """The scheme that the rule gives linears; None where they stay exact.
+
+        Raises:
+            ValueError: The size of groups is not settled.
+        """
+        if self.scheme == EXACT:
+            return None
+        scheme = SCHEMES[self.scheme]
+        weights = {"group_size": self.group_size, **scheme["weights"]}
+        return LinearScheme.model_validate({**scheme, "weights": weights})

@@ -116,7 +116,8 @@ def _small_recipe(**changes: Any) -> Recipe:
     data = {name: dict(section) for name, section in SMALL.items()}
     for name, value in changes.items():
         data[name] = data.get(name, {}) | value if isinstance(value, dict) else value
-    return parse_recipe(data)
+    asked = parse_recipe(data)
+    return Recipe.model_validate(asked.model_dump())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from quantlib.numbers.quantized import QuantizedLinear
 from quantlib.quantizers.rounding import round_to_nearest, to_quantized_linears
 from quantlib.quantizers.scales import GroupScales, searched_scales
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 
 def of_first(scales: GroupScales) -> GroupScales:

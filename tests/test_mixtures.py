@@ -253,15 +253,15 @@ def test_formats_know_again_what_is_exact(name: str, mixtral: Path, small_recipe
     ).quantization
     made_by = format_registry.get_format(name)
     config = made_by.quantization_config(checkpoint_scheme(section, adapter))
-    _, is_quantized = made_by.read_scheme(config)
+    scheme_of = made_by.read_schemes(config)
     exact = exact_linears(section, adapter)
     for block in range(4):
         for linear in adapter.linears(block):
-            found = is_quantized(adapter.linear_name(block, linear))
-            assert found == (linear not in exact[block]), linear
+            found = scheme_of(adapter.linear_name(block, linear))
+            assert found == (None if linear in exact[block] else section.rest), linear
         assert "block_sparse_moe.gate" in adapter.kept_exact(block)
         for linear in adapter.kept_exact(block):
-            assert not is_quantized(adapter.linear_name(block, linear))
+            assert scheme_of(adapter.linear_name(block, linear)) is None
 
 
 def test_what_cannot_be_served_is_refused(mixtral: Path, qwen: Path, small_recipe: Fixture) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from walking import of_all
 
 from quantlib.blockwise.quantize_block import QuantizedBlock, quantize_block
 from quantlib.checkpoint.source import ReceiptSource
@@ -20,7 +21,8 @@ from quantlib.checks.recipe import parse_recipe
 from quantlib.models import open_model
 from quantlib.models.streamed import StreamedModel
 from quantlib.quantizers import GPTQQuantizer
-from quantlib.recipe import QuantizationSection, WeightScheme
+from quantlib.recipe import QuantizationSection
+from quantlib.schemes import WeightScheme
 from quantlib.steps.fetch import fetch
 from quantlib.steps.texts import windows_without_store
 from quantlib.store import LocalStore
@@ -78,7 +80,9 @@ def test_the_default_errs_as_documented(smollm2: ReceiptSource) -> None:
     checkpoint, adapter = open_model(smollm2)
     model = adapter.load_model(checkpoint, torch.device("cpu"))
     walk = model.walk(calibration, BLOCKS)
-    blocks = [quantize_block(block, walk, quantizer, (), model.stored_dtype) for block in walk]
+    blocks = [
+        quantize_block(block, walk, of_all(block, quantizer), model.stored_dtype) for block in walk
+    ]
     errors = [error.relative_error for block in blocks for error in block.errors]
     assert len(errors) == 28
     assert sum(errors) == pytest.approx(SUMMED_ERRORS, rel=0.1)

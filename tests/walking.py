@@ -13,6 +13,7 @@ from quantlib.blockwise.quantize_block import QuantizedBlock, quantize_block
 from quantlib.checkpoint.source import FolderSource
 from quantlib.models import SharedInput, open_model
 from quantlib.models.streamed import Block, BlockWalk, StreamedModel
+from quantlib.quantizers import BaseQuantizer
 
 Observe = Callable[[SharedInput, Sequence[Tensor]], None]
 
@@ -77,10 +78,18 @@ def _write(block: Block, shared: SharedInput, written: QuantizedBlock) -> None:
             block.tensors[f"{name}.weight"] = written.linears[name].dequantize()
 
 
+def of_all(
+    block: Block, quantizer: BaseQuantizer, exact: Collection[str] = ()
+) -> dict[str, BaseQuantizer]:
+    """One quantizer for all linears of a block but some."""
+    linears = (linear for shared in block.inputs for linear in shared.linears)
+    return {linear: quantizer for linear in linears if linear not in exact}
+
+
 def quantized(
     model: StreamedModel,
     hidden: Tensor,
-    quantizer: Any,
+    quantizer: BaseQuantizer,
     exact: Collection[str] = (),
     stored: torch.dtype = torch.float32,
     change: Callable[[Block], None] | None = None,
@@ -93,7 +102,8 @@ def quantized(
         for block in walk:
             if change is not None:
                 change(block)
-            result = quantize_block(block, walk, quantizer, exact, stored, **options)
+            quantizers = of_all(block, quantizer, exact)
+            result = quantize_block(block, walk, quantizers, stored, **options)
             output = walk.boundary()["hidden"]
     return result, output
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -79,12 +79,10 @@ changed besides the weights of linears."""
 def quantize_block(
     block: Block,
     walk: BlockWalk | None,
-    quantizer: BaseQuantizer,
-    exact: Collection[str],
+    quantizers: Mapping[str, BaseQuantizer],
     stored: torch.dtype,
     *,
     smooth: Smooth | None = None,
-    static_activations: bool = False,
     min_expert_tokens: int = 1,
 ) -> QuantizedBlock:
     """Quantizes a block and moves the calibration tokens through it.
@@ -95,25 +93,24 @@ def quantize_block(
     Args:
         block: The block; its weights become the dequantized ones, for the input that it has.
         walk: The calibration tokens, which stand before it; None without calibration.
-        quantizer: The method.
-        exact: Names within the block of the linears that stay exact.
+        quantizers: The method, set up for the scheme of each linear, by name within the block;
+            one for all linears of one scheme. Linears without one stay exact.
         stored: The dtype in which scales are stored.
         smooth: Folds scales into the block before it is quantized.
-        static_activations: Whether the quantized linears' inputs get one scale each.
         min_expert_tokens: An expert that fewer tokens are routed to is calibrated on all tokens
             that enter its mixture.
 
     Raises:
         QuantizationError: A linear could not be quantized.
     """
-    job = _Job(block, quantizer, stored, QuantizedBlock({}, {}, {}, []))
+    job = _Job(block, stored, QuantizedBlock({}, {}, {}, []))
     at_once = 1
-    if walk is not None and isinstance(quantizer, BatchQuantizer):
+    if walk is not None and any(isinstance(q, BatchQuantizer) for q in quantizers.values()):
         at_once = experts_at_once(block.expert_shapes, block.device.type)
     wanted = [
         shared
         for shared in block.inputs
-        if shared.expert is not None or not set(shared.linears) <= set(exact)
+        if shared.expert is not None or not quantizers.keys().isdisjoint(shared.linears)
     ]
     standings: Iterable[Standing] = (Standing(shared, [], []) for shared in wanted)
     if walk is not None:
@@ -129,13 +126,15 @@ def quantize_block(
             smoothed.add(shared.expert)
             of_expert = [each for each in block.inputs if each.expert == shared.expert]
             job.result.changed.update(smooth(block, of_expert))
-        names = [name for name in shared.linears if name not in exact]
+        by_quantizer = _by_quantizer(shared, quantizers)
         if shared.expert is not None:
             for linear in shared.linears:
-                if linear in exact and f"{linear}.weight" not in block.stored:
+                if linear not in quantizers and f"{linear}.weight" not in block.stored:
                     job.result.unstacked[linear] = block.weight(linear).to(stored).clone()
-        if names:
-            seen = _Inputs(quantizer.needs_hessian, static_activations)
+        if by_quantizer:
+            needs_hessian = any(quantizer.needs_hessian for quantizer in by_quantizer)
+            needs_scale = any(map(_rounds_to_steps, by_quantizer))
+            seen = _Inputs(needs_hessian, needs_scale)
             for x in standing.inputs:
                 seen.add(x)
             calibrated_on: Literal["routed", "all"] | None = None
@@ -144,17 +143,42 @@ def quantize_block(
                 expert_tokens, calibrated_on = seen.tokens, "routed"
                 if expert_tokens < min_expert_tokens:
                     calibrated_on = "all"
-                    seen = _Inputs(quantizer.needs_hessian, static_activations)
+                    seen = _Inputs(needs_hessian, needs_scale)
                     for everyone in standing.everyone:
                         seen.add(everyone())
-            inputs = InputStatistics(seen.hessian(), job.fold(shared, names))
-            waiting.append(
-                _Waiting(shared, names, inputs, seen.scale(), expert_tokens, calibrated_on)
-            )
+            hessian, scale = seen.hessian(), seen.scale()
+            waiting += [
+                _Waiting(
+                    shared,
+                    names,
+                    quantizer,
+                    InputStatistics(hessian, job.fold(shared, names)),
+                    scale if _rounds_to_steps(quantizer) else None,
+                    expert_tokens,
+                    calibrated_on,
+                )
+                for quantizer, names in by_quantizer.items()
+            ]
         if _is_last(shared, at_once):
             job.quantize(waiting)
             waiting.clear()
     return job.in_order()
+
+
+def _by_quantizer(
+    shared: SharedInput, quantizers: Mapping[str, BaseQuantizer]
+) -> dict[BaseQuantizer, list[str]]:
+    """The linears of an input that are quantized, those of one scheme together."""
+    found: dict[BaseQuantizer, list[str]] = {}
+    for name in shared.linears:
+        if name in quantizers:
+            found.setdefault(quantizers[name], []).append(name)
+    return found
+
+
+def _rounds_to_steps(quantizer: BaseQuantizer) -> bool:
+    """Whether inputs are rounded to steps that have to be found here."""
+    return quantizer.section.activations == "int8-static"
 
 
 def _is_last(shared: SharedInput, at_once: int) -> bool:
@@ -166,11 +190,12 @@ def _is_last(shared: SharedInput, at_once: int) -> bool:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Linears that share an input, once all batches have brought what they read.
+    """Linears of one scheme that share an input, once all batches have brought what they read.
 
     Attributes:
         shared: The input.
-        names: Those of its linears that are quantized.
+        names: The linears.
+        quantizer: The method, set up for their scheme.
         inputs: What is known of it.
         input_scale: The step to which it is rounded, if it has to be known.
         expert_tokens: As of :class:`LinearError`.
@@ -179,6 +204,7 @@ class _Waiting:
 
     shared: SharedInput
     names: list[str]
+    quantizer: BaseQuantizer
     inputs: InputStatistics
     input_scale: Tensor | None
     expert_tokens: int | None
@@ -222,7 +248,6 @@ class _Job:
     """One block on its way."""
 
     block: Block
-    quantizer: BaseQuantizer
     stored: torch.dtype
     result: QuantizedBlock
 
@@ -262,7 +287,8 @@ class _Job:
         alike: dict[Any, list[_Waiting]] = {}
         for each in waiting:
             shapes = tuple(self.block.weight(name).shape for name in each.names)
-            alike.setdefault((shapes, each.inputs.fold is None), []).append(each)
+            kind = (shapes, each.inputs.fold is None, each.quantizer)
+            alike.setdefault(kind, []).append(each)
         for batch in alike.values():
             weights = [
                 {name: self.block.weight(name).float() for name in each.names} for each in batch
@@ -273,12 +299,12 @@ class _Job:
     def _codes(
         self, batch: Sequence[_Waiting], weights: Sequence[Mapping[str, Tensor]]
     ) -> Sequence[QuantizedInput]:
-        inputs = [each.inputs for each in batch]
+        inputs, quantizer = [each.inputs for each in batch], batch[0].quantizer
         try:
-            if isinstance(self.quantizer, BatchQuantizer):
-                return self.quantizer.quantize_batch(weights, inputs, self.stored)
+            if isinstance(quantizer, BatchQuantizer):
+                return quantizer.quantize_batch(weights, inputs, self.stored)
             return [
-                self.quantizer.quantize(own, known, self.stored)
+                quantizer.quantize(own, known, self.stored)
                 for own, known in zip(weights, inputs, strict=True)
             ]
         except QuantizationError as error:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantlib.checks.linears import quantized_shapes
+from quantlib.checks.linears import deciding_rule, quantized_shapes
 from quantlib.checks.model import quantized_sharding
-from quantlib.checks.scheme import automatic_sizes, with_group_size
+from quantlib.checks.scheme import (
+    Slot,
+    automatic_sizes,
+    open_sizes,
+    provisional_section,
+    with_sizes,
+)
 from quantlib.models.adapter import BaseModelAdapter
 from quantlib.recipe import AskedRecipe, QuantizationSection, Recipe
+from quantlib.schemes import LinearScheme
 
 
 @dataclass(frozen=True)
@@ -17,8 +24,8 @@ class Settled:
     """A recipe on a model.
 
     Attributes:
-        recipe: What is done: what was asked for, with the group size as a number.
-        said: Which size was chosen, and why, as a line; empty where the recipe gives a number, and
+        recipe: What is done: what was asked for, with each group size as a number.
+        said: Which sizes were chosen, and why, as a line; empty where the recipe gives numbers, and
             where none fits.
     """
 
@@ -32,10 +39,10 @@ class Settled:
 
 
 def settle(asked: AskedRecipe, adapter: BaseModelAdapter) -> Settled:
-    """Chooses the group size that a recipe leaves open.
+    """Chooses the group sizes that a recipe leaves open: of its weights, and of each rule's.
 
-    It is the largest of ``AUTOMATIC_SIZES`` that the method can produce, the format can hold, and
-    that divides the input of every linear to be quantized, on each of the GPUs that will share the
+    Each is the largest of ``AUTOMATIC_SIZES`` that the method can produce, the format can hold, and
+    that divides the input of every linear that it is for, on each of the GPUs that will share the
     model. Where there is none it is the smallest, which
     :func:`quantlib.checks.model.model_problems` then refuses with everything else.
 
@@ -43,57 +50,68 @@ def settle(asked: AskedRecipe, adapter: BaseModelAdapter) -> Settled:
         asked: A valid recipe.
         adapter: The model's family.
     """
-    size = asked.quantization.weights.group_size
-    if isinstance(size, int):
-        return Settled(settled_at(asked, size))
-    chosen, said = _choice(asked, adapter)
-    return Settled(settled_at(asked, chosen), said)
+    section, lines = provisional_section(asked.quantization), []
+    slots = open_sizes(asked.quantization)
+    columns = _columns(section, adapter) if slots else {}
+    for slot, scheme in slots.items():
+        sizes, own = automatic_sizes(section, scheme), columns.get(slot, {})
+        obstacle = ""
+        for size in sizes:
+            section = with_sizes(section, {slot: size})
+            found = _obstacle(section, size, own, adapter, asked.serving.tensor_parallel_size)
+            if not found:
+                if own:
+                    lines.append(_line(section, slot, size, sizes, obstacle))
+                break
+            obstacle = found
+    return Settled(settled_as(asked, section), "; ".join(lines))
 
 
 def why(recipe: Recipe, adapter: BaseModelAdapter) -> str:
-    """Why groups are of their size, as :class:`Settled` says it.
+    """Why groups are of their sizes, as :class:`Settled` says it.
 
     Args:
-        recipe: What was done. Where it was asked for by a number, that may be the same one.
+        recipe: What was done. Where it was asked for by numbers, those may be the same ones.
         adapter: The model's family.
 
     Returns:
-        A line; empty where ``auto`` would have chosen another size.
+        A line; empty where ``auto`` would have chosen other sizes.
     """
-    weights = recipe.quantization.weights
-    if weights.group_size not in automatic_sizes(recipe.quantization) or weights.block_rows > 1:
-        return ""
-    chosen, said = _choice(recipe, adapter)
-    return said if chosen == weights.group_size else ""
+    section = recipe.quantization
+    data = recipe.model_dump()
+    rest = LinearScheme(weights=section.weights, activations=section.activations)
+    if section.weights.block_rows == 1 and rest.weights.group_size in automatic_sizes(section, rest):
+        data["quantization"]["weights"]["group_size"] = "auto"
+    for rule, given in zip(section.schemes, data["quantization"]["schemes"], strict=True):
+        if rule.leaves_size_open:
+            given["group_size"] = "auto"
+    settled = settle(AskedRecipe.model_validate(data), adapter)
+    return settled.said if settled.recipe == recipe else ""
 
 
-def _choice(asked: AskedRecipe, adapter: BaseModelAdapter) -> tuple[int, str]:
-    """The size that ``auto`` is on a model, and why; the smallest, without a word, if none fits."""
-    section = asked.quantization
-    sizes = automatic_sizes(section)
-    columns: dict[int, str] = {}
-    for block, linear, (_, inputs) in quantized_shapes(with_group_size(section, sizes[0]), adapter):
-        columns.setdefault(inputs, adapter.linear_name(block, linear))
-    gpus, obstacle = asked.serving.tensor_parallel_size, ""
-    for size in sizes:
-        found = _obstacle(with_group_size(section, size), columns, adapter, gpus)
-        if not found:
-            return size, _line(size, sizes, obstacle)
-        obstacle = found
-    return sizes[-1], ""
-
-
-def settled_at(asked: AskedRecipe, size: int) -> Recipe:
-    """What is asked for, with groups of this size."""
-    section = with_group_size(asked.quantization, size)
+def settled_as(asked: AskedRecipe, section: QuantizationSection) -> Recipe:
+    """What is asked for, with a section whose sizes are settled."""
     return Recipe.model_validate(asked.model_dump() | {"quantization": section.model_dump()})
 
 
+def _columns(section: QuantizationSection, adapter: BaseModelAdapter) -> dict[Slot, dict[int, str]]:
+    """The inputs of linears by what gives their groups a size, each with one that has so many."""
+    found: dict[Slot, dict[int, str]] = {}
+    for block, linear, _ in quantized_shapes(section, adapter):
+        slot = deciding_rule(section.schemes, adapter, block, linear)
+        inputs = adapter.linear_shape(block, linear)[1]
+        found.setdefault(slot, {}).setdefault(inputs, adapter.linear_name(block, linear))
+    return found
+
+
 def _obstacle(
-    section: QuantizationSection, columns: Mapping[int, str], adapter: BaseModelAdapter, gpus: int
+    section: QuantizationSection,
+    size: int,
+    columns: Mapping[int, str],
+    adapter: BaseModelAdapter,
+    gpus: int,
 ) -> str:
     """Why groups of a size do not fit; empty where they do."""
-    size = section.weights.group_size
     for inputs, linear in columns.items():
         if inputs % size:
             return f"{size} does not divide {linear} ({inputs})"
@@ -108,10 +126,12 @@ def _obstacle(
     return ""
 
 
-def _line(size: int, sizes: tuple[int, ...], obstacle: str) -> str:
+def _line(
+    section: QuantizationSection, slot: Slot, size: int, sizes: tuple[int, ...], obstacle: str
+) -> str:
+    whose = "" if slot is None else f" of {section.schemes[slot].scheme} (rule {slot + 1})"
+    every = "every linear's input" if not section.schemes else "the inputs of all its linears"
     if not obstacle:
-        return f"group size {size}: it divides every linear's input"
+        return f"group size {size}{whose}: it divides {every}"
     among = ", ".join(map(str, sizes))
-    return (
-        f"group size {size}: the largest of {among} that divides every linear's input; {obstacle}"
-    )
+    return f"group size {size}{whose}: the largest of {among} that divides {every}; {obstacle}"

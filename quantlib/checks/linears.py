@@ -3,53 +3,102 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import get_args
 
+from quantlib.checks.kinds import kind_of
 from quantlib.checks.scheme import resolve_format
 from quantlib.formats import CheckpointScheme
+from quantlib.formats.base import SchemeTargets
 from quantlib.models.family import ModelFamily
 from quantlib.models.layout import ANY_EXPERT, without_expert
 from quantlib.recipe import QuantizationSection
+from quantlib.schemes import LinearKind, LinearScheme, SchemeRule
 
 KERNEL_MULTIPLE = 32
 """vLLM's kernels for packed weights take linears whose sides are multiples of this."""
 
+KINDS = get_args(LinearKind)
+
 _OF_EXPERT = f".{ANY_EXPERT}."
+
+
+def linear_schemes(
+    section: QuantizationSection, adapter: ModelFamily
+) -> list[dict[str, LinearScheme]]:
+    """For each block, the schemes of the linears that are quantized, by name within it."""
+    found: list[dict[str, LinearScheme]] = []
+    for block in range(adapter.blocks):
+        if section.layers is not None and block not in section.layers:
+            found.append({})
+            continue
+        asked = asked_schemes(section, adapter, block)
+        unsuited = _unsuited(asked, adapter, block)
+        found.append({name: scheme for name, scheme in asked.items() if name not in unsuited})
+    return found
+
+
+def asked_schemes(
+    section: QuantizationSection, adapter: ModelFamily, block: int
+) -> dict[str, LinearScheme]:
+    """What ``ignore`` and the rules of ``schemes`` give the linears of a block, by name within it.
+
+    What they leave exact is not among them.
+    """
+    given = [rule.linear_scheme() for rule in section.schemes]
+    rest = LinearScheme(weights=section.weights, activations=section.activations)
+    found = {}
+    for linear in adapter.linears(block):
+        name = adapter.linear_name(block, linear)
+        if any(matches(pattern, name) for pattern in section.ignore):
+            continue
+        number = deciding_rule(section.schemes, adapter, block, linear)
+        scheme = rest if number is None else given[number]
+        if scheme is not None:
+            found[linear] = scheme
+    return found
+
+
+def deciding_rule(
+    rules: Sequence[SchemeRule], adapter: ModelFamily, block: int, linear: str
+) -> int | None:
+    """The number of the first rule that names a linear; None where none does."""
+    for number, rule in enumerate(rules):
+        if names_linear(rule, adapter, block, linear):
+            return number
+    return None
+
+
+def names_linear(rule: SchemeRule, adapter: ModelFamily, block: int, linear: str) -> bool:
+    """Whether a rule is for a linear."""
+    if rule.blocks is not None and not {block, block - adapter.blocks}.intersection(rule.blocks):
+        return False
+    name = adapter.linear_name(block, linear)
+    return not rule.linears or any(
+        kind_of(linear) == each if each in KINDS else matches(each, name) for each in rule.linears
+    )
 
 
 def exact_linears(section: QuantizationSection, adapter: ModelFamily) -> list[set[str]]:
     """For each block, the names within it of the linears that stay exact."""
-    exact = []
-    for block in range(adapter.blocks):
-        linears = adapter.linears(block)
-        if section.layers is not None and block not in section.layers:
-            exact.append(set(linears))
-            continue
-        exact.append(
-            {
-                linear
-                for linear in linears
-                if any(
-                    matches(pattern, adapter.linear_name(block, linear))
-                    for pattern in section.ignore
-                )
-            }.union(unsuited_linears(section, adapter, block))
-        )
-    return exact
+    return [
+        set(adapter.linears(block)).difference(schemes)
+        for block, schemes in enumerate(linear_schemes(section, adapter))
+    ]
 
 
 def quantized_shapes(
     section: QuantizationSection, adapter: ModelFamily
-) -> Iterator[tuple[int, str, tuple[int, int]]]:
-    """The linears of all blocks that ``layers`` could name, as block, name within it, and shape.
+) -> Iterator[tuple[int, str, LinearScheme]]:
+    """The linears of all blocks that ``layers`` could name, as block, name within it, and scheme.
 
     Blocks are alike, so that shapes can be judged where a wrong list of layers selects none.
     """
     everywhere = section.model_copy(update={"layers": None})
-    for block, exact in enumerate(exact_linears(everywhere, adapter)):
-        for linear in adapter.linears(block):
-            if linear not in exact:
-                yield block, linear, adapter.linear_shape(block, linear)
+    for block, schemes in enumerate(linear_schemes(everywhere, adapter)):
+        for linear, scheme in schemes.items():
+            yield block, linear, scheme
 
 
 def unsuited_linears(
@@ -63,15 +112,27 @@ def unsuited_linears(
     Returns:
         ``(out_features, in_features)`` by name within the block.
     """
-    if section.activations != "none":
-        return {}
-    shapes = {linear: adapter.linear_shape(block, linear) for linear in adapter.linears(block)}
-    odd = {name for name, sides in shapes.items() if any(side % KERNEL_MULTIPLE for side in sides)}
+    return _unsuited(asked_schemes(section, adapter, block), adapter, block)
+
+
+def _unsuited(
+    asked: Mapping[str, LinearScheme], adapter: ModelFamily, block: int
+) -> dict[str, tuple[int, int]]:
+    odd = {
+        linear
+        for linear, scheme in asked.items()
+        if scheme.activations == "none"
+        and any(side % KERNEL_MULTIPLE for side in adapter.linear_shape(block, linear))
+    }
     if odd:
         for parts in adapter.fused(block).values():
             if not odd.isdisjoint(parts):
                 odd.update(parts)
-    return {name: sides for name, sides in shapes.items() if name in odd}
+    return {
+        linear: adapter.linear_shape(block, linear)
+        for linear in adapter.linears(block)
+        if linear in odd
+    }
 
 
 def rounded_drafts(
@@ -84,7 +145,7 @@ def rounded_drafts(
     Returns:
         Their names within the draft block, by what the names of its tensors start with.
     """
-    if not section.draft_layers:
+    if not section.draft_layers or section.rest is None:
         return {}
     rounded = {}
     for prefix, block in adapter.layout.draft_blocks.items():
@@ -119,7 +180,9 @@ def checkpoint_scheme(section: QuantizationSection, adapter: ModelFamily) -> Che
     exact = [adapter.head, *(name for name in outside if not name.endswith("."))]
     fused: list[str] = []
     modules = [name.removesuffix(".") for name in outside if name.endswith(".")]
-    for block, linears in enumerate(exact_linears(section, adapter)):
+    by_block = linear_schemes(section, adapter)
+    for block, schemes in enumerate(by_block):
+        linears = set(adapter.linears(block)).difference(schemes)
         kept = adapter.kept_exact(block)
         within = {name for name in kept if _OF_EXPERT in name}
         for name, parts in adapter.fused(block).items():
@@ -147,9 +210,57 @@ def checkpoint_scheme(section: QuantizationSection, adapter: ModelFamily) -> Che
     return CheckpointScheme(
         format=resolve_format(section),
         method=section.method,
-        weights=section.weights,
-        activations=section.activations,
+        schemes=_targets(section, adapter, by_block),
         exact=tuple(exact),
         exact_fused=tuple(fused),
         exact_modules=tuple(modules),
     )
+
+
+def _targets(
+    section: QuantizationSection,
+    adapter: ModelFamily,
+    by_block: Sequence[Mapping[str, LinearScheme]],
+) -> tuple[SchemeTargets, ...]:
+    """The schemes of a model, that of what no name names first."""
+    names: dict[LinearScheme, dict[str, None]] = {}
+    weights: Counter[LinearScheme] = Counter()
+    for block, schemes in enumerate(by_block):
+        for linear, scheme in schemes.items():
+            rows, columns = adapter.linear_shape(block, linear)
+            weights[scheme] += rows * columns
+            own = names.setdefault(scheme, {})
+            own.update(dict.fromkeys(_target_names(adapter, block, linear)))
+        for name, parts in adapter.fused(block).items():
+            if (common := schemes.get(parts[0])) and _OF_EXPERT not in without_expert(parts[0]):
+                names[common][name] = None
+    if len(weights) < 2:
+        only = next(iter(weights), section.rest)
+        assert only is not None
+        return (SchemeTargets(only),)
+    # Draft layers are rounded as the rest is, and named nowhere.
+    first = section.rest if section.draft_layers else None
+    first = first or max(weights, key=lambda scheme: weights[scheme])
+    others = {scheme: tuple(own) for scheme, own in names.items() if scheme != first}
+    return (SchemeTargets(first), *(SchemeTargets(*each) for each in others.items()))
+
+
+def _target_names(adapter: ModelFamily, block: int, linear: str) -> tuple[str, ...]:
+    """What a config calls a linear that is in another scheme than most.
+
+    All experts of a mixture have one: vLLM asks for the first, whose name it takes as it is on
+    disk, and not for a pattern.
+    """
+    general = without_expert(linear)
+    if general == linear:
+        return adapter.spelled(block, linear)
+    module, _, part = general.partition(_OF_EXPERT)
+    if linear != f"{module}.0.{part}":
+        return ()
+    first = [
+        f"{other}.0.{part}"
+        for other in adapter.spelled(block, module)
+        if not other.startswith("re:")
+    ]
+    every = re.escape(f"{adapter.linear_name(block, module)}.") + rf"\d+\.{re.escape(part)}$"
+    return (*first, f"re:^{every}")

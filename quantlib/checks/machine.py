@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
-from quantlib.checks.linears import exact_linears
+from quantlib.checks.linears import linear_schemes
 from quantlib.checks.places import (
     Place,
     conflicts,
@@ -142,14 +142,13 @@ def required_bytes(
     Returns:
         The bytes of the checkpoint, and of the hidden states.
     """
-    section = recipe.quantization
     total = sum(info.bytes for info in checkpoint.tensors.values())
     stored, codes = DTYPE_BYTES[adapter.stored_dtype(checkpoint)], 0
-    for block, exact in enumerate(exact_linears(section, adapter)):
-        for linear in set(adapter.linears(block)) - exact:
+    for block, schemes in enumerate(linear_schemes(recipe.quantization, adapter)):
+        for linear, scheme in schemes.items():
             rows, columns = adapter.linear_shape(block, linear)
             total -= rows * columns * stored
-            codes += rows * columns * section.weights.bits // 8
+            codes += rows * columns * scheme.weights.bits // 8
     hidden = 0
     if needs_calibration(recipe):
         tokens = recipe.calibration.num_samples * recipe.calibration.sequence_length

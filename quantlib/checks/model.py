@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, WHOLE_DTYPES, Checkpoint
+from quantlib.checks.kinds import kind_of
 from quantlib.checks.linears import (
     KERNEL_MULTIPLE,
+    deciding_rule,
     exact_linears,
+    linear_schemes,
     matches,
+    names_linear,
     quantized_shapes,
     rounded_drafts,
     unsuited_linears,
 )
 from quantlib.checks.scheme import (
+    Slot,
     is_size_supported,
     needs_calibration,
     resolve_format,
-    with_group_size,
+    with_size,
+    with_sizes,
 )
-from quantlib.checks.sharding import Sharding, sharding_of
+from quantlib.checks.sharding import Sharding, joined, sharding_of
 from quantlib.errors import Problem
 from quantlib.formats import format_registry
 from quantlib.models import BaseModelAdapter
@@ -27,6 +33,7 @@ from quantlib.models.layout import without_expert
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
+from quantlib.schemes import EXACT, LinearScheme, WeightScheme
 
 WITHOUT_TEXT = "--method minmax, --recipe fp8, or method hqq with options {importance: none}"
 """What needs no forward."""
@@ -123,19 +130,38 @@ def _pattern_problems(
     # What is never quantized may be named too: recipes that other tools share name the head.
     modules = [name.rpartition(".")[0] for name in checkpoint.tensors]
     names = dict.fromkeys((*linears, adapter.head, adapter.embedding, *modules))
-    problems = []
-    for pattern in section.ignore:
-        if not any(matches(pattern, name) for name in names):
-            known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears))
-            problems.append(
-                Problem(
-                    "quantization.ignore",
-                    f"{pattern!r} matches no linear and no other module of the model (looked at "
-                    f"{len(names)} names, from {linears[0]} to {adapter.head})",
-                    f"known: {known}",
-                )
-            )
-    return problems
+    known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears))
+    problems = [
+        Problem(
+            "quantization.ignore",
+            f"{pattern!r} matches no linear and no other module of the model (looked at "
+            f"{len(names)} names, from {linears[0]} to {adapter.head})",
+            f"known: {known}",
+        )
+        for pattern in section.ignore
+        if not any(matches(pattern, name) for name in names)
+    ]
+    return [*problems, *_rule_problems(section, adapter, known)]
+
+
+def _rule_problems(
+    section: QuantizationSection, adapter: BaseModelAdapter, known: str
+) -> Iterator[Problem]:
+    """Rules that name no linear, or only such as rules before them name."""
+    linears = [
+        (block, linear) for block in range(adapter.blocks) for linear in adapter.linears(block)
+    ]
+    deciding = {deciding_rule(section.schemes, adapter, *each) for each in linears}
+    kinds = dict.fromkeys(kind_of(linear) for _, linear in linears)
+    for number, rule in enumerate(section.schemes):
+        if number in deciding:
+            continue
+        if any(names_linear(rule, adapter, *each) for each in linears):
+            what, remedy = "rules before it name all of its linears", "leave it out, or move it up"
+        else:
+            what = f"matches no linear of the model's blocks 0 to {adapter.blocks - 1}"
+            remedy = f"kinds: {', '.join(kinds)}; names: {known}"
+        yield Problem(f"quantization.schemes.{number}", what, remedy)
 
 
 def _layer_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
@@ -164,24 +190,47 @@ def _draft_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> 
 
 def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
     problems = []
-    exact = exact_linears(section, adapter)
-    if all(linears.issuperset(adapter.linears(block)) for block, linears in enumerate(exact)):
+    by_block = linear_schemes(section, adapter)
+    if not any(by_block):
         unsuited = unsuited_in_words(section, adapter)
         what = "layers and ignore leave no linear to quantize"
         if not any(adapter.linears(block) for block in range(adapter.blocks)):
             what = f"no linear of {adapter.layout.architecture} can be (quantlib inspect says why)"
         problems.append(Problem("quantization", f"{what}; {unsuited}" if unsuited else what))
     split: dict[str, Problem] = {}
-    for block, linears in enumerate(exact):
+    for block, schemes in enumerate(by_block):
         for fused, parts in adapter.fused(block).items():
             named = ", ".join(dict.fromkeys(map(without_expert, parts)))
-            if named not in split and 0 < len(linears & set(parts)) < len(parts):
-                split[named] = Problem(
-                    "quantization.ignore",
-                    f"splits {named} in block {block}, which vLLM fuses into {fused}",
-                    "quantize all of them or none",
-                )
+            given = {schemes.get(part): part for part in reversed(parts)}
+            if named not in split and len(given) > 1:
+                split[named] = _split(named, block, fused, given, section)
     return [*problems, *split.values()]
+
+
+def _split(
+    named: str,
+    block: int,
+    fused: str,
+    given: Mapping[LinearScheme | None, str],
+    section: QuantizationSection,
+) -> Problem:
+    """That rules give parts of what vLLM fuses different schemes.
+
+    Args:
+        named: The parts.
+        block: Where they are.
+        fused: What vLLM fuses them into.
+        given: A part for each scheme; None for exact.
+        section: With the rules.
+    """
+    what = f"splits {named} in block {block}, which vLLM fuses into {fused}"
+    if not section.schemes:
+        return Problem("quantization.ignore", what, "quantize all of them or none")
+    shown = " and ".join(
+        f"{part} ({EXACT if scheme is None else scheme.words})"
+        for scheme, part in reversed(list(given.items()))
+    )
+    return Problem("quantization.schemes", f"{what}: {shown}", "give all of them one scheme")
 
 
 def unsuited_in_words(section: QuantizationSection, adapter: BaseModelAdapter) -> str | None:
@@ -211,20 +260,39 @@ def quantizes_experts(section: QuantizationSection, adapter: BaseModelAdapter) -
 
 def cpu_problem(section: QuantizationSection, adapter: BaseModelAdapter) -> str | None:
     """Why vLLM cannot serve a model on a CPU as a recipe quantizes it; None where it can."""
-    scheme = (section.weights, section.activations)
     made_by = format_registry.get_format(resolve_format(section))
-    problem = made_by.cpu_problem(*scheme)
-    if problem is None and quantizes_experts(section, adapter):
-        problem = made_by.experts_cpu_problem(*scheme)
-    return problem
+    everywhere, of_experts = _used_schemes(section, adapter)
+    for scheme in everywhere:
+        if problem := made_by.cpu_problem(scheme.weights, scheme.activations):
+            return problem
+    for scheme in of_experts:
+        if problem := made_by.experts_cpu_problem(scheme.weights, scheme.activations):
+            return problem
+    return None
+
+
+def _used_schemes(
+    section: QuantizationSection, adapter: BaseModelAdapter
+) -> tuple[list[LinearScheme], list[LinearScheme]]:
+    """The schemes that linears of a model have, and those that experts have."""
+    everywhere: dict[LinearScheme, None] = {}
+    of_experts: dict[LinearScheme, None] = {}
+    for schemes in linear_schemes(section, adapter):
+        for linear, scheme in schemes.items():
+            everywhere[scheme] = None
+            if without_expert(linear) != linear:
+                of_experts[scheme] = None
+    return list(everywhere), list(of_experts)
 
 
 def _expert_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
     name = resolve_format(section)
-    problems = []
-    reason = format_registry.get_format(name).experts_problem(section.weights, section.activations)
-    if reason is not None and quantizes_experts(section, adapter):
-        problems.append(Problem("quantization", reason, "change the scheme, or ignore the experts"))
+    made_by, problems = format_registry.get_format(name), []
+    for scheme in _used_schemes(section, adapter)[1]:
+        reason = made_by.experts_problem(scheme.weights, scheme.activations)
+        if reason is not None:
+            remedy = "change the scheme, or ignore the experts"
+            problems.append(Problem("quantization", reason, remedy))
     reason = adapter.format_problem(name, exact_linears(section, adapter))
     if reason is not None:
         problems.append(
@@ -235,13 +303,13 @@ def _expert_problems(section: QuantizationSection, adapter: BaseModelAdapter) ->
 
 def quantized_sharding(section: QuantizationSection, adapter: BaseModelAdapter) -> Sharding:
     """How the quantized model can be spread over GPUs; the original can in each of these ways."""
-    exact = exact_linears(section, adapter)
-    quantized = {
-        linear.rpartition(".")[2]
-        for block, names in enumerate(exact)
-        for linear in set(adapter.linears(block)) - names
-    }
-    return sharding_of(adapter.text_config, section.weights, quantized)
+    names: dict[WeightScheme, set[str]] = {}
+    for schemes in linear_schemes(section, adapter):
+        for linear, scheme in schemes.items():
+            names.setdefault(scheme.weights, set()).add(linear.rpartition(".")[2])
+    if not names:
+        return sharding_of(adapter.text_config, None)
+    return joined([sharding_of(adapter.text_config, *each) for each in names.items()])
 
 
 def sharing_problems(
@@ -260,11 +328,12 @@ def sharing_problems(
     if not problems:
         return []
     remedy = f"sizes that work: {', '.join(map(str, sharding.sizes()))}"
+    rest = LinearScheme(weights=section.weights, activations=section.activations)
     others = [
         str(size)
         for size in quantizer_registry.get_quantizer(section.method).get_supported_group_sizes()
-        if is_size_supported(other := with_group_size(section, size))
-        and not quantized_sharding(other, adapter).problems(gpus)
+        if is_size_supported(section, with_size(rest, size))
+        and not quantized_sharding(with_sizes(section, {None: size}), adapter).problems(gpus)
     ]
     if others:
         remedy += f"; group sizes that work with {gpus}: {', '.join(others)}"
@@ -274,26 +343,34 @@ def sharing_problems(
 
 
 def _shape_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
-    shapes: dict[str, tuple[int, int]] = {}
-    for _, linear, shape in quantized_shapes(section, adapter):
-        shapes.setdefault(without_expert(linear), shape)
+    shapes: dict[tuple[Slot, LinearScheme], dict[str, int]] = {}
+    for block, linear, scheme in quantized_shapes(section, adapter):
+        slot = deciding_rule(section.schemes, adapter, block, linear)
+        of_scheme = shapes.setdefault((slot, scheme), {})
+        of_scheme.setdefault(without_expert(linear), adapter.linear_shape(block, linear)[1])
     problems = []
-    size = section.weights.group_size
-    ragged = {name: columns for name, (_, columns) in shapes.items() if size > 0 and columns % size}
-    if ragged:
+    for (slot, scheme), inputs in shapes.items():
+        size = scheme.weights.group_size
+        ragged = {name: columns for name, columns in inputs.items() if size > 0 and columns % size}
+        if not ragged:
+            continue
         supported = quantizer_registry.get_quantizer(section.method).get_supported_group_sizes()
+        is_open = slot is None or section.schemes[slot].leaves_size_open
         fitting = [
             str(other)
             for other in supported
-            if is_size_supported(with_group_size(section, other))
-            and (other == -1 or all(columns % other == 0 for _, columns in shapes.values()))
+            if is_open
+            and is_size_supported(section, with_size(scheme, other))
+            and (other == -1 or all(columns % other == 0 for columns in inputs.values()))
         ]
         named = ", ".join(f"{name} ({columns} columns)" for name, columns in ragged.items())
         remedies = [f"sizes that fit: {', '.join(fitting)}"] if fitting else []
         if not set(fitting) - {"-1"}:
             remedies.append("name them in quantization.ignore")
-        remedy = ", or ".join(remedies)
+        where = "quantization.weights" if slot is None else f"quantization.schemes.{slot}"
         problems.append(
-            Problem("quantization.weights.group_size", f"{size} does not divide {named}", remedy)
+            Problem(
+                f"{where}.group_size", f"{size} does not divide {named}", ", or ".join(remedies)
+            )
         )
     return problems

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from quantlib.checks.scheme import scheme_problems
+from quantlib.checks.scheme import open_sizes, scheme_problems
 from quantlib.config import YamlFormat, load_config, named_file
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.recipe import SHIPPED_RECIPES, AskedRecipe, Recipe
@@ -101,9 +101,10 @@ def recipe_from_text(text: str) -> Recipe:
         InvalidInputError: ``text`` is no valid recipe, or leaves the group size to the plan.
     """
     recipe = asked_from_text(text)
-    if recipe.quantization.weights.group_size == "auto":
+    for slot in open_sizes(recipe.quantization):
+        where = "weights" if slot is None else f"schemes.{slot}"
         raise InvalidInputError.one(
-            "recipe: quantization.weights.group_size",
+            f"recipe: quantization.{where}.group_size",
             "auto is settled by the plan step, whose recipe the steps after it take",
             "give that one, or a number",
         )

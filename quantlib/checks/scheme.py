@@ -12,18 +12,15 @@ from quantlib.errors import Problem, UnknownNameError
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import BaseQuantizer, BatchQuantizer, quantizer_registry
-from quantlib.recipe import (
-    Activations,
-    AskedQuantization,
-    AskedRecipe,
-    QuantizationSection,
-    Recipe,
-    WeightScheme,
-)
-from quantlib.schemes import SCHEMES
+from quantlib.recipe import AskedQuantization, AskedRecipe, QuantizationSection, Recipe
+from quantlib.schemes import SCHEMES, Activations, LinearScheme, WeightScheme
 
 AUTOMATIC_SIZES = (128, 64, 32)
 """What ``group_size: auto`` chooses from."""
+
+Slot = int | None
+"""Where a recipe may leave the size of groups open: the number of a rule of ``schemes``, or None
+for ``weights``."""
 
 
 def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
@@ -35,40 +32,21 @@ def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
     except UnknownNameError as error:
         problems.append(Problem("quantization.method", error.problems[0].what))
     else:
-        for field, supported in (
-            ("bits", quantizer.get_supported_bits()),
-            ("group_size", quantizer.get_supported_group_sizes()),
-        ):
-            value = getattr(section.weights, field)
-            if value not in supported:
-                known = ", ".join(map(str, supported))
-                problems.append(
-                    Problem(
-                        f"quantization.weights.{field}",
-                        f"{section.method} does not support {value}; supported: {known}",
-                    )
-                )
-        if section.weights.type not in quantizer.types:
-            known = ", ".join(quantizer.types)
-            problems.append(
-                Problem(
-                    "quantization.weights.type",
-                    f"{section.method} does not support {section.weights.type}; supported: {known}",
-                )
-            )
+        for where, scheme in section.stated_schemes().items():
+            problems += _unsupported(section.method, quantizer, where, scheme.weights)
         problems += _option_problems(
             "quantization.options", quantizer.options_type, section.options
         )
     name = resolve_format(section)
     try:
-        reason = format_registry.get_format(name).scheme_problem(
-            section.weights, section.activations
-        )
+        reasons = _format_problems(name, section)
     except UnknownNameError as error:
         problems.append(Problem("quantization.format", error.problems[0].what))
     else:
-        if reason:
-            problems.append(Problem("quantization.format", f"{name} cannot hold this: {reason}"))
+        problems += [
+            Problem("quantization.format", f"{name} cannot hold this: {reason}")
+            for reason in reasons
+        ]
     if section.draft_layers and name != "compressed-tensors":
         problems.append(
             Problem(
@@ -77,7 +55,7 @@ def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
                 "set quantization.format to compressed-tensors, or leave it out",
             )
         )
-    if section.draft_layers and section.activations == "int8-static":
+    if section.draft_layers and section.rest is not None and is_static(section.rest):
         problems.append(
             Problem(
                 "quantization.draft_layers",
@@ -99,6 +77,45 @@ def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
                 recipe.outlier_suppression.options,
             )
     return problems
+
+
+def _unsupported(
+    method: str, quantizer: type[BaseQuantizer], where: str, weights: WeightScheme
+) -> Iterator[Problem]:
+    """What of a scheme a method cannot produce."""
+    for field, supported in (
+        ("bits", quantizer.get_supported_bits()),
+        ("group_size", quantizer.get_supported_group_sizes()),
+        ("type", quantizer.types),
+    ):
+        value = getattr(weights, field)
+        if value not in supported:
+            known = ", ".join(map(str, supported))
+            problem = f"{method} does not support {{}}{value}; supported: {known}"
+            if where == "quantization":
+                yield Problem(f"{where}.weights.{field}", problem.format(""))
+            else:  # of a rule, which says it by the name of a scheme
+                yield Problem(f"{where}.scheme", problem.format(f"{field} "))
+
+
+def _format_problems(name: str, section: QuantizationSection) -> list[str]:
+    """Why a format cannot hold the schemes of a section, or not in one checkpoint.
+
+    Raises:
+        UnknownNameError: There is no format of that name.
+    """
+    written = format_registry.get_format(name)
+    schemes = tuple(dict.fromkeys(section.stated_schemes().values()))
+    found = (written.scheme_problem(each.weights, each.activations) for each in schemes)
+    reasons = [reason for reason in dict.fromkeys(found) if reason]
+    if not reasons and len(schemes) > 1 and (reason := written.mixture_problem(schemes)):
+        reasons.append(reason)
+    return reasons
+
+
+def is_static(scheme: LinearScheme) -> bool:
+    """Whether inputs are rounded to steps that are found in calibration."""
+    return scheme.activations == "int8-static"
 
 
 def schemes() -> Iterator[QuantizationSection]:
@@ -157,53 +174,81 @@ def resolve_format(section: QuantizationSection) -> str:
     except UnknownNameError:  # which scheme_problems reports
         formats = BaseQuantizer.formats
     for name in formats:
-        candidate = format_registry.get_format(name)
-        if not candidate.scheme_problem(section.weights, section.activations):
+        if not _format_problems(name, section):
             return name
     return formats[-1]
 
 
-def with_group_size(section: AskedQuantization, size: int) -> QuantizationSection:
-    """The section with this number in the place of its group size."""
+def open_sizes(section: AskedQuantization) -> dict[Slot, LinearScheme]:
+    """What leaves the size of its groups open, with any size."""
+    found: dict[Slot, LinearScheme] = {}
+    for number, rule in enumerate(section.schemes):
+        sized = rule.model_copy(update={"group_size": AUTOMATIC_SIZES[0]})
+        scheme = sized.linear_scheme()
+        if rule.group_size == "auto" and rule.leaves_size_open and scheme is not None:
+            found[number] = scheme
+    if section.weights.group_size == "auto":
+        weights = section.weights.model_dump() | {"group_size": AUTOMATIC_SIZES[0]}
+        found[None] = LinearScheme.model_validate(
+            {"weights": weights, "activations": section.activations}
+        )
+    return found
+
+
+def with_sizes(section: AskedQuantization, sizes: Mapping[Slot, int]) -> QuantizationSection:
+    """The section with sizes of groups in the place of those that it leaves open."""
     data = section.model_dump()
-    return QuantizationSection.model_validate(
-        data | {"weights": data["weights"] | {"group_size": size}}
-    )
+    for slot, size in sizes.items():
+        (data["weights"] if slot is None else data["schemes"][slot])["group_size"] = size
+    return QuantizationSection.model_validate(data)
 
 
-def automatic_sizes(section: AskedQuantization) -> tuple[int, ...]:
+def with_size(scheme: LinearScheme, size: int) -> LinearScheme:
+    """A scheme with groups of another size."""
+    weights = scheme.weights.model_copy(update={"group_size": size})
+    return scheme.model_copy(update={"weights": weights})
+
+
+def automatic_sizes(section: AskedQuantization, scheme: LinearScheme) -> tuple[int, ...]:
     """Those of ``AUTOMATIC_SIZES`` that the method can produce and the format can hold."""
     return tuple(
-        size for size in AUTOMATIC_SIZES if is_size_supported(with_group_size(section, size))
+        size for size in AUTOMATIC_SIZES if is_size_supported(section, with_size(scheme, size))
     )
 
 
-def is_size_supported(section: QuantizationSection) -> bool:
-    """Whether the method can produce groups of that size and the format can hold them."""
+def is_size_supported(section: AskedQuantization, scheme: LinearScheme) -> bool:
+    """Whether the method can produce groups of a scheme's size, and the format can hold them."""
     try:
         quantizer = quantizer_registry.get_quantizer(section.method)
-        made_by = format_registry.get_format(resolve_format(section))
+        alone = QuantizationSection(
+            method=section.method,
+            weights=scheme.weights,
+            activations=scheme.activations,
+            format=section.format,
+        )
+        made_by = format_registry.get_format(resolve_format(alone))
     except UnknownNameError:  # which scheme_problems reports
         return False
     return (
-        section.weights.group_size in quantizer.get_supported_group_sizes()
-        and made_by.scheme_problem(section.weights, section.activations) is None
+        scheme.weights.group_size in quantizer.get_supported_group_sizes()
+        and made_by.scheme_problem(scheme.weights, scheme.activations) is None
     )
 
 
 def provisional_section(section: AskedQuantization) -> QuantizationSection:
     """The section for what does not depend on the model: with any number in the place of auto."""
-    size = section.weights.group_size
-    if not isinstance(size, int):
-        size = (automatic_sizes(section) or AUTOMATIC_SIZES)[0]
-    return with_group_size(section, size)
+    sizes = {
+        slot: (automatic_sizes(section, scheme) or AUTOMATIC_SIZES)[0]
+        for slot, scheme in open_sizes(section).items()
+    }
+    return with_sizes(section, sizes)
 
 
 def needs_hidden_states(asked: AskedQuantization) -> bool:
     """Whether blocks are quantized with calibration tokens running through them."""
     section = provisional_section(asked)
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
-    return quantizer.needs_hessian or section.activations == "int8-static"
+    return quantizer.needs_hessian or any(map(is_static, section.stated_schemes().values()))
 
 
 def batches_experts(section: QuantizationSection) -> bool:

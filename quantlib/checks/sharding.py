@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 _OUTPUT = "o_proj"
 _MLP_OUTPUTS = ("down_proj", "w2")
@@ -160,6 +160,17 @@ def sharding_of(
             for names, label, channels in inputs
         ),
     )
+
+
+def joined(shardings: Sequence[Sharding]) -> Sharding:
+    """What has to be divided where parts of a model are quantized in different ways."""
+    multiples: dict[tuple[str, int], int] = {}
+    for divided in (each for sharding in shardings for each in sharding.inputs):
+        key = (divided.linear, divided.channels)
+        multiples[key] = math.lcm(multiples.get(key, 1), divided.multiple)
+    outputs = dict.fromkeys(each for sharding in shardings for each in sharding.outputs)
+    inputs = tuple(DividedInput(*key, multiple) for key, multiple in multiples.items())
+    return replace(shardings[0], inputs=inputs, outputs=tuple(outputs))
 
 
 def _count(config: Mapping[str, Any], field: str) -> int | None:

@@ -30,9 +30,9 @@ from quantlib.errors import (
     StoreError,
     os_error_line,
 )
-from quantlib.recipe import Activations, AskedRecipe
+from quantlib.recipe import AskedRecipe
 from quantlib.report.text import evaluation_line
-from quantlib.schemes import SCHEMES
+from quantlib.schemes import SCHEMES, Activations
 from quantlib.sources.naming import named
 
 if TYPE_CHECKING:

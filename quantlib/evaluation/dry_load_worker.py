@@ -26,14 +26,15 @@ from quantlib.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.tensors import DTYPE_NAMES, TORCH_DTYPES
-from quantlib.checks.linears import exact_linears
-from quantlib.checks.scheme import resolve_format
+from quantlib.checks.linears import linear_schemes
+from quantlib.checks.scheme import is_static, resolve_format
 from quantlib.evaluation.dry_load import JOB_NAME, OUTCOME_NAME, DryLoadJob, DryLoadOutcome
 from quantlib.evaluation.refusals import in_words
 from quantlib.formats import format_registry
 from quantlib.models import model_registry
 from quantlib.numbers.quantized import QuantizedLinear, group_count
 from quantlib.recipe import QuantizationSection
+from quantlib.schemes import LinearScheme
 
 _HEADER_NAME = "model.safetensors"
 
@@ -175,28 +176,28 @@ def final_tensors(folder: Path, job: DryLoadJob) -> Iterator[tuple[str, Tensor]]
     section = QuantizationSection.model_validate(job.quantization)
     adapter = model_registry.adapter_of(config)(config, job.layout)
     made_by = format_registry.get_format(resolve_format(section))
-    quantized: dict[str, tuple[int, int]] = {}
+    quantized: dict[str, tuple[tuple[int, int], LinearScheme]] = {}
     replaced: set[str] = set()
-    for block, exact in enumerate(exact_linears(section, adapter)):
-        chosen = [linear for linear in adapter.linears(block) if linear not in exact]
-        replaced |= adapter.replaced(original, block, chosen)
-        for linear in chosen:
-            quantized[adapter.linear_name(block, linear)] = adapter.linear_shape(block, linear)
+    for block, schemes in enumerate(linear_schemes(section, adapter)):
+        replaced |= adapter.replaced(original, block, schemes)
+        for linear, scheme in schemes.items():
+            shape = adapter.linear_shape(block, linear)
+            quantized[adapter.linear_name(block, linear)] = shape, scheme
     for name, info in original.tensors.items():
         if name not in replaced:
             yield name, torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
     stored = TORCH_DTYPES[adapter.stored_dtype(original)]
-    for name, shape in quantized.items():
-        made = _without_codes(shape, section, stored)
-        for part, tensor in made_by.tensors(made, section.activations).items():
+    for name, (shape, scheme) in quantized.items():
+        made = _without_codes(shape, scheme, stored)
+        for part, tensor in made_by.tensors(made, scheme.activations).items():
             yield f"{name}.{part}", tensor.to("meta")
 
 
 def _without_codes(
-    shape: tuple[int, int], section: QuantizationSection, stored: torch.dtype
+    shape: tuple[int, int], linear: LinearScheme, stored: torch.dtype
 ) -> QuantizedLinear:
     rows, columns = shape
-    scheme = section.weights
+    scheme = linear.weights
     groups = group_count(columns, scheme.group_size)
     codes = torch.float8_e4m3fn if scheme.type == "float" else torch.uint8
     scales = {"e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}.get(scheme.scale, stored)
@@ -206,7 +207,7 @@ def _without_codes(
             scales=torch.empty(-(-rows // scheme.block_rows), groups, dtype=scales),
             zero_points=None if scheme.symmetric else torch.empty(rows, groups, dtype=torch.uint8),
             scheme=scheme,
-            input_scale=torch.empty(1) if section.activations == "int8-static" else None,
+            input_scale=torch.empty(1) if is_static(linear) else None,
             overall=torch.empty(1) if scheme.scale == "e4m3" else None,
         )
 

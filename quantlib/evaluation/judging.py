@@ -35,8 +35,9 @@ def dequantized_checkpoint_reason(
     if problem is None:
         return None
     left = "its loader and layout are left to the dry load"
-    if section.activations != "none":
-        left += f", and what rounding activations ({section.activations}) costs is not judged"
+    stated = (scheme.activations for scheme in section.stated_schemes().values())
+    if rounded := [each for each in dict.fromkeys(stated) if each != "none"]:
+        left += f", and what rounding activations ({', '.join(rounded)}) costs is not judged"
     return f"{problem}; {left}"
 
 

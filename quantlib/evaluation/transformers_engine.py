@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
     from quantlib.models.names import Names
     from quantlib.models.skeleton import Skeleton
-    from quantlib.recipe import Activations
+    from quantlib.schemes import Activations
 
 
 _OF_EXPERT = re.compile(r"experts\.(\d+)\.")
@@ -126,8 +126,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     from quantlib.checkpoint.quantized import quantized_modules
     from quantlib.checkpoint.source import FolderSource
     from quantlib.checkpoint.tensors import read_tensor
+    from quantlib.checks.scheme import is_static
     from quantlib.formats import format_registry
-    from quantlib.formats.compressed_tensors import activations_of
     from quantlib.formats.dequantize import dequantized_state
     from quantlib.models.names import Names
     from quantlib.models.skeleton import Skeleton
@@ -147,21 +147,20 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     names = Names.of(skeleton, state)
     _stack_experts(skeleton, names, state)
     model = model_class.from_pretrained(None, state_dict=state, **settings)
-    activations = _activations(quantization)
-    if activations is not None:
-        rounded_to = activations_of(activations)
-        format = format_registry.get(quantization["quant_method"])()
-        _, is_quantized = format.read_scheme(quantization)
-        for name in filter(is_quantized, quantized_modules(checkpoint.tensors)):
-            if _OF_EXPERT.search(name):
-                raise QuantlibError(
-                    "transformers cannot round the inputs of experts: judge with vLLM on a GPU"
-                )
-            scale = None
-            if not activations["dynamic"]:
-                scale = read_tensor(checkpoint, f"{name}.input_scale")
-            module = model.get_submodule(names.target[f"{name}.weight"].removesuffix(".weight"))
-            module.register_forward_pre_hook(_rounding(rounded_to, scale))
+    scheme_of = format_registry.get_format(quantization["quant_method"]).read_schemes(quantization)
+    for name in quantized_modules(checkpoint.tensors):
+        scheme = scheme_of(name)
+        if scheme is None or scheme.activations == "none":
+            continue
+        if _OF_EXPERT.search(name):
+            raise QuantlibError(
+                "transformers cannot round the inputs of experts: judge with vLLM on a GPU"
+            )
+        scale = None
+        if is_static(scheme):
+            scale = read_tensor(checkpoint, f"{name}.input_scale")
+        module = model.get_submodule(names.target[f"{name}.weight"].removesuffix(".weight"))
+        module.register_forward_pre_hook(_rounding(scheme.activations, scale))
     return model
 
 
@@ -187,13 +186,6 @@ def _stack_experts(skeleton: Skeleton, names: Names, state: dict[str, Tensor]) -
                     views = linear_views(module, weights)
                     views[names.pattern[part]].copy_(state.pop(part))
                 state[key] = stack
-
-
-def _activations(quantization: dict[str, Any]) -> dict[str, Any] | None:
-    for group in quantization.get("config_groups", {}).values():
-        if group.get("input_activations"):
-            return dict(group["input_activations"])
-    return None
 
 
 def _rounding(

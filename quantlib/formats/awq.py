@@ -12,12 +12,12 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantlib.formats.base import BaseFormat, CheckpointScheme
+from quantlib.formats.base import BaseFormat, CheckpointScheme, SchemeOf
 from quantlib.formats.registry import format_registry
-from quantlib.recipe import Activations, WeightScheme
+from quantlib.schemes import Activations, LinearScheme, WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,15 +86,16 @@ class AWQFormat(BaseFormat):
 
         vLLM looks for ``modules_to_not_convert`` anywhere within a linear's name; for fused linears
         by the names of their parts, or by their own where it does not know the parts. ``sym`` is
-        what :meth:`read_scheme` needs; vLLM goes by ``zero_point``.
+        what :meth:`read_schemes` needs; vLLM goes by ``zero_point``.
         """
+        weights = scheme.schemes[0].scheme.weights
         return {
             "quant_method": "awq",
             "version": "gemm",
-            "bits": scheme.weights.bits,
-            "group_size": scheme.weights.group_size,
+            "bits": weights.bits,
+            "group_size": weights.group_size,
             "zero_point": True,
-            "sym": scheme.weights.symmetric,
+            "sym": weights.symmetric,
             "modules_to_not_convert": [
                 *scheme.exact,
                 *scheme.exact_fused,
@@ -102,14 +103,15 @@ class AWQFormat(BaseFormat):
             ],
         }
 
-    def read_scheme(self, config: Mapping[str, Any]) -> tuple[WeightScheme, Callable[[str], bool]]:
+    def read_schemes(self, config: Mapping[str, Any]) -> SchemeOf:
         """The inverse of :meth:`quantization_config`."""
         weights = WeightScheme(
             bits=config["bits"], group_size=config["group_size"], symmetric=config["sym"]
         )
+        scheme = LinearScheme(weights=weights)
         exact = config["modules_to_not_convert"]
         linears, modules = set(exact), tuple(f"{name}." for name in exact)
-        return weights, lambda name: name not in linears and not name.startswith(modules)
+        return lambda name: None if name in linears or name.startswith(modules) else scheme
 
 
 def _pack(codes: Tensor) -> Tensor:

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from quantlib.recipe import Activations, WeightScheme
+from quantlib.schemes import Activations, LinearScheme, WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from quantlib.numbers.quantized import QuantizedLinear
+
+SchemeOf = Callable[[str], LinearScheme | None]
+"""The scheme of the linear of a full name; None where it stays exact."""
+
+
+@dataclass(frozen=True)
+class SchemeTargets:
+    """A scheme, and what is represented so.
+
+    Attributes:
+        scheme: Of weights and activations.
+        names: Regular expressions that together match the full names of the linears, as vLLM and
+            as the checkpoint have them, and nothing else of the model.
+    """
+
+    scheme: LinearScheme
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -22,8 +39,7 @@ class CheckpointScheme:
     Attributes:
         format: Name of the format.
         method: Name of the quantizer.
-        weights: Type, bits, group size and symmetry.
-        activations: What inputs are rounded to.
+        schemes: What is represented how; the first is that of most weights.
         exact: Full names of the linears that are not quantized, head and routers included, and
             those within ``exact_modules`` not.
         exact_fused: Names that vLLM gives to fused linears that are not quantized.
@@ -33,8 +49,7 @@ class CheckpointScheme:
 
     format: str
     method: str
-    weights: WeightScheme
-    activations: Activations
+    schemes: tuple[SchemeTargets, ...]
     exact: tuple[str, ...]
     exact_fused: tuple[str, ...]
     exact_modules: tuple[str, ...] = ()
@@ -54,6 +69,10 @@ class BaseFormat(ABC):
     @abstractmethod
     def scheme_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why the format, or vLLM reading it, cannot hold a scheme; None where they can."""
+
+    def mixture_problem(self, schemes: Collection[LinearScheme]) -> str | None:
+        """Why one checkpoint cannot have linears of several schemes; None where it can."""
+        return "it has one scheme for a whole model; use compressed-tensors for several"
 
     @abstractmethod
     def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
@@ -80,9 +99,9 @@ class BaseFormat(ABC):
         """The ``quantization_config`` of config.json."""
 
     @abstractmethod
-    def read_scheme(self, config: Mapping[str, Any]) -> tuple[WeightScheme, Callable[[str], bool]]:
+    def read_schemes(self, config: Mapping[str, Any]) -> SchemeOf:
         """The inverse of :meth:`quantization_config`.
 
         Returns:
-            The weight scheme, and whether the linear of a full name is quantized.
+            Gives the scheme of the linear of a full name; None for one that stays exact.
         """

@@ -23,15 +23,14 @@ group of each column, and zero points that are not packed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quantlib.errors import InvalidInputError
-from quantlib.formats.base import BaseFormat, CheckpointScheme
+from quantlib.formats.base import BaseFormat, CheckpointScheme, SchemeOf
 from quantlib.formats.registry import format_registry
-from quantlib.recipe import Activations, ScaleType, WeightScheme
-from quantlib.schemes import SCHEMES
+from quantlib.schemes import SCHEMES, Activations, LinearScheme, ScaleType, WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,6 +140,10 @@ class CompressedTensorsFormat(BaseFormat):
             return "vLLM has no kernel for asymmetric 8-bit weights in groups of 32"
         return None
 
+    def mixture_problem(self, schemes: Collection[LinearScheme]) -> str | None:
+        """None: each scheme is a group of the config."""
+        return None
+
     def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why vLLM cannot serve the scheme on a CPU, though on a GPU; None where it can."""
         if weights.type == "float" and activations != "fp8":
@@ -236,68 +239,91 @@ class CompressedTensorsFormat(BaseFormat):
     def quantization_config(self, scheme: CheckpointScheme) -> dict[str, Any]:
         """The ``quantization_config`` of config.json.
 
-        Fused names stand among those to ignore too: vLLM does not know of every model which parts
-        it has fused.
+        Fused names stand among those to ignore, and among targets, too: vLLM does not know of every
+        model which parts it has fused.
         """
-        weights = scheme.weights
-        floats = _float_layout(weights)
-        if floats is not None:
-            layout = floats.name
-        else:
-            layout = "pack-quantized" if scheme.activations == "none" else "int-quantized"
-        activations = None
-        if scheme.activations != "none":
-            activations = {"dynamic": True, "symmetric": True, **_ACTIVATIONS[scheme.activations]}
+        layouts = {_layout(each.scheme) for each in scheme.schemes}
         return {
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
-            "format": layout,
+            "format": layouts.pop() if len(layouts) == 1 else "mixed-precision",
             "ignore": [
                 *scheme.exact,
                 *scheme.exact_fused,
                 *(rf"re:^{re.escape(name)}\." for name in scheme.exact_modules),
             ],
             "config_groups": {
-                "group_0": {
-                    "targets": ["Linear"],
-                    "format": layout,
-                    "weights": _weights(weights, floats.strategy if floats else None),
-                    "input_activations": activations,
+                f"group_{number}": {
+                    "targets": list(each.names) if number else ["Linear"],
+                    "format": _layout(each.scheme),
+                    "weights": _weights(each.scheme.weights),
+                    "input_activations": _input_activations(each.scheme.activations),
                     "output_activations": None,
                 }
+                for number, each in enumerate(scheme.schemes)
             },
         }
 
-    def read_scheme(self, config: Mapping[str, Any]) -> tuple[WeightScheme, Callable[[str], bool]]:
+    def read_schemes(self, config: Mapping[str, Any]) -> SchemeOf:
         """The inverse of :meth:`quantization_config`."""
-        weights = config["config_groups"]["group_0"]["weights"]
-        scales = {dtype: scale for scale, dtype in _SCALE_DTYPES.items()}
-        block = weights.get("block_structure") or [1, weights["group_size"] or -1]
-        scheme = WeightScheme(
-            type=weights["type"],
-            bits=weights["num_bits"],
-            group_size=block[1],
-            symmetric=weights["symmetric"],
-            scale=scales.get(weights.get("scale_dtype"), "model"),
-            block_rows=block[0],
-        )
-        exact = {name for name in config["ignore"] if not name.startswith("re:")}
-        patterns = [
-            re.compile(name.removeprefix("re:")) for name in config["ignore"] if name not in exact
-        ]
-        return (
-            scheme,
-            lambda name: name not in exact and not any(pattern.match(name) for pattern in patterns),
-        )
+        rest, *others = map(_read_group, config["config_groups"].values())
+        named = [(_matcher(targets), scheme) for targets, scheme in others]
+        ignored = _matcher(config["ignore"])
+
+        def scheme_of(name: str) -> LinearScheme | None:
+            if ignored(name):
+                return None
+            return next((scheme for fits, scheme in named if fits(name)), rest[1])
+
+        return scheme_of
 
 
-def _weights(weights: WeightScheme, strategy: str | None) -> dict[str, Any]:
+def _read_group(group: Mapping[str, Any]) -> tuple[Sequence[str], LinearScheme]:
+    """The targets of a group and their scheme."""
+    weights = group["weights"]
+    scales = {dtype: scale for scale, dtype in _SCALE_DTYPES.items()}
+    block = weights.get("block_structure") or [1, weights["group_size"] or -1]
+    scheme = WeightScheme(
+        type=weights["type"],
+        bits=weights["num_bits"],
+        group_size=block[1],
+        symmetric=weights["symmetric"],
+        scale=scales.get(weights.get("scale_dtype"), "model"),
+        block_rows=block[0],
+    )
+    inputs = group["input_activations"]
+    activations = activations_of(inputs) if inputs else "none"
+    return group["targets"], LinearScheme(weights=scheme, activations=activations)
+
+
+def _matcher(targets: Sequence[str]) -> Callable[[str], bool]:
+    """Whether one of some targets is for the module of a name."""
+    names = {target for target in targets if not target.startswith("re:")}
+    patterns = [re.compile(target[3:]) for target in targets if target not in names]
+    return lambda name: name in names or any(pattern.match(name) for pattern in patterns)
+
+
+def _layout(scheme: LinearScheme) -> str:
+    """How a scheme's numbers lie, as compressed-tensors has it."""
+    if (floats := _float_layout(scheme.weights)) is not None:
+        return floats.name
+    return "pack-quantized" if scheme.activations == "none" else "int-quantized"
+
+
+def _input_activations(activations: Activations) -> dict[str, Any] | None:
+    if activations == "none":
+        return None
+    return {"dynamic": True, "symmetric": True, **_ACTIVATIONS[activations]}
+
+
+def _weights(weights: WeightScheme) -> dict[str, Any]:
     """The arguments of quantized weights, as compressed-tensors has them."""
+    floats = _float_layout(weights)
     in_groups = weights.group_size != -1 and weights.block_rows == 1
     arguments: dict[str, Any] = {
         "num_bits": weights.bits,
         "type": weights.type,
-        "strategy": strategy or ("group" if in_groups else "channel"),
+        "strategy": floats.strategy if floats else ("group" if in_groups else "channel"),
         "group_size": weights.group_size if in_groups else None,
         "symmetric": weights.symmetric,
         "dynamic": False,

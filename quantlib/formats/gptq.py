@@ -13,12 +13,12 @@ Version 2 (GPTQModel) differs in that zero points are stored as they are; it is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantlib.formats.base import BaseFormat, CheckpointScheme
+from quantlib.formats.base import BaseFormat, CheckpointScheme, SchemeOf
 from quantlib.formats.registry import format_registry
-from quantlib.recipe import Activations, WeightScheme
+from quantlib.schemes import Activations, LinearScheme, WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +47,10 @@ class GPTQFormat(BaseFormat):
             return f"vLLM serves it for 4 and 8 bits, not {weights.bits}"
         if weights.group_size not in _GROUP_SIZES:
             return f"vLLM serves it for group sizes {_GROUP_SIZES}, not {weights.group_size}"
+        return None
+
+    def mixture_problem(self, schemes: Collection[LinearScheme]) -> str | None:
+        """None: rules by name say other bits and group sizes."""
         return None
 
     def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
@@ -104,27 +108,40 @@ class GPTQFormat(BaseFormat):
     def quantization_config(self, scheme: CheckpointScheme) -> dict[str, Any]:
         """The ``quantization_config`` of config.json.
 
-        Linears that stay exact are named by GPTQModel's negative rules (``dynamic``), which vLLM
-        matches against its own, fused names.
+        Linears that stay exact, or are of another scheme than the rest, are named by GPTQModel's
+        rules (``dynamic``), which vLLM matches against its own, fused names.
         """
-        rules = [
-            f"-:{name[3:]}" if name.startswith("re:") else rf"-:{re.escape(name)}$"
-            for name in (*scheme.exact, *scheme.exact_fused)
-        ]
-        rules += [rf"-:{re.escape(name)}(\.|$)" for name in scheme.exact_modules]
+        rest, *others = scheme.schemes
+        dynamic: dict[str, dict[str, Any]] = {
+            f"-:{_pattern(name)}": {} for name in (*scheme.exact, *scheme.exact_fused)
+        }
+        dynamic |= {rf"-:{re.escape(name)}(\.|$)": {} for name in scheme.exact_modules}
+        for other in others:
+            weights = other.scheme.weights
+            sizes = {"bits": weights.bits, "group_size": weights.group_size}
+            dynamic |= {f"+:{_pattern(name)}": sizes for name in other.names}
         return {
             "quant_method": "gptq",
             "checkpoint_format": "gptq",
-            "bits": scheme.weights.bits,
-            "group_size": scheme.weights.group_size,
+            "bits": rest.scheme.weights.bits,
+            "group_size": rest.scheme.weights.group_size,
             "sym": True,
             "desc_act": False,
             "lm_head": False,
-            "dynamic": {rule: {} for rule in rules},
+            "dynamic": dynamic,
         }
 
-    def read_scheme(self, config: Mapping[str, Any]) -> tuple[WeightScheme, Callable[[str], bool]]:
+    def read_schemes(self, config: Mapping[str, Any]) -> SchemeOf:
         """The inverse of :meth:`quantization_config`."""
-        weights = WeightScheme(bits=config["bits"], group_size=config["group_size"], symmetric=True)
-        rules = [re.compile(rule.removeprefix("-:")) for rule in config.get("dynamic", {})]
-        return weights, lambda name: not any(rule.match(name) for rule in rules)
+        rules = [
+            (re.compile(rule[2:]), LinearScheme(weights=WeightScheme(**other)) if other else None)
+            for rule, other in config.get("dynamic", {}).items()
+        ]
+        weights = WeightScheme(bits=config["bits"], group_size=config["group_size"])
+        rest = LinearScheme(weights=weights)
+        return lambda name: next((of for rule, of in rules if rule.match(name)), rest)
+
+
+def _pattern(name: str) -> str:
+    """A regular expression for a name that may be one."""
+    return name[3:] if name.startswith("re:") else f"{re.escape(name)}$"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 _EXPONENT_BITS = 0x7F800000
 """Those of a float32."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from quantlib.numbers.grid import grid_of
 from quantlib.numbers.quantized import group_count
 from quantlib.numbers.scaling import nearest_scales
-from quantlib.recipe import Activations, WeightScheme
+from quantlib.schemes import Activations, WeightScheme
 
 _SCHEMES: dict[Activations, WeightScheme] = {
     "int8": WeightScheme(bits=8, group_size=-1),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantlib.numbers.scaling import decode_scales
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quantlib.numbers.grid import Grid
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 _E4M3 = torch.finfo(torch.float8_e4m3fn)
 _SMALLEST_E4M3 = 2.0**-9

@@ -13,8 +13,8 @@ from quantlib.models.streamed import Block
 from quantlib.numbers.inputs import round_input
 from quantlib.outlier_suppression.base import ChannelStatistics
 from quantlib.outlier_suppression.smoothing import SAMPLE_TOKENS, smoothing_scales
-from quantlib.quantizers import InputStatistics, MinMaxQuantizer
-from quantlib.recipe import QuantizationSection
+from quantlib.quantizers.rounding import round_within_range
+from quantlib.schemes import Activations, LinearScheme
 
 
 class AlphaErrors:
@@ -34,7 +34,7 @@ class AlphaErrors:
         inputs: Sequence[SharedInput],
         tokens: int,
         alphas: Sequence[float],
-        section: QuantizationSection,
+        schemes: Mapping[str, LinearScheme],
     ) -> None:
         """Observes a block.
 
@@ -43,23 +43,20 @@ class AlphaErrors:
             inputs: Those of its shared inputs that are to be scaled.
             tokens: How many calibration tokens will come.
             alphas: The strengths to try.
-            section: Says what weights and activations are rounded to.
+            schemes: What weights and activations of linears are rounded to, by name.
         """
         self._block = block
         self._alphas = alphas
-        self._activations = section.activations
-        self._nearest = MinMaxQuantizer(section.model_copy(update={"options": {}}))
+        self._schemes = schemes
         self._channels = ChannelObserver(block)
         self._tokens = tokens
-        self._group_size = section.weights.group_size
-        self._tried = {shared.name for shared in inputs}
+        # An input with a linear that stays exact is not scaled.
+        self._tried = {shared.name for shared in inputs if schemes.keys() >= set(shared.linears)}
         self._found: dict[str, Tensor] = {}
 
     def __call__(self, shared: SharedInput, inputs: Sequence[Tensor]) -> None:
         """Observes tokens, ``[..., in_features]`` of each batch."""
-        size, columns = self._group_size, inputs[0].shape[-1]
-        # What the group size does not divide stays exact.
-        if shared.name not in self._tried or (size != -1 and columns % size):
+        if shared.name not in self._tried:
             self._channels(shared, inputs)
             return
         sample = TokenSample(self._tokens, min(SAMPLE_TOKENS, self._tokens // 4))
@@ -77,30 +74,34 @@ class AlphaErrors:
     def _errors(self, shared: SharedInput, x: Tensor, statistics: ChannelStatistics) -> Tensor:
         """The sum over an input's linears of the energy of the error over that of the output."""
         weights = self._weights(shared)
+        alike: dict[LinearScheme, list[str]] = {}
+        for name in weights:
+            alike.setdefault(self._schemes[name], []).append(name)
         outputs = {name: x @ weight.t() for name, weight in weights.items()}
         extremes = torch.from_numpy(statistics.input_absmax).to(x.device)
         errors = []
         for alpha in self._alphas:
             scales = torch.from_numpy(smoothing_scales(statistics, alpha)).to(x.device)
-            rounded = self._rounded(x / scales, (extremes / scales).max()[None])
-            scaled = {name: weight * scales for name, weight in weights.items()}
-            quantized = self._nearest.quantize(scaled, InputStatistics(), torch.float32)
-            errors.append(
-                sum(
+            largest, error = (extremes / scales).max()[None], 0.0
+            for scheme, names in alike.items():
+                rounded = _rounded(x / scales, scheme.activations, largest)
+                scaled = {name: weights[name] * scales for name in names}
+                made = round_within_range(scaled, scheme.weights, torch.float32)
+                error += sum(
                     _relative_error(rounded @ linear.dequantize().t(), outputs[name])
-                    for name, linear in quantized.linears.items()
+                    for name, linear in made.items()
                 )
-            )
+            errors.append(error)
         return torch.tensor(errors)
-
-    def _rounded(self, x: Tensor, largest: Tensor) -> Tensor:
-        if self._activations == "none":
-            return x
-        step = largest / 127 if self._activations == "int8-static" else None
-        return round_input(x, self._activations, step)
 
     def _weights(self, shared: SharedInput) -> Mapping[str, Tensor]:
         return {name: self._block.weight(name).float() for name in shared.linears}
+
+
+def _rounded(x: Tensor, activations: Activations, largest: Tensor) -> Tensor:
+    if activations == "none":
+        return x
+    return round_input(x, activations, largest / 127 if activations == "int8-static" else None)
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> float:

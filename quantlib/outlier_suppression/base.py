@@ -13,6 +13,7 @@ from quantlib.errors import Problem
 from quantlib.models import BaseModelAdapter
 from quantlib.models.layout import SharedInput
 from quantlib.recipe import QuantizationSection
+from quantlib.schemes import LinearScheme
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,13 +132,15 @@ class BaseOutlierSuppressor(ABC):
         """
         return {}
 
-    def observer(self, block: Block, tokens: int, section: QuantizationSection) -> BlockObserver:
+    def observer(
+        self, block: Block, tokens: int, schemes: Mapping[str, LinearScheme]
+    ) -> BlockObserver:
         """What collects a block's statistics: the extremes of each input's channels.
 
         Args:
             block: The block of the original model.
             tokens: How many calibration tokens will come.
-            section: The recipe's ``quantization``.
+            schemes: Of the linears that are quantized, by name within the block.
         """
         from quantlib.blockwise.statistics import ChannelObserver
 

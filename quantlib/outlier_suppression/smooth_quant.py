@@ -25,6 +25,7 @@ from quantlib.outlier_suppression.base import (
 from quantlib.outlier_suppression.registry import outlier_suppression_registry
 from quantlib.outlier_suppression.smoothing import smoothing_scales
 from quantlib.recipe import QuantizationSection
+from quantlib.schemes import LinearScheme
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +81,10 @@ class SmoothQuantOptions(Options):
         return value
 
 
+_DECIDING = {"weights", "activations", "schemes", "layers", "ignore"}
+"""What of a recipe decides how each linear is represented."""
+
+
 def pair_of(shared: SharedInput) -> Pair | None:
     """Which of the pairs an input and what gives it are; None where nothing can be folded."""
     if shared.producer is None:
@@ -119,18 +124,19 @@ class SmoothQuantSuppressor(BaseOutlierSuppressor):
         return {
             "alphas": list(CANDIDATES),
             "pairs": sorted(set(self.options.pairs)),
-            "weights": section.weights.model_dump(mode="json"),
-            "activations": section.activations,
+            **section.model_dump(mode="json", include=_DECIDING),
         }
 
-    def observer(self, block: Block, tokens: int, section: QuantizationSection) -> BlockObserver:
+    def observer(
+        self, block: Block, tokens: int, schemes: Mapping[str, LinearScheme]
+    ) -> BlockObserver:
         """The extremes of each channel; for ``auto`` also the error of every candidate."""
         if self.options.alpha != "auto":
-            return super().observer(block, tokens, section)
+            return super().observer(block, tokens, schemes)
         from quantlib.outlier_suppression.alpha_errors import AlphaErrors
 
         inputs = [shared for shared in block.inputs if self.scaled(shared)]
-        return AlphaErrors(block, inputs, tokens, CANDIDATES, section)
+        return AlphaErrors(block, inputs, tokens, CANDIDATES, schemes)
 
     def scaled(self, shared: SharedInput) -> bool:
         """Whether the recipe names the pair that the input belongs to."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
-from quantlib.checks.linears import exact_linears
+from quantlib.checks.linears import linear_schemes
 from quantlib.checks.scheme import batches_experts
 from quantlib.models import BaseModelAdapter
 from quantlib.models.layout import BlockKind, SharedInput, of_expert, without_expert
@@ -98,26 +98,26 @@ def model_sizes(
         sum(checkpoint.info(name).elements for name in adapter.block_tensors(checkpoint, block))
         for block in range(adapter.blocks)
     ]
-    exact = exact_linears(recipe.quantization, adapter)
-    touched = [b for b, kept in enumerate(exact) if not kept.issuperset(adapter.linears(b))]
+    by_block = linear_schemes(recipe.quantization, adapter)
+    touched = [block for block, schemes in enumerate(by_block) if schemes]
     groups = []
     if touched:
         largest = max(touched, key=elements.__getitem__)
         kind = adapter.layout.kind(largest)
         together = batches_experts(recipe.quantization)
         for group in adapter.inputs(largest):
-            linears = tuple(linear for linear in group.linears if linear not in exact[largest])
+            linears = tuple(linear for linear in group.linears if linear in by_block[largest])
             if linears:
                 shapes = [adapter.linear_shape(largest, linear) for linear in linears]
                 outputs = tuple(rows for rows, _ in shapes)
                 experts, routed = (group.experts, _routed(kind, group)) if together else (0, 1)
                 groups.append(GroupSize(shapes[0][1], outputs, linears, experts, routed))
     total = quantized = sum(info.bytes for info in checkpoint.tensors.values())
-    weights = recipe.quantization.weights
     stored = DTYPE_BYTES[adapter.stored_dtype(checkpoint)]
-    for block, kept in enumerate(exact):
-        for linear in set(adapter.linears(block)) - kept:
+    for block, schemes in enumerate(by_block):
+        for linear, scheme in schemes.items():
             rows, columns = adapter.linear_shape(block, linear)
+            weights = scheme.weights
             scaled = weights.group_size if weights.group_size > 0 else columns
             codes = rows * columns * weights.bits // 8
             scales = rows * columns // (scaled * weights.block_rows)
@@ -129,9 +129,7 @@ def model_sizes(
         hidden_size = embedding.shape[-1] if embedding else 0
     return ModelSizes(
         blocks=adapter.blocks,
-        quantized_blocks=sum(
-            len(kept) < len(adapter.linears(block)) for block, kept in enumerate(exact)
-        ),
+        quantized_blocks=len(touched),
         hidden_size=hidden_size,
         stored_bytes=stored,
         groups=tuple(groups),

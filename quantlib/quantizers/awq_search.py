@@ -11,7 +11,7 @@ from torch import Tensor
 from quantlib.models.folding import Fold
 from quantlib.numbers.quantized import group_count
 from quantlib.quantizers.scales import searched_scales
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 _INPUT_EXPONENTS = (0.0, 0.15, 0.3, 0.45, 0.6)
 _WEIGHT_EXPONENTS = (0.0, 0.5, 1.0)

@@ -17,7 +17,7 @@ from quantlib.quantizers.base import (
     hessians_of,
 )
 from quantlib.quantizers.registry import quantizer_registry
-from quantlib.recipe import WeightType
+from quantlib.schemes import WeightType
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,8 @@ from quantlib.quantizers.base import (
     QuantizedInput,
 )
 from quantlib.quantizers.registry import quantizer_registry
-from quantlib.recipe import QuantizationSection, WeightType
+from quantlib.recipe import QuantizationSection
+from quantlib.schemes import WeightType
 
 if TYPE_CHECKING:
     import torch

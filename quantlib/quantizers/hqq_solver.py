@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quantlib.numbers.scaling import smallest_scale
 from quantlib.quantizers.scales import GroupScales, Part, ScaleChoice, by_group, of_blocks, parts
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 _PENALTY = 2.0
 """The first weight of the quadratic term, for errors in steps of the scale."""

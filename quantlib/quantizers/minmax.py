@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from quantlib.quantizers.base import GROUP_SIZES, BaseQuantizer, InputStatistics, QuantizedInput
 from quantlib.quantizers.registry import quantizer_registry
-from quantlib.recipe import WeightType
+from quantlib.schemes import WeightType
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from quantlib.numbers.grid import grid_of
 from quantlib.numbers.quantized import QuantizedLinear
 from quantlib.numbers.scaling import encode_scales
 from quantlib.quantizers.scales import GroupScales, by_group, range_scales
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 
 def round_to_nearest(weights: Tensor, scales: GroupScales, scheme: WeightScheme) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from quantlib.numbers.grid import Grid, grid_of
 from quantlib.numbers.quantized import group_count
 from quantlib.numbers.scaling import nearest_scales, overall_scale
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 _CHUNK_ELEMENTS = 1 << 17
 """Weights searched at once: small enough for the cache of a CPU core."""

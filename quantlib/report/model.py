@@ -8,10 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantlib.errors import InvalidInputError
 from quantlib.models.layout import without_expert
-from quantlib.recipe import Activations, AskedWeights, ScaleType, WeightType
 from quantlib.runtime.foreign_json import parse_json
 from quantlib.runtime.pydantic_faults import faults_of
-from quantlib.schemes import name_of
+from quantlib.schemes import Activations, AskedWeights, ScaleType, WeightType, name_of
 from quantlib.store.receipt import Digest, FileRecord
 
 SCHEMA: Final = "quantlib/report/1"

@@ -50,7 +50,7 @@ def _suggestion(path: Sequence[int | str], model: type[BaseModel]) -> str:
     *section, given = map(str, path)
     known = list(_keys(model))
     beside = {key.rpartition(".")[2]: key for key in known if key.split(".")[:-1] == section}
-    everywhere = {key.rpartition(".")[2]: key for key in known}
+    everywhere = {key.rpartition(".")[2]: key for key in reversed(known)}
     for keys in (beside, everywhere):
         found = difflib.get_close_matches(given, list(keys), n=1, cutoff=0.7)
         if found:

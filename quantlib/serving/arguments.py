@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from quantlib.checkpoint.quantized import stated_quantization
-from quantlib.checks.sharding import ROW_PARALLEL, Sharding, sharding_of
+from quantlib.checks.sharding import ROW_PARALLEL, Sharding, joined, sharding_of
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.choose_engine import installed_vllm
 from quantlib.formats import format_registry
-from quantlib.recipe import WeightScheme
 from quantlib.runtime.foreign_json import parse_mapping
+from quantlib.schemes import WeightScheme
 from quantlib.serving.options import serve_options, serving_dtype
 from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, parse_vllm_config
 
@@ -74,9 +75,9 @@ def checkpoint_sharding(folder: Path) -> Sharding | None:
         return sharding_of(config, None)
     quantization = stated[1]
     try:
-        weights, is_quantized = format_registry.get_format(
-            str(quantization.get("quant_method"))
-        ).read_scheme(quantization)
+        scheme_of = format_registry.get_format(str(quantization.get("quant_method"))).read_schemes(
+            quantization
+        )
     except (InvalidInputError, KeyError, TypeError, ValueError):
         return sharding_of(
             config,
@@ -84,16 +85,14 @@ def checkpoint_sharding(folder: Path) -> Sharding | None:
             block=_block_shape(quantization),
             whole_outputs=quantization.get("quant_method") != "fp8",
         )
-    quantized = [
-        part
-        for part in ROW_PARALLEL
-        if any(
-            is_quantized(f"model.layers.{block}.{place}.{part}")
-            for block in range(int(config.get("num_hidden_layers", 1)))
-            for place in ("self_attn", "mlp")
-        )
-    ]
-    return sharding_of(config, weights, quantized)
+    parts: dict[WeightScheme, set[str]] = {}
+    for block in range(int(config.get("num_hidden_layers", 1))):
+        for place, part in itertools.product(("self_attn", "mlp"), ROW_PARALLEL):
+            if scheme := scheme_of(f"model.layers.{block}.{place}.{part}"):
+                parts.setdefault(scheme.weights, set()).add(part)
+    if not parts:
+        return sharding_of(config, None)
+    return joined([sharding_of(config, *each) for each in parts.items()])
 
 
 def _block_shape(quantization: dict[str, Any]) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from quantlib.checkpoint.source import FolderSource
+from quantlib.checks.linears import linear_schemes
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.checks.scheme import needs_calibration, needs_hidden_states
 from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
@@ -138,12 +139,13 @@ def _collect(
         if 0 in boundaries and hidden_name(0) not in output.files:
             keep_boundary(0, {})
         blocks = range(first, stop)
+        schemes = linear_schemes(recipe.quantization, streamed.adapter)
         walk = streamed.walk(tokens, blocks, boundary, illustrated) if blocks else None
         for block in walk or ():
             assert walk is not None
             index = block.index
             if suppressor is not None and index < observed_to:
-                observer = suppressor.observer(block, windows.token_count, recipe.quantization)
+                observer = suppressor.observer(block, windows.token_count, schemes[index])
                 for standing in walk.standings(block, block.inputs):
                     observer(standing.shared, standing.inputs)
                 found = {f"{index}.{name}": value for name, value in observer.tensors().items()}

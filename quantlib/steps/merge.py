@@ -16,7 +16,7 @@ from quantlib.checkpoint.header import TensorInfo, read_header
 from quantlib.checkpoint.remote_code import is_config, without_code
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checks.group_size import why
-from quantlib.checks.linears import checkpoint_scheme, exact_linears, rounded_draft_names
+from quantlib.checks.linears import checkpoint_scheme, linear_schemes, rounded_draft_names
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.formats import format_registry
@@ -146,7 +146,7 @@ def _merge(
 
     files = dict(output.files)
     output.add_json(LINEARS_NAME, errors)
-    exact = exact_linears(recipe.quantization, adapter)
+    by_block = linear_schemes(recipe.quantization, adapter)
     rounded = [f"{name}.weight" for name in rounded_draft_names(recipe.quantization, adapter)]
     if rounded:
         output.remarks.append(
@@ -161,11 +161,7 @@ def _merge(
         "bytes_original": _weight_bytes(model.files),
         "bytes_quantized": _weight_bytes(files),
         "blocks": adapter.blocks,
-        "quantized_blocks": [
-            block
-            for block, linears in enumerate(exact)
-            if len(linears) < len(adapter.linears(block))
-        ],
+        "quantized_blocks": [block for block, schemes in enumerate(by_block) if schemes],
         "carried": dict(adapter.layout.carried(rounded)),
         "serve": vllm_config.arguments(),
         "removed": removed,

@@ -8,7 +8,7 @@ from itertools import accumulate
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.index import same_bytes
 from quantlib.checks.group_size import settle
-from quantlib.checks.linears import exact_linears, rounded_draft_names
+from quantlib.checks.linears import linear_schemes, rounded_draft_names
 from quantlib.checks.model import model_problems, unsuited_in_words
 from quantlib.checks.recipe import asked_from_text
 from quantlib.errors import InvalidInputError, Problem
@@ -195,11 +195,10 @@ def plan_ranges(recipe: Recipe, adapter: BaseModelAdapter, wanted: int) -> list[
         ``(start, stop)`` of each range.
     """
     sizes = [0] * adapter.blocks
-    for block, exact in enumerate(exact_linears(recipe.quantization, adapter)):
-        for linear in adapter.linears(block):
-            if linear not in exact:
-                rows, columns = adapter.linear_shape(block, linear)
-                sizes[block] += rows * columns
+    for block, schemes in enumerate(linear_schemes(recipe.quantization, adapter)):
+        for linear in schemes:
+            rows, columns = adapter.linear_shape(block, linear)
+            sizes[block] += rows * columns
     quantized = [block for block, size in enumerate(sizes) if size]
     count = min(wanted, len(quantized))
     sums = list(accumulate(sizes[block] for block in quantized))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from quantlib.checks.group_size import settled_at
+from quantlib.checks.group_size import settled_as
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import GateFailedError, InvalidInputError, StoreError
 from quantlib.publishing.destination import Destination, Draft, record_of
@@ -16,7 +16,7 @@ from quantlib.publishing.published import Published, manifest_of
 from quantlib.publishing.reading import open_published
 from quantlib.publishing.receipts import read_receipts, render_receipts
 from quantlib.publishing.signing import Signer, require_usable, signer_from_environment
-from quantlib.recipe import AskedRecipe, Recipe
+from quantlib.recipe import AskedRecipe, QuantizationSection, Recipe
 from quantlib.registries.registering import register_everywhere
 from quantlib.report.build import build_report, model_name
 from quantlib.report.html import render_html
@@ -184,12 +184,11 @@ def sign_published(
 
 
 def _as_made(asked: AskedRecipe, lineage: Iterable[Receipt]) -> Recipe:
-    """What was done where this was asked for: the group size is that of the receipts."""
-    size = asked.quantization.weights.group_size
-    if isinstance(size, int):
-        return settled_at(asked, size)
-    made = next(each for each in lineage if each.step == "quantize")
-    return settled_at(asked, made.parameters["quantization"]["weights"]["group_size"])
+    """What was done where this was asked for: the sizes of groups are those of the receipts."""
+    made = next(each for each in lineage if each.step == "quantize").parameters["quantization"]
+    sized = {field: made[field] for field in ("weights", "schemes")}
+    section = QuantizationSection.model_validate(asked.quantization.model_dump() | sized)
+    return settled_as(asked, section)
 
 
 def _draft(

@@ -7,7 +7,7 @@ wait for each other. Finished blocks are kept: a range that is interrupted goes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import read_header
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
-from quantlib.checks.linears import exact_linears, rounded_draft_names
+from quantlib.checks.linears import linear_schemes, rounded_draft_names
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.checks.scheme import needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from quantlib.blockwise.quantize_block import QuantizedBlock, Smooth
     from quantlib.models import SharedInput
     from quantlib.models.streamed import Block, StreamedModel
+    from quantlib.schemes import LinearScheme
 
 BLOCKS_NAME = "blocks.safetensors"
 DRAFTS_NAME = "drafts.safetensors"
@@ -121,8 +122,11 @@ def _quantize_blocks(
     from quantlib.checkpoint.tensors import read_tensors, write_tensors
 
     section = recipe.quantization
-    quantizer = quantizer_registry.get_quantizer(section.method)(section)
-    exact_of = exact_linears(section, streamed.adapter)
+    schemes_of = linear_schemes(section, streamed.adapter)
+    quantizers = {
+        scheme: quantizer_registry.get_quantizer(section.method)(section.of_scheme(scheme))
+        for scheme in {scheme for schemes in schemes_of for scheme in schemes.values()}
+    }
     smooth = _smoothing(store, recipe, blocks, streamed, smoothing)
     kept = Kept(output)
     state = kept.resume() or {"next": blocks.start, "errors": []}
@@ -146,15 +150,14 @@ def _quantize_blocks(
             quantized = quantize_block(
                 block,
                 walk,
-                quantizer,
-                exact_of[index],
+                {linear: quantizers[scheme] for linear, scheme in schemes_of[index].items()},
                 streamed.stored_dtype,
                 smooth=smooth,
-                static_activations=section.activations == "int8-static",
                 min_expert_tokens=recipe.calibration.min_expert_tokens,
             )
             errors += [error.as_json() for error in quantized.errors]
-            _write_block(section, streamed, index, quantized, kept.path(_block(index)))
+            file = kept.path(_block(index))
+            _write_block(section, schemes_of[index], streamed, index, quantized, file)
             if index < blocks[-1] and kept.due:
                 names = [_block(done) for done in range(blocks.start, index + 1)]
                 if walk is not None:
@@ -163,8 +166,7 @@ def _quantize_blocks(
                 kept.save(names, {"next": index + 1, "errors": errors})
             advance(1)
     names = [_block(index) for index in blocks]
-    own = map(streamed.adapter.linears, range(streamed.adapter.blocks))
-    last = max(at for at, linears in enumerate(own) if not exact_of[at].issuperset(linears))
+    last = max(block for block, schemes in enumerate(schemes_of) if schemes)
     if section.draft_layers and blocks[-1] == last:
         names.append(DRAFTS_NAME)
         _round_drafts(section, streamed, kept.path(DRAFTS_NAME))
@@ -200,6 +202,7 @@ def _block(index: int) -> str:
 
 def _write_block(
     section: QuantizationSection,
+    schemes: Mapping[str, LinearScheme],
     streamed: StreamedModel,
     index: int,
     quantized: QuantizedBlock,
@@ -214,7 +217,7 @@ def _write_block(
     replaced = adapter.replaced(checkpoint, index, quantized.linears)
     with SafetensorsWriter(path) as writer:
         for linear, made in quantized.linears.items():
-            tensors = checkpoint_format.tensors(made, section.activations)
+            tensors = checkpoint_format.tensors(made, schemes[linear].activations)
             for part, tensor in tensors.items():
                 write_tensor(writer, f"{prefix}{linear}.{part}", tensor)
         for linear, weight in quantized.unstacked.items():
@@ -235,7 +238,9 @@ def _round_drafts(section: QuantizationSection, streamed: StreamedModel, path: P
     """Rounds linears of draft layers, through which no calibration tokens go, to the nearest."""
     from quantlib.checkpoint.tensors import read_tensor, write_tensor
 
-    data_free = section.model_copy(update={"method": "minmax", "options": {}})
+    scheme = section.rest
+    assert scheme is not None
+    data_free = section.of_scheme(scheme).model_copy(update={"method": "minmax", "options": {}})
     quantizer = quantizer_registry.get_quantizer("minmax")(data_free)
     checkpoint_format = format_registry.get_format(resolve_format(section))
     with SafetensorsWriter(path) as writer:
@@ -244,7 +249,7 @@ def _round_drafts(section: QuantizationSection, streamed: StreamedModel, path: P
             weights = {name: weight.to(streamed.device).float()}
             made = quantizer.quantize(weights, InputStatistics(), streamed.stored_dtype)
             linear = made.linears[name]
-            for part, tensor in checkpoint_format.tensors(linear, section.activations).items():
+            for part, tensor in checkpoint_format.tensors(linear, scheme.activations).items():
                 write_tensor(writer, f"{name}.{part}", tensor)
         writer.finish()
 

@@ -47,6 +47,10 @@ def smooth(store: Store, recipe: Recipe, model: Receipt, calibration: Receipt) -
         "outlier_suppression": resolved_suppression(section),
         "layers": None if section is None else recipe.quantization.layers,
         "ignore": None if section is None else recipe.quantization.ignore,
+        "activations": None if section is None else recipe.quantization.activations,
+        "schemes": None
+        if section is None
+        else [rule.model_dump(mode="json") for rule in recipe.quantization.schemes],
     }
 
     def work(output: StepOutput) -> None:

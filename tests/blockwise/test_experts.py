@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from walking import forward, hidden_states, inputs_of, opened, quantized, walk_of
+from walking import forward, hidden_states, inputs_of, of_all, opened, quantized, walk_of
 
 from quantlib.blockwise.quantize_block import LinearError, quantize_block
 from quantlib.blockwise.statistics import HessianAccumulator
@@ -22,7 +22,8 @@ from quantlib.quantizers import (
     InputStatistics,
     MinMaxQuantizer,
 )
-from quantlib.recipe import QuantizationSection, WeightScheme
+from quantlib.recipe import QuantizationSection
+from quantlib.schemes import WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")
 SECTION = QuantizationSection(weights=WeightScheme(bits=4, group_size=32))
@@ -172,7 +173,9 @@ def test_gptq_quantizes_an_expert_that_no_token_reaches(
 
 def test_without_calibration_there_are_no_counts(model: StreamedModel) -> None:
     quantizer = MinMaxQuantizer(SECTION.model_copy(update={"method": "minmax"}))
-    result = quantize_block(model.block(0), None, quantizer, (), torch.float32, min_expert_tokens=9)
+    block = model.block(0)
+    quantizers = of_all(block, quantizer)
+    result = quantize_block(block, None, quantizers, torch.float32, min_expert_tokens=9)
     for error in by_expert(result.errors).values():
         assert (error.expert_tokens, error.calibrated_on) == (None, None)
     assert "mlp.experts.7.down_proj" in result.linears

@@ -8,7 +8,8 @@ from walking import forward, hidden_states, inputs_of, opened, quantized, weight
 from quantlib.errors import QuantizationError
 from quantlib.models.streamed import Block, StreamedModel
 from quantlib.quantizers import AWQQuantizer, GPTQQuantizer, MinMaxQuantizer
-from quantlib.recipe import QuantizationSection, WeightScheme
+from quantlib.recipe import QuantizationSection
+from quantlib.schemes import WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")
 SECTION = QuantizationSection(weights=WeightScheme(bits=4, group_size=32))
@@ -76,8 +77,8 @@ def test_static_activations_get_the_largest_input_of_all_tokens(model: StreamedM
     def silence(block: Block) -> None:
         block.tensors["post_attention_layernorm.weight"] = torch.zeros(64)
 
-    minmax = MinMaxQuantizer(SECTION.model_copy(update={"method": "minmax"}))
-    result, _ = quantized(model, HIDDEN, minmax, change=silence, static_activations=True)
+    section = SECTION.model_copy(update={"method": "minmax", "activations": "int8-static"})
+    result, _ = quantized(model, HIDDEN, MinMaxQuantizer(section), change=silence)
     seen = inputs_of(model, HIDDEN, written=result, change=silence)
     for shared in model.adapter.inputs(1):
         for name in shared.linears:

@@ -6,7 +6,8 @@ from walking import opened
 
 from quantlib.blockwise.statistics import ChannelObserver, HessianAccumulator, TokenSample
 from quantlib.quantizers import GPTQQuantizer, InputStatistics
-from quantlib.recipe import QuantizationSection, WeightScheme
+from quantlib.recipe import QuantizationSection
+from quantlib.schemes import WeightScheme
 
 
 @pytest.mark.parametrize("channels", [64, 384, 1000])

@@ -10,8 +10,7 @@ import pytest
 from quantlib.checks.recipe import load_recipe, parse_recipe
 from quantlib.checks.recipe_choice import chosen_recipe, recipe_of, shipped_recipes
 from quantlib.errors import InvalidInputError
-from quantlib.recipe import WeightScheme
-from quantlib.schemes import SCHEMES, name_of
+from quantlib.schemes import SCHEMES, WeightScheme, name_of
 
 
 def test_by_its_name() -> None:

@@ -10,7 +10,8 @@ from problems import input_problems
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checks.sharding import sharding_of
-from quantlib.recipe import Recipe, WeightScheme
+from quantlib.recipe import Recipe
+from quantlib.schemes import WeightScheme
 from quantlib.serving.arguments import checkpoint_sharding
 
 SMOLLM2 = {

@@ -6,11 +6,13 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
 
 from quantlib.formats import CheckpointScheme, format_registry
+from quantlib.formats.base import SchemeTargets
 from quantlib.formats.packing import pack_e2m1, pack_int32, unpack_e2m1, unpack_int32
 from quantlib.numbers.quantized import QuantizedLinear
 from quantlib.quantizers import InputStatistics, MinMaxQuantizer
-from quantlib.recipe import QuantizationSection, WeightScheme
+from quantlib.recipe import QuantizationSection
 from quantlib.schemes import SCHEMES as SCHEMES_BY_NAME
+from quantlib.schemes import LinearScheme, WeightScheme
 
 SCHEMES = [
     WeightScheme(bits=bits, group_size=group_size, symmetric=symmetric)
@@ -30,8 +32,7 @@ def scheme_of(name: str, weights: WeightScheme, activations: str = "none") -> Ch
     return CheckpointScheme(
         format=name,
         method="minmax",
-        weights=weights,
-        activations=activations,
+        schemes=(SchemeTargets(LinearScheme(weights=weights, activations=activations)),),
         exact=("lm_head", "model.layers.1.mlp.down_proj"),
         exact_fused=("model.layers.1.mlp.gate_up_proj",),
     )
@@ -140,11 +141,10 @@ def test_parse_is_the_inverse(name: str, weights: WeightScheme) -> None:
     ours = format_registry.get_format(name)
     linear = quantized(weights)
     config = ours.quantization_config(scheme_of(name, weights))
-    scheme, is_quantized = ours.read_scheme(config)
-    assert scheme == weights
-    assert is_quantized("model.layers.0.mlp.down_proj")
-    assert not is_quantized("model.layers.1.mlp.down_proj")
-    back = ours.parse(ours.tensors(linear, "none"), scheme)
+    read = ours.read_schemes(config)
+    assert read("model.layers.0.mlp.down_proj") == LinearScheme(weights=weights)
+    assert read("model.layers.1.mlp.down_proj") is None
+    back = ours.parse(ours.tensors(linear, "none"), weights)
     assert torch.equal(back.codes, linear.codes)
     assert torch.equal(back.dequantize(), linear.dequantize())
 
@@ -175,9 +175,9 @@ def test_compressed_tensors_reads_floating_point_weights(name: str) -> None:
     torch.testing.assert_close(
         restored["weight"].float(), linear.dequantize(torch.bfloat16).float(), rtol=2**-7, atol=0
     )
-    scheme, _ = ours.read_scheme(given)
-    assert scheme == weights
-    back = ours.parse(tensors, scheme)
+    read = ours.read_schemes(given)("model.layers.0.mlp.down_proj")
+    assert read == LinearScheme(weights=weights, activations=activations)
+    back = ours.parse(tensors, weights)
     assert torch.equal(back.dequantize(), linear.dequantize())
 
 

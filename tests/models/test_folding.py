@@ -14,7 +14,8 @@ from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block, StreamedModel
 from quantlib.outlier_suppression import SmoothQuantSuppressor
 from quantlib.quantizers import InputStatistics, MinMaxQuantizer, QuantizedInput
-from quantlib.recipe import QuantizationSection, WeightScheme
+from quantlib.recipe import QuantizationSection
+from quantlib.schemes import WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")
 SECTION = QuantizationSection(method="minmax", weights=WeightScheme(bits=8, group_size=32))

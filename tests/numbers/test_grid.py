@@ -7,7 +7,7 @@ import torch
 from compressed_tensors.quantization.quant_args import FP4_E2M1_DATA
 
 from quantlib.numbers.grid import grid_of, range_factors
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 FP8 = WeightScheme(type="float", bits=8, group_size=-1)
 FP4 = WeightScheme(type="float", bits=4, group_size=16, scale="e4m3")

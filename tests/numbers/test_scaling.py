@@ -9,7 +9,7 @@ from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
 
 from quantlib.numbers.grid import grid_of
 from quantlib.numbers.scaling import decode_scales, encode_scales, nearest_scales, overall_scale
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 NVFP4 = WeightScheme(type="float", bits=4, group_size=16, scale="e4m3")
 MX = [WeightScheme(type="float", bits=bits, group_size=32, scale="e8m0") for bits in (4, 8)]

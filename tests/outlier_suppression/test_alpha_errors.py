@@ -14,8 +14,10 @@ from quantlib.blockwise.statistics import ChannelObserver, TokenSample
 from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block, StreamedModel
 from quantlib.outlier_suppression import SmoothQuantSuppressor
+from quantlib.outlier_suppression.base import BlockObserver
 from quantlib.outlier_suppression.smooth_quant import CANDIDATES
 from quantlib.recipe import QuantizationSection
+from quantlib.schemes import LinearScheme, WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -110,6 +112,20 @@ def brute_force(
     return total
 
 
+def observer_of(
+    suppressor: SmoothQuantSuppressor, tokens: int, section: QuantizationSection
+) -> Callable[[Block], BlockObserver]:
+    """Observes a block whose linears all are of a section's scheme."""
+    scheme = section.rest
+    assert scheme is not None
+
+    def observer(block: Block) -> BlockObserver:
+        linears = (linear for shared in block.inputs for linear in shared.linears)
+        return suppressor.observer(block, tokens, dict.fromkeys(linears, scheme))
+
+    return observer
+
+
 @pytest.mark.parametrize("activations", ["int8", "int8-static"])
 def test_auto_finds_what_trying_every_alpha_finds(model: StreamedModel, activations: str) -> None:
     hidden = hidden_states(4, 32, seed=1)
@@ -123,7 +139,7 @@ def test_auto_finds_what_trying_every_alpha_finds(model: StreamedModel, activati
         }
     )
     suppressor = SmoothQuantSuppressor(OPTIONS)
-    found = observer_tensors(model, hidden, lambda block: suppressor.observer(block, 128, section))
+    found = observer_tensors(model, hidden, observer_of(suppressor, 128, section))
     statistics = {name: value.numpy() for name, value in found.items()}
     sample = TokenSample(128, 32)
     sample.add(torch.arange(128)[:, None])
@@ -148,8 +164,8 @@ def test_auto_finds_what_trying_every_alpha_finds(model: StreamedModel, activati
 def test_extremes_are_those_of_all_tokens(model: StreamedModel) -> None:
     hidden, suppressor = hidden_states(2, 32, seed=1), SmoothQuantSuppressor(OPTIONS)
     plain = observer_tensors(model, hidden, ChannelObserver)
-    section = QuantizationSection()
-    found = observer_tensors(model, hidden, lambda block: suppressor.observer(block, 64, section))
+    section = QuantizationSection(weights=WeightScheme(group_size=32))
+    found = observer_tensors(model, hidden, observer_of(suppressor, 64, section))
     assert found.keys() > plain.keys()
     assert all(torch.equal(found[name], wanted) for name, wanted in plain.items())
 
@@ -159,9 +175,7 @@ def test_what_is_rounded_decides_the_errors(model: StreamedModel) -> None:
 
     def errors(**fields: Any) -> np.ndarray:
         section = QuantizationSection.model_validate(fields)
-        found = observer_tensors(
-            model, hidden, lambda block: suppressor.observer(block, 512, section)
-        )
+        found = observer_tensors(model, hidden, observer_of(suppressor, 512, section))
         return found["mlp.gate_proj.alpha_errors"].numpy()
 
     eight = {"bits": 8, "group_size": -1}
@@ -173,14 +187,16 @@ def test_what_is_rounded_decides_the_errors(model: StreamedModel) -> None:
 
 
 def test_what_cannot_be_quantized_is_not_measured(model: StreamedModel) -> None:
-    section = QuantizationSection.model_validate(
-        {"method": "gptq", "weights": {"bits": 4, "group_size": 128}}
-    )
     suppressor = SmoothQuantSuppressor(OPTIONS)
+    scheme = LinearScheme(weights=WeightScheme(group_size=128))
     found = observer_tensors(
-        model, hidden_states(1, 32), lambda block: suppressor.observer(block, 32, section)
+        model,
+        hidden_states(1, 32),
+        lambda block: suppressor.observer(
+            block, 32, {"mlp.down_proj": scheme, "mlp.up_proj": scheme}
+        ),
     )
-    # 64 columns are no group of 128; down_proj has 128.
+    # gate_proj, which stays exact, reads what up_proj reads.
     assert {name for name in found if name.endswith("alpha_errors")} == {
         "mlp.down_proj.alpha_errors"
     }

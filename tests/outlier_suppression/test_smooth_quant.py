@@ -135,7 +135,7 @@ def test_folding_keeps_the_function_and_scales_the_inputs(
         plain[shared.name] = torch.cat(list(inputs))
 
     def watch(block: Block) -> None:
-        observers.append(suppressor.observer(block, 32, SECTION))
+        observers.append(suppressor.observer(block, 32, {}))
 
     expected = forward(model, hidden, observe, watch)
     statistics = {name: value.numpy() for name, value in observers[0].tensors().items()}

@@ -14,7 +14,8 @@ from quantlib.models.folding import Fold
 from quantlib.models.streamed import StreamedModel
 from quantlib.numbers.grid import range_factors
 from quantlib.quantizers import AWQQuantizer, InputStatistics, MinMaxQuantizer, QuantizedInput
-from quantlib.recipe import QuantizationSection, WeightScheme
+from quantlib.recipe import QuantizationSection
+from quantlib.schemes import WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")
 SALIENT = [3, 17, 40]

@@ -16,7 +16,8 @@ from quantlib.models.folding import Fold
 from quantlib.models.layout import Producer
 from quantlib.quantizers import BatchQuantizer, InputStatistics, QuantizedInput, quantizer_registry
 from quantlib.quantizers.batches import experts_at_once, held_bytes
-from quantlib.recipe import QuantizationSection, WeightScheme
+from quantlib.recipe import QuantizationSection
+from quantlib.schemes import WeightScheme
 
 ROWS = {"gate_proj": 48, "up_proj": 48}
 COLUMNS = 256

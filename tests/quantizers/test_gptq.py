@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from quantlib.quantizers import GPTQQuantizer, InputStatistics, QuantizedInput
-from quantlib.recipe import QuantizationSection, WeightScheme
+from quantlib.recipe import QuantizationSection
+from quantlib.schemes import WeightScheme
 
 Array = npt.NDArray[Any]
 COLUMNS, GROUP = 128, 32

@@ -14,7 +14,7 @@ from quantlib.quantizers.gptq_solver import (
 )
 from quantlib.quantizers.rounding import round_to_nearest
 from quantlib.quantizers.scales import GroupScales
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 
 def problem(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:

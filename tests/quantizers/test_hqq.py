@@ -12,7 +12,8 @@ from quantlib.quantizers import HQQQuantizer, InputStatistics, MinMaxQuantizer
 from quantlib.quantizers.hqq_solver import half_quadratic_scales
 from quantlib.quantizers.rounding import round_to_nearest
 from quantlib.quantizers.scales import GroupScales
-from quantlib.recipe import QuantizationSection, WeightScheme
+from quantlib.recipe import QuantizationSection
+from quantlib.schemes import WeightScheme
 
 SCHEMES = [
     WeightScheme(bits=4, group_size=32, symmetric=True),

@@ -6,7 +6,7 @@ from rounding import nearest, of_first, ranged, searched
 
 from quantlib.numbers.scaling import smallest_scale
 from quantlib.quantizers.hqq_solver import half_quadratic_scales
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 SCHEMES = [
     WeightScheme(bits=bits, group_size=group_size, symmetric=symmetric)

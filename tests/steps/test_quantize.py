@@ -10,7 +10,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.tensors import read_tensor, read_tensors
 from quantlib.formats import format_registry
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 from quantlib.steps.merge import merge
 from quantlib.steps.quantize import BLOCKS_NAME, quantize
 from quantlib.store import LocalStore

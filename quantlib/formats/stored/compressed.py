@@ -27,7 +27,7 @@ from quantlib.formats.stored.found import FLOATS, Found, by_module, joined
 from quantlib.formats.stored.fp8 import Fp8Weight
 from quantlib.formats.stored.schemes import FP4, INTEGER_PACKED, MXFP8, GroupScheme, Schemes
 from quantlib.formats.stored.weights import StoredWeight
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 _PARTS = (
     "weight_packed",

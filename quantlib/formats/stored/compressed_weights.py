@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError
 from quantlib.formats.stored.weights import StoredWeight, read_rows, read_whole
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor

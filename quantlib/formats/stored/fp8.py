@@ -24,7 +24,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.formats.stored.faults import Faults, Settings, is_named, shown
 from quantlib.formats.stored.found import FLOATS, Found, joined
 from quantlib.formats.stored.weights import StoredWeight, read_rows, read_whole
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor

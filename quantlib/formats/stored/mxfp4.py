@@ -20,7 +20,7 @@ from quantlib.checkpoint.source import FileSource
 from quantlib.formats.stored.faults import Faults, Settings, is_named, part_problem
 from quantlib.formats.stored.found import Found
 from quantlib.formats.stored.weights import StoredWeight, read_rows
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.formats.stored.faults import Faults, Settings, is_named, part_problem, shown
 from quantlib.formats.stored.found import FLOATS, Found, by_module, joined
 from quantlib.formats.stored.weights import ROW_STEP, StoredWeight, read_whole
-from quantlib.recipe import WeightScheme
+from quantlib.schemes import WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
