@@ -248,19 +248,12 @@ def _targets(
 def _target_names(adapter: ModelFamily, block: int, linear: str) -> tuple[str, ...]:
     """What a config calls a linear that is in another scheme than most.
 
-    All experts of a mixture have one: vLLM asks for the first, whose name it takes as it is on
-    disk, and not for a pattern.
+    All experts of a mixture have one: vLLM asks for those of the first, by names of its own.
     """
     general = without_expert(linear)
     if general == linear:
         return adapter.spelled(block, linear)
     module, _, part = general.partition(_OF_EXPERT)
-    if linear != f"{module}.0.{part}":
-        return ()
-    first = [
-        f"{other}.0.{part}"
-        for other in adapter.spelled(block, module)
-        if not other.startswith("re:")
-    ]
-    every = re.escape(f"{adapter.linear_name(block, module)}.") + rf"\d+\.{re.escape(part)}$"
-    return (*first, f"re:^{every}")
+    name = adapter.linear_name(block, module)
+    asked = (other for other in adapter.spelled(block, module) if other != name)
+    return (*asked, f"{name}.0.{part}", rf"re:^{re.escape(name)}(\.|$)")
