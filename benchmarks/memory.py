@@ -27,6 +27,7 @@ from rich.table import Table
 from smollm2 import download_smollm2
 
 from quantlib.checkpoint.source import ReceiptSource
+from quantlib.checks.group_size import settle
 from quantlib.checks.recipe import parse_recipe
 from quantlib.models import open_model
 from quantlib.planning import estimate_run, find_hardware
@@ -131,7 +132,8 @@ def measure(name: str, source: Path, samples: int) -> list[tuple[str, ...]]:
     store = LocalStore(folder / "store")
     model = Receipt.from_json((folder / "fetch").read_bytes())
     checkpoint, adapter = open_model(ReceiptSource(store, model))
-    estimate = estimate_run(parse_recipe(data), checkpoint, adapter, find_hardware("cpu"), 1)
+    recipe = settle(parse_recipe(data), adapter).recipe
+    estimate = estimate_run(recipe, checkpoint, adapter, find_hardware("cpu"), 1)
     rows = []
     for step in shown:
         measured = peaks[step] >> 20

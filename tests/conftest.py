@@ -17,8 +17,10 @@ os.environ.setdefault("QUANTLIB_DRY_LOAD", "never")
 
 import pytest
 import s3
+from recipes import settled_recipe
 
 from quantlib.checks.recipe import parse_recipe
+from quantlib.checks.scheme import open_sizes
 from quantlib.recipe import Recipe
 from quantlib.store import LocalStore, Receipt, Store
 
@@ -112,12 +114,12 @@ SMALL = {
 
 
 def _small_recipe(**changes: Any) -> Recipe:
-    """A recipe that runs in a moment."""
+    """A recipe that runs in a moment; one that is only asked for where a size is left open."""
     data = {name: dict(section) for name, section in SMALL.items()}
     for name, value in changes.items():
         data[name] = data.get(name, {}) | value if isinstance(value, dict) else value
     asked = parse_recipe(data)
-    return Recipe.model_validate(asked.model_dump())
+    return asked if open_sizes(asked.quantization) else settled_recipe(data)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A recipe that takes the pipeline in a moment, judged by transformers, whatever comes out."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,4 +28,9 @@ QUICK: dict[str, Any] = {
 
 def quick_recipe(model: Path | str, **changes: Any) -> Recipe:
     """That recipe for a model, with other sections in the place of its own."""
-    return parse_recipe(QUICK | {"model": str(model)} | changes)
+    return settled_recipe(QUICK | {"model": str(model)} | changes)
+
+
+def settled_recipe(data: Mapping[str, Any]) -> Recipe:
+    """A recipe that gives every group size as a number, or leaves it at the default's."""
+    return Recipe.model_validate(parse_recipe(data).model_dump())

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import s3
 from click.testing import CliRunner
-from recipes import QUICK
+from recipes import QUICK, settled_recipe
 
 from quantlib.cli import cli
 from quantlib.report.manifest import read_manifest, verify_published
@@ -49,7 +49,6 @@ def whole_run(
     import torch
 
     import quantlib.steps.publish as publishing
-    from quantlib.checks.recipe import parse_recipe
     from quantlib.manager import QuantizationManager
     from quantlib.steps.publish import publish
     from quantlib.store import transaction
@@ -61,7 +60,7 @@ def whole_run(
     transaction.lease = telling
     publishing.lease = telling
     torch.set_num_threads(1)
-    recipe, opened = parse_recipe(RECIPE), open_store(store)
+    recipe, opened = settled_recipe(RECIPE), open_store(store)
     result = QuantizationManager(recipe, model, opened, "cpu").quantize(validated=True)
     (validation,) = (step.receipt for step in _steps(opened) if step.step == "validate")
     publish(opened, recipe, published, result.checkpoint, validation)

@@ -80,7 +80,9 @@ def why(recipe: Recipe, adapter: BaseModelAdapter) -> str:
     section = recipe.quantization
     data = recipe.model_dump()
     rest = LinearScheme(weights=section.weights, activations=section.activations)
-    if section.weights.block_rows == 1 and rest.weights.group_size in automatic_sizes(section, rest):
+    if section.weights.block_rows == 1 and rest.weights.group_size in automatic_sizes(
+        section, rest
+    ):
         data["quantization"]["weights"]["group_size"] = "auto"
     for rule, given in zip(section.schemes, data["quantization"]["schemes"], strict=True):
         if rule.leaves_size_open:

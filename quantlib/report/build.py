@@ -78,6 +78,7 @@ def build_report(
                 files={
                     name: checkpoint.files[name] for name in checkpoint.facts["checkpoint_files"]
                 },
+                parts=tuple(checkpoint.facts.get("parts", ())),
             ),
             evaluation=judged,
             calibration=calibration,
@@ -191,6 +192,7 @@ def method_of(recipe: Recipe, smoothed: Receipt | None = None) -> Method:
         smoothed: The smooth step's receipt, which knows the strength in each block.
     """
     quantization, suppression = recipe.quantization, recipe.outlier_suppression
+    stated = dict.fromkeys(each.words for each in quantization.stated_schemes().values())
     return Method(
         quantizer=quantization.method,
         bits=quantization.weights.bits,
@@ -200,6 +202,7 @@ def method_of(recipe: Recipe, smoothed: Receipt | None = None) -> Method:
         weight_type=quantization.weights.type,
         scale=quantization.weights.scale,
         block_rows=quantization.weights.block_rows,
+        schemes=tuple(stated) if quantization.schemes else (),
         format=resolve_format(quantization),
         outlier_suppression=suppression.method if suppression else None,
         alpha=smoothed.facts.get("alpha") if smoothed else None,

@@ -123,6 +123,8 @@ _FIGURES: dict[str, Callable[[Run], float | None]] = {
     "top1_agreement": _of_evaluation(lambda e: e.top1_agreement),
     "tokens_per_second": _of_evaluation(lambda e: e.quantized.tokens_per_second),
     "bytes": lambda run: run.report.sizes.bytes_quantized,
+    "bits": lambda run: run.report.sizes.bits,
+    "linear_bits": lambda run: run.report.sizes.linear_bits,
     "seconds": lambda run: run.seconds,
     "peak_mib": lambda run: run.peak_mib,
 }

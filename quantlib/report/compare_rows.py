@@ -68,6 +68,10 @@ def figure_rows(comparison: Comparison) -> list[Row]:
     def ratio(index: int) -> str:
         return f"{comparison.runs[index].report.sizes.ratio:.2f}\N{MULTIPLICATION SIGN} smaller"
 
+    def of_linears(index: int) -> str:
+        value = figures["linear_bits"].values[index]
+        return "" if value is None else f"{_three_digits(value)} of quantized linears"
+
     return [
         Row("Verdict", tuple(Cell(_VERDICTS[r.report.verdict.outcome]) for r in comparison.runs)),
         _row("Perplexity", figures["perplexity"], significant, original),
@@ -80,6 +84,7 @@ def figure_rows(comparison: Comparison) -> list[Row]:
             relative=not comparison.unlike_errors,
         ),
         _row("Weights", figures["bytes"], lambda v: size(int(v)), ratio),
+        _row("Bits per weight", figures["bits"], _three_digits, of_linears, relative=False),
         _row("Time to quantize", figures["seconds"], duration),
         _row("Peak memory", figures["peak_mib"], mebibytes),
         _row("Tokens per second", figures["tokens_per_second"], _three_digits),
@@ -131,8 +136,7 @@ def _scheme(run: Run) -> tuple[str, str]:
     method = run.report.method
     if isinstance(method, ForeignMethod):
         return method.words, ""
-    symmetry = "symmetric" if method.symmetric else "asymmetric"
-    return method.scheme, f"{method.grouping}, {symmetry}"
+    return method.scheme, method.details
 
 
 def _blocks(run: Run) -> tuple[str, str]:

@@ -68,6 +68,17 @@ class Model(Part):
     carried: dict[str, int] = {}
 
 
+_ACTIVATIONS: dict[Activations, str] = {
+    "none": "as in the original",
+    "int8": "int8, one dynamic scale per token",
+    "int8-static": "int8, one scale per linear",
+    "fp8": "FP8, one dynamic scale per token",
+    "fp8-group": "FP8, one dynamic scale per token and 128 channels",
+    "mxfp4": "MXFP4, one dynamic scale per token and 32 channels",
+    "mxfp8": "MXFP8, one dynamic scale per token and 32 channels",
+}
+
+
 class Method(Part):
     """The algorithm and the representation, with every default resolved."""
 
@@ -79,6 +90,13 @@ class Method(Part):
     weight_type: WeightType
     scale: ScaleType = "model"
     block_rows: int = 1
+    schemes: Annotated[
+        tuple[str, ...],
+        Field(
+            description="What rules of the recipe say of linears; bits and the like are those of "
+            "the linears that no rule names."
+        ),
+    ] = ()
     format: str
     group_size_reason: Annotated[
         str, Field(description="Why it is that, where it is what auto chooses; else empty.")
@@ -94,7 +112,9 @@ class Method(Part):
 
     @property
     def scheme(self) -> str:
-        """Its usual name, such as ``W4A16`` or ``NVFP4A16``."""
+        """Its usual name, such as ``W4A16`` or ``NVFP4A16``; of several, all of them."""
+        if self.schemes:
+            return " + ".join(self.schemes)
         weights = AskedWeights(
             type=self.weight_type,
             bits=self.bits,
@@ -112,11 +132,23 @@ class Method(Part):
         return {alpha: used.count(alpha) for alpha in sorted(set(used))}
 
     @property
-    def grouping(self) -> str:
-        """What shares a scale, in words."""
+    def details(self) -> str:
+        """What its name does not say of a scheme, in words."""
+        if self.schemes:
+            return "by rules of the recipe"
+        symmetry = "symmetric" if self.symmetric else "asymmetric"
         if self.block_rows > 1:
-            return f"blocks of {self.block_rows} x {self.group_size}"
-        return "per channel" if self.group_size == -1 else f"groups of {self.group_size}"
+            return f"blocks of {self.block_rows} x {self.group_size}, {symmetry}"
+        shared = "per channel" if self.group_size == -1 else f"groups of {self.group_size}"
+        return f"{shared}, {symmetry}"
+
+    @property
+    def in_words(self) -> str:
+        """The representation: ``4-bit weights, groups of 64, symmetric; activations ...``."""
+        if self.schemes:
+            return f"{', '.join(self.schemes)}, {self.details}"
+        activations = _ACTIVATIONS[self.activations]
+        return f"{self.bits}-bit weights, {self.details}; activations {activations}"
 
 
 class ForeignMethod(Part):
@@ -125,12 +157,47 @@ class ForeignMethod(Part):
     words: str
 
 
+class PartSize(Part):
+    """What is stored of a part of the model, scales and zero points included."""
+
+    part: Annotated[
+        str,
+        Field(description="A kind of linears; embeddings, towers, draft layers or others."),
+    ]
+    scheme: Annotated[str, Field(description="Its name, and the size of groups; or exact.")]
+    linears: Annotated[int, Field(description="Linears that are quantized.")]
+    weights: int
+    bytes: int
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight."""
+        return 8 * self.bytes / self.weights if self.weights else float("nan")
+
+
 class Sizes(Part):
     """Bytes of the weights before and after, and of every file of the checkpoint."""
 
     bytes_original: int
     bytes_quantized: int
     files: dict[str, FileRecord]
+    parts: Annotated[
+        tuple[PartSize, ...],
+        Field(description="Empty of a checkpoint that was made elsewhere, or before these were."),
+    ] = ()
+
+    @property
+    def linear_bits(self) -> float | None:
+        """Bits per weight of all linears that are quantized; None where that is not known."""
+        quantized = [part for part in self.parts if part.linears]
+        weights = sum(part.weights for part in quantized)
+        return 8 * sum(part.bytes for part in quantized) / weights if weights else None
+
+    @property
+    def bits(self) -> float | None:
+        """Bits per weight of the whole model; None where that is not known."""
+        weights = sum(part.weights for part in self.parts)
+        return 8 * sum(part.bytes for part in self.parts) / weights if weights else None
 
     @property
     def ratio(self) -> float:

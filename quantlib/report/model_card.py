@@ -36,10 +36,17 @@ def render_model_card(report: Report) -> str:
     )
 
 
+def _schemes(method: Method) -> list[str]:
+    """The tags that say how numbers are represented."""
+    if method.schemes:
+        return ["mixed-precision", *(scheme.partition(" ")[0].lower() for scheme in method.schemes)]
+    return [f"{method.bits}-bit", method.scheme.lower()]
+
+
 def _front_matter(report: Report) -> dict[str, Any]:
     model, method = report.model, report.method
     assert isinstance(method, Method), "what is published is what the steps made"
-    tags = ["quantized", "vllm", method.quantizer, f"{method.bits}-bit", method.scheme.lower()]
+    tags = ["quantized", "vllm", method.quantizer, *_schemes(method)]
     if method.format not in tags:
         tags.append(method.format)
     front: dict[str, Any] = {"license": model.source.get("license") or "unknown"}

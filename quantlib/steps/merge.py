@@ -23,6 +23,7 @@ from quantlib.formats import format_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe
 from quantlib.report.metadata import checkpoint_metadata
+from quantlib.report.part_sizes import part_sizes
 from quantlib.report.summary import step_summary
 from quantlib.report.text import plural
 from quantlib.runtime.foreign_json import parse_mapping
@@ -147,6 +148,8 @@ def _merge(
     files = dict(output.files)
     output.add_json(LINEARS_NAME, errors)
     by_block = linear_schemes(recipe.quantization, adapter)
+    tensors = {name: info for part in parts.values() for name, info in part.items()}
+    sizes = part_sizes(original, tensors, adapter, by_block)
     rounded = [f"{name}.weight" for name in rounded_draft_names(recipe.quantization, adapter)]
     if rounded:
         output.remarks.append(
@@ -162,6 +165,7 @@ def _merge(
         "bytes_quantized": _weight_bytes(files),
         "blocks": adapter.blocks,
         "quantized_blocks": [block for block, schemes in enumerate(by_block) if schemes],
+        "parts": [each.model_dump(mode="json") for each in sizes],
         "carried": dict(adapter.layout.carried(rounded)),
         "serve": vllm_config.arguments(),
         "removed": removed,

@@ -7,17 +7,17 @@ from typing import Any, ClassVar
 
 import pytest
 import zoo
+from recipes import settled_recipe
 from safetensors.torch import load_file, save_file
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checks.model import model_problems
-from quantlib.checks.recipe import parse_recipe
 from quantlib.errors import InvalidInputError
 from quantlib.models import BaseHuggingFaceAdapter, BaseModelAdapter, open_model
 from quantlib.models.layout import BlockKind, Layout, Producer, SharedInput
 
 MakeModel = Callable[..., Path]
-CALIBRATED = parse_recipe({"quantization": {"weights": {"group_size": 32}}})
+CALIBRATED = settled_recipe({"quantization": {"weights": {"group_size": 32}}})
 WITHOUT_TEXT = "quantize without text: --method minmax, --recipe fp8, or method hqq with options "
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import zoo
+from recipes import settled_recipe
 from transformers import AutoConfig
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checks.model import model_problems
-from quantlib.checks.recipe import parse_recipe
 from quantlib.models import open_model
 from quantlib.models.config_fields import field_problems
 
@@ -69,12 +69,12 @@ def test_opening_a_model_names_all_of_them(make_model: Callable[..., Path], tmp_
     checkpoint, adapter = open_model(FolderSource(folder))
     wrong = ["config.json: qk_norm", "config.json: residual_multiplier"]
     assert [each.where for each in adapter.layout.obstacles] == wrong
-    recipe = parse_recipe({"quantization": {"weights": {"group_size": 32}}})
+    recipe = settled_recipe({"quantization": {"weights": {"group_size": 32}}})
     problems = model_problems(recipe, checkpoint, adapter)
     assert [problem.where for problem in problems] == wrong
     assert "remove it if it does not, else add an adapter" in problems[0].remedy
     # What does not compute the model does not mind.
-    recipe = parse_recipe({"quantization": {"method": "minmax", "weights": {"group_size": 32}}})
+    recipe = settled_recipe({"quantization": {"method": "minmax", "weights": {"group_size": 32}}})
     assert not model_problems(recipe, checkpoint, adapter, validated=False)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from recipes import settled_recipe
 
 from quantlib.checkpoint.source import FolderSource
-from quantlib.checks.recipe import parse_recipe
 from quantlib.cli import cli
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.models import open_model
@@ -113,7 +113,7 @@ def llama_70b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def problems(
     folder: Path, gpu: str, limits: Limits = Limits(), **changes: dict[str, Any]
 ) -> dict[str, Problem]:
-    recipe = parse_recipe(GPTQ | changes)
+    recipe = settled_recipe(GPTQ | changes)
     checkpoint, adapter = open_model(FolderSource(folder))
     estimate = estimate_run(
         recipe, checkpoint, adapter, find_hardware(gpu), 8, node_gpus=limits.node_gpus

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recipes import settled_recipe
 
-from quantlib.checks.recipe import parse_recipe
 from quantlib.recipe import Recipe
 from quantlib.store import FileRecord, LocalStore, Receipt, commit_step
 from quantlib.store.receipt import files_digest
@@ -150,7 +150,7 @@ def commit_run(
 ) -> Run:
     """Commits every step from fetch to validate in a store below ``root``."""
     store = LocalStore(root / "store")
-    recipe = parse_recipe(
+    recipe = settled_recipe(
         {
             "model": "hf://example-org/Tiny-Llama-6@main",
             "quantization": {

@@ -16,7 +16,7 @@ def test_report_holds_what_the_steps_recorded(run) -> None:
     assert report.verdict.outcome == "passed"
     assert report.model.name == "Tiny-Llama-6"
     assert report.model.source["repo"] == "example-org/Tiny-Llama-6"
-    assert (report.method.scheme, report.method.grouping) == ("W4A16", "groups of 64")
+    assert (report.method.scheme, report.method.details) == ("W4A16", "groups of 64, symmetric")
     assert report.method.format == "gptq"
     assert report.sizes.ratio == pytest.approx(269_060_552 / 121_634_816)
     assert "linears.json" not in report.sizes.files
