@@ -80,8 +80,11 @@ def _table(model: type[BaseModel], path: str) -> Iterator[str]:
         if _inner_section(field.annotation) is not None:
             full = f"{path}.{name}" if path else name
             kind, default = "section", "none" if field.default is None else f"see `{full}`"
+            if entry.get("type") == "array":
+                kind, default = f"list of `{full}`", "none"
         else:
-            kind, default = _kind(entry), f"`{_shown(entry.get('default'))}`"
+            kind = _kind(entry)
+            default = "" if field.is_required() else f"`{_shown(entry.get('default'))}`"
         text = " ".join((field.description or "").split()).replace("|", "\\|")
         yield f"| `{name}` | {kind} | {default} | {text} |"
 

@@ -10,7 +10,7 @@ import pytest
 from tomorrow import disguise
 
 from quantlib.checkpoint.source import FolderSource
-from quantlib.checks.group_size import settle, settled_at, why
+from quantlib.checks.group_size import settle, why
 from quantlib.checks.model import model_problems
 from quantlib.checks.recipe import load_recipe, parse_recipe, recipe_from_text
 from quantlib.errors import InvalidInputError
@@ -61,7 +61,11 @@ def test_a_checkpoint_says_why_where_auto_would_choose_the_same(tiny_llama: Path
     asked = parse_recipe({"quantization": {"weights": {"group_size": "auto"}}})
     said = settle(asked, adapter).said
     assert said
-    assert [why(settled_at(asked, size), adapter) for size in (64, 32, 128)] == [said, "", ""]
+    by_number = [
+        settle(parse_recipe({"quantization": {"weights": {"group_size": size}}}), adapter).recipe
+        for size in (64, 32, 128)
+    ]
+    assert [why(recipe, adapter) for recipe in by_number] == [said, "", ""]
     section = {"method": "minmax", "weights": {"bits": 8, "group_size": -1}}
     channels = settle(parse_recipe({"quantization": section}), adapter).recipe
     assert why(channels, adapter) == ""
