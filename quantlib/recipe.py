@@ -37,8 +37,9 @@ class AskedQuantization(Section):
         Activations,
         Field(
             description="none; int8 or fp8 with one dynamic scale per token; fp8-group with one "
-            "per token and 128 channels, mxfp4 and mxfp8 per token and 32; int8-static with one "
-            "scale per linear, from calibration."
+            "per token and 128 channels, mxfp4 and mxfp8 per token and 32; int8-static and "
+            "fp8-static with one scale per linear, from calibration; nvfp4 with one per token and "
+            "16 channels, under one number per linear, from calibration."
         ),
     ] = "none"
     schemes: Annotated[

@@ -19,8 +19,13 @@ from quantlib.section import Section
 
 WeightType = Literal["int", "float"]
 ScaleType = Literal["model", "e4m3", "e8m0"]
-Activations = Literal["none", "int8", "int8-static", "fp8", "fp8-group", "mxfp4", "mxfp8"]
+Activations = Literal[
+    "none", "int8", "int8-static", "fp8", "fp8-static", "fp8-group", "nvfp4", "mxfp4", "mxfp8"
+]
 """What the inputs of quantized linears are rounded to when the model is served."""
+
+STATIC: tuple[Activations, ...] = ("int8-static", "fp8-static", "nvfp4")
+"""Those with one number per linear that is found in calibration."""
 
 GroupSize = int | Literal["auto"]
 
@@ -89,6 +94,11 @@ class LinearScheme(Section):
         return name_of(self.weights, self.activations)
 
     @property
+    def is_static(self) -> bool:
+        """Whether inputs are rounded by a number that is found in calibration."""
+        return self.activations in STATIC
+
+    @property
     def words(self) -> str:
         """Its name, and the size of groups where that is open: ``W4A16 in groups of 64``."""
         open_size = "group_size" not in SCHEMES.get(self.name, {}).get("weights", {"group_size": 0})
@@ -109,12 +119,17 @@ _MXFP8 = _weights("float", 8, group_size=32, scale="e8m0")
 _FP8_BLOCK = _weights("float", 8, group_size=128, block_rows=128)
 
 SCHEMES: Mapping[str, Mapping[str, Any]] = {
+    "W2A16": {"weights": _weights("int", 2), "activations": "none"},
     "W4A16": {"weights": _weights("int", 4), "activations": "none"},
     "W4A16_ASYM": {"weights": _weights("int", 4, symmetric=False), "activations": "none"},
     "W8A16": {"weights": _weights("int", 8), "activations": "none"},
     "W8A8": {"weights": _weights("int", 8, group_size=-1), "activations": "int8"},
+    "W4A8": {"weights": _weights("int", 4), "activations": "int8"},
+    "W4AFP8": {"weights": _weights("int", 4, group_size=128), "activations": "fp8"},
     "FP8_DYNAMIC": {"weights": _weights("float", 8, group_size=-1), "activations": "fp8"},
+    "FP8_STATIC": {"weights": _weights("float", 8, group_size=-1), "activations": "fp8-static"},
     "FP8_BLOCK": {"weights": _FP8_BLOCK, "activations": "fp8-group"},
+    "NVFP4": {"weights": _NVFP4, "activations": "nvfp4"},
     "NVFP4A16": {"weights": _NVFP4, "activations": "none"},
     "MXFP4A16": {"weights": _MXFP4, "activations": "none"},
     "MXFP4": {"weights": _MXFP4, "activations": "mxfp4"},
@@ -135,7 +150,8 @@ def name_of(weights: AskedWeights, activations: str) -> str:
         for name, scheme in SCHEMES.items():
             if scheme["weights"] == own and scheme["activations"] == activations:
                 return name
-    return f"W{weights.bits}A{16 if activations == 'none' else 8}"
+    inputs = {"none": "16", "fp8": "FP8"}.get(activations, "8")
+    return f"W{weights.bits}A{inputs}"
 
 
 def checked_pattern(pattern: str) -> str:
@@ -173,7 +189,8 @@ class SchemeRule(Section):
     group_size: Annotated[
         GroupSize,
         Field(
-            description="As of weights, for schemes that leave it open: W4A16, W4A16_ASYM, W8A16."
+            description="As of weights, for schemes that leave it open: W2A16, W4A16, "
+            "W4A16_ASYM, W8A16, W4A8."
         ),
     ] = "auto"
 

@@ -14,9 +14,11 @@ from quantlib.errors import QuantizationError
 from quantlib.models.folding import Fold
 from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block, BlockWalk, Standing
+from quantlib.numbers.inputs import input_scale
 from quantlib.numbers.quantized import QuantizedLinear
 from quantlib.quantizers.base import BaseQuantizer, BatchQuantizer, InputStatistics, QuantizedInput
 from quantlib.quantizers.batches import experts_at_once
+from quantlib.schemes import STATIC
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def quantize_block(
                     job.result.unstacked[linear] = block.weight(linear).to(stored).clone()
         if by_quantizer:
             needs_hessian = any(quantizer.needs_hessian for quantizer in by_quantizer)
-            needs_scale = any(map(_rounds_to_steps, by_quantizer))
+            needs_scale = any(map(_is_static, by_quantizer))
             seen = _Inputs(needs_hessian, needs_scale)
             for x in standing.inputs:
                 seen.add(x)
@@ -146,14 +148,14 @@ def quantize_block(
                     seen = _Inputs(needs_hessian, needs_scale)
                     for everyone in standing.everyone:
                         seen.add(everyone())
-            hessian, scale = seen.hessian(), seen.scale()
+            hessian = seen.hessian()
             waiting += [
                 _Waiting(
                     shared,
                     names,
                     quantizer,
                     InputStatistics(hessian, job.fold(shared, names)),
-                    scale if _rounds_to_steps(quantizer) else None,
+                    _input_scale(quantizer, seen.largest),
                     expert_tokens,
                     calibrated_on,
                 )
@@ -176,9 +178,13 @@ def _by_quantizer(
     return found
 
 
-def _rounds_to_steps(quantizer: BaseQuantizer) -> bool:
-    """Whether inputs are rounded to steps that have to be found here."""
-    return quantizer.section.activations == "int8-static"
+def _input_scale(quantizer: BaseQuantizer, largest: float) -> Tensor | None:
+    """What inputs are rounded by; None where that does not have to be known."""
+    return input_scale(largest, quantizer.section.activations) if _is_static(quantizer) else None
+
+
+def _is_static(quantizer: BaseQuantizer) -> bool:
+    return quantizer.section.activations in STATIC
 
 
 def _is_last(shared: SharedInput, at_once: int) -> bool:
@@ -197,7 +203,7 @@ class _Waiting:
         names: The linears.
         quantizer: The method, set up for their scheme.
         inputs: What is known of it.
-        input_scale: The step to which it is rounded, if it has to be known.
+        input_scale: What it is rounded by, if that has to be known.
         expert_tokens: As of :class:`LinearError`.
         calibrated_on: The same.
     """
@@ -235,12 +241,10 @@ class _Inputs:
         """None where nobody needs it."""
         return None if self._accumulator is None else self._accumulator.hessian()
 
-    def scale(self) -> Tensor | None:
-        """The step to which inputs are rounded; None where it does not have to be known."""
-        if not self._needs_scale:
-            return None
-        # An input of zeros would make the scale one that nothing can be divided by.
-        return torch.tensor([max(self._largest, 1e-12) / 127])
+    @property
+    def largest(self) -> float:
+        """The largest magnitude; 0 where nobody needs it."""
+        return self._largest
 
 
 @dataclass(frozen=True)

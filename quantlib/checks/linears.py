@@ -121,7 +121,7 @@ def _unsuited(
     odd = {
         linear
         for linear, scheme in asked.items()
-        if scheme.activations == "none"
+        if (scheme.activations == "none" or scheme.weights.bits < 8)
         and any(side % KERNEL_MULTIPLE for side in adapter.linear_shape(block, linear))
     }
     if odd:

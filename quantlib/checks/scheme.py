@@ -55,12 +55,13 @@ def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
                 "set quantization.format to compressed-tensors, or leave it out",
             )
         )
-    if section.draft_layers and section.rest is not None and is_static(section.rest):
+    if section.draft_layers and section.rest is not None and section.rest.is_static:
         problems.append(
             Problem(
                 "quantization.draft_layers",
-                "int8-static needs calibration, which does not run through draft layers",
-                "use int8, or leave it out",
+                f"{section.rest.activations} activations need calibration, which does not run "
+                "through draft layers",
+                "use activations with dynamic scales, or leave it out",
             )
         )
     if recipe.outlier_suppression is not None:
@@ -111,11 +112,6 @@ def _format_problems(name: str, section: QuantizationSection) -> list[str]:
     if not reasons and len(schemes) > 1 and (reason := written.mixture_problem(schemes)):
         reasons.append(reason)
     return reasons
-
-
-def is_static(scheme: LinearScheme) -> bool:
-    """Whether inputs are rounded to steps that are found in calibration."""
-    return scheme.activations == "int8-static"
 
 
 def schemes() -> Iterator[QuantizationSection]:
@@ -248,7 +244,9 @@ def needs_hidden_states(asked: AskedQuantization) -> bool:
     """Whether blocks are quantized with calibration tokens running through them."""
     section = provisional_section(asked)
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
-    return quantizer.needs_hessian or any(map(is_static, section.stated_schemes().values()))
+    return quantizer.needs_hessian or any(
+        scheme.is_static for scheme in section.stated_schemes().values()
+    )
 
 
 def batches_experts(section: QuantizationSection) -> bool:

@@ -98,7 +98,7 @@ Examples:
     "--activations",
     type=click.Choice(get_args(Activations)),
     help="int8 and fp8: dynamic, per token; fp8-group, mxfp4 and mxfp8 per group of channels too. "
-    "int8-static: per tensor. Default: none.",
+    "int8-static, fp8-static, nvfp4: under one number per linear. Default: none.",
 )
 @click.option("--format", "format_", help="awq, gptq or compressed-tensors. Default: by method.")
 @click.option("--layer-wise", is_flag=True, help="Quantize only the blocks of --layers.")

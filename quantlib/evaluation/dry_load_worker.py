@@ -27,7 +27,7 @@ from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.tensors import DTYPE_NAMES, TORCH_DTYPES
 from quantlib.checks.linears import linear_schemes
-from quantlib.checks.scheme import is_static, resolve_format
+from quantlib.checks.scheme import resolve_format
 from quantlib.evaluation.dry_load import JOB_NAME, OUTCOME_NAME, DryLoadJob, DryLoadOutcome
 from quantlib.evaluation.refusals import in_words
 from quantlib.formats import format_registry
@@ -207,7 +207,7 @@ def _without_codes(
             scales=torch.empty(-(-rows // scheme.block_rows), groups, dtype=scales),
             zero_points=None if scheme.symmetric else torch.empty(rows, groups, dtype=torch.uint8),
             scheme=scheme,
-            input_scale=torch.empty(1) if is_static(linear) else None,
+            input_scale=torch.empty(1) if linear.is_static else None,
             overall=torch.empty(1) if scheme.scale == "e4m3" else None,
         )
 

@@ -126,8 +126,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     from quantlib.checkpoint.quantized import quantized_modules
     from quantlib.checkpoint.source import FolderSource
     from quantlib.checkpoint.tensors import read_tensor
-    from quantlib.checks.scheme import is_static
     from quantlib.formats import format_registry
+    from quantlib.formats.compressed_tensors import input_scale_name
     from quantlib.formats.dequantize import dequantized_state
     from quantlib.models.names import Names
     from quantlib.models.skeleton import Skeleton
@@ -157,8 +157,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
                 "transformers cannot round the inputs of experts: judge with vLLM on a GPU"
             )
         scale = None
-        if is_static(scheme):
-            scale = read_tensor(checkpoint, f"{name}.input_scale")
+        if scheme.is_static:
+            scale = read_tensor(checkpoint, f"{name}.{input_scale_name(scheme.activations)}")
         module = model.get_submodule(names.target[f"{name}.weight"].removesuffix(".weight"))
         module.register_forward_pre_hook(_rounding(scheme.activations, scale))
     return model

@@ -54,11 +54,11 @@ class _FloatLayout:
 
 
 _FLOATS = {
-    (8, -1, "model", 1): _FloatLayout("float-quantized", "channel", ("fp8",)),
+    (8, -1, "model", 1): _FloatLayout("float-quantized", "channel", ("fp8", "fp8-static")),
     (8, 128, "model", 128): _FloatLayout("float-quantized", "block", ("fp8-group",)),
     (8, 32, "e8m0", 1): _FloatLayout("mxfp8-quantized", "group", ("mxfp8",)),
     (4, 32, "e8m0", 1): _FloatLayout("mxfp4-pack-quantized", "group", ("none", "mxfp4")),
-    (4, 16, "e4m3", 1): _FloatLayout("nvfp4-pack-quantized", "tensor_group", ("none",)),
+    (4, 16, "e4m3", 1): _FloatLayout("nvfp4-pack-quantized", "tensor_group", ("none", "nvfp4")),
 }
 """By bits, group size, kind of scales, and rows that share one."""
 
@@ -70,10 +70,22 @@ def _of_32(bits: int) -> dict[str, Any]:
     return {"num_bits": bits, "type": "float", "strategy": "group", "group_size": 32, **powers}
 
 
+_NVFP4 = {
+    "num_bits": 4,
+    "type": "float",
+    "strategy": "tensor_group",
+    "group_size": 16,
+    "dynamic": "local",
+    "observer": "static_minmax",
+    **dict.fromkeys(("scale_dtype", "zp_dtype"), _SCALE_DTYPES["e4m3"]),
+}
+
 _ACTIVATIONS: dict[Activations, dict[str, Any]] = {
     "int8": {"num_bits": 8, "type": "int", "strategy": "token"},
     "int8-static": {"num_bits": 8, "type": "int", "strategy": "tensor", "dynamic": False},
     "fp8": {"num_bits": 8, "type": "float", "strategy": "token"},
+    "fp8-static": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False},
+    "nvfp4": _NVFP4,
     "fp8-group": {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 128},
     "mxfp4": _of_32(4),
     "mxfp8": _of_32(8),
@@ -95,6 +107,11 @@ def activations_of(arguments: Mapping[str, Any]) -> Activations:
         "config.json: quantization_config: input_activations",
         f"{dict(arguments)} is none of {', '.join(_ACTIVATIONS)}",
     )
+
+
+def input_scale_name(activations: Activations) -> str:
+    """The last part of the name of what inputs are rounded by, where that is stored."""
+    return "input_global_scale" if activations == "nvfp4" else "input_scale"
 
 
 def _float_layout(weights: WeightScheme) -> _FloatLayout | None:
@@ -123,10 +140,18 @@ class CompressedTensorsFormat(BaseFormat):
             return None
         if weights.scale != "model" or weights.block_rows != 1:
             return "whole numbers have scales of the model's dtype, for each row"
-        if weights.bits not in (4, 8):
-            return f"vLLM serves it for 4 and 8 bits, not {weights.bits}"
+        if weights.bits not in (2, 4, 8):
+            return f"vLLM and the package pack {weights.bits} bits each in its own way"
+        if weights.bits == 2 and not weights.symmetric:
+            return "vLLM serves 2 bits for symmetric weights only"
         if weights.group_size not in (-1, 32, 64, 128):
             return f"vLLM has no kernel for groups of {weights.group_size}"
+        if weights.bits == 4 and activations in ("int8", "fp8"):
+            if not weights.symmetric:
+                return f"{activations} activations go with symmetric weights"
+            if activations == "fp8" and weights.group_size != 128:
+                return "vLLM serves 4-bit weights with FP8 activations in groups of 128 only"
+            return None
         if activations not in ("none", "int8", "int8-static"):
             return f"{activations} activations go with weights of type float"
         if activations != "none" and (
@@ -148,6 +173,10 @@ class CompressedTensorsFormat(BaseFormat):
         """Why vLLM cannot serve the scheme on a CPU, though on a GPU; None where it can."""
         if weights.type == "float" and activations != "fp8":
             return "no kernel of vLLM's for CPUs was found for it"
+        if weights.bits == 4 and activations != "none":
+            return "no kernel of vLLM's for CPUs was found for it"
+        if weights.bits == 2:
+            return "vLLM has no CPU kernel for 2-bit weights"
         if weights.bits == 8 and activations == "none":
             if not weights.symmetric:
                 return "vLLM has a kernel for asymmetric 8-bit weights alone on Hopper GPUs only"
@@ -156,8 +185,9 @@ class CompressedTensorsFormat(BaseFormat):
 
     def experts_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why vLLM cannot serve experts in a scheme that it serves otherwise; None where it can."""
-        if activations == "int8-static":
-            return "vLLM serves experts with int8 activations per token only"
+        if activations in ("int8-static", "fp8-static"):
+            kind = activations.removesuffix("-static")
+            return f"vLLM serves experts with {kind} activations per token only"
         if weights.type == "int" and weights.bits == 8 and not weights.symmetric:
             return "vLLM has no kernel for experts with asymmetric 8-bit weights"
         return None
@@ -172,14 +202,16 @@ class CompressedTensorsFormat(BaseFormat):
             tensors = {"weight_packed": pack_e2m1(linear.codes), "weight_scale": linear.scales}
             if linear.overall is not None:
                 tensors["weight_global_scale"] = linear.overall
+            if linear.input_scale is not None:
+                tensors[input_scale_name(activations)] = linear.input_scale
             return tensors
-        if activations != "none":
+        if activations != "none" and linear.scheme.bits == 8:
             weight = linear.codes
             if linear.scheme.type == "int":
                 weight = (weight.to(torch.int16) - linear.middle).to(torch.int8)
             tensors = {"weight": weight, "weight_scale": linear.scales}
             if linear.input_scale is not None:
-                tensors["input_scale"] = linear.input_scale
+                tensors[input_scale_name(activations)] = linear.input_scale
             return tensors
         bits = linear.scheme.bits
         tensors = {
@@ -233,7 +265,12 @@ class CompressedTensorsFormat(BaseFormat):
             codes = (tensors["weight"].to(torch.int16) + middle).to(torch.uint8)
         group_index = tensors.get("weight_g_idx")
         return QuantizedLinear(
-            codes, scales, zero_points, weights, tensors.get("input_scale"), group_index
+            codes,
+            scales,
+            zero_points,
+            weights,
+            tensors.get("input_scale", tensors.get("input_global_scale")),
+            group_index,
         )
 
     def quantization_config(self, scheme: CheckpointScheme) -> dict[str, Any]:
@@ -307,7 +344,8 @@ def _layout(scheme: LinearScheme) -> str:
     """How a scheme's numbers lie, as compressed-tensors has it."""
     if (floats := _float_layout(scheme.weights)) is not None:
         return floats.name
-    return "pack-quantized" if scheme.activations == "none" else "int-quantized"
+    packed = scheme.activations == "none" or scheme.weights.bits < 8
+    return "pack-quantized" if packed else "int-quantized"
 
 
 def _input_activations(activations: Activations) -> dict[str, Any] | None:

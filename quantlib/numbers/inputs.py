@@ -7,18 +7,43 @@ from torch import Tensor
 
 from quantlib.numbers.grid import grid_of
 from quantlib.numbers.quantized import group_count
-from quantlib.numbers.scaling import nearest_scales
+from quantlib.numbers.scaling import nearest_scales, overall_scale
 from quantlib.schemes import Activations, WeightScheme
 
 _SCHEMES: dict[Activations, WeightScheme] = {
     "int8": WeightScheme(bits=8, group_size=-1),
     "int8-static": WeightScheme(bits=8, group_size=-1),
     "fp8": WeightScheme(type="float", bits=8, group_size=-1),
+    "fp8-static": WeightScheme(type="float", bits=8, group_size=-1),
     "fp8-group": WeightScheme(type="float", bits=8, group_size=128),
+    "nvfp4": WeightScheme(type="float", bits=4, group_size=16, scale="e4m3"),
     "mxfp4": WeightScheme(type="float", bits=4, group_size=32, scale="e8m0"),
     "mxfp8": WeightScheme(type="float", bits=8, group_size=32, scale="e8m0"),
 }
 """How a token is represented: as the row of a weight."""
+
+
+def input_scale(largest: float, activations: Activations) -> Tensor:
+    """The number by which all inputs of a linear are rounded, as it is stored.
+
+    Args:
+        largest: The largest magnitude of its inputs.
+        activations: What they are rounded to: some with a static scale.
+
+    Returns:
+        float32 ``[1]``: the step of int8 and FP8; what the scales of groups of NVFP4 are divided
+        by, of which the largest then is the largest FP8 number.
+    """
+    scheme = _SCHEMES[activations]
+    # An input of zeros would make the scale one that nothing can be divided by.
+    values = torch.full((1, 1, 1), max(largest, 1e-12))
+    overall = overall_scale(values, scheme, grid_of(scheme))
+    return values.flatten() / _top(scheme) if overall is None else overall.flatten()
+
+
+def _top(scheme: WeightScheme) -> float:
+    """The value that the largest magnitude becomes."""
+    return 127.0 if scheme.type == "int" else grid_of(scheme).steps
 
 
 def round_input(x: Tensor, activations: Activations, step: Tensor | None = None) -> Tensor:
@@ -27,8 +52,8 @@ def round_input(x: Tensor, activations: Activations, step: Tensor | None = None)
     Args:
         x: ``[..., in_features]``.
         activations: What it is rounded to.
-        step: The scale of all tokens, float32 ``[1]``; None for one per token, or per token and
-            group of channels, which maps the largest magnitude to the grid's, 127 for int8.
+        step: Of :func:`input_scale`; None for a scale per token, or per token and group of
+            channels, which maps the largest magnitude to the grid's, 127 for int8.
 
     Returns:
         The values that the codes stand for, in the dtype of ``x``.
@@ -36,13 +61,12 @@ def round_input(x: Tensor, activations: Activations, step: Tensor | None = None)
     scheme = _SCHEMES[activations]
     grid = grid_of(scheme)
     groups = x.float().unflatten(-1, (group_count(x.shape[-1], scheme.group_size), -1))
-    if step is None:
+    if step is None or scheme.scale == "e4m3":
         largest = groups.abs().amax(-1, keepdim=True)
-        if scheme.scale == "e8m0":
-            step = nearest_scales(largest, scheme, grid, torch.float32, None)
+        if scheme.scale == "model":
+            step = largest.clamp_min(1e-12) / _top(scheme)
         else:
-            top = 127.0 if scheme.type == "int" else grid.steps
-            step = largest.clamp_min(1e-12) / top
+            step = nearest_scales(largest, scheme, grid, torch.float32, step)
     values = groups / step
     grid.nearest(values, torch.zeros((), device=x.device), out=values)
     return (values * step).flatten(-2).to(x.dtype)

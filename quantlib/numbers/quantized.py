@@ -28,7 +28,8 @@ class QuantizedLinear:
         zero_points: uint8 or int16 ``[out_features, groups]``; None for a symmetric scheme, whose
             zero point is ``2 ** (bits - 1)`` everywhere.
         scheme: What its numbers are.
-        input_scale: float32 ``[1]``, the step to which inputs are rounded; None where activations
+        input_scale: float32 ``[1]``, what inputs are rounded by, as it is stored
+            (:func:`quantlib.numbers.inputs.input_scale`); None where activations
             are not quantized, or by a dynamic scale.
         group_index: int64 ``[in_features]``, the group of each column; None where groups are
             consecutive columns, as many in each.

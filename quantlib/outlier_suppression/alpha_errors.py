@@ -10,11 +10,11 @@ from torch import Tensor
 from quantlib.blockwise.statistics import ChannelObserver, TokenSample
 from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block
-from quantlib.numbers.inputs import round_input
+from quantlib.numbers.inputs import input_scale, round_input
 from quantlib.outlier_suppression.base import ChannelStatistics
 from quantlib.outlier_suppression.smoothing import SAMPLE_TOKENS, smoothing_scales
 from quantlib.quantizers.rounding import round_within_range
-from quantlib.schemes import Activations, LinearScheme
+from quantlib.schemes import STATIC, Activations, LinearScheme
 
 
 class AlphaErrors:
@@ -101,7 +101,8 @@ class AlphaErrors:
 def _rounded(x: Tensor, activations: Activations, largest: Tensor) -> Tensor:
     if activations == "none":
         return x
-    return round_input(x, activations, largest / 127 if activations == "int8-static" else None)
+    static = input_scale(float(largest), activations) if activations in STATIC else None
+    return round_input(x, activations, None if static is None else static.to(x.device))
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> float:

@@ -30,8 +30,8 @@ class MinMaxQuantizer(BaseQuantizer):
 
     @classmethod
     def get_supported_bits(cls) -> tuple[int, ...]:
-        """4 and 8."""
-        return (4, 8)
+        """2, 4 and 8."""
+        return (2, 4, 8)
 
     @classmethod
     def get_supported_group_sizes(cls) -> tuple[int, ...]:

@@ -73,6 +73,8 @@ _ACTIVATIONS: dict[Activations, str] = {
     "int8": "int8, one dynamic scale per token",
     "int8-static": "int8, one scale per linear",
     "fp8": "FP8, one dynamic scale per token",
+    "fp8-static": "FP8, one scale per linear",
+    "nvfp4": "NVFP4, one dynamic scale per token and 16 channels",
     "fp8-group": "FP8, one dynamic scale per token and 128 channels",
     "mxfp4": "MXFP4, one dynamic scale per token and 32 channels",
     "mxfp8": "MXFP8, one dynamic scale per token and 32 channels",

@@ -69,14 +69,23 @@ def test_options_of_a_suppressor_are_refused_with_their_path(options: dict, mess
 @pytest.mark.parametrize(
     ("quantization", "message"),
     [
-        ({"weights": {"bits": 3}}, "gptq does not support 3; supported: 4, 8"),
+        ({"weights": {"bits": 3}}, "gptq does not support 3; supported: 2, 4, 8"),
         ({"weights": {"group_size": 48}}, "does not support 48"),
         ({"ignore": ["re:("]}, "quantization.ignore: 're:(' is no regular expression: missing )"),
         ({"weights": {"group_size": 0}}, "must be auto, -1 (per channel) or a positive number"),
         ({"weights": {"group_size": "large"}}, "number of columns (given: 'large')"),
         ({"format": "gptq", "weights": {"symmetric": False}}, "symmetric weights only"),
         ({"format": "gptq", "activations": "int8"}, "weights only"),
-        ({"activations": "int8"}, "int8 activations go with weights of 8 bits"),
+        ({"activations": "int8-static"}, "int8-static activations go with weights of 8 bits"),
+        (
+            {"activations": "int8", "weights": {"symmetric": False}},
+            "int8 activations go with symmetric weights",
+        ),
+        (
+            {"activations": "fp8", "weights": {"group_size": 64}},
+            "4-bit weights with FP8 activations in groups of 128 only",
+        ),
+        ({"weights": {"bits": 2, "symmetric": False}}, "2 bits for symmetric weights only"),
         ({"method": "awq", "weights": {"bits": 8}}, "awq does not support 8; supported: 4"),
         ({"method": "awq", "weights": {"group_size": -1}}, "does not support -1; supported: 16"),
         ({"method": "minmax", "format": "awq", "weights": {"bits": 8}}, "for 4 bits, not 8"),

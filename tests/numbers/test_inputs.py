@@ -1,8 +1,10 @@
+from importlib.util import find_spec
+
 import pytest
 import torch
 from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
 
-from quantlib.numbers.inputs import round_input
+from quantlib.numbers.inputs import input_scale, round_input
 
 
 def test_each_token_has_its_own_step() -> None:
@@ -53,3 +55,31 @@ def test_microscaling_is_that_of_compressed_tensors(activations: str, bits: int)
     same = found == expected
     assert same.float().mean() > (0.999 if bits == 8 else 0.97)  # ties go to even
     assert ((found - expected).abs() <= scales).all()
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
+def test_nvfp4_is_that_of_vllm() -> None:
+    from vllm.model_executor.layers.quantization.utils.nvfp4_emulation_utils import (
+        ref_nvfp4_quant_dequant,
+    )
+
+    x = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)) * 3
+    x[0] = 0
+    overall = input_scale(float(x.abs().max()), "nvfp4")
+    assert overall.tolist() == pytest.approx([448 * 6 / float(x.abs().max())])
+    expected = ref_nvfp4_quant_dequant(x, overall, 16)
+    torch.testing.assert_close(round_input(x, "nvfp4", overall), expected, rtol=1e-5, atol=1e-6)
+    # What is larger than in calibration saturates.
+    assert float(round_input(10 * x, "nvfp4", overall).abs().max()) == pytest.approx(
+        float(x.abs().max()), rel=1e-5
+    )
+
+
+def test_static_steps_make_the_largest_input_the_largest_number() -> None:
+    assert input_scale(12.7, "int8-static").tolist() == pytest.approx([0.1])
+    assert input_scale(44.8, "fp8-static").tolist() == pytest.approx([0.1])
+    assert input_scale(0.0, "fp8-static").item() > 0
+    x = torch.tensor([[44.8, -1.7, 100.0]])
+    rounded = round_input(x, "fp8-static", torch.tensor([0.1]))
+    assert rounded.tolist()[0] == pytest.approx([44.8, -1.6, 44.8], rel=1e-5)
