@@ -76,7 +76,7 @@ def plan(
     from quantlib.planning import Limits, estimate_run, find_hardware, fit_problems, show
     from quantlib.report.text import plural
     from quantlib.sources.opening import open_source
-    from quantlib.steps.plan import judging_line
+    from quantlib.steps.plan import judging_line, serving_lines
     from quantlib.steps.texts import is_illustrated
 
     asked, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)
@@ -131,6 +131,8 @@ def plan(
         console.print(line)
     if judged := judging_line(recipe, adapter, hardware):
         console.print(judged)
+    for line in serving_lines(recipe, adapter, hardware):
+        console.print(line)
     if unfit:
         raise InvalidInputError(unfit)
 

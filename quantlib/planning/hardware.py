@@ -22,6 +22,7 @@ class Hardware:
         bandwidth: Bytes a second from its memory.
         column_seconds: What rounding one input channel of a linear costs besides: on a GPU, the
             launches of its kernels, on a CPU the calls of its operators.
+        capability: A GPU's compute capability, as 90; 0 for a CPU.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Hardware:
     hessians: float
     bandwidth: float
     column_seconds: float
+    capability: int = 0
 
     @property
     def is_gpu(self) -> bool:
@@ -44,7 +46,9 @@ _PRODUCTS_SHARE, _HESSIANS_SHARE, _BANDWIDTH_SHARE = 0.4, 0.6, 0.7
 _LAUNCHES = 5 * 6e-6
 
 
-def _gpu(name: str, gib: float, bf16: float, float32: float, terabytes: float) -> Hardware:
+def _gpu(
+    name: str, gib: float, bf16: float, float32: float, terabytes: float, capability: int
+) -> Hardware:
     return Hardware(
         name,
         int(gib * GIB),
@@ -52,17 +56,18 @@ def _gpu(name: str, gib: float, bf16: float, float32: float, terabytes: float) -
         float32 * 1e12 * _HESSIANS_SHARE,
         terabytes * 1e12 * _BANDWIDTH_SHARE,
         _LAUNCHES,
+        capability,
     )
 
 
 _ALL = (
-    _gpu("h200-141g", 141, 989, 67, 4.8),
-    _gpu("h100-80g", 80, 989, 67, 3.35),
-    _gpu("a100-80g", 80, 312, 19.5, 2.0),
-    _gpu("a100-40g", 40, 312, 19.5, 1.55),
-    _gpu("l40s-48g", 48, 362, 91.6, 0.86),
-    _gpu("a10g-24g", 24, 125, 31, 0.6),
-    _gpu("l4-24g", 24, 121, 30, 0.3),
+    _gpu("h200-141g", 141, 989, 67, 4.8, 90),
+    _gpu("h100-80g", 80, 989, 67, 3.35, 90),
+    _gpu("a100-80g", 80, 312, 19.5, 2.0, 80),
+    _gpu("a100-40g", 40, 312, 19.5, 1.55, 80),
+    _gpu("l40s-48g", 48, 362, 91.6, 0.86, 89),
+    _gpu("a10g-24g", 24, 125, 31, 0.6, 86),
+    _gpu("l4-24g", 24, 121, 30, 0.3, 89),
     # One core with AVX-512 and bf16 instructions: see docs/planning.md for how it was measured.
     Hardware("cpu", 0, 1.5e11, 1.5e11, 8e9, 1.5e-4),
 )

@@ -14,6 +14,7 @@ from quantlib.checks.recipe import asked_from_text
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
 from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
+from quantlib.formats.gpus import on_gpu
 from quantlib.models import BaseModelAdapter
 from quantlib.planning import (
     Hardware,
@@ -126,6 +127,8 @@ def plan(
         )
         if hardware is not None and (said := judging_line(recipe, adapter, hardware)):
             output.remarks.append(f"{said}.")
+        if hardware is not None:
+            output.remarks += [f"{line}." for line in serving_lines(recipe, adapter, hardware)]
 
     parameters = {
         "quantization": resolved_quantization(recipe.quantization),
@@ -143,6 +146,19 @@ def judging_line(recipe: Recipe, adapter: BaseModelAdapter, hardware: Hardware) 
         return None
     reason = dequantized_checkpoint_reason(section, adapter, engine, "cpu")
     return None if reason is None else f"The checkpoint will be {in_words(reason)}"
+
+
+def serving_lines(recipe: Recipe, adapter: BaseModelAdapter, hardware: Hardware) -> list[str]:
+    """What serving lacks on a GPU like the plan's, and what vLLM does instead, by scheme."""
+    if not hardware.is_gpu:
+        return []
+    used = {
+        scheme: None
+        for schemes in linear_schemes(recipe.quantization, adapter)
+        for scheme in schemes.values()
+    }
+    found = ((scheme.words, on_gpu(scheme, hardware.capability)) for scheme in used)
+    return [f"{words}, served on {hardware.name}: {lack}" for words, lack in found if lack]
 
 
 def head_problems(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> list[Problem]:

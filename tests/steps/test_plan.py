@@ -11,7 +11,9 @@ from quantlib.checks.linears import exact_linears
 from quantlib.checks.model import model_problems
 from quantlib.errors import InvalidInputError
 from quantlib.models import open_model
+from quantlib.planning import find_hardware
 from quantlib.recipe import Recipe
+from quantlib.schemes import LinearScheme, WeightScheme
 from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import parse_range, plan, plan_ranges
 from quantlib.steps.texts import bring_texts
@@ -190,7 +192,10 @@ def test_linears_of_shapes_that_no_kernel_takes_stay_exact(
     planned = plan(store, recipe, fetch(store, str(folder)), bring_texts(store, recipe), 0)
     (remark, _) = run_facts(store, planned)["remarks"]
     assert "multiples of 32, so that mamba.in_proj (1096 x 256)" in remark
-    of_activations_too = recipe.quantization.model_copy(update={"activations": "int8"})
+    eight_bits = WeightScheme(bits=8, group_size=-1)
+    of_activations_too = recipe.quantization.of_scheme(
+        LinearScheme(weights=eight_bits, activations="int8")
+    )
     assert exact_linears(of_activations_too, adapter) == [set()] * adapter.blocks
 
 
@@ -207,3 +212,16 @@ def test_what_vllm_fuses_with_an_unsuited_linear_stays_exact_too(
     (problem,) = model_problems(only, *open_model(FolderSource(folder)))
     assert "leave no linear to quantize; vLLM's kernels for packed weights need" in str(problem)
     assert "self_attn.k_proj (40 x 64)" in str(problem)
+
+
+def test_what_the_gpu_lacks_for_serving_is_said(
+    store: LocalStore, tiny_llama: Path, small_recipe: MakeRecipe
+) -> None:
+    recipe = small_recipe(
+        quantization={"schemes": [{"scheme": "NVFP4", "linears": ["mlp"]}], "method": "minmax"},
+    )
+    model, texts = fetch(store, str(tiny_llama)), bring_texts(store, recipe)
+    planned = plan(store, recipe, model, texts, 0, find_hardware("h100-80g"))
+    remarks = run_facts(store, planned)["remarks"]
+    (said,) = (line for line in remarks if "served on" in line)
+    assert said.startswith("NVFP4, served on h100-80g: the GPU multiplies no FP4")

@@ -1,0 +1,40 @@
+"""What vLLM 0.32 does with a scheme that a GPU has no instructions for. Imports no torch.
+
+From the kernels' own conditions, ``vllm/model_executor/kernels/linear``, and from
+``CompressedTensorsConfig._get_scheme_from_parts``; not run.
+"""
+
+from __future__ import annotations
+
+from quantlib.schemes import LinearScheme
+
+ADA, HOPPER, BLACKWELL = 89, 90, 100
+"""Compute capabilities, the first of a generation."""
+
+
+def on_gpu(scheme: LinearScheme, capability: int) -> str | None:
+    """What serving a scheme lacks on a GPU, and what is done instead; None where nothing is.
+
+    Args:
+        scheme: Of some linears.
+        capability: The GPU's, as 90.
+    """
+    weights, activations = scheme.weights, scheme.activations
+    if weights.type == "int":
+        if activations == "fp8" and capability != HOPPER:
+            return "vLLM has a kernel on Hopper GPUs only, and refuses the checkpoint on others"
+        if weights.bits == 8 and not weights.symmetric and capability != HOPPER:
+            return "vLLM has a kernel on Hopper GPUs only, and refuses the checkpoint on others"
+        if weights.bits == 2 or (weights.bits == 4 and activations == "int8"):
+            return "vLLM has a kernel where the package humming-kernels is installed"
+        return None
+    if weights.bits == 8 and weights.scale == "model":
+        needed, what = ADA, "multiplies no FP8"
+    else:
+        needed, what = BLACKWELL, f"multiplies no {'FP4' if weights.bits == 4 else 'MXFP8'}"
+    if capability >= needed or activations == "none":
+        return None
+    return (
+        f"the GPU {what}: vLLM serves the weights as they are (Marlin), with inputs of 16 bits, "
+        "which saves memory, and time where memory is what takes it"
+    )
