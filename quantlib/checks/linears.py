@@ -209,7 +209,6 @@ def checkpoint_scheme(section: QuantizationSection, adapter: ModelFamily) -> Che
         ]
     return CheckpointScheme(
         format=resolve_format(section),
-        method=section.method,
         schemes=_targets(section, adapter, by_block),
         exact=tuple(exact),
         exact_fused=tuple(fused),

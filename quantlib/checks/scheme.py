@@ -18,6 +18,9 @@ from quantlib.schemes import SCHEMES, Activations, LinearScheme, WeightScheme
 AUTOMATIC_SIZES = (128, 64, 32)
 """What ``group_size: auto`` chooses from."""
 
+_ANY_SCHEME = "compressed-tensors"
+"""The format that holds what no other does."""
+
 Slot = int | None
 """Where a recipe may leave the size of groups open: the number of a rule of ``schemes``, or None
 for ``weights``."""
@@ -162,17 +165,17 @@ def _option_problems(
 
 
 def resolve_format(section: QuantizationSection) -> str:
-    """The recipe's format; where it names none, the first of its method's that holds the scheme."""
+    """The recipe's format.
+
+    Where it names none, the one that is called like its method, if that can hold the scheme, else
+    compressed-tensors.
+    """
     if section.format is not None:
         return section.format
-    try:
-        formats = quantizer_registry.get_quantizer(section.method).formats
-    except UnknownNameError:  # which scheme_problems reports
-        formats = BaseQuantizer.formats
-    for name in formats:
-        if not _format_problems(name, section):
-            return name
-    return formats[-1]
+    named_alike = section.method in format_registry
+    if named_alike and not _format_problems(section.method, section):
+        return section.method
+    return _ANY_SCHEME
 
 
 def open_sizes(section: AskedQuantization) -> dict[Slot, LinearScheme]:

@@ -38,7 +38,6 @@ class CheckpointScheme:
 
     Attributes:
         format: Name of the format.
-        method: Name of the quantizer.
         schemes: What is represented how; the first is that of most weights.
         exact: Full names of the linears that are not quantized, head and routers included, and
             those within ``exact_modules`` not.
@@ -48,7 +47,6 @@ class CheckpointScheme:
     """
 
     format: str
-    method: str
     schemes: tuple[SchemeTargets, ...]
     exact: tuple[str, ...]
     exact_fused: tuple[str, ...]

@@ -49,7 +49,6 @@ class AWQQuantizer(BatchQuantizer):
 
     options_type: ClassVar[type[Options]] = AWQOptions
     types: ClassVar[tuple[WeightType, ...]] = ("int", "float")
-    formats: ClassVar[tuple[str, ...]] = ("awq", "compressed-tensors")
     needs_hessian = True
     options: AWQOptions
 

@@ -82,8 +82,6 @@ class BaseQuantizer(ABC):
     Attributes:
         options_type: The type of the method's settings.
         types: Types of codes that the method can produce: int, float.
-        formats: Checkpoint formats in order of preference: the first that can hold the scheme is
-            written where a recipe names none.
         needs_hessian: Whether :meth:`quantize` uses the Hessian of the linears' input. Without it
             no calibration text is read.
         section: The recipe's ``quantization``.
@@ -92,7 +90,6 @@ class BaseQuantizer(ABC):
 
     options_type: ClassVar[type[Options]] = Options
     types: ClassVar[tuple[WeightType, ...]] = ("int",)
-    formats: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
     needs_hessian: bool = False
 
     def __init__(self, section: QuantizationSection) -> None:

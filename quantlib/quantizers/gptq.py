@@ -74,7 +74,6 @@ class GPTQQuantizer(BatchQuantizer):
 
     options_type: ClassVar[type[Options]] = GPTQOptions
     types: ClassVar[tuple[WeightType, ...]] = ("int", "float")
-    formats: ClassVar[tuple[str, ...]] = ("gptq", "compressed-tensors")
     needs_hessian = True
     options: GPTQOptions
 

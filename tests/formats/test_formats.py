@@ -34,7 +34,6 @@ def quantized(weights: WeightScheme) -> QuantizedLinear:
 def scheme_of(name: str, weights: WeightScheme, activations: str = "none") -> CheckpointScheme:
     return CheckpointScheme(
         format=name,
-        method="minmax",
         schemes=(SchemeTargets(LinearScheme(weights=weights, activations=activations)),),
         exact=("lm_head", "model.layers.1.mlp.down_proj"),
         exact_fused=("model.layers.1.mlp.gate_up_proj",),
