@@ -39,7 +39,7 @@ def test_a_scheme_takes_the_place_of_the_recipes(scheme: str) -> None:
     assert bits is not None
     assert section.weights.bits == int(bits[0])
     assert (section.activations == "none") == ("A16" in scheme)
-    assert (section.weights.type == "float") == ("FP" in scheme)
+    assert (section.weights.type == "float") == ("FP" in scheme and scheme != "W4AFP8")
     assert section.weights.symmetric == (not scheme.endswith("ASYM"))
     settled = WeightScheme(**section.weights.model_dump())
     assert name_of(settled, section.activations) == scheme.removesuffix("_ASYM")
@@ -57,7 +57,7 @@ def test_changes_are_nested_as_the_recipe_is() -> None:
     ("given", "message"),
     [
         ({"recipe": "gptqq"}, "'gptqq' is none of awq, fp8, gptq"),
-        ({"recipe": "gptq", "scheme": "W3A16"}, "scheme: 'W3A16' is none of W4A16"),
+        ({"recipe": "gptq", "scheme": "W3A16"}, "scheme: 'W3A16' is none of W2A16, W4A16"),
         ({"recipe": "gptq", "recipe_changes": {"calibratoin": {}}}, "gptq: calibratoin"),
         ({"recipe": "gptq", "recipe_changes": {"quantization": 3}}, "gptq: quantization"),
         ({"recipe": json.dumps({"quantization": {"method": "gptqq"}})}, "unknown quantization"),

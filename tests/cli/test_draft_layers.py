@@ -142,7 +142,7 @@ def test_what_ignore_names_stays_exact_in_draft_layers_too(
         ({"format": "gptq"}, "gptq is not known to be served with rounded draft layers"),
         (
             {"activations": "int8-static", "weights": {"bits": 8, "group_size": -1}},
-            "int8-static needs calibration, which does not run through draft layers",
+            "int8-static activations need calibration, which does not run through draft layers",
         ),
     ],
 )

@@ -204,7 +204,7 @@ BAD: list[tuple[str, Change, list[str], str]] = [
     ),
     ("Inf", spoil("model.norm.weight", torch.inf), [], "model.norm.weight"),
     ("group size", nothing, ["--group-size", "128"], "128 does not divide self_attn.q_proj (64"),
-    ("bits", nothing, ["--bits", "5"], "gptq does not support 5; supported: 4, 8"),
+    ("bits", nothing, ["--bits", "5"], "gptq does not support 5; supported: 2, 4, 8"),
     ("format", nothing, ["--format", "gptq", "--asymmetric"], "symmetric weights only"),
     (
         "method",
@@ -212,7 +212,7 @@ BAD: list[tuple[str, Change, list[str], str]] = [
         ["--method", "magic"],
         "unknown quantization method 'magic'; known: awq, gptq",
     ),
-    ("activations", nothing, ["--activations", "int8"], "go with weights of 8 bits"),
+    ("activations", nothing, ["--activations", "int8-static"], "go with weights of 8 bits"),
     ("layer", nothing, ["--layers", "0,4"], "4 out of range; the model has blocks 0 to 3"),
     ("layers", nothing, ["--layers", "0,x"], "no list of block indices"),
     ("layer-wise", nothing, ["--layer-wise"], "add --layers"),

@@ -22,7 +22,7 @@ from recipes import QUICK
 from components._images import is_floating, named_images, read_lock
 from pipelines.commands.watch import watch
 from pipelines.kubeflow.client import HOST_VARIABLE, TOKEN_FILE
-from quantlib.checks.recipe import load_recipe, recipe_from_text
+from quantlib.checks.recipe import asked_from_text, load_recipe
 from quantlib.runtime.log import LOG_VARIABLE
 from quantlib.store import open_store
 from quantlib.watching.jobs import resolve_release
@@ -101,7 +101,7 @@ def test_its_command_is_one_that_there_is(kubeflow: list[Document]) -> None:
     (recipes,), lock = given["recipes"], given["images_lock"]
     assert lock.name in find(kubeflow, "ConfigMap", maps[mounted[str(lock.parent)]])["data"]
     texts = find(kubeflow, "ConfigMap", maps[mounted[recipes]])["data"].values()
-    assert all(recipe_from_text(text).model for text in texts)
+    assert all(asked_from_text(text).model for text in texts)
 
 
 @pytest.mark.slow

@@ -98,12 +98,12 @@ def test_recipes_are_read_at_every_look(
     first, second, third = (quick_recipe(model, num_ranges=count) for count in (1, 2, 3))
     write(first, path)
     states = iter([lambda: write(second, path), lambda: path.write_text("{"), sys.exit])
-    started: list[tuple[str, Recipe, str]] = []
+    started: list[tuple[str, str, str]] = []
 
     def run(words: list[str], **_: object) -> SimpleNamespace:
         write(third, path)  # nor does an edit meanwhile change this run
         given = Path(words[words.index("--recipe") + 1])
-        started.append((given.name, load_recipe(given), words[words.index("--job") + 1]))
+        started.append((given.name, load_recipe(given).digest(), words[words.index("--job") + 1]))
         return SimpleNamespace(wait=lambda _=None: 0, poll=lambda: 0, kill=lambda: None)
 
     monkeypatch.setattr("quantlib.watching.looks.subprocess.Popen", run)
@@ -112,7 +112,7 @@ def test_recipes_are_read_at_every_look(
     result = CliRunner().invoke(command, [str(folder), "--publish-to", published])
     jobs = [find_job(recipe, published, ()).digest for recipe in (first, second)]
     assert started == [
-        (path.name, recipe, job) for recipe, job in zip((first, second), jobs, strict=True)
+        (path.name, recipe.digest(), job) for recipe, job in zip((first, second), jobs, strict=True)
     ]
     assert f"{path}: failed: {path}: cannot be parsed" in result.output
 
