@@ -105,7 +105,8 @@ class LinearScheme(Section):
         size = self.weights.group_size
         if not open_size:
             return self.name
-        return f"{self.name} per channel" if size == -1 else f"{self.name} in groups of {size}"
+        name = self.name if self.weights.symmetric else f"{self.name}_ASYM"
+        return f"{name} per channel" if size == -1 else f"{name} in groups of {size}"
 
 
 def _weights(kind: str, bits: int, *, symmetric: bool = True, **more: Any) -> dict[str, Any]:

@@ -39,7 +39,7 @@ LEVELS = (
         *("telemetry", "watching"),
     ),
     ("output", "promotion"),
-    ("manager",),
+    ("manager", "conversion"),
     ("cli",),
     ("__main__",),
 )

@@ -176,11 +176,34 @@ def matches(pattern: str, name: str) -> bool:
 
 def checkpoint_scheme(section: QuantizationSection, adapter: ModelFamily) -> CheckpointScheme:
     """What the quantized checkpoint holds, for its ``quantization_config``."""
-    outside = adapter.outside(rounded_draft_names(section, adapter))
+    rounded = rounded_draft_names(section, adapter)
+    # Draft layers are rounded as the rest is, and named nowhere.
+    rest = section.rest if section.draft_layers else None
+    by_block = linear_schemes(section, adapter)
+    return scheme_of_blocks(resolve_format(section), by_block, adapter, rounded, rest)
+
+
+def scheme_of_blocks(
+    format_name: str,
+    by_block: Sequence[Mapping[str, LinearScheme]],
+    adapter: ModelFamily,
+    rounded: Sequence[str] = (),
+    rest: LinearScheme | None = None,
+) -> CheckpointScheme:
+    """The same of linears whose schemes are known.
+
+    Args:
+        format_name: The format.
+        by_block: The schemes of the linears that are quantized, by block and name within it: one
+            at least.
+        adapter: The model's family.
+        rounded: Full names of linears of draft layers that are rounded.
+        rest: The scheme that no name has to name; None for that of most weights.
+    """
+    outside = adapter.outside(rounded)
     exact = [adapter.head, *(name for name in outside if not name.endswith("."))]
     fused: list[str] = []
     modules = [name.removesuffix(".") for name in outside if name.endswith(".")]
-    by_block = linear_schemes(section, adapter)
     for block, schemes in enumerate(by_block):
         linears = set(adapter.linears(block)).difference(schemes)
         kept = adapter.kept_exact(block)
@@ -208,8 +231,8 @@ def checkpoint_scheme(section: QuantizationSection, adapter: ModelFamily) -> Che
             for name in adapter.spelled(block, linear)
         ]
     return CheckpointScheme(
-        format=resolve_format(section),
-        schemes=_targets(section, adapter, by_block),
+        format=format_name,
+        schemes=_targets(by_block, adapter, rest),
         exact=tuple(exact),
         exact_fused=tuple(fused),
         exact_modules=tuple(modules),
@@ -217,9 +240,9 @@ def checkpoint_scheme(section: QuantizationSection, adapter: ModelFamily) -> Che
 
 
 def _targets(
-    section: QuantizationSection,
-    adapter: ModelFamily,
     by_block: Sequence[Mapping[str, LinearScheme]],
+    adapter: ModelFamily,
+    rest: LinearScheme | None,
 ) -> tuple[SchemeTargets, ...]:
     """The schemes of a model, that of what no name names first."""
     names: dict[LinearScheme, dict[str, None]] = {}
@@ -233,13 +256,7 @@ def _targets(
         for name, parts in adapter.fused(block).items():
             if (common := schemes.get(parts[0])) and _OF_EXPERT not in without_expert(parts[0]):
                 names[common][name] = None
-    if len(weights) < 2:
-        only = next(iter(weights), section.rest)
-        assert only is not None
-        return (SchemeTargets(only),)
-    # Draft layers are rounded as the rest is, and named nowhere.
-    first = section.rest if section.draft_layers else None
-    first = first or max(weights, key=lambda scheme: weights[scheme])
+    first = rest or max(weights, key=lambda scheme: weights[scheme])
     others = {scheme: tuple(own) for scheme, own in names.items() if scheme != first}
     return (SchemeTargets(first), *(SchemeTargets(*each) for each in others.items()))
 

@@ -39,6 +39,7 @@ COMMANDS = {
     "inspect": "quantlib.cli.inspect:inspect",
     "plan": "quantlib.cli.plan:plan",
     "compare": "quantlib.cli.compare:compare",
+    "convert": "quantlib.cli.convert:convert",
     "deploy": "quantlib.cli.deploy:deploy",
     "verify": "quantlib.cli.verify:verify",
     "sign": "quantlib.cli.sign:sign",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from quantlib.cli.model_argument import model_argument
 from quantlib.cli.result_options import print_json, progress, result_options
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("model")
+@model_argument
 @result_options
 def inspect(model: str, as_json: bool, quiet: bool) -> None:
     """Show what MODEL is made of: blocks, linears, experts, and what would be quantized.

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from quantlib.cli.model_argument import model_argument
 from quantlib.cli.range_count import range_count
 from quantlib.cli.result_options import print_json, progress, result_options
 
@@ -22,7 +23,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("model")
+@model_argument
 @click.option("--recipe", "recipe_name", default="gptq", show_default=True, help="File or name.")
 @click.option("--gpu", default="cpu", show_default=True, help="h100-80g, l4-24g, ...; cpu: none.")
 @click.option(

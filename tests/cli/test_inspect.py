@@ -97,3 +97,14 @@ def test_deepseek_v3(quantlib: Command, tmp_path: Path) -> None:
     ]
     assert found["stored"] == "FP8 block 128x128"
     assert found["quantized_parameters"] / outside > 0.97
+
+
+def test_the_model_may_be_named(quantlib: Command, tiny_llama: Path) -> None:
+    plain, named = quantlib("inspect", tiny_llama), quantlib("inspect", "--model", tiny_llama)
+    assert (named.returncode, named.stdout) == (0, plain.stdout)
+    planned = [quantlib("plan", *words) for words in ([tiny_llama], ["--model", tiny_llama])]
+    assert planned[0] == planned[1]
+    twice = quantlib("inspect", tiny_llama, "--model", tiny_llama)
+    assert (twice.returncode, "given twice" in twice.stderr) == (2, True)
+    none = quantlib("plan")
+    assert (none.returncode, "Missing argument 'MODEL'" in none.stderr) == (2, True)

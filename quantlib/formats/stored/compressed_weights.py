@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from quantlib.schemes import WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from quantlib.numbers.quantized import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,21 @@ class IntegerWeight(StoredWeight):
 
     def pieces(self, source: FileSource, first: int, last: int) -> Iterator[Tensor]:
         """The rows from ``first`` to before ``last``."""
+        linears = self._linears(source, self.steps(first, last))
+        for linear in linears:
+            yield self.finished(linear, linear.scales.dtype)
+
+    def codes(self, source: FileSource) -> QuantizedLinear | None:
+        """The whole weight as codes, where they are packed."""
+        if self.block is not None or not self.packed:
+            return None
+        (linear,) = self._linears(source, [(0, self.shape[0])])
+        return linear
+
+    def _linears(
+        self, source: FileSource, steps: Iterable[tuple[int, int]]
+    ) -> Iterator[QuantizedLinear]:
+        """Rows of the weight, for each step those from its first to before its last."""
         import torch
 
         from quantlib.formats.compressed_tensors import CompressedTensorsFormat
@@ -43,7 +60,7 @@ class IntegerWeight(StoredWeight):
         high = min(self.block[0], rows) if self.block else (rows if self._overall else 1)
         scales = read_whole(source, self.parts["scales"]).reshape(-1, self._groups)
         zeros = self._zero_points(source)
-        for start, stop in self.steps(first, last):
+        for start, stop in steps:
             row = torch.arange(start, stop) // high
             parts = {
                 "weight_scale": scales[row],
@@ -57,8 +74,7 @@ class IntegerWeight(StoredWeight):
                 parts["weight_zero_point"] = zeros[row]
             if group_index is not None:
                 parts["weight_g_idx"] = group_index
-            linear = CompressedTensorsFormat().parse(parts, self.scheme, packed_zeros=False)
-            yield self.finished(linear, scales.dtype)
+            yield CompressedTensorsFormat().parse(parts, self.scheme, packed_zeros=False)
 
     @property
     def _overall(self) -> bool:

@@ -76,6 +76,12 @@ class PackedWeight(StoredWeight):
             rows = self.finished(self.parse(words), library)
             yield rows[start - begin : stop - begin]
 
+    def codes(self, source: FileSource) -> QuantizedLinear:
+        """The whole weight as codes."""
+        parts = {name: read_whole(source, info) for name, info in self.parts.items()}
+        self.check(parts)
+        return self.parse(parts)
+
     def check(self, parts: Mapping[str, Tensor]) -> None:
         """Refuses what no header can tell.
 

@@ -58,6 +58,14 @@ class StoredWeight(ABC):
     def pieces(self, source: FileSource, first: int, last: int) -> Iterator[Tensor]:
         """The rows from ``first`` to before ``last``, some ``[rows, columns]`` after the other."""
 
+    def codes(self, source: FileSource) -> QuantizedLinear | None:
+        """The whole weight as codes; None where they are none that other formats hold, too.
+
+        Raises:
+            InvalidInputError: What lies there does not fit its headers.
+        """
+        return None
+
     def steps(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         """Cuts the rows from ``first`` to before ``last`` into pieces."""
         most = max(ROW_STEP, _PIECE_ELEMENTS // self.columns // ROW_STEP * ROW_STEP)
