@@ -173,7 +173,7 @@ class CompressedTensorsFormat(BaseFormat):
         """Why vLLM cannot serve the scheme on a CPU, though on a GPU; None where it can."""
         if weights.type == "float" and activations != "fp8":
             return "no kernel of vLLM's for CPUs was found for it"
-        if weights.bits == 4 and activations != "none":
+        if weights.bits == 4 and activations == "fp8":
             return "no kernel of vLLM's for CPUs was found for it"
         if weights.bits == 2:
             return "vLLM has no CPU kernel for 2-bit weights"
