@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 import zoo
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization import QuantizationConfig
 from documents import ROOT
 from transformers import AutoModelForCausalLM
 
@@ -27,6 +28,7 @@ from quantlib.evaluation.transformers_engine import load_model
 from quantlib.formats.dequantize import dequantized_state
 from quantlib.models import open_model
 from quantlib.report.build import build_report
+from quantlib.schemes import SCHEMES
 from quantlib.steps.plan import plan_ranges
 from quantlib.steps.validate import read_evaluation, validate
 from quantlib.store import LocalStore
@@ -35,6 +37,13 @@ Fixture = Callable[..., Any]
 CT = {"format": "compressed-tensors"}
 W8 = {"weights": {"bits": 8, "group_size": -1}}
 MIXTRAL = {"num_local_experts": 4}
+BLOCKS_OF_128 = MIXTRAL | {
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 2,
+}
 QWEN = {
     "num_experts": 8,
     "num_experts_per_tok": 2,
@@ -148,60 +157,43 @@ def test_both_layouts_give_the_same_codes(
     assert states[0] == states[1]
 
 
-@pytest.mark.parametrize(
-    ("quantization", "args"),
-    [
-        (CT, {"num_bits": 4, "strategy": "group", "group_size": 32}),
-        (
-            CT | {"weights": {"bits": 4, "group_size": 32, "symmetric": False}},
-            {"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": False},
-        ),
-        (CT | W8, {"num_bits": 8, "strategy": "channel"}),
-        (W8 | {"activations": "int8"}, {"num_bits": 8, "strategy": "channel"}),
-        (
-            {
-                "method": "minmax",
-                "weights": {"type": "float", "bits": 8, "group_size": -1},
-                "activations": "fp8",
-            },
-            {"num_bits": 8, "type": "float", "strategy": "channel"},
-        ),
-    ],
-    ids=["w4a16", "w4a16-asymmetric", "w8a16", "w8a8", "fp8"],
-)
+SERVED_WITH_EXPERTS = [name for name in SCHEMES if name != "FP8_STATIC"]
+
+
+@pytest.mark.parametrize("name", SERVED_WITH_EXPERTS)
 def test_experts_are_what_compressed_tensors_unpacks(
-    quantization: dict[str, Any],
-    args: dict[str, Any],
-    mixtral: Path,
-    store: LocalStore,
-    small_recipe: Fixture,
-    run_steps: Fixture,
+    name: str, make_model: Fixture, small_recipe: Fixture, run_steps: Fixture, tmp_path: Path
 ) -> None:
-    made = run_steps(store, small_recipe(quantization=quantization), mixtral)
+    """By the package's own decompression, in every scheme."""
+    source = make_model(tmp_path / "source", "mixtral", **BLOCKS_OF_128)
+    store, rule = LocalStore(tmp_path / "store"), {"scheme": name}
+    if "group_size" not in SCHEMES[name]["weights"]:
+        rule["group_size"] = 32
+    section = {"method": "minmax", "format": "compressed-tensors", "schemes": [rule]}
+    made = run_steps(store, small_recipe(quantization=section), source)
     checkpoint = Checkpoint.open(ReceiptSource(store, made.checkpoint))
-    layout = checkpoint.config["quantization_config"]["format"]
+    config = QuantizationConfig.model_validate(checkpoint.config["quantization_config"])
+    compressor = BaseCompressor.get_value_from_registry(config.format)
     state = dict(dequantized_state(checkpoint))
-    for expert in range(4):
-        for name in ("w1", "w2", "w3"):
-            module = f"model.layers.1.block_sparse_moe.experts.{expert}.{name}"
-            parts = {
-                key.removeprefix(f"{module}."): read_tensor(checkpoint, key)
-                for key in checkpoint.tensors
-                if key.startswith(f"{module}.")
-            }
-            expected = unpacked(layout, parts, QuantizationArgs(**args))
-            torch.testing.assert_close(
-                state[f"{module}.weight"].float(), expected.float(), rtol=2**-7, atol=1e-6
-            )
+    for expert, part in itertools.product(range(4), ("w1", "w2", "w3")):
+        module = f"model.layers.1.block_sparse_moe.experts.{expert}.{part}"
+        parts = {
+            key.removeprefix(f"{module}."): read_tensor(checkpoint, key)
+            for key in checkpoint.tensors
+            if key.startswith(f"{module}.")
+        }
+        if name == "NVFP4":  # of experts that no token was routed to as well
+            assert parts.pop("input_global_scale").isfinite().all()
+        expected = compressor.decompress(parts, config.config_groups["group_0"])["weight"]
+        torch.testing.assert_close(
+            state[f"{module}.weight"].float(), expected.float(), rtol=2**-7, atol=1e-6
+        )
 
 
-def unpacked(layout: str, parts: dict[str, torch.Tensor], args: QuantizationArgs) -> torch.Tensor:
-    """The weight by compressed-tensors' own decompression."""
-    from compressed_tensors.quantization import QuantizationScheme
-
-    compressor = BaseCompressor.get_value_from_registry(layout)
-    scheme = QuantizationScheme(targets=["Linear"], weights=args)
-    return compressor.decompress(parts, scheme)["weight"]
+def test_a_static_step_for_experts_is_refused(mixtral: Path, small_recipe: Fixture) -> None:
+    section = {"method": "minmax", "schemes": [{"scheme": "FP8_STATIC"}]}
+    found = problems(mixtral, small_recipe(quantization=section))
+    assert "experts with fp8 activations per token only" in found
 
 
 def test_scheme_names_routers_and_exact_experts(
