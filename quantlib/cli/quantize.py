@@ -80,7 +80,7 @@ Examples:
     help="A recipe to start from: a file, or the name of one that ships. Options override it.",
 )
 @click.option("--method", help="gptq (default), awq, hqq, minmax, or another registered quantizer.")
-@click.option("--bits", type=int, help="Bits of a weight: 4 (default) or 8.")
+@click.option("--bits", type=int, help="Bits of a weight: 2, 4 (default) or 8.")
 @click.option(
     "--group-size",
     help="32, 64, 128, -1 for one per channel, or auto (default): the largest that fits.",
