@@ -14,7 +14,7 @@ from quantlib.report.model import PartSize
 from quantlib.schemes import EXACT, LinearScheme
 
 _REST = "norms, routers and others"
-_FIRST = ("attention", "linear attention", "mlp", "experts", "shared experts", "embeddings")
+_FIRST = ("attention", "linear attention", "MLP", "experts", "shared experts", "embeddings")
 
 Key = tuple[str, str]
 """A part and a scheme."""
@@ -76,7 +76,7 @@ def part_sizes(
 
 
 def _kind(linear: str) -> str:
-    return kind_of(linear).replace("_", " ")
+    return kind_of(linear).replace("_", " ").replace("mlp", "MLP")
 
 
 def _part(name: str, info: TensorInfo, adapter: ModelFamily) -> str:

@@ -32,6 +32,14 @@ WEIGHTS = {
     "model-00002-of-00002.safetensors": b"other weights" * 3000,
 }
 
+PARTS = [
+    {"part": part, "scheme": scheme, "linears": linears, "weights": weights, "bytes": stored}
+    for part, scheme, linears, weights, stored in (
+        ("MLP", "W4A16 in groups of 64", 90, 80_000_000, 42_500_000),
+        ("embeddings", "exact", 0, 28_000_000, 56_000_000),
+    )
+]
+
 CALIBRATION_TEXT = {
     "source": "the calibration text that ships with quantlib",
     "digest": "sha256:" + "ca" * 32,
@@ -245,6 +253,7 @@ def commit_run(
             "blocks": blocks,
             "serve": {"dtype": "bfloat16"},
             "removed": [],
+            "parts": PARTS,
         },
     )
     evaluation = evaluation_of(passed)

@@ -269,3 +269,17 @@ def test_the_brief_page_is_small_whatever_the_model(make_run, tmp_path: Path, bl
         assert shown in page.text
     assert "The whole report: s3://bucket/report.html" in page.text
     assert ('class="chart wide"' in html) is (blocks < 126)
+
+
+def test_where_the_bits_are(run) -> None:
+    report = build_report(run.store, run.recipe, run.checkpoint, run.evaluation, run.validation)
+    page = Page(render_html(report))
+    assert "MLP W4A16 in groups of 64 40.5 MiB 80,000,000 4.25" in page.text
+    assert "Embeddings exact 53.4 MiB 28,000,000 16.0" in page.text
+    assert "7.30 bits per weight" in page.text
+    exact = [attributes for tag, attributes in page.tags if tag == "rect"]
+    # The original's bar, and that of the embeddings.
+    assert [each.get("class") for each in exact].count("original") == 2
+    card = render_model_card(report)
+    assert "- MLP: W4A16 in groups of 64, 90 linears, 4.25 bits per weight." in card
+    assert "Embeddings:" not in card

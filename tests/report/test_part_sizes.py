@@ -47,7 +47,7 @@ def test_every_weight_and_byte_is_of_one_part(
     )
     assert parts["attention", "FP8_DYNAMIC"].linears == 4 * 4
     assert 8 < parts["attention", "FP8_DYNAMIC"].bits < 9
-    kind, count = ("experts", 4 * 3) if config else ("mlp", 3)
+    kind, count = ("experts", 4 * 3) if config else ("MLP", 3)
     four = parts[kind, "W4A16 in groups of 32"]
     assert four.linears == 3 * count
     # Half a byte, and a scale of 16 bits for 32; compressed-tensors keeps the shape of each, too.
