@@ -70,8 +70,18 @@ class AskedWeights(Section):
     ] = "model"
     block_rows: Annotated[
         int,
-        Field(ge=1, description="Output channels that share a scale; 128 in the blocks of FP8."),
+        Field(
+            description="Output channels that share a scale; 128 in the blocks of FP8; -1 for all "
+            "of them, those of all linears that share an input."
+        ),
     ] = 1
+
+    @field_validator("block_rows")
+    @classmethod
+    def _all_or_positive(cls, value: int) -> int:
+        if value != -1 and value < 1:
+            raise ValueError("must be -1 (all) or a positive number of output channels")
+        return value
 
     _check_size = field_validator("group_size", mode="wrap")(_auto_channel_or_positive)
 
@@ -80,6 +90,10 @@ class WeightScheme(AskedWeights):
     """The same with the size of groups settled: a number."""
 
     group_size: int = 128
+
+    def scale_rows(self, rows: int) -> int:
+        """Rows of scales that a weight with so many rows has."""
+        return 1 if self.block_rows == -1 else -(-rows // self.block_rows)
 
 
 class LinearScheme(Section):
@@ -118,6 +132,7 @@ _NVFP4 = _weights("float", 4, group_size=16, scale="e4m3")
 _MXFP4 = _weights("float", 4, group_size=32, scale="e8m0")
 _MXFP8 = _weights("float", 8, group_size=32, scale="e8m0")
 _FP8_BLOCK = _weights("float", 8, group_size=128, block_rows=128)
+_FP8_TENSOR = _weights("float", 8, group_size=-1, block_rows=-1)
 
 SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "W2A16": {"weights": _weights("int", 2), "activations": "none"},
@@ -127,6 +142,7 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "W8A8": {"weights": _weights("int", 8, group_size=-1), "activations": "int8"},
     "W4A8": {"weights": _weights("int", 4), "activations": "int8"},
     "W4AFP8": {"weights": _weights("int", 4, group_size=128), "activations": "fp8"},
+    "FP8": {"weights": _FP8_TENSOR, "activations": "fp8-static"},
     "FP8_DYNAMIC": {"weights": _weights("float", 8, group_size=-1), "activations": "fp8"},
     "FP8_STATIC": {"weights": _weights("float", 8, group_size=-1), "activations": "fp8-static"},
     "FP8_BLOCK": {"weights": _FP8_BLOCK, "activations": "fp8-group"},

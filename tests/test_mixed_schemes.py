@@ -298,6 +298,21 @@ def test_vllm_builds_mixtures_whose_experts_differ(
 
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
+@pytest.mark.parametrize("scheme", ["FP8", "FP8_STATIC"])
+def test_vllm_builds_what_it_has_no_kernel_for(
+    scheme: str, make_model: Fixture, small_recipe: Fixture, tmp_path: Path
+) -> None:
+    """Its CPU build cannot round to FP8 with a given step, which it prepares both with."""
+    source, store = llama_with(make_model, tmp_path / "source"), LocalStore(tmp_path / "store")
+    recipe = small_recipe(quantization={"schemes": [{"scheme": scheme}]})
+    model = fetch(store, str(source))
+    checkpoint, adapter = open_model(ReceiptSource(store, model))
+    said = dry_load(store, recipe.quantization, model, checkpoint, adapter, {})
+    assert "by names and shapes where it has no kernel" in said
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
 def test_vllm_finds_the_scheme_of_each_expert(
     make_model: Fixture, small_recipe: Fixture, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,9 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
         _require_all(model, loaded)
         if device == NO_DEVICE:
             return device
-        with set_default_torch_dtype(config.model_config.dtype):
+        # Linears of a scheme without a kernel cannot be prepared; the others may come first.
+        quiet = suppress(Exception) if job.without_kernels else nullcontext()
+        with quiet, set_default_torch_dtype(config.model_config.dtype):
             _prepare_linears(model, torch.device(device), config.model_config.dtype)
     return device
 
@@ -204,7 +206,7 @@ def _without_codes(
     with torch.device("meta"):
         return QuantizedLinear(
             codes=torch.empty(rows, columns, dtype=codes),
-            scales=torch.empty(-(-rows // scheme.block_rows), groups, dtype=scales),
+            scales=torch.empty(scheme.scale_rows(rows), groups, dtype=scales),
             zero_points=None if scheme.symmetric else torch.empty(rows, groups, dtype=torch.uint8),
             scheme=scheme,
             input_scale=torch.empty(1) if linear.is_static else None,
@@ -301,11 +303,11 @@ def _outcome(folder: Path) -> DryLoadOutcome:
         return DryLoadOutcome(result="skipped", detail=str(error))
     except UnknownModelError as error:
         return DryLoadOutcome(result="unknown", detail=str(error))
-    except NotImplementedError as error:  # also how torch says what the meta device cannot do
-        if "meta" not in str(error):
-            return DryLoadOutcome(result="refused", detail=in_words(error))
-        return DryLoadOutcome(result="skipped", detail="vLLM cannot build it without its weights")
     except Exception as error:
+        if isinstance(error, NotImplementedError | RuntimeError) and "meta" in str(error):
+            # What torch cannot do on the meta device is no fault of the model.
+            detail = "vLLM cannot build it without its weights"
+            return DryLoadOutcome(result="skipped", detail=detail)
         return DryLoadOutcome(result="refused", detail=in_words(error))
 
 

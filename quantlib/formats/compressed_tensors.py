@@ -11,7 +11,8 @@ pack-quantized, as compressed_tensors/compressors/pack_quantized reads it:
 
 int-quantized (W8A8) and float-quantized (FP8): `weight` int8 or float8_e4m3fn
 `[out_features, in_features]` and `weight_scale` `[out_features, 1]`, or `[blocks of rows, groups]`
-for FP8 in blocks; with static activations also `input_scale`, float32 `[1]`.
+for FP8 in blocks and `[1]` for FP8 per tensor; with static activations also `input_scale`, float32
+`[1]`.
 
 mxfp8-quantized, mxfp4-pack-quantized and nvfp4-pack-quantized: as
 :mod:`quantlib.formats.stored.compressed` lists them.
@@ -55,6 +56,7 @@ class _FloatLayout:
 
 _FLOATS = {
     (8, -1, "model", 1): _FloatLayout("float-quantized", "channel", ("fp8", "fp8-static")),
+    (8, -1, "model", -1): _FloatLayout("float-quantized", "tensor", ("fp8-static",)),
     (8, 128, "model", 128): _FloatLayout("float-quantized", "block", ("fp8-group",)),
     (8, 32, "e8m0", 1): _FloatLayout("mxfp8-quantized", "group", ("mxfp8",)),
     (4, 32, "e8m0", 1): _FloatLayout("mxfp4-pack-quantized", "group", ("none", "mxfp4")),
@@ -185,7 +187,7 @@ class CompressedTensorsFormat(BaseFormat):
 
     def experts_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why vLLM cannot serve experts in a scheme that it serves otherwise; None where it can."""
-        if activations in ("int8-static", "fp8-static"):
+        if activations in ("int8-static", "fp8-static") and weights.block_rows != -1:
             kind = activations.removesuffix("-static")
             return f"vLLM serves experts with {kind} activations per token only"
         if weights.type == "int" and weights.bits == 8 and not weights.symmetric:
@@ -209,7 +211,9 @@ class CompressedTensorsFormat(BaseFormat):
             weight = linear.codes
             if linear.scheme.type == "int":
                 weight = (weight.to(torch.int16) - linear.middle).to(torch.int8)
-            tensors = {"weight": weight, "weight_scale": linear.scales}
+            whole = linear.scheme.block_rows == -1
+            scales = linear.scales.flatten() if whole else linear.scales
+            tensors = {"weight": weight, "weight_scale": scales}
             if linear.input_scale is not None:
                 tensors[input_scale_name(activations)] = linear.input_scale
             return tensors
@@ -244,6 +248,8 @@ class CompressedTensorsFormat(BaseFormat):
         from quantlib.numbers.quantized import QuantizedLinear
 
         scales, zero_points = tensors["weight_scale"], None
+        if weights.block_rows == -1:
+            scales = scales.reshape(1, 1)
         if weights.type == "float" and weights.bits == 4:
             codes = unpack_e2m1(tensors["weight_packed"]).to(torch.float8_e4m3fn)
             overall = tensors.get("weight_global_scale")
@@ -319,7 +325,8 @@ def _read_group(group: Mapping[str, Any]) -> tuple[Sequence[str], LinearScheme]:
     """The targets of a group and their scheme."""
     weights = group["weights"]
     scales = {dtype: scale for scale, dtype in _SCALE_DTYPES.items()}
-    block = weights.get("block_structure") or [1, weights["group_size"] or -1]
+    high = -1 if weights["strategy"] == "tensor" else 1
+    block = weights.get("block_structure") or [high, weights["group_size"] or -1]
     scheme = WeightScheme(
         type=weights["type"],
         bits=weights["num_bits"],

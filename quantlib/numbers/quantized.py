@@ -57,7 +57,10 @@ class QuantizedLinear:
         """
         rows, columns = self.codes.shape
         scales = decode_scales(self.scales, self.scheme, self.overall)
-        scales = scales.repeat_interleave(self.scheme.block_rows, 0)[:rows]
+        repeats = (
+            -(-rows // len(scales)) if self.scheme.block_rows == -1 else self.scheme.block_rows
+        )
+        scales = scales.repeat_interleave(repeats, 0)[:rows]
         if self.group_index is not None:
             scales = scales[:, self.group_index]
         by_column = self.codes.float().reshape(rows, scales.shape[1], -1)

@@ -120,7 +120,7 @@ def model_sizes(
             weights = scheme.weights
             scaled = weights.group_size if weights.group_size > 0 else columns
             codes = rows * columns * weights.bits // 8
-            scales = rows * columns // (scaled * weights.block_rows)
+            scales = columns // scaled * weights.scale_rows(rows)
             scale_bytes = 2 if weights.scale == "model" else 1
             quantized += codes + scale_bytes * scales - rows * columns * stored
     embedding = checkpoint.tensors.get(f"{adapter.embedding}.weight")

@@ -96,7 +96,7 @@ def to_quantized_linears(
             {
                 name: QuantizedLinear(
                     codes=part,
-                    scales=own[:: scheme.block_rows],
+                    scales=own[:1] if scheme.block_rows == -1 else own[:: scheme.block_rows],
                     zero_points=None if scheme.symmetric else zero.to(torch.uint8),
                     scheme=scheme,
                     overall=overall,

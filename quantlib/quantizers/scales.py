@@ -186,7 +186,7 @@ def _weighted_squares(change: Tensor, importance: Tensor) -> Tensor:
 
 
 def parts(weights: Tensor, rows: Sequence[int], scheme: WeightScheme) -> Iterator[Part]:
-    """What is searched at once: whole blocks of rows that share scales.
+    """What is searched at once: whole blocks of rows that share scales, which may be all.
 
     Args:
         weights: ``[matrices, out_features, in_features]``.
@@ -196,7 +196,7 @@ def parts(weights: Tensor, rows: Sequence[int], scheme: WeightScheme) -> Iterato
     limit = _CHUNK_ELEMENTS if weights.device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
     count, every, columns = weights.shape
     high = scheme.block_rows
-    step = max(1, limit // columns // high) * high
+    step = every if high == -1 else max(1, limit // columns // high) * high
     at_once = max(1, step // every)
     ends = list(accumulate(rows)) if high > 1 else [every]
     for matrix in range(0, count, at_once):
@@ -218,9 +218,10 @@ def of_blocks(values: Tensor, scheme: WeightScheme, joined: Callable[..., Tensor
         scheme: Says how many rows do, from the first on.
         joined: Joins along a dimension; zeros do not change what it gives.
     """
-    high = scheme.block_rows
+    high, rows = scheme.block_rows, values.shape[1]
     if high == 1:
         return values
-    rows = values.shape[1]
+    if high == -1:
+        high = rows
     blocks = functional.pad(values, (0, 0, 0, -rows % high)).unflatten(1, (-1, high))
     return joined(blocks, 2).repeat_interleave(high, 1)[:, :rows]

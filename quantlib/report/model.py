@@ -139,6 +139,8 @@ class Method(Part):
         if self.schemes:
             return "by rules of the recipe"
         symmetry = "symmetric" if self.symmetric else "asymmetric"
+        if self.block_rows == -1:
+            return f"per tensor, {symmetry}"
         if self.block_rows > 1:
             return f"blocks of {self.block_rows} x {self.group_size}, {symmetry}"
         shared = "per channel" if self.group_size == -1 else f"groups of {self.group_size}"

@@ -155,6 +155,11 @@ def test_the_report_of_a_plan_says_what_was_tried(
         {"format": "compressed-tensors", "weights": {"symmetric": False}},
         {"method": "minmax", "weights": W8, "activations": "int8-static"},
         {"method": "minmax", "weights": W8 | {"type": "float"}, "activations": "fp8"},
+        {
+            "method": "minmax",
+            "weights": W8 | {"type": "float", "block_rows": -1},
+            "activations": "fp8-static",
+        },
     ],
 )
 def test_the_tensors_that_are_tried_are_those_of_the_checkpoint(

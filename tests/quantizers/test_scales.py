@@ -5,7 +5,10 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from rounding import nearest, of_first, ranged, searched
 
 from quantlib.numbers.scaling import smallest_scale
+from quantlib.quantizers import InputStatistics, quantizer_registry
 from quantlib.quantizers.hqq_solver import half_quadratic_scales
+from quantlib.recipe import QuantizationSection
+from quantlib.schemes import SCHEMES as SCHEMES_BY_NAME
 from quantlib.schemes import WeightScheme
 
 SCHEMES = [
@@ -154,3 +157,26 @@ def test_the_smallest_scale_is_stored_and_can_be_divided_by() -> None:
         assert torch.tensor(smallest, dtype=stored).item() == smallest == expected
         assert torch.tensor(smallest).reciprocal().isfinite()
     assert smallest_scale(torch.float32) == 2.0**-126
+
+
+@pytest.mark.parametrize("method", ["minmax", "gptq", "hqq", "awq"])
+def test_linears_of_an_input_share_the_scale_of_a_tensor(method: str) -> None:
+    """Else vLLM, which fuses them, would round all but one a second time."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: size * torch.randn(rows, 64, generator=generator)
+        for name, rows, size in (("q", 40, 1.0), ("k", 24, 0.1))
+    }
+    inputs = InputStatistics(torch.eye(64))
+    scheme = WeightScheme(**SCHEMES_BY_NAME["FP8"]["weights"])
+    section = QuantizationSection(method=method, weights=scheme)
+    quantizer = quantizer_registry.get_quantizer(method)(section)
+    linears = quantizer.quantize(weights, inputs, torch.bfloat16).linears
+    (scale,) = {float(linear.scales) for linear in linears.values()}
+    largest = max(float(weight.abs().max()) for weight in weights.values())
+    if method != "hqq":
+        assert scale == torch.tensor(largest / 448).bfloat16().item()
+    for name, weight in weights.items():
+        nearest_codes = (weight / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+        assert torch.equal(linears[name].codes.float(), nearest_codes.float())
+        assert torch.equal(linears[name].dequantize(), nearest_codes.float() * scale)
