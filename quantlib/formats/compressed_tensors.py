@@ -94,6 +94,10 @@ _ACTIVATIONS: dict[Activations, dict[str, Any]] = {
 }
 
 
+_IDLE = ("observer", "zp_dtype")
+"""Fields that say nothing of what symmetric inputs become."""
+
+
 def activations_of(arguments: Mapping[str, Any]) -> Activations:
     """What a group's ``input_activations`` stand for.
 
@@ -101,9 +105,8 @@ def activations_of(arguments: Mapping[str, Any]) -> Activations:
         InvalidInputError: For nothing that is written here.
     """
     for name, ours in _ACTIVATIONS.items():
-        if all(
-            arguments.get(field) == value for field, value in ({"dynamic": True} | ours).items()
-        ):
+        wanted = {"dynamic": True} | ours
+        if all(arguments.get(field) == wanted[field] for field in wanted if field not in _IDLE):
             return name
     raise InvalidInputError.one(
         "config.json: quantization_config: input_activations",

@@ -210,3 +210,14 @@ def test_fp8_static_is_fp8_dynamic_with_a_stored_step() -> None:
     assert inputs.dynamic is False
     assert ours.tensors(linear, "fp8-static")["input_scale"].tolist() == [0.25]
     assert ours.read_schemes(given)("x") == LinearScheme(weights=weights, activations="fp8-static")
+
+
+@pytest.mark.parametrize("name", ["NVFP4", "MXFP4"])
+def test_activations_are_known_without_what_symmetric_ones_need_not_say(name: str) -> None:
+    """As llm-compressor writes them."""
+    weights = WeightScheme(**SCHEMES_BY_NAME[name]["weights"])
+    activations = SCHEMES_BY_NAME[name]["activations"]
+    ours = format_registry.get_format("compressed-tensors")
+    given = ours.quantization_config(scheme_of("compressed-tensors", weights, activations))
+    given["config_groups"]["group_0"]["input_activations"] |= {"zp_dtype": None, "observer": "x"}
+    assert ours.read_schemes(given)("x").activations == activations
