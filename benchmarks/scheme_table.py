@@ -10,6 +10,7 @@ from typing import Any
 NAMES = {
     "minmax": "rounding",
     "gptq": "GPTQ",
+    "smoothed": "SmoothQuant, GPTQ",
     "awq": "AWQ",
     "tuning": "tuning",
 }

@@ -11,7 +11,7 @@ GROUP_SIZE = 64
 """Of the schemes that leave it open: the largest that divides the inputs of both models."""
 
 QUANTLIB = "quantlib"
-METHODS = ("minmax", "gptq", "awq", "tuning")
+METHODS = ("minmax", "gptq", "smoothed", "awq", "tuning")
 STEPS = {"minmax": 0, "tuning": 20}
 """Of auto-round, for each block."""
 
@@ -32,6 +32,19 @@ def group_size_of(scheme: str) -> int | None:
     return None if "group_size" in SCHEMES[scheme]["weights"] else GROUP_SIZE
 
 
+def recipe_of(scheme: str, method: str) -> dict[str, Any]:
+    """What quantlib is told of a cell: the sections of its recipe, but for the calibration."""
+    asked = SCHEMES[scheme]
+    weights = asked["weights"]
+    if (size := group_size_of(scheme)) is not None:
+        weights = weights | {"group_size": size}
+    recipe: dict[str, Any] = {"quantization": {**asked, "weights": weights, "method": method}}
+    if method == "smoothed":
+        recipe["quantization"]["method"] = "gptq"
+        recipe["outlier_suppression"] = {"method": "smooth_quant", "options": {"alpha": "auto"}}
+    return recipe
+
+
 def can(tool: str, scheme: str, method: str) -> bool:
     """Whether a tool has a method for a scheme."""
     bits = SCHEMES[scheme]["weights"]["bits"]
@@ -44,6 +57,8 @@ def can(tool: str, scheme: str, method: str) -> bool:
             return scheme in AUTO_ROUND and method in STEPS
         case "modelopt":
             return (scheme, method) in MODELOPT
+    if method == "smoothed":
+        return SCHEMES[scheme]["activations"] != "none"
     if method not in quantizer_registry.names():
         return False
     return bits in quantizer_registry.get_quantizer(method).get_supported_bits()

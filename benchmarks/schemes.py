@@ -29,7 +29,7 @@ from environments import PACKAGES, python_of
 from models import DOWNLOADS, off_lattice_folder
 from processes import ROOT, Usage, run
 from scheme_table import Cell, Measured, markdown
-from scheme_tools import METHODS, QUANTLIB, can, group_size_of, job_of
+from scheme_tools import METHODS, QUANTLIB, can, job_of, recipe_of
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
@@ -57,14 +57,7 @@ class Settings:
 
 def quantlib_command(cell: Cell, model: Path, output: Path, settings: Settings) -> list[str]:
     """Quantizes with ``quantlib quantize``."""
-    scheme = SCHEMES[cell.scheme]
-    weights = scheme["weights"]
-    if (size := group_size_of(cell.scheme)) is not None:
-        weights = weights | {"group_size": size}
-    recipe = {
-        "quantization": {**scheme, "weights": weights, "method": cell.method},
-        "calibration": calibration(cell, settings),
-    }
+    recipe = recipe_of(cell.scheme, cell.method) | {"calibration": calibration(cell, settings)}
     path = output.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "quantlib", "quantize", "--recipe", str(path)]

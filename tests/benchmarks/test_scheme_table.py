@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from benchmarks.scheme_table import Cell, Measured, markdown
-from benchmarks.scheme_tools import can, group_size_of, job_of
+from benchmarks.scheme_tools import METHODS, can, group_size_of, job_of, recipe_of
+from quantlib.checks.recipe import parse_recipe
 from quantlib.schemes import SCHEMES
 
 CELL = Cell("smollm2", "NVFP4", "quantlib", "gptq", seed=1)
@@ -48,6 +49,9 @@ def test_every_scheme_has_a_row_of_ours(scheme: str) -> None:
     assert can("quantlib", scheme, "minmax") and can("quantlib", scheme, "gptq")
     assert can("quantlib", scheme, "awq") == four
     assert not can("quantlib", scheme, "tuning")
+    for method in METHODS:
+        if can("quantlib", scheme, method):
+            parse_recipe(recipe_of(scheme, method))
 
 
 def test_tools_are_told_of_schemes_in_their_words() -> None:
