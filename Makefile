@@ -55,7 +55,7 @@ compile: $(STAMP) ## Compile the Kubeflow pipeline to build/pipeline.yaml
 benchmark: $(STAMP) ## Compare with llm-compressor and hqq, side by side (about an hour)
 	$(VENV_PYTHON) benchmarks/peers.py
 
-benchmark-schemes: $(STAMP) ## Compare every scheme with three other tools (hours; it can be stopped and goes on)
+benchmark-schemes: $(STAMP) ## Compare every scheme with three other tools (long; it goes on where it was stopped)
 	$(VENV_PYTHON) benchmarks/schemes.py
 
 # REGISTRY=registry.example/team, BASE_IMAGE, TORCH=cpu, TORCH_INDEX, WHEELS: scripts/images.py.
