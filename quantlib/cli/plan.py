@@ -74,6 +74,7 @@ def plan(
     from quantlib.checks.run import opened_problems
     from quantlib.errors import InvalidInputError
     from quantlib.models import open_model
+    from quantlib.models.fusion import not_served
     from quantlib.planning import Limits, estimate_run, find_hardware, fit_problems, show
     from quantlib.report.text import plural
     from quantlib.sources.opening import open_source
@@ -132,6 +133,8 @@ def plan(
         console.print(line)
     if judged := judging_line(recipe, adapter, hardware):
         console.print(judged)
+    if unserved := not_served(adapter.layout.architecture):
+        console.print(unserved)
     for line in serving_lines(recipe, adapter, hardware):
         console.print(line)
     if unfit:

@@ -264,13 +264,11 @@ def _print_outcome(report: Report, model_path: str, output: Path, page: Path) ->
 
 
 def _how_to_serve(output: Path) -> str:
-    from quantlib.models.fusion import vllm_serves, vllm_version
+    from quantlib.models.fusion import not_served
 
     config = json.loads((output / "config.json").read_text(encoding="utf-8"))
-    architecture = next(iter(config.get("architectures") or ()), "a model of no named class")
-    if vllm_serves(architecture) is None:
-        return f"vLLM {vllm_version()} is not known to serve {architecture}"
-    return f"quantlib deploy --model {shlex.quote(str(output))}"
+    architecture = next(iter(config.get("architectures") or ()), None)
+    return not_served(architecture) or f"quantlib deploy --model {shlex.quote(str(output))}"
 
 
 _PATHS = {

@@ -21,7 +21,7 @@ from quantlib.checks.model import cpu_problem
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.choose_engine import installed_vllm
 from quantlib.models import BaseModelAdapter, Layout
-from quantlib.models.fusion import vllm_serves, vllm_version
+from quantlib.models.fusion import not_served, vllm_version
 from quantlib.models.servable import with_causal_architecture
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection
@@ -118,11 +118,11 @@ def dry_load(
         return f"Not tried with dummy weights: {SWITCH_VARIABLE} is never."
     vllm = installed_vllm()
     architecture = adapter.layout.architecture
-    named = vllm_serves(architecture) is not None
-    if not named and adapter.layout.obstacles and (vllm is None or vllm.version == vllm_version()):
+    unserved = not_served(architecture)
+    if unserved and adapter.layout.obstacles and (vllm is None or vllm.version == vllm_version()):
         return _unknown(vllm_version(), adapter, "it has no class of that name", validated)
     if vllm is None:
-        of_table = "" if named else f"; vLLM {vllm_version()} is not known to serve {architecture}"
+        of_table = f"; {unserved}" if unserved else ""
         return f"Not tried with dummy weights: vLLM is not installed here{of_table}."
     missing = cpu_problem(section, adapter) if vllm.on_cpu else None
     scheme = checkpoint_scheme(section, adapter)
@@ -147,7 +147,8 @@ def dry_load(
             raise InvalidInputError.one(
                 f"vLLM {vllm.version}",
                 f"refuses the model that this recipe makes: {outcome.detail}",
-                f"change the recipe, or set {SWITCH_VARIABLE}=never if another vLLM will serve it",
+                f"{f'{unserved} by any recipe;' if unserved else 'change the recipe, or'} set "
+                f"{SWITCH_VARIABLE}=never if another vLLM will serve it",
             )
         output.facts["device"] = outcome.detail
 

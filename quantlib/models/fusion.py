@@ -193,6 +193,13 @@ def vllm_serves(architecture: str) -> str | None:
     return architecture if architecture in _table()["known"] else None
 
 
+def not_served(architecture: str | None) -> str | None:
+    """That nobody saw the pinned vLLM serve an architecture, in words; None where it does."""
+    if architecture and vllm_serves(architecture) is not None:
+        return None
+    return f"vLLM {vllm_version()} is not known to serve {architecture or 'it'}"
+
+
 def vllm_version() -> str:
     """The version of the vLLM that the table is of."""
     version: str = _table()["vllm"]

@@ -9,7 +9,7 @@ from quantlib.errors import QuantizationError
 from quantlib.models.streamed import Block, StreamedModel
 from quantlib.quantizers import AWQQuantizer, GPTQQuantizer, MinMaxQuantizer
 from quantlib.recipe import QuantizationSection
-from quantlib.schemes import WeightScheme
+from quantlib.schemes import SCHEMES, WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")
 SECTION = QuantizationSection(weights=WeightScheme(bits=4, group_size=32))
@@ -71,6 +71,28 @@ def test_scales_are_not_folded_into_a_linear_that_stays_exact(model: StreamedMod
     assert set(result.linears) == {"self_attn.o_proj", "mlp.down_proj"}
     again = forward(model, HIDDEN, written=result)
     torch.testing.assert_close(output, again, rtol=1e-4, atol=1e-4)
+
+
+def test_scales_are_not_folded_before_a_linear_that_stays_exact(model: StreamedModel) -> None:
+    """It would read the scaled input with weights that know nothing of it."""
+    section = SECTION.model_copy(update={"method": "awq"})
+    result, output = quantized(model, HIDDEN, AWQQuantizer(section), {"self_attn.q_proj"})
+    assert set(result.changed) == {"post_attention_layernorm.weight"}
+    again = forward(model, HIDDEN, written=result)
+    torch.testing.assert_close(output, again, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["NVFP4A16", "MXFP4A16"])
+def test_scales_are_not_folded_into_rows_whose_own_cannot_be_any_number(
+    model: StreamedModel, scheme: str
+) -> None:
+    """A scale in FP8, or a power of two, would be rounded once more: v before o, up before down."""
+    weights = WeightScheme.model_validate(SCHEMES[scheme]["weights"])
+    section = SECTION.model_copy(update={"method": "awq", "weights": weights})
+    result, output = quantized(model, HIDDEN, AWQQuantizer(section))
+    assert set(result.changed) == {"input_layernorm.weight", "post_attention_layernorm.weight"}
+    again = forward(model, HIDDEN, written=result)
+    torch.testing.assert_close(output, again, rtol=1e-3, atol=1e-3)
 
 
 def test_static_activations_get_the_largest_input_of_all_tokens(model: StreamedModel) -> None:

@@ -32,7 +32,7 @@ def test_hessian_of_short_tokens_is_rounded_little() -> None:
     tokens = x.bfloat16().double().flatten(0, 1)
     expected = tokens.t() @ tokens / 1600
     error = (accumulator.hessian() - expected).norm() / expected.norm()
-    assert 0 < error < 1e-3
+    assert 1e-5 < error < 1e-3  # in float32 it would be 1e-7
 
 
 @pytest.mark.parametrize("scale", [20.0, 3000.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from quantlib.evaluation.choose_engine import InstalledVllm
 from quantlib.evaluation.dry_load import SWITCH_VARIABLE, DryLoadJob, DryLoadOutcome, dry_load
 from quantlib.evaluation.dry_load_worker import final_tensors
 from quantlib.evaluation.refusals import in_words
-from quantlib.models import open_model
+from quantlib.models import fusion, open_model
 from quantlib.models.fusion import vllm_version
 from quantlib.quantizers import quantizer_registry
 from quantlib.quantizers.minmax import MinMaxQuantizer
@@ -80,6 +81,22 @@ def test_a_refusal_is_quoted_and_not_remembered(
     assert "loaded" in load(store, small_recipe(), tiny_llama)
 
 
+def test_what_vllm_does_not_serve_is_no_fault_of_the_recipe(
+    store: LocalStore,
+    tiny_llama: Path,
+    small_recipe: MakeRecipe,
+    outcomes: list[DryLoadOutcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcomes += [DryLoadOutcome(result="refused", detail="no such layer")] * 2
+    with pytest.raises(InvalidInputError, match="no such layer; change the recipe, or set"):
+        load(store, small_recipe(), tiny_llama)
+    monkeypatch.setattr(fusion, "vllm_serves", lambda _: None)
+    said = f"vLLM {vllm_version()} is not known to serve LlamaForCausalLM by any recipe; set QUANT"
+    with pytest.raises(InvalidInputError, match=f"no such layer; {re.escape(said)}"):
+        load(store, small_recipe(), tiny_llama)
+
+
 @pytest.mark.parametrize(
     ("vllm", "environment", "quantization", "reason"),
     [
@@ -133,7 +150,7 @@ def test_without_vllm_the_table_is_asked(
 ) -> None:
     monkeypatch.setattr(module, "installed_vllm", lambda: None)
     assert load(store, small_recipe(), tiny_llama).endswith("vLLM is not installed here.")
-    monkeypatch.setattr(module, "vllm_serves", lambda _: None)
+    monkeypatch.setattr(fusion, "vllm_serves", lambda _: None)
     said = f"here; vLLM {vllm_version()} is not known to serve LlamaForCausalLM."
     assert load(store, small_recipe(), tiny_llama).endswith(said)
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tomorrow import disguise
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.cli import cli
 from quantlib.errors import InvalidInputError
 from quantlib.models import open_model
+from quantlib.models.fusion import vllm_version
 from quantlib.planning import HARDWARE, RunEstimate, estimate_run, find_hardware, quantity
 from quantlib.planning.memory import (
     BASE,
@@ -280,6 +282,19 @@ def test_the_command_shows_what_the_function_says(
     most = runner.invoke(cli, [*arguments, "--ranges", "9"]).output
     assert "4 ranges on l4-24g (not 9: one for each block to quantize is the most)" in most
     assert runner.invoke(cli, [*arguments, "--ranges", "none"]).exit_code == 2
+
+
+def test_the_command_says_that_vllm_does_not_serve_it(tiny_llama: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    short = "validation: {sequence_length: 64}"
+    recipe.write_text(f"quantization: {{method: minmax, weights: {{group_size: 32}}}}\n{short}\n")
+    unknown = disguise(tiny_llama, tmp_path / "unknown")
+    lines = []
+    for model in (tiny_llama, unknown):
+        done = CliRunner().invoke(cli, ["plan", str(model), "--recipe", str(recipe)])
+        assert done.exit_code == 0, done.output
+        lines.append(f"vLLM {vllm_version()} is not known to serve TomorrowForC" in done.output)
+    assert lines == [False, True]
 
 
 def test_the_step_goes_by_the_same_numbers(

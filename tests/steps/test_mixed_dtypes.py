@@ -14,7 +14,7 @@ from quantlib.steps.smooth import SCALES_NAME
 from quantlib.store import LocalStore
 
 Fixture = Callable[..., Any]
-SMOOTH = {
+SMOOTH: dict[str, dict[str, Any]] = {
     "quantization": {
         "method": "minmax",
         "weights": {"bits": 8, "group_size": -1},
@@ -22,6 +22,7 @@ SMOOTH = {
     },
     "outlier_suppression": {"method": "smooth_quant"},
 }
+WALKED = SMOOTH | {"quantization": {**SMOOTH["quantization"], "method": "gptq"}}
 AWQ = {"quantization": {"method": "awq"}}
 
 
@@ -47,7 +48,7 @@ def mixed(make_model: Fixture, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.parametrize("products", ["float32_products", "bfloat16_products"])
-@pytest.mark.parametrize("changes", [SMOOTH, AWQ], ids=["smooth_quant", "awq"])
+@pytest.mark.parametrize("changes", [SMOOTH, WALKED, AWQ], ids=["smooth_quant", "walked", "awq"])
 def test_norms_and_routers_keep_their_dtype(
     store: LocalStore,
     mixed: Path,
