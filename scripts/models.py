@@ -33,7 +33,10 @@ _HEAD = f"""# Public models
 
 Written by `scripts/models.py`; do not edit. What is found of public models by the facts in
 `tests/data/models`: the `config.json`, and the names, shapes and dtypes of the tensors. No weight
-is read for it. "Quantized" is the share of all parameters that the default recipe quantizes; the
+is read for it. Configs are those that public sources hold; names and shapes are what transformers'
+modules make of them, and how a release stores experts and draft layers (`tensors_from` of each
+file): two were compared with a published index name by name, four with its number of bytes.
+"Quantized" is the share of all parameters that the default recipe quantizes; the
 rest are matrices that stay exact, embeddings, heads, norms, and parts that text does not go
 through. "Beside" are tensors of no module, such as draft layers: they are copied as they are.
 

@@ -14,6 +14,7 @@ from compressed_tensors.quantization import QuantizationScheme
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.integrations.mxfp4 import FP4_VALUES, convert_moe_packed_tensors
 
 Parts = tuple[dict[str, Tensor], Tensor]
 """The tensors of a linear by the last part of their names, and the weight that they stand for."""
@@ -71,15 +72,48 @@ KINDS: dict[str, tuple[dict[str, Any], Callable[[Tensor], Parts], str]] = {
 def quantized_model(model: Path, folder: Path, kind: str) -> tuple[Path, Path]:
     """Two folders: a model with the linears of its blocks quantized, and the plain one it is."""
     stated, of_linear, _ = KINDS[kind]
-    tensors = load_file(model / "model.safetensors")
     stored, restored = {}, {}
-    for name, tensor in tensors.items():
+    for name, tensor in load_file(model / "model.safetensors").items():
         if name.endswith("_proj.weight"):
             parts, restored[name] = of_linear(tensor)
             module = name.removesuffix(".weight")
             stored |= {f"{module}.{part}": value.contiguous() for part, value in parts.items()}
         else:
             stored[name] = restored[name] = tensor
+    return _written(model, folder, stored, restored, stated)
+
+
+def quantized_experts(model: Path, folder: Path) -> tuple[Path, Path]:
+    """The same of a model of gpt_oss, with its experts in MXFP4."""
+    stored, restored = {}, {}
+    for name, tensor in load_file(model / "model.safetensors").items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            blocks, scales = mxfp4(tensor)
+            restored[name] = convert_moe_packed_tensors(blocks, scales).contiguous()
+            stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        else:
+            stored[name] = restored[name] = tensor
+    exact = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"]
+    stated = {"quant_method": "mxfp4", "modules_to_not_convert": exact}
+    return _written(model, folder, stored, restored, stated)
+
+
+def mxfp4(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Experts ``[experts, rows, columns]`` as gpt_oss stores them: blocks and scales."""
+    groups = weights.float().transpose(1, 2).unflatten(2, (-1, 32))
+    exponents = groups.abs().amax(-1, keepdim=True).log2().floor() - 2
+    steps = (groups / exponents.exp2())[..., None] - torch.tensor(FP4_VALUES)
+    codes = steps.abs().argmin(-1).to(torch.uint8)
+    return codes[..., 0::2] | codes[..., 1::2] << 4, (exponents[..., 0] + 127).to(torch.uint8)
+
+
+def _written(
+    model: Path,
+    folder: Path,
+    stored: dict[str, Tensor],
+    restored: dict[str, Tensor],
+    stated: dict[str, Any],
+) -> tuple[Path, Path]:
     for path, held, config in (
         (folder / "stored", stored, {"quantization_config": stated}),
         (folder / "plain", restored, {}),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import zoo
 from command import Command
-from quantized_models import KINDS, quantized_model
+from quantized_models import KINDS, quantized_experts, quantized_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -66,6 +67,42 @@ def test_it_equals_quantizing_the_dequantized_checkpoint(
     assert report["model"]["source"] == {"kind": "folder", "quantized": words}
     assert f"source: {words}" in said
     assert words in (output / "quantization_report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["deepseek_v3", "gpt_oss"])
+def test_mixtures_as_their_publishers_store_them(
+    quantlib: Command, tmp_path: Path, family: str
+) -> None:
+    """DeepSeek's FP8 in blocks, experts and all; gpt_oss' experts in MXFP4, which stay exact."""
+    source = zoo.make(family, tmp_path / "source")
+    if family == "gpt_oss":
+        folders = quantized_experts(source, tmp_path / "models")
+    else:
+        folders = quantized_model(source, tmp_path / "models", "fp8")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "quantization: {format: compressed-tensors, weights: {group_size: 32}}\n"
+        "calibration: {num_samples: 4, sequence_length: 64}\nnum_ranges: 3\n"
+    )
+    made = []
+    for model in folders:
+        output = tmp_path / f"out-{model.name}"
+        done = quantlib("quantize", "--model", model, "--output", output, "--recipe", recipe)
+        assert done.returncode == 0, done.stderr
+        made.append(tensors_of(output))
+    ours, theirs = made
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    experts = "model.layers.1.mlp.experts"
+    if family == "gpt_oss":
+        expected = load_file(folders[1] / "model.safetensors")[f"{experts}.down_proj"]
+        assert torch.equal(ours[f"{experts}.down_proj"], expected)
+        assert "model.layers.1.self_attn.o_proj.weight_packed" in ours
+    else:
+        assert f"{experts}.7.down_proj.weight_packed" in ours
+    assert not [name for name in ours if name.endswith(("_scale_inv", "_blocks", "_scales"))]
 
 
 def test_what_cannot_be_read_is_refused_before_any_work(
