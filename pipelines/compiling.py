@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from components._images import Images, is_floating, named_images, read_lock
-from pipelines.graph import Constants, Graph, Setting
+from pipelines.graph import QUANTIZE, SEARCH, WATCH, WATCH_SEARCH, Constants, Graph, Setting
 from pipelines.profiles import Profile, load_profile
 from quantlib.checks.recipe_choice import shipped_recipes
 from quantlib.errors import InvalidInputError, Problem
@@ -52,6 +52,13 @@ class Compilation:
     labels: Mapping[str, str]
 
 
+def graph_of(recipe: AskedRecipe, *, watched: bool = False) -> Graph:
+    """The workflow that a recipe needs: with the steps of a search where it has a budget."""
+    if recipe.quantization.budget is None:
+        return WATCH if watched else QUANTIZE
+    return WATCH_SEARCH if watched else SEARCH
+
+
 def prepare(graph: Graph, options: CompileOptions) -> Compilation:
     """Checks options and fills in what follows from them.
 
@@ -64,6 +71,7 @@ def prepare(graph: Graph, options: CompileOptions) -> Compilation:
         node_gpus=profile.node_gpus,
         parallel=profile.parallel,
         scratch=profile.scratch.size,
+        searches="yes" if graph.searches else "no",
         images=images.of_quantization,
         job=options.job,
     )

@@ -4,6 +4,9 @@
                                            ├─ quantize 8:16 ─┼─ merge ── validate ── gate ── publish
                                            └─ quantize 16:24 ┘
 
+A recipe with a budget has its schemes searched on the way: behind calibrate, ``measure`` tries them
+on the blocks of each range, and ``choose`` writes the recipe that the steps behind it take.
+
 What runs or draws a workflow is a loop over its steps: :mod:`pipelines.kubeflow`,
 :mod:`pipelines.argo` and :mod:`pipelines.local`. What a step takes and gives, with the types, is
 said by its component (:mod:`pipelines.interface`). Only receipts of a few KB travel between the
@@ -123,6 +126,11 @@ class Graph:
         """The step of a name."""
         return next(step for step in self.steps if step.name == name)
 
+    @property
+    def searches(self) -> bool:
+        """Whether schemes are searched on the way."""
+        return any(step.name == "measure" for step in self.steps)
+
     def is_collected(self, source: Source) -> bool:
         """Whether a source is the list of what all runs of one step gave."""
         return isinstance(source, Output) and self.step(source.step).each is not None
@@ -137,6 +145,7 @@ class Constants:
         node_gpus: GPUs of one node.
         parallel: Ranges that are quantized at the same time.
         scratch: Local disk of a step, such as 400Gi; empty where it is not limited.
+        searches: yes where the workflow has the steps that search schemes, else no.
         images: What the steps that make a checkpoint run in.
         job: Digest of the watcher's job that asks; empty where none does.
     """
@@ -145,6 +154,7 @@ class Constants:
     node_gpus: int
     parallel: int
     scratch: str
+    searches: str = "no"
     images: tuple[str, ...] = ()
     job: str = ""
 
@@ -231,6 +241,7 @@ QUANTIZE = Graph(
                 "parallel": Constant("parallel"),
                 "node_gpus": Constant("node_gpus"),
                 "scratch": Constant("scratch"),
+                "searches": Constant("searches"),
                 "texts": Output("fetch", "texts"),
             },
             retried=False,
@@ -304,24 +315,69 @@ _OF_RELEASE: dict[Source, Source] = {
     Constant("job"): Output("resolve", "job"),
 }
 
-WATCH = Graph(
-    "watch",
-    "Quantizes a model where the release that its address means now is not published yet.",
-    QUANTIZE.settings,
-    (
-        _RESOLVE,
-        *(
-            replace(
-                step,
-                inputs={
-                    name: _OF_RELEASE.get(source, source) for name, source in step.inputs.items()
-                },
-                when=Condition(Output("resolve", "needed"), "yes", "release is new"),
-            )
-            for step in QUANTIZE.steps
-        ),
-    ),
-)
 
-GRAPHS = {graph.name: graph for graph in (QUANTIZE, WATCH)}
+def _watched(name: str, graph: Graph) -> Graph:
+    """A workflow that runs another where there is something new to run it for."""
+    return Graph(
+        name,
+        "Quantizes a model where the release that its address means now is not published yet.",
+        graph.settings,
+        (
+            _RESOLVE,
+            *(
+                replace(
+                    step,
+                    inputs={
+                        name: _OF_RELEASE.get(source, source)
+                        for name, source in step.inputs.items()
+                    },
+                    when=Condition(Output("resolve", "needed"), "yes", "release is new"),
+                )
+                for step in graph.steps
+            ),
+        ),
+    )
+
+
+_MEASURE = Step(
+    "measure",
+    {
+        **_WORK,
+        "device": Asked("device"),
+        "block_range": Item(),
+        "calibration": Output("calibrate", "calibration"),
+        "memory": Output("plan", "quantize_memory"),
+        "cpus": Output("plan", "quantize_cpus"),
+        "gpus": Output("plan", "quantize_gpus"),
+    },
+    each=Output("plan", "ranges"),
+)
+_CHOOSE = Step("choose", {**_WORK, "measured": Output("measure", "measured")})
+
+
+def _searching() -> tuple[Step, ...]:
+    """The steps of the quantization with those of a search, and what comes of it behind them."""
+    at = [step.name for step in QUANTIZE.steps].index("smooth")
+    searched: dict[Source, Source] = {_RECIPE: Output("choose", "searched_recipe")}
+    behind = (
+        replace(
+            step,
+            inputs={name: searched.get(source, source) for name, source in step.inputs.items()},
+        )
+        for step in QUANTIZE.steps[at:]
+    )
+    return (*QUANTIZE.steps[:at], _MEASURE, _CHOOSE, *behind)
+
+
+SEARCH = Graph(
+    "search",
+    "Quantizes a model to the budget of a recipe: measures what each scheme costs each linear, "
+    "chooses the best, and goes on as quantize does.",
+    QUANTIZE.settings,
+    _searching(),
+)
+WATCH = _watched("watch", QUANTIZE)
+WATCH_SEARCH = _watched("watch-search", SEARCH)
+
+GRAPHS = {graph.name: graph for graph in (QUANTIZE, WATCH, SEARCH, WATCH_SEARCH)}
 """The workflows by their names."""

@@ -22,8 +22,10 @@ from quantlib.report.model import Report
 from quantlib.sources.naming import named
 from quantlib.steps.adopt import adopt
 from quantlib.steps.calibrate import calibrate
+from quantlib.steps.choose import choose_schemes, searched_recipe
 from quantlib.steps.fetch import fetch
 from quantlib.steps.layout import open_receipt
+from quantlib.steps.measure import measure
 from quantlib.steps.merge import merge
 from quantlib.steps.plan import plan
 from quantlib.steps.quantize import quantize
@@ -99,6 +101,12 @@ class QuantizationManager:
         if validated:
             self._say_what_is_judged(recipe, model)
         calibration = calibrate(store, recipe, model, ranges, device)
+        if recipe.quantization.budget is not None:
+            measured = [
+                measure(store, recipe, block_range, model, calibration, device)
+                for block_range in ranges.facts["ranges"]
+            ]
+            recipe = searched_recipe(recipe, choose_schemes(store, recipe, model, measured))
         smoothing = smooth(store, recipe, model, calibration)
         quantized = [
             quantize(store, recipe, block_range, model, calibration, smoothing, device)

@@ -11,14 +11,17 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from quantlib.budget import parse_budget
 from quantlib.schemes import (
+    DEFAULT_CANDIDATES,
     Activations,
     AskedWeights,
     LinearScheme,
     SchemeRule,
     WeightScheme,
+    candidate_rule,
     checked_pattern,
 )
 from quantlib.section import Section
@@ -49,6 +52,26 @@ class AskedQuantization(Section):
             "activations say, or stay exact: the first one that names a linear decides."
         ),
     ] = ()
+    budget: Annotated[
+        str | None,
+        Field(
+            description="What the checkpoint may take: 4.5bits per weight of the blocks' linears, "
+            "6.2GB in all, or kl=0.02, the KL divergence that is predicted. Linears that no rule "
+            "names then get the schemes among candidates that cost least for it, in the place of "
+            "weights and activations. Default: nothing is searched."
+        ),
+    ] = None
+    candidates: Annotated[
+        tuple[SchemeRule, ...],
+        Field(
+            description="With a budget: what linears may become, NAME or NAME:GROUP_SIZE; an open "
+            "size stands for 128, 64 and 32, where they go. Default: W4A16, W8A16, exact."
+        ),
+    ] = ()
+    searched: Annotated[
+        str | None,
+        Field(description="What wrote the rules of schemes, where a search did: its receipt."),
+    ] = None
     format: Annotated[
         str | None,
         Field(
@@ -79,6 +102,40 @@ class AskedQuantization(Section):
         dict[str, Any],
         Field(description="Settings of the method; its class documents and checks them."),
     ] = {}  # noqa: RUF012 - pydantic copies it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_candidates(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("budget") and not data.get("candidates"):
+            return {**data, "candidates": DEFAULT_CANDIDATES}
+        return data
+
+    @field_validator("budget")
+    @classmethod
+    def _readable_budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_budget(value)
+        return value
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _named_candidates(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [candidate_rule(each) if isinstance(each, str) else each for each in value]
+        return value
+
+    @field_validator("candidates")
+    @classmethod
+    def _for_all_linears(cls, value: tuple[SchemeRule, ...]) -> tuple[SchemeRule, ...]:
+        if any(not rule.names_all for rule in value):
+            raise ValueError("candidates are for all linears; rules of schemes name some")
+        return value
+
+    @model_validator(mode="after")
+    def _candidates_of_a_search(self) -> AskedQuantization:
+        if self.candidates and self.budget is None:
+            raise ValueError("candidates are what a search chooses from; give a budget as well")
+        return self
 
     @field_validator("layers")
     @classmethod
@@ -118,20 +175,36 @@ class QuantizationSection(AskedQuantization):
         return LinearScheme(weights=self.weights, activations=self.activations)
 
     def stated_schemes(self) -> dict[str, LinearScheme]:
-        """All schemes that linears may get, by the field that states each, rules first."""
+        """All schemes that linears may get, by the field that states each, rules first.
+
+        Of a candidate with an open size the one with the largest groups.
+        """
         stated = {}
         for number, rule in enumerate(self.schemes):
             if (scheme := rule.linear_scheme()) is not None:
                 stated[f"quantization.schemes.{number}"] = scheme
             if rule.names_all:
                 return stated
-        rest = LinearScheme(weights=self.weights, activations=self.activations)
-        return stated | {"quantization": rest}
+        if self.budget is None:
+            rest = LinearScheme(weights=self.weights, activations=self.activations)
+            return stated | {"quantization": rest}
+        for number, rule in enumerate(self.candidates):
+            size = 128 if rule.group_size == "auto" else rule.group_size
+            if (scheme := rule.model_copy(update={"group_size": size}).linear_scheme()) is not None:
+                stated[f"quantization.candidates.{number}"] = scheme
+        return stated
 
     def of_scheme(self, scheme: LinearScheme) -> QuantizationSection:
         """The section for linears of one scheme."""
-        update = {"weights": scheme.weights, "activations": scheme.activations, "schemes": ()}
-        return self.model_copy(update=update)
+        return self.model_copy(
+            update={
+                "weights": scheme.weights,
+                "activations": scheme.activations,
+                "schemes": (),
+                "budget": None,
+                "candidates": (),
+            }
+        )
 
 
 class CalibrationSection(Section):

@@ -157,6 +157,9 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
 EXACT = "exact"
 """In the place of a scheme's name: not quantized."""
 
+DEFAULT_CANDIDATES = ("W4A16", "W8A16", EXACT)
+"""What a search chooses from where a recipe does not say: what every GPU of vLLM's serves."""
+
 LinearKind = Literal["attention", "linear_attention", "mlp", "experts", "shared_experts"]
 
 
@@ -258,3 +261,10 @@ class SchemeRule(Section):
         scheme = SCHEMES[self.scheme]
         weights = {"group_size": self.group_size, **scheme["weights"]}
         return LinearScheme.model_validate({**scheme, "weights": weights})
+
+
+def candidate_rule(text: str) -> dict[str, Any]:
+    """The rule that a candidate's short form stands for: ``W4A16:32``."""
+    name, colon, size = text.partition(":")
+    rule: dict[str, Any] = {"scheme": name}
+    return rule | {"group_size": int(size) if size.isdecimal() else size} if colon else rule

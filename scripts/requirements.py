@@ -39,7 +39,7 @@ EXTRAS = {
 }
 """What an installation has beside what quantlib itself asks for."""
 
-WITHOUT = {"watch": {"greenlet", "torch", "transformers"}}
+WITHOUT = {"watch": {"greenlet", "highspy", "torch", "transformers"}}
 """What quantlib asks for and an installation does not use."""
 
 OF_TORCH = ("torch", "torchvision", "torchaudio", "torchcodec")

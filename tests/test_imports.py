@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("quantlib", "components", "pipelines")
 LEVELS = (
-    ("errors", "recipe", "schemes", "section"),
+    ("budget", "errors", "recipe", "schemes", "section"),
     ("registry", "numbers"),
     ("runtime", "config"),
     ("store",),
@@ -32,6 +32,7 @@ LEVELS = (
             "publishing",
             "registries",
             "report",
+            "search",
             "serving",
             "steps",
             "text",
@@ -129,7 +130,12 @@ def test_rooms_know_none_above_them() -> None:
 
 
 def test_a_recipe_is_data() -> None:
-    assert own(modules()["quantlib.recipe"].anywhere) == {"quantlib.schemes", "quantlib.section"}
+    assert own(modules()["quantlib.recipe"].anywhere) == {
+        "quantlib.budget",
+        "quantlib.schemes",
+        "quantlib.section",
+    }
+    assert own(modules()["quantlib.budget"].anywhere) == set()
     assert own(modules()["quantlib.schemes"].anywhere) == {"quantlib.section"}
     assert own(modules()["quantlib.section"].anywhere) == set()
 

@@ -14,6 +14,7 @@ def plan(
     parallel: int,
     node_gpus: int,
     scratch: str,
+    searches: str,
     store: str,
     model: dsl.Input[dsl.Artifact],
     texts: dsl.Input[dsl.Artifact],
@@ -44,6 +45,7 @@ def plan(
         parallel: How many ranges are quantized at the same time.
         node_gpus: GPUs of one node, over which validate can spread a model.
         scratch: Local disk of a step, such as 400Gi. Empty: not limited.
+        searches: yes where steps follow that search schemes for a recipe's budget; else no.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         model: Receipt of the model.
         texts: Receipt of the texts.

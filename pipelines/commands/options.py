@@ -19,6 +19,7 @@ from quantlib.checks.recipe import load_recipe, recipe_problems
 from quantlib.checks.recipe_choice import AS_IN_RECIPE
 from quantlib.checks.remote import require_reachable
 from quantlib.cli.range_count import range_count
+from quantlib.cli.search_options import search_options
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.planning import HARDWARE
 from quantlib.recipe import AskedRecipe
@@ -38,6 +39,8 @@ class Job:
         num_ranges: 0 for the recipe's, -1 for as many as end soonest.
         store: None for that of the cluster's profile, or of this machine.
         gpu: What the plan reckons with; None for the cluster's.
+        budget: In the place of the recipe's.
+        candidates: The same.
     """
 
     model: str
@@ -48,6 +51,8 @@ class Job:
     publish_to: str
     device: str
     gpu: str | None
+    budget: str | None = None
+    candidates: Sequence[str] | None = None
 
     def checked_recipe(self) -> AskedRecipe:
         """The recipe, with a model named in it or beside it.
@@ -55,7 +60,12 @@ class Job:
         Raises:
             InvalidInputError: It is none, or there is no model.
         """
-        recipe = load_recipe(self.recipe, self.group_size)
+        recipe = load_recipe(
+            self.recipe,
+            group_size=self.group_size,
+            budget=self.budget,
+            candidates=self.candidates,
+        )
         if not (self.model or recipe.model):
             raise InvalidInputError.one(self.recipe, "names no model", "give one with --model")
         return recipe
@@ -218,6 +228,7 @@ job_options = _options(
         "--recipe", show_default="gptq", help="A file, or the name of a recipe that ships."
     ),
     click.option("--group-size", help="A number or auto, in the place of the recipe's."),
+    *search_options,
     _STORE,
     click.option(
         "--num-ranges",

@@ -25,8 +25,7 @@ from pipelines.commands.options import (
     runner_option,
     server_options,
 )
-from pipelines.compiling import Compilation, CompileOptions, prepare
-from pipelines.graph import QUANTIZE
+from pipelines.compiling import Compilation, CompileOptions, graph_of, prepare
 from pipelines.kubeflow.client import Kubeflow, Server
 from pipelines.local.containers import DockerRunner
 from pipelines.local.processes import ProcessRunner, Runner
@@ -133,7 +132,8 @@ def run_command(
     store = job.store or LOCAL_STORE
     job = replace(job, store=store)
     _require_possible(recipe, job, store)
-    compilation = prepare(QUANTIZE, options)
+    graph = graph_of(recipe)
+    compilation = prepare(graph, options)
     execution = Execution(
         _run_folder(run_dir),
         _start_runner(runner, docker_network, compilation),
@@ -147,7 +147,7 @@ def run_command(
     constants = replace(compilation.constants, recipes={}, parallel=parallel, scratch="")
     with progress(quiet=quiet), about(run=execution.folder.name):
         console = Console(stderr=as_json, quiet=quiet)
-        result = run_graph(QUANTIZE, settings, constants, execution, console)
+        result = run_graph(graph, settings, constants, execution, console)
     if as_json:
         print_json(_KIND, _result(result, execution.folder, store))
     else:
@@ -161,14 +161,15 @@ def _start_in_kubeflow(
     recipe: AskedRecipe, job: Job, digest: str, options: CompileOptions, server: Server
 ) -> tuple[bool, str]:
     """Whether a run was started, since none of the job was there, and the address of its page."""
-    compilation = prepare(QUANTIZE, options)
+    graph = graph_of(recipe)
+    compilation = prepare(graph, options)
     settings = cluster_settings(job, recipe, compilation)
     kubeflow = Kubeflow(server)
     mark = digest.removeprefix("sha256:")[:12] or time.strftime("%Y%m%d-%H%M%S")
     if digest and (running := kubeflow.running(mark)):
         return False, running
     with compiled_for(kubeflow, compilation) as file:
-        return True, kubeflow.run(file, settings, f"{QUANTIZE.name}-{job.name}-{mark}")
+        return True, kubeflow.run(file, settings, f"{graph.name}-{job.name}-{mark}")
 
 
 def _require_possible(recipe: AskedRecipe, job: Job, store: str) -> None:

@@ -14,8 +14,7 @@ from pipelines.commands.options import (
     job_options,
     server_options,
 )
-from pipelines.compiling import CompileOptions, prepare
-from pipelines.graph import WATCH
+from pipelines.compiling import CompileOptions, graph_of, prepare
 from pipelines.kubeflow.client import Kubeflow, Server, check_cron
 from quantlib.watching.jobs import destination_of
 
@@ -43,9 +42,10 @@ def schedule_command(
     """
     check_cron(cron)
     recipe = job.checked_recipe()
-    compilation = prepare(WATCH, replace(options, recipes={job.name: recipe}))
+    graph = graph_of(recipe, watched=True)
+    compilation = prepare(graph, replace(options, recipes={job.name: recipe}))
     settings = cluster_settings(job, recipe, compilation)
     destination_of(recipe, settings["publish_to"])
     kubeflow = Kubeflow(server)
     with compiled_for(kubeflow, compilation) as file:
-        click.echo(kubeflow.schedule(file, settings, name or f"{WATCH.name}-{job.name}", cron))
+        click.echo(kubeflow.schedule(file, settings, name or f"{graph.name}-{job.name}", cron))

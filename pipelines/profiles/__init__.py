@@ -96,7 +96,7 @@ class StepResources(Part):
     timeout: Annotated[int, Field(ge=60, description="Seconds that an attempt may take.")] = 3600
 
 
-PLANNED_STEPS = ("calibrate", "quantize", "validate")
+PLANNED_STEPS = ("calibrate", "measure", "quantize", "validate")
 """The steps that compute on the model's weights."""
 
 _HOURS = 3600
@@ -108,6 +108,8 @@ def _default_steps() -> dict[str, StepResources]:
         "fetch": StepResources(memory="8Gi", timeout=12 * _HOURS),
         "plan": StepResources(),
         "calibrate": StepResources(cpu=None, memory=None, timeout=24 * _HOURS),
+        "measure": StepResources(cpu=None, memory=None, timeout=24 * _HOURS),
+        "choose": StepResources(),
         "smooth": StepResources(),
         "quantize": StepResources(cpu=None, memory=None, timeout=48 * _HOURS),
         "merge": StepResources(timeout=6 * _HOURS),

@@ -115,14 +115,19 @@ def unsuited_linears(
     return _unsuited(asked_schemes(section, adapter, block), adapter, block)
 
 
+def is_unsuited(scheme: LinearScheme, shape: tuple[int, int]) -> bool:
+    """Whether no kernel of vLLM's takes a linear of a shape packed as a scheme packs it."""
+    packed = scheme.activations == "none" or scheme.weights.bits < 8
+    return packed and any(side % KERNEL_MULTIPLE for side in shape)
+
+
 def _unsuited(
     asked: Mapping[str, LinearScheme], adapter: ModelFamily, block: int
 ) -> dict[str, tuple[int, int]]:
     odd = {
         linear
         for linear, scheme in asked.items()
-        if (scheme.activations == "none" or scheme.weights.bits < 8)
-        and any(side % KERNEL_MULTIPLE for side in adapter.linear_shape(block, linear))
+        if is_unsuited(scheme, adapter.linear_shape(block, linear))
     }
     if odd:
         for parts in adapter.fused(block).values():

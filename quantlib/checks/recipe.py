@@ -50,21 +50,25 @@ def recipe_path(name: Path | str) -> Path:
     return named_file(name, SHIPPED_RECIPES, "recipe")
 
 
-def load_recipe(path: Path | str, group_size: str | int | None = None) -> AskedRecipe:
+def load_recipe(path: Path | str, **quantization: object) -> AskedRecipe:
     """Reads and validates a recipe file, or a shipped recipe by its name (``gptq``).
 
     Args:
         path: The file or the name.
-        group_size: In the place of the recipe's, as a recipe may say it; None for the recipe's.
+        quantization: Fields of that section in the place of the recipe's, and ``group_size`` of its
+            weights; None for the recipe's.
 
     Raises:
         InvalidInputError: With one problem per fault of the file.
     """
     data = load_config(recipe_path(path))
-    if group_size is not None:
-        section = data.setdefault("quantization", {})
-        if isinstance(section, dict) and isinstance(section.setdefault("weights", {}), dict):
-            section["weights"]["group_size"] = group_size
+    changes = {name: value for name, value in quantization.items() if value is not None}
+    section = data.setdefault("quantization", {}) if changes else None
+    if isinstance(section, dict):
+        size = changes.pop("group_size", None)
+        if size is not None and isinstance(section.setdefault("weights", {}), dict):
+            section["weights"]["group_size"] = size
+        section.update(changes)
     return parse_recipe(data, origin=str(path))
 
 

@@ -15,6 +15,7 @@ from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.judging import writes_plain_model
 from quantlib.models import BaseModelAdapter, open_model
 from quantlib.recipe import AskedRecipe, Recipe
+from quantlib.search.choosing import tried_recipe
 from quantlib.sources import FolderAddress, parse_address, source_problems
 from quantlib.sources.inspection import tokenizer_problems
 from quantlib.steps.texts import text_problems, unread_problems
@@ -82,8 +83,10 @@ def opened_problems(
         adapter: Its family.
         validated: Whether the checkpoint will be compared with the original.
     """
+    tried, problems = tried_recipe(recipe, checkpoint, adapter)
     return [
-        *model_problems(recipe, checkpoint, adapter, validated=validated),
+        *problems,
+        *model_problems(tried, checkpoint, adapter, validated=validated),
         *text_problems(recipe, checkpoint.source, checkpoint, adapter, validated=validated),
     ]
 

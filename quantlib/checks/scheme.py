@@ -58,6 +58,22 @@ def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
                 "set quantization.format to compressed-tensors, or leave it out",
             )
         )
+    if section.budget is not None and section.draft_layers:
+        problems.append(
+            Problem(
+                "quantization.draft_layers",
+                "a search has no figures of layers that draft tokens",
+                "leave it out, or quantization.budget",
+            )
+        )
+    if section.budget is not None and recipe.outlier_suppression is not None:
+        problems.append(
+            Problem(
+                "outlier_suppression",
+                "a search measures blocks as the model has them, not smoothed",
+                "leave it out, or quantization.budget",
+            )
+        )
     if section.draft_layers and section.rest is not None and section.rest.is_static:
         problems.append(
             Problem(
@@ -168,10 +184,12 @@ def resolve_format(section: QuantizationSection) -> str:
     """The recipe's format.
 
     Where it names none, the one that is called like its method, if that can hold the scheme, else
-    compressed-tensors.
+    and for a search compressed-tensors.
     """
     if section.format is not None:
         return section.format
+    if section.budget is not None:  # for any mixture of schemes
+        return _ANY_SCHEME
     named_alike = section.method in format_registry
     if named_alike and not _format_problems(section.method, section):
         return section.method
@@ -247,8 +265,10 @@ def needs_hidden_states(asked: AskedQuantization) -> bool:
     """Whether blocks are quantized with calibration tokens running through them."""
     section = provisional_section(asked)
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
-    return quantizer.needs_hessian or any(
-        scheme.is_static for scheme in section.stated_schemes().values()
+    return (
+        section.budget is not None
+        or quantizer.needs_hessian
+        or any(scheme.is_static for scheme in section.stated_schemes().values())
     )
 
 

@@ -12,12 +12,14 @@ from rich.table import Table
 from quantlib.cli.model_argument import model_argument
 from quantlib.cli.range_count import range_count
 from quantlib.cli.result_options import print_json, progress, result_options
+from quantlib.cli.search_options import budget_option, candidates_option
 
 _EXAMPLES = """\b
 Examples:
   quantlib plan ./Llama-3.1-8B --gpu h100-80g
   quantlib plan ./Llama-3.1-8B --recipe awq --gpu l4-24g --num-ranges auto --parallel 8
   quantlib plan hf://org/Llama@main --gpu a100-80g --num-ranges 16 --json
+  quantlib plan ./Llama-3.1-8B --gpu l4-24g --budget 4.5bits
   quantlib plan ./Llama-3.1-405B --gpu h100-80g --node-gpus 8 --scratch 400Gi
 """
 
@@ -51,6 +53,8 @@ Examples:
 )
 @click.option("--scratch", help="Local disk of a step, as 400Gi.  [default: not looked at]")
 @click.option("--group-size", help="A number or auto, in the place of the recipe's.")
+@budget_option
+@candidates_option
 @result_options
 def plan(
     model: str,
@@ -61,6 +65,8 @@ def plan(
     node_gpus: int,
     scratch: str | None,
     group_size: str | None,
+    budget: str | None,
+    candidates: list[str] | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -77,18 +83,24 @@ def plan(
     from quantlib.models.fusion import not_served
     from quantlib.planning import Limits, estimate_run, find_hardware, fit_problems, show
     from quantlib.report.text import plural
+    from quantlib.search.candidates import search_space
+    from quantlib.search.choosing import space_line, tried_recipe
     from quantlib.sources.opening import open_source
     from quantlib.steps.plan import judging_line, serving_lines
     from quantlib.steps.texts import is_illustrated
 
-    asked, hardware = load_recipe(recipe_name, group_size), find_hardware(gpu)
+    asked = load_recipe(recipe_name, group_size=group_size, budget=budget, candidates=candidates)
+    hardware = find_hardware(gpu)
     with progress(quiet=quiet):
         source = open_source(model)
         checkpoint, adapter = open_model(source, folds=asked.outlier_suppression is not None)
         settled = settle(asked, adapter)
-        recipe = settled.recipe
+        recipe, searched = settled.recipe, None
         if problems := opened_problems(recipe, checkpoint, adapter):
             raise InvalidInputError(problems)
+        if (asked_for := recipe.quantization.budget) is not None:
+            searched = space_line(search_space(recipe, checkpoint, adapter), asked_for)
+            recipe, _ = tried_recipe(recipe, checkpoint, adapter)
         estimate = estimate_run(
             recipe,
             checkpoint,
@@ -105,7 +117,7 @@ def plan(
     if as_json:
         chosen_size = {"size": settled.size, "reason": settled.said or None}
         told = {"group_size": chosen_size, "problems": [str(problem) for problem in unfit]}
-        print_json("plan", asdict(estimate) | told)
+        print_json("plan", asdict(estimate) | told | {"search": searched})
         if unfit:
             raise InvalidInputError(unfit)
         return
@@ -119,8 +131,8 @@ def plan(
     console.print(
         f"{plural(chosen.ranges, 'range')} on {hardware.name} ({why}), {parallel} at a time"
     )
-    if settled.said:
-        console.print(settled.said)
+    for said in filter(None, (searched or settled.said,)):
+        console.print(said)
     console.print()
     console.print(_table(show.NEEDS_HEADER, show.needs_rows(estimate)))
     console.print()

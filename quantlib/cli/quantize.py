@@ -22,6 +22,7 @@ from quantlib.cli.result_options import (
     result_of,
     result_options,
 )
+from quantlib.cli.search_options import budget_option, candidates_option
 from quantlib.config import load_config
 from quantlib.errors import (
     InvalidInputError,
@@ -54,6 +55,7 @@ Examples:
   quantlib quantize --model ./Llama --output ./Llama-W8A8 --recipe smooth_quant
   quantlib quantize --model ./Llama --output ./out --layer-wise --layers 0,1,2
   quantlib quantize --model hf://org/Llama@main --output ./out --method awq
+  quantlib quantize --model ./Llama --output ./out --budget 4.5bits
 """
 
 
@@ -100,6 +102,8 @@ Examples:
     help="int8 and fp8: dynamic, per token; fp8-group, mxfp4 and mxfp8 per group of channels too. "
     "int8-static, fp8-static, nvfp4: under one number per linear. Default: none.",
 )
+@budget_option
+@candidates_option
 @click.option("--format", "format_", help="awq, gptq or compressed-tensors. Default: by method.")
 @click.option("--layer-wise", is_flag=True, help="Quantize only the blocks of --layers.")
 @click.option("--layers", callback=_layers, help="Block indices: 0,1,2. The rest stays exact.")
@@ -279,6 +283,8 @@ _PATHS = {
     "weight_type": ("quantization", "weights", "type"),
     "activations": ("quantization", "activations"),
     "format_": ("quantization", "format"),
+    "budget": ("quantization", "budget"),
+    "candidates": ("quantization", "candidates"),
     "layers": ("quantization", "layers"),
     "outlier_suppression": ("outlier_suppression", "method"),
     "calibration_dataset": ("calibration", "dataset"),

@@ -101,6 +101,17 @@ def split(
     return [Boundary.of(each) for each in numbered]
 
 
+def first_samples(
+    tensors: Mapping[str, Tensor], samples: int, axes: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Of what :func:`joined` gave that of its first samples, of tokens alone."""
+    return {
+        name: tensor.narrow(axes.get(root_of(name), 0), 0, samples)
+        for name, tensor in tensors.items()
+        if not _OTHER.match(name)
+    }
+
+
 def root_of(name: str) -> str:
     """``hidden``, or the argument, that a tensor of a boundary belongs to."""
     return name.partition("[")[0].partition("{")[0]

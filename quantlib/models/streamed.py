@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -13,10 +14,10 @@ from torch import Tensor
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
 from quantlib.errors import InvalidInputError
+from quantlib.models.block_tensors import BlockTensors
 from quantlib.models.boundary import HIDDEN, joined, root_of, split
-from quantlib.models.experts import bias_views, linear_views
 from quantlib.models.family import ModelFamily
-from quantlib.models.layout import SharedInput
+from quantlib.models.layout import SharedInput, without_expert
 from quantlib.models.reading import Reader
 from quantlib.models.samples import empty_batches, one_by_one, token_batches
 from quantlib.models.skeleton import Skeleton, free
@@ -40,7 +41,7 @@ class Block:
     """
 
     def __init__(
-        self, model: StreamedModel, index: int, tensors: StoredTensors | _BlockTensors
+        self, model: StreamedModel, index: int, tensors: StoredTensors | BlockTensors
     ) -> None:
         self.index = index
         prefix = model.adapter.block_prefix(index)
@@ -65,91 +66,6 @@ class Block:
             return tensor
         full = self._model.adapter.block_prefix(self.index) + name
         return read_tensor(self._model.checkpoint, full).to(self.device)
-
-
-class _BlockTensors(MutableMapping[str, Tensor]):
-    """The parameters of a block's modules by what the checkpoint calls them."""
-
-    def __init__(self, model: StreamedModel, index: int) -> None:
-        self._skeleton = model.reader.skeleton
-        self._targets = model.reader.names.target
-        self._prefix = model.adapter.block_prefix(index)
-        self._set: dict[str, Tensor] = {}
-        self._index = index
-        self._experts = {}
-        for experts in model.adapter.layout.kind(index).experts:
-            self._experts[experts.module] = experts
-        self._modules = {
-            linear: module
-            for linear, module in model.adapter.layout.kind(index).modules.items()
-            if "*" in linear
-        }
-
-    def __getitem__(self, name: str) -> Tensor:
-        found = self._set.get(name)
-        if found is None:
-            found = self._parameter(name)
-        if found is None:
-            raise KeyError(name)
-        return found
-
-    def __setitem__(self, name: str, value: Tensor) -> None:
-        parameter = self._parameter(name)
-        if parameter is None:
-            raise KeyError(name)
-        self._set[name] = value
-        parameter.copy_(value)
-
-    def __delitem__(self, name: str) -> None:
-        del self._set[name]
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name in self._set or self._parameter(name) is not None)
-
-    def __iter__(self) -> Iterator[str]:
-        return (
-            name.removeprefix(self._prefix)
-            for name in self._targets
-            if name.startswith(self._prefix)
-        )
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def was_set(self, name: str) -> bool:
-        """Whether a tensor is another than the checkpoint's."""
-        return name in self._set
-
-    def forget(self, linear: str) -> None:
-        """Frees what was set of a linear that is done."""
-        self._set.pop(f"{linear}.weight", None)
-
-    def _parameter(self, name: str) -> Tensor | None:
-        for linear, module in self._modules.items():
-            if (view := self._of_expert(name, linear, module)) is not None:
-                return view
-        key = self._targets.get(self._prefix + name)
-        if key is None:
-            return None
-        path, _, part = key.rpartition(".")
-        found = getattr(self._skeleton.model.get_submodule(path), part)
-        return found if isinstance(found, Tensor) and found.device.type != "meta" else None
-
-    def _of_expert(self, name: str, linear: str, module: str) -> Tensor | None:
-        linear_name, _, part = name.rpartition(".")
-        before, _, after = linear.partition("*")
-        if not (linear_name.startswith(before) and linear_name.endswith(after)):
-            return None
-        number = linear_name[len(before) : len(linear_name) - len(after)]
-        path, _, own = module.rpartition(".*.")
-        experts: Any = self._skeleton.experts[self._index].get(path)
-        if not number.isdecimal() or experts is None:
-            return None
-        weights = experts.walked_weights.get(int(number))
-        if weights is None:
-            return None
-        views = linear_views if part == "weight" else bias_views
-        return views(experts, weights).get(own)
 
 
 @dataclass(frozen=True)
@@ -320,7 +236,9 @@ class BlockWalk:
         try:
             for index in self._blocks:
                 self._walk.enter(index)
-                block = Block(self._model, index, _BlockTensors(self._model, index))
+                block = Block(
+                    self._model, index, BlockTensors(self._model.reader, self._model.adapter, index)
+                )
                 self._done = False
                 yield block
                 if not self._done:
@@ -370,6 +288,24 @@ class BlockWalk:
                 [stop.value for stop in stops],
                 [stop.everyone for stop in stops if stop.everyone is not None],
             )
+
+    def tried(self, block: Block) -> list[Tensor]:
+        """What a block that the tokens stand before gives for each batch; they stay there."""
+        return self._walk.tried(block.index)
+
+    def experts_held(self, block: Block) -> AbstractContextManager[None]:
+        """Holds the weights of all experts of a block, for :meth:`tried`."""
+        return self._walk.experts_held(block.index)
+
+    def modules(self, block: Block, linears: Iterable[str]) -> list[torch.nn.Module]:
+        """The modules of linears, without those of experts, which have none of their own."""
+        kind = self._model.adapter.layout.kind(block.index)
+        whole = self._model.reader.skeleton.blocks[block.index]
+        return [
+            whole.get_submodule(kind.modules.get(linear, linear))
+            for linear in linears
+            if without_expert(linear) == linear
+        ]
 
     def pass_through(self, block: Block) -> None:
         """Computes a block without stopping."""

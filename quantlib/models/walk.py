@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from quantlib.models.boundary import Boundary, added, first_tensor, written_dicts
-from quantlib.models.experts import linear_views
+from quantlib.models.experts import count_of, linear_views
 from quantlib.models.reading import Reader
 from quantlib.models.skeleton import Skeleton, free
 
@@ -262,6 +263,29 @@ class Walk:
             _forget(mixtures)
             for handle in handles:
                 handle.remove()
+
+    def tried(self, index: int) -> list[Tensor]:
+        """What a block gives for each batch with its weights as they are, none going on."""
+        block, found = self.reader.skeleton.blocks[index], []
+        for stop in self._at:
+            assert stop is not None
+            kwargs = dict(stop.kwargs or {})
+            # Blocks write to dicts, such as keys that later blocks share.
+            kwargs |= {name: copy(each) for name, each in written_dicts(kwargs).items()}
+            found.append(first_tensor(block(*stop.value, **kwargs)))
+        return found
+
+    @contextmanager
+    def experts_held(self, index: int) -> Iterator[None]:
+        """The weights of all experts of a block at hand."""
+        mixtures = self.reader.skeleton.experts[index].values()
+        for module in mixtures:
+            for expert in range(count_of(module)):
+                module.walked_weights[expert] = self.reader.read_expert(module, expert)
+        try:
+            yield
+        finally:
+            _forget(mixtures)
 
     def leave(self, index: int) -> None:
         """Frees a block that is computed, and goes on to the next."""

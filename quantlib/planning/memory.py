@@ -139,6 +139,22 @@ def quantize_memory(
     return Memory(host, device)
 
 
+def measure_memory(sizes: ModelSizes, hardware: Hardware, product_bytes: int) -> Memory:
+    """The peak of a measure worker: a block, what is rounded of it, and what it is rounded by.
+
+    Args:
+        sizes: The model's.
+        hardware: What it runs on.
+        product_bytes: Bytes of a number in matrix products.
+    """
+    block = sizes.largest_block_elements
+    rounded = max((group.all_rows * group.columns for group in sizes.groups), default=0)
+    held = 2 * block * product_bytes + WEIGHT_COPIES * 4 * rounded
+    if not hardware.is_gpu:
+        return Memory(BASE + held)
+    return Memory(GPU_HOST_BASE + 2 * block * sizes.stored_bytes, GPU_DEVICE_BASE + held)
+
+
 def _of_images(sizes: ModelSizes, hidden: int, product_bytes: int) -> tuple[int, int]:
     """Bytes of what a tower gives, and of the tower; 0 without images.
 

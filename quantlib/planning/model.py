@@ -8,6 +8,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
 from quantlib.checks.linears import linear_schemes
 from quantlib.checks.scheme import batches_experts
+from quantlib.formats.stored_bytes import stored_bytes
 from quantlib.models import BaseModelAdapter
 from quantlib.models.layout import BlockKind, SharedInput, of_expert, without_expert
 from quantlib.models.naming import VISION
@@ -117,12 +118,7 @@ def model_sizes(
     for block, schemes in enumerate(by_block):
         for linear, scheme in schemes.items():
             rows, columns = adapter.linear_shape(block, linear)
-            weights = scheme.weights
-            scaled = weights.group_size if weights.group_size > 0 else columns
-            codes = rows * columns * weights.bits // 8
-            scales = columns // scaled * weights.scale_rows(rows)
-            scale_bytes = 2 if weights.scale == "model" else 1
-            quantized += codes + scale_bytes * scales - rows * columns * stored
+            quantized += stored_bytes(scheme.weights, rows, columns) - rows * columns * stored
     embedding = checkpoint.tensors.get(f"{adapter.embedding}.weight")
     hidden_size = adapter.text_config.get("hidden_size")
     if not isinstance(hidden_size, int):  # of a family that nobody knows

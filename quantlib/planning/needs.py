@@ -12,6 +12,7 @@ from quantlib.planning.hardware import Hardware
 from quantlib.planning.memory import (
     Memory,
     calibrate_memory,
+    measure_memory,
     quantize_memory,
     validate_memory,
 )
@@ -69,6 +70,8 @@ def step_needs(
 ) -> Mapping[str, StepNeeds]:
     """What calibrate, a quantize worker and validate ask for, by the step's name.
 
+    With a budget a quantize worker's needs are those of one that measures as well.
+
     Args:
         recipe: What to do.
         sizes: Of the model.
@@ -83,6 +86,10 @@ def step_needs(
     one = int(hardware.is_gpu)
     calibrate = calibrate_memory(sizes, tokens, hardware, product_bytes, trials=trials)
     quantize = quantize_memory(sizes, quantization_tokens(recipe), hardware, product_bytes)
+    if recipe.quantization.budget is not None:
+        # The same pods measure, before schemes are chosen.
+        measure = measure_memory(sizes, hardware, product_bytes)
+        quantize = Memory(max(quantize.host, measure.host), max(quantize.device, measure.device))
     return {
         "calibrate": StepNeeds(calibrate, _CPUS, one)
         if tokens

@@ -57,6 +57,17 @@ def round_within_range(
     return to_quantized_linears([weights], values, scales, scheme, stored)[0]
 
 
+def nearest_within_range(
+    weights: Mapping[str, Tensor], scheme: WeightScheme, stored: torch.dtype
+) -> dict[str, Tensor]:
+    """What the codes of :func:`round_within_range` stand for, float32, by name."""
+    whole, rows = stacked([weights]), rows_of([weights])
+    scales = range_scales(whole, rows, scheme, stored)
+    values = by_group(round_to_nearest(whole, scales, scheme), scheme)
+    restored = values.mul_(scales.scales[..., None]).flatten(-2)[0]
+    return dict(zip(weights, restored.split(rows), strict=True))
+
+
 def rows_of(weights: Sequence[Mapping[str, Tensor]]) -> list[int]:
     """The output channels of each of the linears that :func:`stacked` puts below each other."""
     return [len(weight) for weight in weights[0].values()]

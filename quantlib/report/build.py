@@ -29,9 +29,11 @@ from quantlib.report.model import (
 )
 from quantlib.runtime.pydantic_faults import faults_of
 from quantlib.runtime.surroundings import image, package_versions
+from quantlib.search.outcome import Outcome
 from quantlib.store import Receipt, Store, read_lineage, run_facts
 
 LINEARS_NAME = "linears.json"
+SEARCH_NAME = "search.json"
 NOT_VALIDATED = "The checkpoint was not compared with the original model."
 
 
@@ -90,6 +92,7 @@ def build_report(
             longest_path_seconds=_longest_path_seconds(lineage, runs),
             serve=checkpoint.facts["serve"],
             removed=checkpoint.facts["removed"],
+            search=_search(store, steps.get("choose")),
             versions=package_versions(),
             recipe=recipe.model_dump(
                 mode="json", include={"validation"} if isinstance(method, ForeignMethod) else None
@@ -153,6 +156,12 @@ def _verdict(evaluation: Evaluation | None) -> Verdict:
         return Verdict(outcome="not_validated", reason=NOT_VALIDATED)
     gate = evaluation.gate
     return Verdict(outcome="passed" if gate.passed else "failed", reason=gate.reason)
+
+
+def _search(store: Store, chosen: Receipt | None) -> Outcome | None:
+    if chosen is None:
+        return None
+    return Outcome.model_validate(read_json(store, chosen, SEARCH_NAME))
 
 
 def _calibration(calibrated: Receipt) -> CalibrationText | None:

@@ -12,6 +12,7 @@ from quantlib.blockwise.experts import Experts
 from quantlib.report.chart import error_chart, measure_of, summarize
 from quantlib.report.jinja_environment import environment
 from quantlib.report.model import Check, Generation, Report
+from quantlib.report.search_chart import search_chart
 from quantlib.report.text import percent, significant
 from quantlib.serving.options import serve_line
 
@@ -127,6 +128,7 @@ def _render(
                 for name, chart in charts
                 if chart is not None and not (brief and name == "narrow")
             ],
+            searched=None if report.search is None else search_chart(report.search),
             measure=measure_of(report.linears),
             summaries=summarize(report.linears),
             expert_rows=expert_rows(report),

@@ -11,6 +11,7 @@ from quantlib.models.layout import without_expert
 from quantlib.runtime.foreign_json import parse_json
 from quantlib.runtime.pydantic_faults import faults_of
 from quantlib.schemes import Activations, AskedWeights, ScaleType, WeightType, name_of
+from quantlib.search.outcome import Outcome
 from quantlib.store.receipt import Digest, FileRecord
 
 SCHEMA: Final = "quantlib/report/1"
@@ -446,6 +447,7 @@ class Report(Part):
 
     Attributes:
         serve: The arguments of vLLM that serve the checkpoint well.
+        search: What a search found, where one chose the schemes.
         removed: What named code on a hub in the original's configs, and was left out.
         longest_path_seconds: Time of the slowest chain of steps: what the run takes when all that
             can run at once does. None where a step's time was not recorded.
@@ -463,6 +465,7 @@ class Report(Part):
     longest_path_seconds: float | None
     serve: dict[str, Any]
     removed: tuple[str, ...] = ()
+    search: Outcome | None = None
     versions: dict[str, str]
     recipe: dict[str, Any]
     provenance: Provenance

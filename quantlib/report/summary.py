@@ -121,6 +121,22 @@ def _calibrated(receipt: Receipt) -> Iterator[Row]:
     yield "channel statistics", f"of {plural(observed, 'block')}" if observed else ABSENT
 
 
+def _measured(receipt: Receipt) -> Iterator[Row]:
+    parts = receipt.parameters["units"]
+    yield "parts", f"{integer(len(parts))}, of {plural(len({p[0] for p in parts}), 'block')}"
+    yield "schemes", ", ".join(receipt.parameters["candidates"])
+    yield "tried on", f"{integer(receipt.facts['tokens'])} calibration tokens"
+
+
+def _chosen(receipt: Receipt) -> Iterator[Row]:
+    yield "budget", receipt.parameters["budget"]
+    yield "bits per weight", significant(receipt.facts["bits"], 4)
+    kl = significant(receipt.facts["predicted_kl"], 2)
+    yield "predicted KL divergence", f"{kl} nats, of rounding to nearest"
+    for name, count in receipt.facts["chosen"].items():
+        yield name, plural(count, "part")
+
+
 def _smoothed(receipt: Receipt) -> Iterator[Row]:
     alphas = receipt.facts.get("alpha")
     if alphas is None:
@@ -188,6 +204,8 @@ _FACTS: dict[str, Callable[[Receipt], Iterator[Row]]] = {
     "fetch": _fetched,
     "text": _text,
     "calibrate": _calibrated,
+    "measure": _measured,
+    "choose": _chosen,
     "smooth": _smoothed,
     "quantize": _quantized,
     "merge": _merged,

@@ -17,5 +17,8 @@ STEP_NAMES = (
 )
 """In the order of the quantization pipeline."""
 
-ALL_STEP_NAMES = ("resolve", *STEP_NAMES)
-"""In the order of the watch pipeline, which holds the other one."""
+SEARCH_STEP_NAMES = ("measure", "choose")
+"""Behind calibrate, where a recipe has a budget."""
+
+ALL_STEP_NAMES = ("resolve", *STEP_NAMES[:3], *SEARCH_STEP_NAMES, *STEP_NAMES[3:])
+"""In the order of the pipelines, the longest of which has them all."""

@@ -68,6 +68,9 @@ def merge(store: Store, recipe: Recipe, model: Receipt, quantized: Sequence[Rece
     inputs = {"model": model, "outer": outer} | {
         f"quantized {receipt.parameters['range']}": receipt for receipt in ranges
     }
+    searched = recipe.quantization.searched
+    if searched is not None and store.exists(searched):
+        inputs["search"] = Receipt.from_json(bytes(store.read(searched)), origin=searched)
     return commit_step(store, "merge", parameters, inputs, work)
 
 

@@ -30,6 +30,7 @@ from quantlib.planning.estimate import MOST_RANGES
 from quantlib.planning.show import markdown
 from quantlib.recipe import AskedRecipe, Recipe
 from quantlib.report.text import plural
+from quantlib.search.choosing import tried_recipe
 from quantlib.steps.contract import StepCall
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.outer import separate_outer
@@ -86,13 +87,14 @@ def plan(
         store, recipe, texts, checkpoint, adapter, validated=validated
     )
     images = "calibration" in windows and with_images(windows["calibration"])
-    unsuited = model_problems(recipe, checkpoint, adapter, validated=validated)
+    tried, unsuited = tried_recipe(recipe, checkpoint, adapter)
+    unsuited += model_problems(tried, checkpoint, adapter, validated=validated)
     if not unsuited:
         problems += head_problems(checkpoint, adapter)
         if limits is not None and hardware is not None:
             opened = (checkpoint, adapter)
-            estimate = _estimated(recipe, opened, hardware, parallel, limits, images=images)
-            problems += fit_problems(recipe, checkpoint, adapter, estimate, limits)
+            estimate = _estimated(tried, opened, hardware, parallel, limits, images=images)
+            problems += fit_problems(tried, checkpoint, adapter, estimate, limits)
     if problems := unsuited + problems:
         raise InvalidInputError(problems)
     wanted = num_ranges or recipe.num_ranges
@@ -115,20 +117,20 @@ def plan(
         output.facts["ranges"] = [f"{start}:{stop}" for start, stop in ranges]
         output.facts["blocks"] = adapter.blocks
         output.remarks += remarks
-        if unsuited := unsuited_in_words(recipe.quantization, adapter):
-            output.remarks.append(f"{unsuited}.")
+        if words := unsuited_in_words(tried.quantization, adapter):
+            output.remarks.append(f"{words}.")
         if drafts := rounded_draft_names(recipe.quantization, adapter):
             output.remarks.append(
                 f"{plural(len(drafts), 'linear')} of layers that draft tokens will be rounded "
                 "without calibration; experts of such layers stay exact."
             )
         output.remarks.append(
-            dry_load(store, recipe.quantization, model, checkpoint, adapter, validated=validated)
+            dry_load(store, tried.quantization, model, checkpoint, adapter, validated=validated)
         )
-        if hardware is not None and (said := judging_line(recipe, adapter, hardware)):
+        if hardware is not None and (said := judging_line(tried, adapter, hardware)):
             output.remarks.append(f"{said}.")
         if hardware is not None:
-            output.remarks += [f"{line}." for line in serving_lines(recipe, adapter, hardware)]
+            output.remarks += [f"{line}." for line in serving_lines(tried, adapter, hardware)]
 
     parameters = {
         "quantization": resolved_quantization(recipe.quantization),
@@ -250,6 +252,23 @@ def _limits(call: StepCall, store: Store) -> Limits:
     return Limits(call.integer("node_gpus"), None if isinstance(store, LocalStore) else given)
 
 
+def _require_steps_of_search(asked: AskedRecipe, searches: bool) -> None:
+    """Refuses a recipe that the workflow has not the steps for."""
+    budget = asked.quantization.budget
+    if budget is not None and not searches:
+        raise InvalidInputError.one(
+            "recipe: quantization.budget",
+            "asks for a search, which this workflow has no steps for",
+            "run search, or watch-search, in the place of quantize or watch",
+        )
+    if budget is None and searches:
+        raise InvalidInputError.one(
+            "recipe: quantization.budget",
+            "is missing, and this workflow searches schemes for one",
+            "give a budget, such as 4.5bits, or run quantize in the place of search",
+        )
+
+
 def main(call: StepCall) -> None:
     store, asked = call.store(), asked_from_text(call.text("recipe"))
     model, num_ranges = call.receipt("model"), call.integer("num_ranges")
@@ -259,6 +278,7 @@ def main(call: StepCall) -> None:
             "num_ranges", f"is {num_ranges}", f"give 1 to {MOST_RANGES}, 0 or {AUTO}"
         )
     limits = _limits(call, store)
+    _require_steps_of_search(asked, call.text("searches") == "yes")
     texts = call.receipt("texts")
     receipt = plan(store, asked, model, texts, num_ranges, hardware, parallel, limits)
     ranges = receipt.facts["ranges"]

@@ -165,7 +165,7 @@ def test_a_settled_recipe_is_the_one_with_the_number(tiny_llama: Path) -> None:
     adapter = open_model(FolderSource(tiny_llama))[1]
     for name in ("awq", "gptq"):
         assert load_recipe(name).quantization.weights.group_size == "auto"
-        number = load_recipe(name, 64)
+        number = load_recipe(name, group_size=64)
         assert settle(number, adapter).said == ""
         assert settle(number, adapter).recipe == settle(load_recipe(name), adapter).recipe
         assert settle(number, adapter).recipe.canonical_json() == number.canonical_json()
@@ -174,5 +174,5 @@ def test_a_settled_recipe_is_the_one_with_the_number(tiny_llama: Path) -> None:
 def test_the_steps_after_the_plan_take_a_number() -> None:
     with pytest.raises(InvalidInputError, match="group_size: auto is settled by the plan step"):
         recipe_from_text(load_recipe("gptq").canonical_json())
-    recipe = recipe_from_text(load_recipe("gptq", 64).canonical_json())
+    recipe = recipe_from_text(load_recipe("gptq", group_size=64).canonical_json())
     assert recipe.quantization.weights.group_size == 64

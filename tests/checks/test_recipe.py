@@ -182,7 +182,7 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_the_group_size_can_be_given_beside_a_recipe(tmp_path: Path) -> None:
-    assert load_recipe("gptq", 64).quantization.weights.group_size == 64
-    assert load_recipe("gptq", 64).quantization.method == "gptq"
+    assert load_recipe("gptq", group_size=64).quantization.weights.group_size == 64
+    assert load_recipe("gptq", group_size=64).quantization.method == "gptq"
     (tmp_path / "r.yaml").write_text("num_ranges: 2")
-    assert load_recipe(tmp_path / "r.yaml", -1).quantization.weights.group_size == -1
+    assert load_recipe(tmp_path / "r.yaml", group_size=-1).quantization.weights.group_size == -1

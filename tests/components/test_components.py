@@ -28,13 +28,20 @@ INTERFACES = {
         "checked_recipe",
     ),
     "plan": (
-        "recipe num_ranges gpu parallel node_gpus scratch store",
+        "recipe num_ranges gpu parallel node_gpus scratch searches store",
         "model texts",
         "plan plan_summary",
         "settled_recipe ranges calibrate_memory calibrate_cpus calibrate_gpus quantize_memory "
         "quantize_cpus quantize_gpus validate_memory validate_cpus validate_gpus",
     ),
     "calibrate": ("recipe store device", "model plan", "calibration calibrate_summary", ""),
+    "measure": (
+        "recipe block_range store device memory cpus gpus",
+        "model calibration",
+        "measured measure_summary",
+        "",
+    ),
+    "choose": ("recipe store", "model measured", "chosen choose_summary", "searched_recipe"),
     "smooth": ("recipe store", "model calibration", "smoothing smooth_summary", ""),
     "quantize": (
         "recipe block_range store device memory cpus gpus",

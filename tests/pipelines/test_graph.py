@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.graph import GRAPHS, QUANTIZE, WATCH, Asked, Constant, Constants, Graph, Output
+from pipelines.graph import (
+    GRAPHS,
+    QUANTIZE,
+    SEARCH,
+    WATCH,
+    WATCH_SEARCH,
+    Asked,
+    Constant,
+    Constants,
+    Graph,
+    Output,
+)
 from pipelines.interface import interface_of
 from quantlib.steps import ALL_STEP_NAMES, STEP_NAMES
 
 
 def test_the_steps_are_those_that_there_are() -> None:
     assert tuple(step.name for step in QUANTIZE.steps) == STEP_NAMES
-    assert tuple(step.name for step in WATCH.steps) == ALL_STEP_NAMES
+    assert tuple(step.name for step in WATCH.steps) == ("resolve", *STEP_NAMES)
+    assert tuple(step.name for step in WATCH_SEARCH.steps) == ALL_STEP_NAMES
+    assert [graph.searches for graph in (QUANTIZE, WATCH, SEARCH, WATCH_SEARCH)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_what_a_search_chose_is_what_steps_behind_it_take() -> None:
+    names = [step.name for step in SEARCH.steps]
+    at = names.index("choose")
+    assert names[at - 2 : at + 2] == ["calibrate", "measure", "choose", "smooth"]
+    for step in SEARCH.steps:
+        if "recipe" in step.inputs and step.name not in ("fetch", "plan"):
+            searched = names.index(step.name) > at
+            expected = Output("choose", "searched_recipe") if searched else None
+            assert step.inputs["recipe"] == (expected or Output("plan", "settled_recipe"))
+    assert SEARCH.step("measure").each == QUANTIZE.step("quantize").each
 
 
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS.keys())

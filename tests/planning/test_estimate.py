@@ -312,6 +312,7 @@ def test_the_step_goes_by_the_same_numbers(
         "parallel": 2.0,
         "node_gpus": 8.0,
         "scratch": "400Gi",
+        "searches": "no",
         "store": store.address,
     }
     steps, needs = ("calibrate", "quantize", "validate"), ("memory", "cpus", "gpus")
@@ -353,6 +354,12 @@ def test_the_step_goes_by_the_same_numbers(
     with pytest.raises(InvalidInputError, match="scratch: is no size: 'much'"):
         call.parameters = values | {"scratch": "much"}
         main(call)
+    for searches, budget, remedy in (("no", "5bits", "run search"), ("yes", None, "run quantize")):
+        section = {"weights": {"group_size": 32}, "budget": budget}
+        asked = small_recipe(quantization=section).canonical_json()
+        call.parameters = values | {"searches": searches, "recipe": asked}
+        with pytest.raises(InvalidInputError, match=f"quantization.budget.*{remedy}"):
+            main(call)
     values |= {"recipe": small_recipe().canonical_json(), "num_ranges": 2.0}
     call.parameters = values
     main(call)
