@@ -4,7 +4,7 @@
 
 The job names the model folder, a .npy file of calibration tokens, the output folder, a config of
 modelopt and the size of groups. What is written is the model with the weights that modelopt's
-codes and scales stand for, and what its inputs are divided by multiplied into them.
+codes and scales stand for, times what AWQ multiplies their inputs by.
 """
 
 from __future__ import annotations
