@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from quantlib.report.chart import Tick
 from quantlib.report.text import power_of_ten, significant
@@ -11,6 +12,12 @@ from quantlib.search.outcome import Outcome, Point
 
 WIDTH, HEIGHT = 720.0, 320.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, WIDTH - 16.0, 28.0, HEIGHT - 48.0
+_LINE = 17.0
+"""Between two names."""
+
+_NAME = 190.0
+"""Of the longest one."""
+
 _MOST_DECADES = 4
 """Below the curve's worst point: what is better than that is as good as exact."""
 
@@ -22,6 +29,7 @@ class Dot:
     Attributes:
         kind: uniform or chosen.
         end: Whether its name goes to its left.
+        name_y: Where its name stands, apart from those of its neighbours.
     """
 
     x: float
@@ -30,6 +38,7 @@ class Dot:
     title: str
     kind: str
     end: bool
+    name_y: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,8 @@ def search_chart(outcome: Outcome) -> SearchChart | None:
     if worst <= 0:
         return None
     least = worst / 10**_MOST_DECADES
-    shown = [point for point in outcome.curve if point.kl > least]
+    far = 1.15 * max(point.bits for point in (outcome.chosen, *outcome.uniform))
+    shown = [point for point in outcome.curve if point.kl > least and point.bits <= far]
     points = [*shown, outcome.chosen, *outcome.uniform]
     low = math.log10(max(least, min(point.kl for point in points if point.kl > 0) / 1.5))
     high = math.log10(worst * 1.5)
@@ -84,9 +94,11 @@ def search_chart(outcome: Outcome) -> SearchChart | None:
         top=_TOP,
         bottom=_BOTTOM,
         line=" ".join(f"{x(point)},{y(point.kl)}" for point in shown),
-        dots=(
-            *(dot(point, "uniform") for point in outcome.uniform),
-            dot(outcome.chosen, "chosen"),
+        dots=_with_names_apart(
+            [
+                *(dot(point, "uniform") for point in outcome.uniform),
+                dot(outcome.chosen, "chosen"),
+            ]
         ),
         x_ticks=tuple(
             Tick(
@@ -100,3 +112,15 @@ def search_chart(outcome: Outcome) -> SearchChart | None:
             for exponent in range(math.ceil(low), math.floor(high) + 1)
         ),
     )
+
+
+def _with_names_apart(dots: Sequence[Dot]) -> tuple[Dot, ...]:
+    """Names beside their dots, from the top down, each below those that it would cover."""
+    placed: list[Dot] = []
+    for dot in sorted(dots, key=lambda each: (each.y, each.x)):
+        name_y = dot.y - _LINE / 2
+        for other in placed:
+            if abs(other.x - dot.x) < _NAME and name_y < other.name_y + _LINE:
+                name_y = other.name_y + _LINE
+        placed.append(replace(dot, name_y=round(name_y, 1)))
+    return tuple(placed)
