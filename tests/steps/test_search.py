@@ -119,3 +119,32 @@ def test_a_killed_measurement_goes_on_where_it_was(
     assert manager.quantize().report.search == expected
     assert seen[-2:] == [2, 3]
     assert seen.count(0) == 1
+
+
+def test_all_experts_of_a_block_get_one_scheme(make_model: Fixture, tmp_path: Path) -> None:
+    folder = make_model(
+        tmp_path / "model",
+        "qwen3_moe",
+        initializer_range=0.1,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        hidden_size=64,
+        num_hidden_layers=4,
+    )
+    asked = budgeted(budget="kl=0.05", format="compressed-tensors", method="minmax")
+    store = LocalStore(tmp_path / "store")
+    manager = QuantizationManager(asked, str(folder), store, "cpu")
+    result = manager.quantize()
+    search = result.report.search
+    assert search is not None
+    assert search.chosen.kl <= 0.05
+    manager.save(result, tmp_path / "output")
+    checkpoint = Checkpoint.open(FolderSource(tmp_path / "output"))
+    for choice in search.choices:
+        if choice.name.endswith("experts"):
+            prefix = f"model.layers.{choice.block}.{choice.name}."
+            own = [name for name in checkpoint.tensors if name.startswith(prefix)]
+            kinds = {name.rpartition(".")[2] for name in own}
+            packed = {"weight_packed", "weight_scale", "weight_shape"}
+            assert kinds == ({"weight"} if choice.chosen == "exact" else packed)
