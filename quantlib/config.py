@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from quantlib.errors import InvalidInputError, UnknownNameError
+from quantlib.errors import InvalidInputError, UnknownNameError, did_you_mean
 from quantlib.registry import Registry
 
 
@@ -78,12 +76,6 @@ def named_file(name: Path | str, folder: Path, kind: str) -> Path:
         f"there is no such file, and no {kind} of this name ships; {', '.join(known)} do",
         did_you_mean(str(name), known),
     )
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """``did you mean …?`` with what is most like a name; empty where nothing is."""
-    found = difflib.get_close_matches(given, list(known), n=1, cutoff=0.7)
-    return f"did you mean {found[0]}?" if found else ""
 
 
 def load_config(path: Path | str) -> dict[str, Any]:

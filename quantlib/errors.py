@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,15 @@ class InvalidInputError(QuantlibError):
         return cls([Problem(where, what, remedy)])
 
 
+@contextmanager
+def collected(problems: list[Problem]) -> Iterator[None]:
+    """Adds the problems of input that is refused to others, to be said together."""
+    try:
+        yield
+    except InvalidInputError as error:
+        problems += error.problems
+
+
 def os_error_line(error: OSError, where: object = "") -> str:
     """What the system refused, in a line with the path.
 
@@ -105,6 +115,17 @@ def naming(where: object) -> Iterator[None]:
         raise QuantlibError(os_error_line(error, where)) from None
 
 
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """``did you mean …?`` with what is most like a name; empty where nothing is."""
+    folded = {_folded(name): name for name in known}
+    found = difflib.get_close_matches(_folded(given), folded, n=1)
+    return f"did you mean {folded[found[0]]}?" if found else ""
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("_", "-")
+
+
 class UnknownNameError(InvalidInputError):
     """A registry holds nothing under the requested name.
 
@@ -117,7 +138,8 @@ class UnknownNameError(InvalidInputError):
         self.name = name
         self.known = tuple(sorted(known))
         what = f"unknown {kind} {name!r}; known: {', '.join(self.known) or 'none'}"
-        super().__init__([Problem(kind, what, remedy)])
+        meant = did_you_mean(name, self.known)
+        super().__init__([Problem(kind, what, "; ".join(filter(None, [meant, remedy])))])
 
 
 class StoreError(QuantlibError):

@@ -22,6 +22,7 @@ from quantlib.schemes import (
     SchemeRule,
     WeightScheme,
     candidate_rule,
+    checked_activations,
     checked_pattern,
 )
 from quantlib.section import Section
@@ -102,6 +103,8 @@ class AskedQuantization(Section):
         dict[str, Any],
         Field(description="Settings of the method; its class documents and checks them."),
     ] = {}  # noqa: RUF012 - pydantic copies it
+
+    _check_activations = field_validator("activations")(checked_activations)
 
     @model_validator(mode="before")
     @classmethod

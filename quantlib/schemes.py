@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     Field,
@@ -15,17 +14,106 @@ from pydantic import (
     model_validator,
 )
 
+from quantlib.errors import did_you_mean
+from quantlib.grids import Inputs, NumberType, number_types
 from quantlib.section import Section
 
-WeightType = Literal["int", "float"]
-ScaleType = Literal["model", "e4m3", "e8m0"]
-Activations = Literal[
-    "none", "int8", "int8-static", "fp8", "fp8-static", "fp8-group", "nvfp4", "mxfp4", "mxfp8"
-]
-"""What the inputs of quantized linears are rounded to when the model is served."""
+WeightType = str
+"""A type of numbers, by the name that :data:`quantlib.grids.number_types` has for it."""
 
-STATIC: tuple[Activations, ...] = ("int8-static", "fp8-static", "nvfp4")
-"""Those with one number per linear that is found in calibration."""
+ScaleType = Literal["model", "e4m3", "e8m0"]
+
+Activations = str
+"""What the inputs of quantized linears are rounded to when the model is served: a name of
+``ACTIVATIONS``, or none."""
+
+EXACT_INPUTS = "none"
+Value = TypeVar("Value")
+
+
+class _Open(Mapping[str, Value]):
+    """What ships, and what types of numbers of other packages bring.
+
+    Raises:
+        ValueError: When it is first looked into, if a package brings a name that is there.
+    """
+
+    def __init__(
+        self,
+        shipped: Mapping[str, Value],
+        brought: Callable[[type[NumberType]], Mapping[str, Value]],
+    ) -> None:
+        self._shipped, self._brought = shipped, brought
+        self._known: tuple[tuple[str, ...], dict[str, Value]] = ((), {})
+
+    def _all(self) -> dict[str, Value]:
+        names = number_types.names()
+        if self._known[0] != names:
+            known = dict(self._shipped)
+            for name in names:
+                added = self._brought(number_types.get(name))
+                if twice := known.keys() & added.keys():
+                    raise ValueError(f"{min(twice)}, which {name} brings, is known already")
+                known |= added
+            self._known = names, known
+        return self._known[1]
+
+    def __getitem__(self, name: str) -> Value:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+def _row(kind: str, bits: int, group_size: int = -1, scale: str = "model") -> dict[str, Any]:
+    return {"type": kind, "bits": bits, "group_size": group_size, "scale": scale}
+
+
+_PER_TOKEN = "one dynamic scale per token"
+
+ACTIVATIONS: Mapping[str, Inputs] = _Open(
+    {
+        "int8": Inputs(f"int8, {_PER_TOKEN}", _row("int", 8)),
+        "int8-static": Inputs("int8, one scale per linear", _row("int", 8), static=True),
+        "fp8": Inputs(f"FP8, {_PER_TOKEN}", _row("float", 8)),
+        "fp8-static": Inputs("FP8, one scale per linear", _row("float", 8), static=True),
+        "fp8-group": Inputs(f"FP8, {_PER_TOKEN} and 128 channels", _row("float", 8, 128)),
+        "nvfp4": Inputs(
+            f"NVFP4, {_PER_TOKEN} and 16 channels", _row("float", 4, 16, "e4m3"), static=True
+        ),
+        "mxfp4": Inputs(f"MXFP4, {_PER_TOKEN} and 32 channels", _row("float", 4, 32, "e8m0")),
+        "mxfp8": Inputs(f"MXFP8, {_PER_TOKEN} and 32 channels", _row("float", 8, 32, "e8m0")),
+    },
+    lambda numbers: numbers.inputs,
+)
+"""What the inputs of quantized linears can be rounded to, by the names of recipes."""
+
+
+def is_static(activations: Activations) -> bool:
+    """Whether inputs are rounded by a number of each linear that is found in calibration."""
+    return activations != EXACT_INPUTS and ACTIVATIONS[activations].static
+
+
+def checked_activations(name: str) -> str:
+    """A name of what inputs are rounded to.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return _known_name(name, (EXACT_INPUTS, *ACTIVATIONS), "no kind of activations")
+
+
+def _known_name(name: str, known: Iterable[str], what: str) -> str:
+    """The name, if it is known; else raises a ValueError that says what it may stand for."""
+    names = tuple(known)
+    if name in names:
+        return name
+    meant = did_you_mean(name, names)
+    raise ValueError(f"is {what}; {meant}{' ' if meant else ''}known: {', '.join(names)}")
+
 
 GroupSize = int | Literal["auto"]
 
@@ -47,7 +135,8 @@ class AskedWeights(Section):
     type: Annotated[
         WeightType,
         Field(
-            description="int: whole numbers. float: floating point numbers, FP8 E4M3 or FP4 E2M1."
+            description="int: whole numbers. float: floating point numbers, FP8 E4M3 or FP4 E2M1. "
+            "Or a type that another package adds."
         ),
     ] = "int"
     bits: Annotated[int, Field(ge=2, le=8, description="Bits of a code.")] = 4
@@ -85,6 +174,11 @@ class AskedWeights(Section):
 
     _check_size = field_validator("group_size", mode="wrap")(_auto_channel_or_positive)
 
+    @field_validator("type")
+    @classmethod
+    def _known_type(cls, value: str) -> str:
+        return _known_name(value, number_types, "no type of numbers")
+
 
 class WeightScheme(AskedWeights):
     """The same with the size of groups settled: a number."""
@@ -100,7 +194,9 @@ class LinearScheme(Section):
     """How one linear is represented: its weights, and what its inputs are rounded to."""
 
     weights: WeightScheme
-    activations: Activations = "none"
+    activations: Activations = EXACT_INPUTS
+
+    _check_activations = field_validator("activations")(checked_activations)
 
     @property
     def name(self) -> str:
@@ -110,7 +206,7 @@ class LinearScheme(Section):
     @property
     def is_static(self) -> bool:
         """Whether inputs are rounded by a number that is found in calibration."""
-        return self.activations in STATIC
+        return is_static(self.activations)
 
     @property
     def words(self) -> str:
@@ -123,9 +219,11 @@ class LinearScheme(Section):
         return f"{name} per channel" if size == -1 else f"{name} in groups of {size}"
 
 
-def _weights(kind: str, bits: int, *, symmetric: bool = True, **more: Any) -> dict[str, Any]:
-    plain = {"scale": "model", "block_rows": 1}
-    return {"type": kind, "bits": bits, "symmetric": symmetric, **plain, **more}
+_PLAIN = {"symmetric": True, "scale": "model", "block_rows": 1}
+
+
+def _weights(kind: str, bits: int, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "bits": bits, **_PLAIN, **more}
 
 
 _NVFP4 = _weights("float", 4, group_size=16, scale="e4m3")
@@ -134,7 +232,7 @@ _MXFP8 = _weights("float", 8, group_size=32, scale="e8m0")
 _FP8_BLOCK = _weights("float", 8, group_size=128, block_rows=128)
 _FP8_TENSOR = _weights("float", 8, group_size=-1, block_rows=-1)
 
-SCHEMES: Mapping[str, Mapping[str, Any]] = {
+_SHIPPED: Mapping[str, Mapping[str, Any]] = {
     "W2A16": {"weights": _weights("int", 2), "activations": "none"},
     "W4A16": {"weights": _weights("int", 4), "activations": "none"},
     "W4A16_ASYM": {"weights": _weights("int", 4, symmetric=False), "activations": "none"},
@@ -152,6 +250,17 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "MXFP4": {"weights": _MXFP4, "activations": "mxfp4"},
     "MXFP8": {"weights": _MXFP8, "activations": "mxfp8"},
 }
+
+
+def _brought(numbers: type[NumberType]) -> dict[str, Mapping[str, Any]]:
+    """The schemes of a type of numbers, with the fields that they leave out."""
+    return {
+        name: {"activations": EXACT_INPUTS, **scheme, "weights": {**_PLAIN, **scheme["weights"]}}
+        for name, scheme in numbers.schemes.items()
+    }
+
+
+SCHEMES: Mapping[str, Mapping[str, Any]] = _Open(_SHIPPED, _brought)
 """Parts of a recipe's section ``quantization``, by the names that compressed-tensors has for it."""
 
 EXACT = "exact"
@@ -165,13 +274,26 @@ LinearKind = Literal["attention", "linear_attention", "mlp", "experts", "shared_
 
 def name_of(weights: AskedWeights, activations: str) -> str:
     """What a scheme is called; of whole numbers, by the bits of weights and activations."""
-    if weights.type == "float":
+    if weights.type != "int":
         own = weights.model_dump(include=set(_NVFP4))
         for name, scheme in SCHEMES.items():
             if scheme["weights"] == own and scheme["activations"] == activations:
                 return name
     inputs = {"none": "16", "fp8": "FP8"}.get(activations, "8")
     return f"W{weights.bits}A{inputs}"
+
+
+def checked_scheme(name: str, *others: str) -> str:
+    """A name of a scheme.
+
+    Args:
+        name: What was given.
+        others: What may stand in its place.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return _known_name(name, (*SCHEMES, *others), "no scheme")
 
 
 def checked_pattern(pattern: str) -> str:
@@ -193,7 +315,9 @@ class SchemeRule(Section):
 
     scheme: Annotated[
         str,
-        Field(description=f"{', '.join(SCHEMES)}; or {EXACT}, for linears that are not quantized."),
+        Field(
+            description=f"{', '.join(_SHIPPED)}; or {EXACT}, for linears that are not quantized."
+        ),
     ]
     linears: Annotated[
         tuple[str, ...],
@@ -219,11 +343,7 @@ class SchemeRule(Section):
     @field_validator("scheme")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value in SCHEMES or value == EXACT:
-            return value
-        near = difflib.get_close_matches(value.upper(), SCHEMES, n=1, cutoff=0.5)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"is no scheme; {meant}known: {', '.join((*SCHEMES, EXACT))}")
+        return checked_scheme(value, EXACT)
 
     @field_validator("linears")
     @classmethod

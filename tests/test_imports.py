@@ -14,8 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("quantlib", "components", "pipelines")
 LEVELS = (
-    ("budget", "errors", "recipe", "schemes", "section"),
-    ("registry", "numbers"),
+    ("budget", "errors", "registry", "section"),
+    ("grids",),
+    ("recipe", "schemes"),
+    ("numbers",),
     ("runtime", "config"),
     ("store",),
     ("checkpoint",),
@@ -136,7 +138,9 @@ def test_a_recipe_is_data() -> None:
         "quantlib.section",
     }
     assert own(modules()["quantlib.budget"].anywhere) == set()
-    assert own(modules()["quantlib.schemes"].anywhere) == {"quantlib.section"}
+    of_schemes = own(modules()["quantlib.schemes"].anywhere)
+    named = {"quantlib.errors", "quantlib.grids"}
+    assert of_schemes == named | {"quantlib.section"}, "grids are known by name"
     assert own(modules()["quantlib.section"].anywhere) == set()
 
 

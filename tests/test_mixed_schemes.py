@@ -239,7 +239,19 @@ def test_sizes_that_rules_leave_open_are_settled_by_their_linears(
         ),
         (
             {"schemes": [{"scheme": "FP8_DYNAMIC", "blocks": [4]}]},
-            "quantization.schemes.0: matches no linear of the model's blocks 0 to 3",
+            "quantization.schemes.0.blocks: there is no block 4; the model has blocks 0 to 3",
+        ),
+        (
+            {"schemes": [{"scheme": "FP8_DYNAMIC", "linears": ["q_porj", "mlp"]}]},
+            "'q_porj' matches no linear of the model's blocks 0 to 3; did you mean q_proj?",
+        ),
+        (
+            {"schemes": [{"scheme": "exact", "linears": ["atention"], "blocks": [-5, 7]}]},
+            "'atention' matches no linear of the model's blocks 0 to 3; did you mean attention?",
+        ),
+        (
+            {"schemes": [{"scheme": "exact", "linears": ["atention"], "blocks": [-5, 7]}]},
+            "quantization.schemes.0.blocks: -5, 7 out of range",
         ),
         (
             {

@@ -18,7 +18,7 @@ from quantlib.numbers.inputs import input_scale
 from quantlib.numbers.quantized import QuantizedLinear
 from quantlib.quantizers.base import BaseQuantizer, BatchQuantizer, InputStatistics, QuantizedInput
 from quantlib.quantizers.batches import experts_at_once
-from quantlib.schemes import STATIC
+from quantlib.schemes import is_static
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _input_scale(quantizer: BaseQuantizer, largest: float) -> Tensor | None:
 
 
 def _is_static(quantizer: BaseQuantizer) -> bool:
-    return quantizer.section.activations in STATIC
+    return is_static(quantizer.section.activations)
 
 
 def _is_last(shared: SharedInput, at_once: int) -> bool:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, WHOLE_DTYPES, Checkpoint
-from quantlib.checks.kinds import kind_of
 from quantlib.checks.linears import (
     KERNEL_MULTIPLE,
     deciding_rule,
     exact_linears,
     linear_schemes,
-    matches,
-    names_linear,
     quantized_shapes,
     rounded_drafts,
     unsuited_linears,
 )
+from quantlib.checks.patterns import pattern_problems
 from quantlib.checks.scheme import (
     Slot,
     is_size_supported,
@@ -56,7 +54,7 @@ def model_problems(
     ]
     if problems:
         return problems
-    problems = _pattern_problems(recipe.quantization, checkpoint, adapter)
+    problems = pattern_problems(recipe.quantization, checkpoint, adapter)
     problems += _layer_problems(recipe.quantization, adapter)
     if not problems:
         problems = _fusion_problems(recipe.quantization, adapter)
@@ -117,51 +115,6 @@ def _dtype_problems(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> list[P
         and name.startswith(prefixes)
         and (name.endswith("weight") or not info.dtype.startswith(WHOLE_DTYPES))
     ]
-
-
-def _pattern_problems(
-    section: QuantizationSection, checkpoint: Checkpoint, adapter: BaseModelAdapter
-) -> list[Problem]:
-    linears = [
-        adapter.linear_name(block, linear)
-        for block in range(adapter.blocks)
-        for linear in (*adapter.linears(block), *adapter.kept_exact(block))
-    ]
-    # What is never quantized may be named too: recipes that other tools share name the head.
-    modules = [name.rpartition(".")[0] for name in checkpoint.tensors]
-    names = dict.fromkeys((*linears, adapter.head, adapter.embedding, *modules))
-    known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears))
-    problems = [
-        Problem(
-            "quantization.ignore",
-            f"{pattern!r} matches no linear and no other module of the model (looked at "
-            f"{len(names)} names, from {linears[0]} to {adapter.head})",
-            f"known: {known}",
-        )
-        for pattern in section.ignore
-        if not any(matches(pattern, name) for name in names)
-    ]
-    return [*problems, *_rule_problems(section, adapter, known)]
-
-
-def _rule_problems(
-    section: QuantizationSection, adapter: BaseModelAdapter, known: str
-) -> Iterator[Problem]:
-    """Rules that name no linear, or only such as rules before them name."""
-    linears = [
-        (block, linear) for block in range(adapter.blocks) for linear in adapter.linears(block)
-    ]
-    deciding = {deciding_rule(section.schemes, adapter, *each) for each in linears}
-    kinds = dict.fromkeys(kind_of(linear) for _, linear in linears)
-    for number, rule in enumerate(section.schemes):
-        if number in deciding:
-            continue
-        if any(names_linear(rule, adapter, *each) for each in linears):
-            what, remedy = "rules before it name all of its linears", "leave it out, or move it up"
-        else:
-            what = f"matches no linear of the model's blocks 0 to {adapter.blocks - 1}"
-            remedy = f"kinds: {', '.join(kinds)}; names: {known}"
-        yield Problem(f"quantization.schemes.{number}", what, remedy)
 
 
 def _layer_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
@@ -247,6 +200,21 @@ def unsuited_in_words(section: QuantizationSection, adapter: BaseModelAdapter) -
         f"vLLM's kernels for packed weights need multiples of {KERNEL_MULTIPLE}, so that {named} "
         "and what vLLM fuses with them stay exact"
     )
+
+
+def exact_in_words(adapter: BaseModelAdapter) -> str | None:
+    """Which linears stay exact whatever a recipe says, and why; None where none do.
+
+    docs/practice.md says whose experience that is.
+    """
+    reasons: dict[str, dict[str, None]] = {}
+    for block in range(adapter.blocks):
+        for linear, why in adapter.kept_exact(block).items():
+            reasons.setdefault(why, {})[without_expert(linear)] = None
+    if not reasons:
+        return None
+    named = (f"{', '.join(linears)} ({why})" for why, linears in reasons.items())
+    return f"exact in any recipe: {'; '.join(named)}"
 
 
 def quantizes_experts(section: QuantizationSection, adapter: BaseModelAdapter) -> bool:
@@ -366,7 +334,11 @@ def _shape_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> 
         named = ", ".join(f"{name} ({columns} columns)" for name, columns in ragged.items())
         remedies = [f"sizes that fit: {', '.join(fitting)}"] if fitting else []
         if not set(fitting) - {"-1"}:
-            remedies.append("name them in quantization.ignore")
+            remedies.append(
+                "name them in quantization.ignore, or choose another scheme"
+                if slot is None
+                else "give them another scheme, or exact, by a rule before"
+            )
         where = "quantization.weights" if slot is None else f"quantization.schemes.{slot}"
         problems.append(
             Problem(

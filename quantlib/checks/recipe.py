@@ -15,17 +15,21 @@ from pydantic import ValidationError
 
 from quantlib.checks.scheme import open_sizes, scheme_problems
 from quantlib.config import YamlFormat, load_config, named_file
-from quantlib.errors import InvalidInputError, Problem
+from quantlib.errors import InvalidInputError, Problem, collected
 from quantlib.recipe import SHIPPED_RECIPES, AskedRecipe, Recipe
 from quantlib.runtime.pydantic_faults import field_problems, without_faults
+from quantlib.schemes import SCHEMES, checked_scheme
 
 
-def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> AskedRecipe:
+def parse_recipe(
+    data: Mapping[str, Any], origin: str = "recipe", found: Iterable[Problem] = ()
+) -> AskedRecipe:
     """Validates parsed data.
 
     Args:
         data: The mapping that a recipe file holds.
         origin: What to call the recipe in error messages.
+        found: What was found wrong with what the data was made of, to be said with the rest.
 
     Raises:
         InvalidInputError: With one problem per fault.
@@ -36,7 +40,7 @@ def parse_recipe(data: Mapping[str, Any], origin: str = "recipe") -> AskedRecipe
     except ValidationError as error:
         problems = field_problems(error, AskedRecipe)
         recipe = without_faults(data, error, AskedRecipe)
-    problems += scheme_problems(recipe)
+    problems = [*found, *problems, *scheme_problems(recipe)]
     if problems:
         raise InvalidInputError(
             Problem(f"{origin}: {problem.where}", problem.what, problem.remedy)
@@ -50,18 +54,19 @@ def recipe_path(name: Path | str) -> Path:
     return named_file(name, SHIPPED_RECIPES, "recipe")
 
 
-def load_recipe(path: Path | str, **quantization: object) -> AskedRecipe:
+def load_recipe(path: Path | str, scheme: str | None = None, **quantization: object) -> AskedRecipe:
     """Reads and validates a recipe file, or a shipped recipe by its name (``gptq``).
 
     Args:
         path: The file or the name.
+        scheme: In the place of the recipe's, by its name; None for the recipe's.
         quantization: Fields of that section in the place of the recipe's, and ``group_size`` of its
             weights; None for the recipe's.
 
     Raises:
         InvalidInputError: With one problem per fault of the file.
     """
-    data = load_config(recipe_path(path))
+    data, problems = with_scheme(load_config(recipe_path(path)), scheme, "--scheme")
     changes = {name: value for name, value in quantization.items() if value is not None}
     section = data.setdefault("quantization", {}) if changes else None
     if isinstance(section, dict):
@@ -69,17 +74,42 @@ def load_recipe(path: Path | str, **quantization: object) -> AskedRecipe:
         if size is not None and isinstance(section.setdefault("weights", {}), dict):
             section["weights"]["group_size"] = size
         section.update(changes)
-    return parse_recipe(data, origin=str(path))
+    return parse_recipe(data, str(path), problems)
+
+
+def with_scheme(data: Any, scheme: str | None, where: str) -> tuple[Any, list[Problem]]:
+    """A recipe's data with a scheme in the place of its own, and what is wrong with the scheme.
+
+    Args:
+        data: Of the recipe.
+        scheme: A name; None for the recipe's.
+        where: What names it, for messages.
+    """
+    if scheme is None:
+        return data, []
+    try:
+        return merged(data, {"quantization": SCHEMES[checked_scheme(scheme)]}), []
+    except ValueError as error:
+        return data, [Problem(where, f"{scheme!r} {error}")]
+
+
+def merged(data: Any, changes: Mapping[str, Any]) -> Any:
+    """A recipe's data with fields replaced, those of nested sections one by one."""
+    if not isinstance(data, Mapping):  # what is wrong with it is said by the check
+        return changes or data
+    result = dict(data)
+    for name, change in changes.items():
+        known = result.get(name)
+        result[name] = merged(known or {}, change) if isinstance(change, Mapping) else change
+    return result
 
 
 def recipe_problems(names: Iterable[Path | str]) -> list[Problem]:
     """What is wrong with recipes, as :func:`load_recipe` says it of each."""
     problems: list[Problem] = []
     for name in names:
-        try:
+        with collected(problems):
             load_recipe(name)
-        except InvalidInputError as error:
-            problems += error.problems
     return problems
 
 

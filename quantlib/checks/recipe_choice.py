@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantlib.checks.recipe import parse_recipe
+from quantlib.checks.recipe import merged, parse_recipe, with_scheme
 from quantlib.config import YamlFormat, load_config
-from quantlib.errors import InvalidInputError
+from quantlib.errors import InvalidInputError, did_you_mean
 from quantlib.recipe import SHIPPED_RECIPES, AskedRecipe
-from quantlib.schemes import SCHEMES
 
 AS_IN_RECIPE = "as in the recipe"
 
@@ -30,7 +29,7 @@ def chosen_recipe(
 
     Args:
         name: Of one in ``recipes`` or of one that ships; or a recipe itself, as YAML or JSON text.
-        scheme: One of ``SCHEMES``, which takes the place of the recipe's.
+        scheme: The name of a scheme, which takes the place of the recipe's.
         changes: Fields that take the place of the recipe's, nested as it is.
         recipes: Recipes as text, by their names.
 
@@ -38,11 +37,10 @@ def chosen_recipe(
         InvalidInputError: It is none; with one problem for each fault.
     """
     data = _data(name, recipes or {})
-    if scheme not in (AS_IN_RECIPE, *SCHEMES):
-        raise InvalidInputError.one("scheme", f"{scheme!r} is none of {', '.join(SCHEMES)}")
-    data = merged(data, {"quantization": SCHEMES.get(scheme, {})})
+    asked = None if scheme == AS_IN_RECIPE else scheme
+    data, problems = with_scheme(data, asked, "scheme")
     origin = name if name in (*(recipes or {}), *shipped_recipes()) else "recipe"
-    return parse_recipe(merged(data, changes or {}), origin)
+    return parse_recipe(merged(data, changes or {}), origin, problems)
 
 
 def recipe_of(parameters: Mapping[str, Any]) -> AskedRecipe:
@@ -68,17 +66,10 @@ def _data(name: str, recipes: Mapping[str, str]) -> Any:
     except ValueError as error:
         raise InvalidInputError.one("recipe", f"cannot be parsed: {error}") from None
     if not isinstance(data, dict):
-        known = ", ".join((*recipes, *shipped))
-        raise InvalidInputError.one("recipe", f"{name!r} is none of {known}, and no mapping")
+        known = (*recipes, *shipped)
+        raise InvalidInputError.one(
+            "recipe",
+            f"{name!r} is none of {', '.join(known)}, and no mapping",
+            did_you_mean(name, known),
+        )
     return data
-
-
-def merged(data: Any, changes: Mapping[str, Any]) -> Any:
-    """A recipe's data with fields replaced, those of nested sections one by one."""
-    if not isinstance(data, Mapping):  # what is wrong with it is said by the check
-        return changes or data
-    result = dict(data)
-    for name, change in changes.items():
-        known = result.get(name)
-        result[name] = merged(known or {}, change) if isinstance(change, Mapping) else change
-    return result

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import get_args
+from dataclasses import replace
 
 from pydantic import BaseModel, ValidationError
 
 from quantlib.errors import Problem, UnknownNameError
 from quantlib.formats import format_registry
+from quantlib.grids import number_types
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import BaseQuantizer, BatchQuantizer, quantizer_registry
 from quantlib.recipe import AskedQuantization, AskedRecipe, QuantizationSection, Recipe
-from quantlib.schemes import SCHEMES, Activations, LinearScheme, WeightScheme
+from quantlib.schemes import ACTIVATIONS, EXACT_INPUTS, SCHEMES, LinearScheme, WeightScheme
 
 AUTOMATIC_SIZES = (128, 64, 32)
 """What ``group_size: auto`` chooses from."""
@@ -33,7 +34,7 @@ def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
     try:
         quantizer = quantizer_registry.get_quantizer(section.method)
     except UnknownNameError as error:
-        problems.append(Problem("quantization.method", error.problems[0].what))
+        problems += [replace(each, where="quantization.method") for each in error.problems]
     else:
         for where, scheme in section.stated_schemes().items():
             problems += _unsupported(section.method, quantizer, where, scheme.weights)
@@ -44,7 +45,7 @@ def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
     try:
         reasons = _format_problems(name, section)
     except UnknownNameError as error:
-        problems.append(Problem("quantization.format", error.problems[0].what))
+        problems += [replace(each, where="quantization.format") for each in error.problems]
     else:
         problems += [
             Problem("quantization.format", f"{name} cannot hold this: {reason}")
@@ -89,7 +90,9 @@ def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
                 recipe.outlier_suppression.method
             )
         except UnknownNameError as error:
-            problems.append(Problem("outlier_suppression.method", error.problems[0].what))
+            problems += [
+                replace(each, where="outlier_suppression.method") for each in error.problems
+            ]
         else:
             problems += _option_problems(
                 "outlier_suppression.options",
@@ -103,15 +106,18 @@ def _unsupported(
     method: str, quantizer: type[BaseQuantizer], where: str, weights: WeightScheme
 ) -> Iterator[Problem]:
     """What of a scheme a method cannot produce."""
-    for field, supported in (
-        ("bits", quantizer.get_supported_bits()),
-        ("group_size", quantizer.get_supported_group_sizes()),
-        ("type", quantizer.types),
+    whole = weights.type == "int"
+    who = method if whole else f"the type {weights.type}"
+    bits = quantizer.get_supported_bits() if whole else number_types.get(weights.type).bits
+    for field, supported, by in (
+        ("bits", bits, who),
+        ("group_size", quantizer.get_supported_group_sizes(), method),
+        ("type", quantizer.types or number_types.names(), method),
     ):
         value = getattr(weights, field)
         if value not in supported:
             known = ", ".join(map(str, supported))
-            problem = f"{method} does not support {{}}{value}; supported: {known}"
+            problem = f"{by} does not support {{}}{value}; supported: {known}"
             if where == "quantization":
                 yield Problem(f"{where}.weights.{field}", problem.format(""))
             else:  # of a rule, which says it by the name of a scheme
@@ -146,10 +152,10 @@ def schemes() -> Iterator[QuantizationSection]:
         weights += dict.fromkeys(
             WeightScheme(**scheme["weights"])
             for scheme in SCHEMES.values()
-            if scheme["weights"]["type"] == "float"
+            if scheme["weights"]["type"] != "int"
         )
         for name, each, activations in itertools.product(
-            format_registry, weights, get_args(Activations)
+            format_registry, weights, (EXACT_INPUTS, *ACTIVATIONS)
         ):
             section = QuantizationSection(
                 method=method,
@@ -183,16 +189,17 @@ def _option_problems(
 def resolve_format(section: QuantizationSection) -> str:
     """The recipe's format.
 
-    Where it names none, the one that is called like its method, if that can hold the scheme, else
-    and for a search compressed-tensors.
+    Where it names none, the first that can hold the scheme of: the one that is called like its
+    method, compressed-tensors, and all others; for a search compressed-tensors.
     """
     if section.format is not None:
         return section.format
     if section.budget is not None:  # for any mixture of schemes
         return _ANY_SCHEME
-    named_alike = section.method in format_registry
-    if named_alike and not _format_problems(section.method, section):
-        return section.method
+    named_alike = (section.method,) if section.method in format_registry else ()
+    for name in (*named_alike, _ANY_SCHEME, *format_registry):
+        if not _format_problems(name, section):
+            return format_registry.get_format(name).name
     return _ANY_SCHEME
 
 

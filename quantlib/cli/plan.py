@@ -17,6 +17,7 @@ from quantlib.cli.search_options import budget_option, candidates_option
 _EXAMPLES = """\b
 Examples:
   quantlib plan ./Llama-3.1-8B --gpu h100-80g
+  quantlib plan ./Llama-3.1-8B --scheme NVFP4 --gpu h100-80g
   quantlib plan ./Llama-3.1-8B --recipe awq --gpu l4-24g --num-ranges auto --parallel 8
   quantlib plan hf://org/Llama@main --gpu a100-80g --num-ranges 16 --json
   quantlib plan ./Llama-3.1-8B --gpu l4-24g --budget 4.5bits
@@ -55,6 +56,7 @@ Examples:
 @click.option("--group-size", help="A number or auto, in the place of the recipe's.")
 @budget_option
 @candidates_option
+@click.option("--scheme", help="W4A16, NVFP4, ...: in the place of the recipe's.")
 @result_options
 def plan(
     model: str,
@@ -67,6 +69,7 @@ def plan(
     group_size: str | None,
     budget: str | None,
     candidates: list[str] | None,
+    scheme: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -76,9 +79,10 @@ def plan(
     something does not fit, and says what would.
     """
     from quantlib.checks.group_size import settle
+    from quantlib.checks.model import exact_in_words
     from quantlib.checks.recipe import load_recipe
     from quantlib.checks.run import opened_problems
-    from quantlib.errors import InvalidInputError
+    from quantlib.errors import InvalidInputError, Problem, collected
     from quantlib.models import open_model
     from quantlib.models.fusion import not_served
     from quantlib.planning import Limits, estimate_run, find_hardware, fit_problems, show
@@ -89,8 +93,15 @@ def plan(
     from quantlib.steps.plan import judging_line, serving_lines
     from quantlib.steps.texts import is_illustrated
 
-    asked = load_recipe(recipe_name, group_size=group_size, budget=budget, candidates=candidates)
-    hardware = find_hardware(gpu)
+    problems: list[Problem] = []
+    with collected(problems):
+        hardware = find_hardware(gpu)
+    with collected(problems):
+        asked = load_recipe(
+            recipe_name, scheme, group_size=group_size, budget=budget, candidates=candidates
+        )
+    if problems:
+        raise InvalidInputError(problems)
     with progress(quiet=quiet):
         source = open_source(model)
         checkpoint, adapter = open_model(source, folds=asked.outlier_suppression is not None)
@@ -143,6 +154,8 @@ def plan(
     console.print()
     for line in show.disk_lines(estimate):
         console.print(line)
+    if exact := exact_in_words(adapter):
+        console.print(exact)
     if judged := judging_line(recipe, adapter, hardware):
         console.print(judged)
     if unserved := not_served(adapter.layout.architecture):

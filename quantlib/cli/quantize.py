@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantlib.checks.recipe import parse_recipe, recipe_path
-from quantlib.checks.recipe_choice import merged
+from quantlib.checks.recipe import parse_recipe, recipe_path, with_scheme
 from quantlib.cli.result_options import (
     exit_where_refused,
     print_json,
@@ -29,11 +28,11 @@ from quantlib.errors import (
     Problem,
     QuantlibError,
     StoreError,
+    collected,
     os_error_line,
 )
 from quantlib.recipe import AskedRecipe
 from quantlib.report.text import evaluation_line
-from quantlib.schemes import SCHEMES, Activations
 from quantlib.sources.naming import named
 
 if TYPE_CHECKING:
@@ -90,15 +89,12 @@ Examples:
 @click.option("--symmetric/--asymmetric", default=None, help="Without or with zero points.")
 @click.option(
     "--scheme",
-    type=click.Choice(list(SCHEMES)),
-    help="How weights and activations are represented, by its usual name.",
+    help="How weights and activations are represented, by its usual name: W4A16, FP8_DYNAMIC, "
+    "NVFP4, MXFP4, ...; an unknown one lists them.",
 )
-@click.option(
-    "--weight-type", type=click.Choice(["int", "float"]), help="float: FP8, or FP4 of 4 bits."
-)
+@click.option("--weight-type", help="int (default), or float: FP8, or FP4 of 4 bits.")
 @click.option(
     "--activations",
-    type=click.Choice(get_args(Activations)),
     help="int8 and fp8: dynamic, per token; fp8-group, mxfp4 and mxfp8 per group of channels too. "
     "int8-static, fp8-static, nvfp4: under one number per linear. Default: none.",
 )
@@ -182,10 +178,8 @@ def quantize(
     elif gpus > 1:
         problems.append(Problem("--gpus", "is for validation only", "add --validate"))
     for check in checks:
-        try:
+        with collected(problems):
             check()
-        except InvalidInputError as error:
-            problems += error.problems
     if problems:
         raise InvalidInputError(problems)
     with writing(output_path), _tidy(store), _saying_what_is_kept(folder), progress(quiet=quiet):
@@ -311,7 +305,7 @@ def build_recipe(config: str | None, options: dict[str, Any]) -> AskedRecipe:
     if layer_wise and options["layers"] is None:
         raise InvalidInputError.one("--layer-wise", "names no block", "add --layers 0,1,2")
     data = {} if config is None else load_config(recipe_path(config))
-    data = merged(data, {"quantization": SCHEMES.get(options.pop("scheme"), {})})
+    data, problems = with_scheme(data, options.pop("scheme"), "--scheme")
     for name, value in options.items():
         if value is None:
             continue
@@ -324,4 +318,4 @@ def build_recipe(config: str | None, options: dict[str, Any]) -> AskedRecipe:
         if name == "method" and section.get("method", value) != value:
             section.pop("options", None)
         section[last] = value
-    return parse_recipe(data, origin=config or "options")
+    return parse_recipe(data, config or "options", problems)

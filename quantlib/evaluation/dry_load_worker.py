@@ -201,7 +201,7 @@ def _without_codes(
     rows, columns = shape
     scheme = linear.weights
     groups = group_count(columns, scheme.group_size)
-    codes = torch.float8_e4m3fn if scheme.type == "float" else torch.uint8
+    codes = torch.uint8 if scheme.type == "int" else torch.float8_e4m3fn
     scales = {"e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}.get(scheme.scale, stored)
     with torch.device("meta"):
         return QuantizedLinear(

@@ -124,6 +124,21 @@ def _float_layout(weights: WeightScheme) -> _FloatLayout | None:
     return _FLOATS.get(key) if weights.type == "float" and weights.symmetric else None
 
 
+def _float_problem(weights: WeightScheme) -> str:
+    """Why there is no layout for weights that are no whole numbers."""
+    held = {
+        name: WeightScheme(**one["weights"])
+        for name, one in SCHEMES.items()
+        if one["weights"]["type"] == "float"
+    }
+    for name, known in held.items():
+        if known == weights.model_copy(update={"group_size": known.group_size}):
+            size = known.group_size
+            own = "one scale per channel" if size == -1 else f"groups of {size}"
+            return f"{name} has {own}: leave group_size out"
+    return f"of floating point weights it holds {', '.join(held)}, and these are none of them"
+
+
 @format_registry.register("compressed-tensors")
 class CompressedTensorsFormat(BaseFormat):
     """Whole numbers of 4 and 8 bits, int8 and FP8 with such activations, NVFP4, MXFP4 and MXFP8."""
@@ -133,13 +148,10 @@ class CompressedTensorsFormat(BaseFormat):
 
     def scheme_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why the format, or vLLM reading it, cannot hold a scheme; None where they can."""
-        if weights.type == "float":
+        if weights.type != "int":
             layout = _float_layout(weights)
             if layout is None:
-                known = ", ".join(
-                    name for name, one in SCHEMES.items() if one["weights"]["type"] == "float"
-                )
-                return f"of floating point weights it holds {known}, and these are none of them"
+                return _float_problem(weights)
             if activations not in layout.activations:
                 return f"{layout.name} weights go with activations {', '.join(layout.activations)}"
             return None

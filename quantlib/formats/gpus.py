@@ -28,6 +28,8 @@ def on_gpu(scheme: LinearScheme, capability: int) -> str | None:
         if weights.bits == 2 or (weights.bits == 4 and activations == "int8"):
             return "vLLM has a kernel where the package humming-kernels is installed"
         return None
+    if weights.type != "float":  # of another package, whose kernels nobody knows here
+        return None
     if weights.bits == 8 and weights.scale == "model":
         needed, what = ADA, "multiplies no FP8"
     else:

@@ -1,6 +1,9 @@
-"""Integer codes packed into int32 words, the lowest bits first."""
+"""Codes packed into words and bytes, the lowest bits first."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -69,29 +72,56 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 """What the codes of FP4 stand for."""
 
 
-def unpack_e2m1(pairs: Tensor) -> Tensor:
-    """FP4 numbers, two to a byte, the lower half first.
+def pack_floats(numbers: Tensor, values: Sequence[float]) -> Tensor:
+    """Floating point numbers of few bits, bit behind bit, the lowest first.
 
     Args:
-        pairs: uint8 ``[..., n]``.
+        numbers: What codes stand for, ``[..., n]``; the bits of ``n`` of them fill bytes.
+        values: What each code stands for: the first half in order, the second half less than zero,
+            as :meth:`quantlib.grids.values.FloatGrid.by_code` has them.
 
     Returns:
-        bfloat16 ``[..., 2 * n]``, which holds them exactly.
+        uint8 ``[..., n * bits / 8]``.
     """
-    table = torch.tensor(E2M1, dtype=torch.bfloat16, device=pairs.device)
-    halves = torch.stack([pairs & 0xF, pairs >> 4], dim=-1)
-    return table[halves.to(torch.int32)].flatten(-2)
+    bits, numbers = len(values).bit_length() - 1, numbers.float()
+    magnitudes = torch.tensor(values[: len(values) // 2], device=numbers.device)
+    codes = torch.searchsorted(magnitudes, numbers.abs()).to(torch.uint8)
+    codes |= numbers.signbit().to(torch.uint8) << (bits - 1)
+    count, size = 8 // math.gcd(8, bits), bits // math.gcd(8, bits)
+    whole = codes.unflatten(-1, (-1, count))
+    packed = torch.zeros(*whole.shape[:-1], size, dtype=torch.uint8, device=codes.device)
+    for place in range(count):
+        byte, shift = divmod(place * bits, 8)
+        packed[..., byte] |= whole[..., place] << shift
+        if shift + bits > 8:
+            packed[..., byte + 1] |= whole[..., place] >> (8 - shift)
+    return packed.flatten(-2)
+
+
+def unpack_floats(packed: Tensor, values: Sequence[float]) -> Tensor:
+    """The inverse of :func:`pack_floats`.
+
+    Returns:
+        bfloat16 ``[..., n]``, which holds them exactly.
+    """
+    bits = len(values).bit_length() - 1
+    count, size = 8 // math.gcd(8, bits), bits // math.gcd(8, bits)
+    whole, codes = packed.unflatten(-1, (-1, size)), []
+    for place in range(count):
+        byte, shift = divmod(place * bits, 8)
+        code = whole[..., byte] >> shift
+        if shift + bits > 8:
+            code = code | whole[..., byte + 1] << (8 - shift)
+        codes.append(code & (len(values) - 1))
+    table = torch.tensor(values, dtype=torch.bfloat16, device=packed.device)
+    return table[torch.stack(codes, dim=-1).to(torch.int32)].flatten(-2)
+
+
+def unpack_e2m1(pairs: Tensor) -> Tensor:
+    """FP4 numbers, two to a byte, the lower half first: bfloat16 ``[..., 2 * n]``."""
+    return unpack_floats(pairs, E2M1)
 
 
 def pack_e2m1(numbers: Tensor) -> Tensor:
-    """The inverse of :func:`unpack_e2m1`.
-
-    Args:
-        numbers: What codes of FP4 stand for, ``[..., 2 * n]``.
-    """
-    values = numbers.float()
-    steps = torch.tensor(E2M1[:8], device=values.device)
-    codes = torch.searchsorted(steps, values.abs()).to(torch.uint8)
-    codes |= values.signbit().to(torch.uint8) << 3
-    low, high = codes.unflatten(-1, (-1, 2)).unbind(-1)
-    return (low | high << 4).contiguous()
+    """The inverse of :func:`unpack_e2m1`."""
+    return pack_floats(numbers, E2M1)

@@ -8,19 +8,12 @@ from torch import Tensor
 from quantlib.numbers.grid import grid_of
 from quantlib.numbers.quantized import group_count
 from quantlib.numbers.scaling import nearest_scales, overall_scale
-from quantlib.schemes import Activations, WeightScheme
+from quantlib.schemes import ACTIVATIONS, Activations, WeightScheme
 
-_SCHEMES: dict[Activations, WeightScheme] = {
-    "int8": WeightScheme(bits=8, group_size=-1),
-    "int8-static": WeightScheme(bits=8, group_size=-1),
-    "fp8": WeightScheme(type="float", bits=8, group_size=-1),
-    "fp8-static": WeightScheme(type="float", bits=8, group_size=-1),
-    "fp8-group": WeightScheme(type="float", bits=8, group_size=128),
-    "nvfp4": WeightScheme(type="float", bits=4, group_size=16, scale="e4m3"),
-    "mxfp4": WeightScheme(type="float", bits=4, group_size=32, scale="e8m0"),
-    "mxfp8": WeightScheme(type="float", bits=8, group_size=32, scale="e8m0"),
-}
-"""How a token is represented: as the row of a weight."""
+
+def _row(activations: Activations) -> WeightScheme:
+    """How a token is represented: as the row of a weight."""
+    return WeightScheme.model_validate(ACTIVATIONS[activations].row)
 
 
 def input_scale(largest: float, activations: Activations) -> Tensor:
@@ -34,7 +27,7 @@ def input_scale(largest: float, activations: Activations) -> Tensor:
         float32 ``[1]``: the step of int8 and FP8; what the scales of groups of NVFP4 are divided
         by, of which the largest then is the largest FP8 number.
     """
-    scheme = _SCHEMES[activations]
+    scheme = _row(activations)
     # An input of zeros would make the scale one that nothing can be divided by.
     values = torch.full((1, 1, 1), max(largest, 1e-12))
     overall = overall_scale(values, scheme, grid_of(scheme))
@@ -58,7 +51,7 @@ def round_input(x: Tensor, activations: Activations, step: Tensor | None = None)
     Returns:
         The values that the codes stand for, in the dtype of ``x``.
     """
-    scheme = _SCHEMES[activations]
+    scheme = _row(activations)
     grid = grid_of(scheme)
     groups = x.float().unflatten(-1, (group_count(x.shape[-1], scheme.group_size), -1))
     if step is None or scheme.scale == "e4m3":

@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from quantlib.numbers.grid import Grid
+from quantlib.grids.values import Grid
 from quantlib.schemes import WeightScheme
 
 _E4M3 = torch.finfo(torch.float8_e4m3fn)
@@ -73,15 +75,15 @@ def nearest_scales(
 
 
 def _powers_of_two(widths: Tensor, grid: Grid) -> Tensor:
-    """As compressed-tensors' ``generate_mx_scales``: the power of two below the largest weight.
+    """The least powers of two over which ranges end before the grid does.
 
-    The one above where the weight is 1.75 of them or more; over the power below the largest value.
+    As compressed-tensors' ``generate_mx_scales``, which for E2M1 and E4M3 takes the power above the
+    largest weight where that is 1.75 of the one below, and leaves room for the largest value.
     """
     mantissas, exponents = torch.frexp(widths)
-    exponents = exponents + (mantissas >= 0.875).to(exponents.dtype)
-    _, steps = torch.frexp(torch.tensor(grid.steps))
-    exponents = (exponents - steps).clamp(-_BIAS + 1, _BIAS)
-    return torch.ldexp(torch.ones_like(widths), exponents)
+    mantissa, exponent = math.frexp(grid.end)
+    exponents = exponents + (mantissas >= mantissa).to(exponents.dtype) - exponent
+    return torch.ldexp(torch.ones_like(widths), exponents.clamp(-_BIAS + 1, _BIAS))
 
 
 def encode_scales(

@@ -14,7 +14,7 @@ from quantlib.numbers.inputs import input_scale, round_input
 from quantlib.outlier_suppression.base import ChannelStatistics
 from quantlib.outlier_suppression.smoothing import SAMPLE_TOKENS, smoothing_scales
 from quantlib.quantizers.rounding import round_within_range
-from quantlib.schemes import STATIC, Activations, LinearScheme
+from quantlib.schemes import Activations, LinearScheme, is_static
 
 
 class AlphaErrors:
@@ -101,7 +101,7 @@ class AlphaErrors:
 def _rounded(x: Tensor, activations: Activations, largest: Tensor) -> Tensor:
     if activations == "none":
         return x
-    static = input_scale(float(largest), activations) if activations in STATIC else None
+    static = input_scale(float(largest), activations) if is_static(activations) else None
     return round_input(x, activations, None if static is None else static.to(x.device))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantlib.errors import InvalidInputError
+from quantlib.errors import InvalidInputError, did_you_mean
 
 GIB = 1 << 30
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
@@ -84,7 +84,9 @@ def find_hardware(name: str) -> Hardware:
         return HARDWARE[name]
     except KeyError:
         raise InvalidInputError.one(
-            f"gpu {name!r}", f"is unknown; known: {', '.join(HARDWARE)}"
+            f"gpu {name!r}",
+            f"is unknown; known: {', '.join(HARDWARE)}",
+            did_you_mean(name, HARDWARE),
         ) from None
 
 

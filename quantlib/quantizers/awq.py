@@ -9,6 +9,7 @@ from pydantic import Field
 
 from quantlib.errors import QuantizationError
 from quantlib.quantizers.base import (
+    ANY_TYPE,
     GROUP_SIZES,
     BatchQuantizer,
     InputStatistics,
@@ -17,7 +18,6 @@ from quantlib.quantizers.base import (
     hessians_of,
 )
 from quantlib.quantizers.registry import quantizer_registry
-from quantlib.schemes import WeightType
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ class AWQQuantizer(BatchQuantizer):
     """Lin et al. 2023, with scales for each group of columns and errors from the Hessian."""
 
     options_type: ClassVar[type[Options]] = AWQOptions
-    types: ClassVar[tuple[WeightType, ...]] = ("int", "float")
+    types = ANY_TYPE
     needs_hessian = True
     options: AWQOptions
 

@@ -25,6 +25,10 @@ GROUP_SIZES = (-1, 16, 32, 64, 128)
 """Those that some format has; -1 is one group per output channel."""
 
 
+ANY_TYPE = None
+"""In the place of types: whatever codes stand for."""
+
+
 class Options(BaseModel):
     """A method's settings, ``quantization.options`` of a recipe; closed."""
 
@@ -81,7 +85,8 @@ class BaseQuantizer(ABC):
 
     Attributes:
         options_type: The type of the method's settings.
-        types: Types of codes that the method can produce: int, float.
+        types: Types of numbers that codes can be: int, float, ...; ``ANY_TYPE`` for a method that
+            sees a grid by rounding and the search for scales alone.
         needs_hessian: Whether :meth:`quantize` uses the Hessian of the linears' input. Without it
             no calibration text is read.
         section: The recipe's ``quantization``.
@@ -89,7 +94,7 @@ class BaseQuantizer(ABC):
     """
 
     options_type: ClassVar[type[Options]] = Options
-    types: ClassVar[tuple[WeightType, ...]] = ("int",)
+    types: ClassVar[tuple[WeightType, ...] | None] = ("int",)
     needs_hessian: bool = False
 
     def __init__(self, section: QuantizationSection) -> None:
@@ -114,7 +119,7 @@ class BaseQuantizer(ABC):
     @classmethod
     @abstractmethod
     def get_supported_bits(cls) -> tuple[int, ...]:
-        """Bits of a weight that the method can produce."""
+        """Bits of whole numbers that the method can produce; other types have their own."""
 
     @classmethod
     @abstractmethod

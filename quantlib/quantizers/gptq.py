@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from quantlib.errors import QuantizationError
 from quantlib.quantizers.base import (
+    ANY_TYPE,
     GROUP_SIZES,
     BatchQuantizer,
     InputStatistics,
@@ -17,7 +18,6 @@ from quantlib.quantizers.base import (
     hessians_of,
 )
 from quantlib.quantizers.registry import quantizer_registry
-from quantlib.schemes import WeightType
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ class GPTQQuantizer(BatchQuantizer):
     """Frantar et al. 2023, with static groups and a scale search."""
 
     options_type: ClassVar[type[Options]] = GPTQOptions
-    types: ClassVar[tuple[WeightType, ...]] = ("int", "float")
+    types = ANY_TYPE
     needs_hessian = True
     options: GPTQOptions
 

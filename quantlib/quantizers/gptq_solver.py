@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlib.numbers.grid import Grid
+from quantlib.grids.values import Grid
 
 _LAZY_COLUMNS = 64
 """Columns whose updates reach the rest of the weight together (the paper's B)."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from quantlib.quantizers.base import (
+    ANY_TYPE,
     GROUP_SIZES,
     BatchQuantizer,
     InputStatistics,
@@ -16,7 +17,6 @@ from quantlib.quantizers.base import (
 )
 from quantlib.quantizers.registry import quantizer_registry
 from quantlib.recipe import QuantizationSection
-from quantlib.schemes import WeightType
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class HQQQuantizer(BatchQuantizer):
     """Badri and Shaji 2023, with whole zero points, scales solved for, and importance."""
 
     options_type: ClassVar[type[Options]] = HQQOptions
-    types: ClassVar[tuple[WeightType, ...]] = ("int", "float")
+    types = ANY_TYPE
     options: HQQOptions
 
     def __init__(self, section: QuantizationSection) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from quantlib.quantizers.base import GROUP_SIZES, BaseQuantizer, InputStatistics, QuantizedInput
+from quantlib.quantizers.base import (
+    ANY_TYPE,
+    GROUP_SIZES,
+    BaseQuantizer,
+    InputStatistics,
+    QuantizedInput,
+)
 from quantlib.quantizers.registry import quantizer_registry
-from quantlib.schemes import WeightType
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
 class MinMaxQuantizer(BaseQuantizer):
     """Needs no calibration: a weight's codes follow from the weight alone."""
 
-    types: ClassVar[tuple[WeightType, ...]] = ("int", "float")
+    types = ANY_TYPE
 
     def quantize(
         self, weights: Mapping[str, Tensor], inputs: InputStatistics, stored: torch.dtype

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from quantlib.numbers.grid import Grid, grid_of
+from quantlib.grids.values import Grid
+from quantlib.numbers.grid import grid_of
 from quantlib.numbers.quantized import group_count
 from quantlib.numbers.scaling import nearest_scales, overall_scale
 from quantlib.schemes import WeightScheme

@@ -10,7 +10,7 @@ from quantlib.errors import InvalidInputError
 from quantlib.models.layout import without_expert
 from quantlib.runtime.foreign_json import parse_json
 from quantlib.runtime.pydantic_faults import faults_of
-from quantlib.schemes import Activations, AskedWeights, ScaleType, WeightType, name_of
+from quantlib.schemes import ACTIVATIONS, Activations, AskedWeights, ScaleType, WeightType, name_of
 from quantlib.search.outcome import Outcome
 from quantlib.store.receipt import Digest, FileRecord
 
@@ -67,19 +67,6 @@ class Model(Part):
     blocks: int
     quantized_blocks: tuple[int, ...]
     carried: dict[str, int] = {}
-
-
-_ACTIVATIONS: dict[Activations, str] = {
-    "none": "as in the original",
-    "int8": "int8, one dynamic scale per token",
-    "int8-static": "int8, one scale per linear",
-    "fp8": "FP8, one dynamic scale per token",
-    "fp8-static": "FP8, one scale per linear",
-    "nvfp4": "NVFP4, one dynamic scale per token and 16 channels",
-    "fp8-group": "FP8, one dynamic scale per token and 128 channels",
-    "mxfp4": "MXFP4, one dynamic scale per token and 32 channels",
-    "mxfp8": "MXFP8, one dynamic scale per token and 32 channels",
-}
 
 
 class Method(Part):
@@ -152,7 +139,8 @@ class Method(Part):
         """The representation: ``4-bit weights, groups of 64, symmetric; activations ...``."""
         if self.schemes:
             return f"{', '.join(self.schemes)}, {self.details}"
-        activations = _ACTIVATIONS[self.activations]
+        rounded = ACTIVATIONS.get(self.activations)
+        activations = "as in the original" if rounded is None else rounded.words
         return f"{self.bits}-bit weights, {self.details}; activations {activations}"
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from quantlib.models.streamed import Block, BlockWalk
 from quantlib.numbers.inputs import input_scale, round_input
 from quantlib.quantizers.rounding import nearest_within_range
-from quantlib.schemes import STATIC, Activations, LinearScheme
+from quantlib.schemes import Activations, LinearScheme, is_static
 from quantlib.search.candidates import Unit
 
 PROBE_TOKENS = 512
@@ -104,7 +104,7 @@ def _rounding(activations: Activations):  # type: ignore[no-untyped-def]
     def hook(_module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x, *others = arguments
         step = None
-        if activations in STATIC:
+        if is_static(activations):
             step = input_scale(float(x.abs().max()), activations).to(x.device)
         return (round_input(x, activations, step), *others)
 

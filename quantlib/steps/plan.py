@@ -9,7 +9,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.index import same_bytes
 from quantlib.checks.group_size import settle
 from quantlib.checks.linears import linear_schemes, rounded_draft_names
-from quantlib.checks.model import model_problems, unsuited_in_words
+from quantlib.checks.model import exact_in_words, model_problems, unsuited_in_words
 from quantlib.checks.recipe import asked_from_text
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
@@ -117,6 +117,8 @@ def plan(
         output.facts["ranges"] = [f"{start}:{stop}" for start, stop in ranges]
         output.facts["blocks"] = adapter.blocks
         output.remarks += remarks
+        if exact := exact_in_words(adapter):
+            output.remarks.append(f"{exact[0].upper()}{exact[1:]}.")
         if words := unsuited_in_words(tried.quantization, adapter):
             output.remarks.append(f"{words}.")
         if drafts := rounded_draft_names(recipe.quantization, adapter):

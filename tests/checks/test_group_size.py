@@ -126,8 +126,11 @@ def test_no_size_that_fits_is_refused_by_the_linears(
 ) -> None:
     opened = open_model(FolderSource(tiny_llama))
     for supported, remedy in (
-        ((-1, 128), "sizes that fit: -1, or name them in quantization.ignore"),
-        ((128,), "name them in quantization.ignore"),
+        (
+            (-1, 128),
+            "sizes that fit: -1, or name them in quantization.ignore, or choose another scheme",
+        ),
+        ((128,), "name them in quantization.ignore, or choose another scheme"),
     ):
         monkeypatch.setattr(
             GPTQQuantizer, "get_supported_group_sizes", lambda sizes=supported: sizes

@@ -93,6 +93,21 @@ def test_options_of_a_suppressor_are_refused_with_their_path(options: dict, mess
         ({"method": "minmax", "format": "awq", "activations": "int8"}, "holds weights only"),
         ({"method": "awq", "options": {"scaling": "all"}}, "quantization.options.scaling"),
         ({"format": "ggml"}, "known: awq, compressed_tensors, gptq"),
+        ({"format": "compressed"}, "quantization.format: unknown checkpoint format 'compressed'"),
+        ({"method": "gptqq"}, "did you mean gptq?"),
+        (
+            {
+                "weights": {"type": "float", "group_size": 64, "scale": "e4m3"},
+                "activations": "nvfp4",
+            },
+            "NVFP4 has groups of 16: leave group_size out",
+        ),
+        (
+            {"weights": {"type": "float", "bits": 8, "group_size": 64}, "activations": "fp8"},
+            "FP8_DYNAMIC has one scale per channel: leave group_size out",
+        ),
+        ({"weights": {"type": "float", "bits": 6}}, "the type float does not support 6"),
+        ({"activations": "nvfp"}, "is no kind of activations; did you mean nvfp4? known: none"),
         ({"options": {"damping": 0}}, "quantization.options.damping"),
         ({"options": {"act_order": "group"}}, "act_order: group sorts columns into groups, which"),
         ({"options": {"act_order": "group"}}, "static keeps the order of importance without one"),

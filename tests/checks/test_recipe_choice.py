@@ -56,8 +56,11 @@ def test_changes_are_nested_as_the_recipe_is() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"recipe": "gptqq"}, "'gptqq' is none of awq, fp8, gptq"),
-        ({"recipe": "gptq", "scheme": "W3A16"}, "scheme: 'W3A16' is none of W2A16, W4A16"),
+        ({"recipe": "gptqq"}, "and no mapping; did you mean gptq?"),
+        (
+            {"recipe": "gptq", "scheme": "W3A16"},
+            "scheme: 'W3A16' is no scheme; did you mean W8A16? known: W2A16",
+        ),
         ({"recipe": "gptq", "recipe_changes": {"calibratoin": {}}}, "gptq: calibratoin"),
         ({"recipe": "gptq", "recipe_changes": {"quantization": 3}}, "gptq: quantization"),
         ({"recipe": json.dumps({"quantization": {"method": "gptqq"}})}, "unknown quantization"),

@@ -212,6 +212,13 @@ BAD: list[tuple[str, Change, list[str], str]] = [
         ["--method", "magic"],
         "unknown quantization method 'magic'; known: awq, gptq",
     ),
+    (
+        "scheme",
+        nothing,
+        ["--scheme", "nvfp-4"],
+        "--scheme: 'nvfp-4' is no scheme; did you mean NVFP4? known: W2A16, W4A16",
+    ),
+    ("type", nothing, ["--weight-type", "floot"], "did you mean float? known: float, int"),
     ("activations", nothing, ["--activations", "int8-static"], "go with weights of 8 bits"),
     ("layer", nothing, ["--layers", "0,4"], "4 out of range; the model has blocks 0 to 3"),
     ("layers", nothing, ["--layers", "0,x"], "no list of block indices"),
@@ -403,3 +410,20 @@ def test_what_vllm_refuses_leaves_nothing_behind(
     assert done.returncode == 2
     assert "error: vLLM 0.32.0: refuses the model" in done.stderr
     assert files_below(tmp_path) == before
+
+
+def test_all_that_is_wrong_with_a_plan_is_said_at_once(
+    tiny_llama: Path, tmp_path: Path, quantlib: Command
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("quantization: {method: gptqq}\n")
+    options = ["--recipe", str(recipe), "--gpu", "H100", "--scheme", "NVFP5"]
+    done = quantlib("plan", tiny_llama, *options)
+    assert done.returncode == 2
+    for message in (
+        "gpu 'H100': is unknown; known: h200-141g, h100-80g",
+        "did you mean h100-80g?",
+        "--scheme: 'NVFP5' is no scheme; did you mean NVFP4?",
+        "unknown quantization method 'gptqq'; known: awq, gptq, hqq, minmax; did you mean gptq?",
+    ):
+        assert message in done.stderr

@@ -180,6 +180,17 @@ def test_smoothing_needs_something_that_takes_the_scales(
     assert problems(pairs=["norms", "up_down"]) == []
 
 
+def test_what_stays_exact_in_any_recipe_is_said_with_the_reason(
+    tmp_path: Path, store: LocalStore, small_recipe: MakeRecipe
+) -> None:
+    folder, recipe = zoo.make("deepseek_v3", tmp_path / "model"), small_recipe()
+    planned = plan(store, recipe, fetch(store, str(folder)), bring_texts(store, recipe), 0)
+    (remark,) = [each for each in run_facts(store, planned)["remarks"] if "any recipe" in each]
+    assert remark.startswith("Exact in any recipe: ")
+    assert "self_attn.kv_b_proj (vLLM multiplies it into the attention of MLA itself)" in remark
+    assert "mlp.gate (" in remark
+
+
 def test_linears_of_shapes_that_no_kernel_takes_stay_exact(
     tmp_path: Path, store: LocalStore, small_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,8 +201,8 @@ def test_linears_of_shapes_that_no_kernel_takes_stay_exact(
     exact = exact_linears(recipe.quantization, adapter)
     assert exact == [{"mamba.in_proj"}] * adapter.blocks
     planned = plan(store, recipe, fetch(store, str(folder)), bring_texts(store, recipe), 0)
-    (remark, _) = run_facts(store, planned)["remarks"]
-    assert "multiples of 32, so that mamba.in_proj (1096 x 256)" in remark
+    remarks = run_facts(store, planned)["remarks"]
+    assert "multiples of 32, so that mamba.in_proj (1096 x 256)" in remarks[-2]
     eight_bits = WeightScheme(bits=8, group_size=-1)
     of_activations_too = recipe.quantization.of_scheme(
         LinearScheme(weights=eight_bits, activations="int8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
@@ -12,6 +13,8 @@ from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.quantized import stated_quantization, without_quantization
 from quantlib.checkpoint.view import ViewSource
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.formats.registry import format_registry
+from quantlib.formats.stored.by_format import read_by_format
 from quantlib.formats.stored.compressed import read_compressed
 from quantlib.formats.stored.faults import Faults, shown
 from quantlib.formats.stored.found import Found
@@ -30,7 +33,8 @@ READERS: Mapping[str, Reader] = {
     "gptq": read_gptq,
     "mxfp4": read_mxfp4,
 }
-"""What is read, by the ``quant_method`` of its config."""
+"""What is read, by the ``quant_method`` of its config, of whatever tool's making; of other methods
+what formats write that packages add."""
 
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _EXPERTS = "vLLM's CPU kernels for quantized experts need AMX instructions"
@@ -81,7 +85,7 @@ def stored(checkpoint: Checkpoint) -> Found | None:
         return None
     field, given = stated
     method = _method(given)
-    reader = READERS.get(method or "")
+    reader = _reader(method or "")
     if reader is None or not isinstance(given, Mapping):
         raise InvalidInputError([_unread(field, given, method)])
     faults = Faults(field)
@@ -93,6 +97,16 @@ def stored(checkpoint: Checkpoint) -> Found | None:
     if found.cpu_problem is None and any(".experts." in weight.name for weight in found.weights):
         found.cpu_problem = _EXPERTS
     return found
+
+
+def _reader(method: str) -> Reader | None:
+    if (reader := READERS.get(method)) is not None:
+        return reader
+    for name in format_registry:
+        made_by = format_registry.get_format(name)
+        if made_by.vllm_name == method:
+            return partial(read_by_format, made_by)
+    return None
 
 
 def described(checkpoint: Checkpoint) -> str | None:
