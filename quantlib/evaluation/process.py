@@ -22,6 +22,9 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep
 }
+_OTHER_ENGINE = (
+    "\nif vLLM does not compute such a model here, set validation.engine to transformers"
+)
 
 
 class Workers:
@@ -84,9 +87,10 @@ class Workers:
         if status is None:
             status = process.wait()
         if status != 0:
+            hint = _OTHER_ENGINE if self.engine == "vllm" and status > 0 else ""
             raise QuantlibError(
                 f"{label}: {_in_words(status)}; its log is {log_address} and ends with:\n"
-                f"{last_lines(log)}"
+                f"{last_lines(log)}{hint}"
             )
         return peak * 1024
 

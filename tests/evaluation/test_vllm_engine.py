@@ -116,6 +116,7 @@ def test_what_vllm_refuses_is_quoted(
     with pytest.raises(QuantlibError, match="the engine failed") as error:
         run_one(make_job(broken, engine="vllm"))
     assert "sorcery" in str(error.value)
+    assert str(error.value).endswith("set validation.engine to transformers")
 
 
 def require_like(first: list[list[int]], second: list[list[int]]) -> None:
