@@ -11,7 +11,7 @@ from quantlib.checks.model import sharing_problems
 from quantlib.checks.recipe import parse_recipe
 from quantlib.checks.scheme import provisional_section, resolve_format
 from quantlib.errors import InvalidInputError
-from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
+from quantlib.evaluation.judging import not_by_kernels
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.output import write_checkpoint
@@ -125,9 +125,9 @@ class QuantizationManager:
     def _say_what_is_judged(self, recipe: Recipe, model: Receipt) -> None:
         _, adapter = open_receipt(self.store, model)
         section, engine = recipe.quantization, recipe.validation.engine
-        reason = dequantized_checkpoint_reason(section, adapter, engine, self.device)
-        if reason is not None:
-            print(f"the checkpoint will be {in_words(reason)}", file=sys.stderr, flush=True)
+        how = not_by_kernels(section, adapter, engine, self.device)
+        if how is not None:
+            print(f"the checkpoint will be {how}", file=sys.stderr, flush=True)
 
     def _require_shareable(self, recipe: Recipe, model: Receipt) -> None:
         _, adapter = open_receipt(self.store, model)

@@ -157,7 +157,7 @@ def test_both_layouts_give_the_same_codes(
     assert states[0] == states[1]
 
 
-SERVED_WITH_EXPERTS = [name for name in SCHEMES if name != "FP8_STATIC"]
+SERVED_WITH_EXPERTS = [name for name in SCHEMES if name not in ("FP8_STATIC", "W4A8")]
 
 
 @pytest.mark.parametrize("name", SERVED_WITH_EXPERTS)
@@ -190,10 +190,18 @@ def test_experts_are_what_compressed_tensors_unpacks(
         )
 
 
-def test_a_static_step_for_experts_is_refused(mixtral: Path, small_recipe: Fixture) -> None:
-    section = {"method": "minmax", "schemes": [{"scheme": "FP8_STATIC"}]}
-    found = problems(mixtral, small_recipe(quantization=section))
-    assert "experts with fp8 activations per token only" in found
+@pytest.mark.parametrize(
+    ("scheme", "reason"),
+    [
+        ({"scheme": "FP8_STATIC"}, "experts with fp8 activations per token only"),
+        ({"scheme": "W4A8", "group_size": 32}, "no packed experts of four bits with int8"),
+    ],
+)
+def test_what_no_experts_are_served_in_is_refused(
+    mixtral: Path, small_recipe: Fixture, scheme: dict[str, Any], reason: str
+) -> None:
+    section = {"method": "minmax", "format": "compressed-tensors", "schemes": [scheme]}
+    assert reason in problems(mixtral, small_recipe(quantization=section))
 
 
 def test_scheme_names_routers_and_exact_experts(

@@ -1,10 +1,11 @@
-"""Every scheme that a recipe may ask for: vLLM serves it as meant, or cannot on a CPU.
+"""Every scheme that a recipe may ask for: vLLM for CPUs serves it as meant, or our worker does.
 
 What vLLM loads has no method any more: each form of checkpoint is loaded once, by methods in turn.
 With ``QUANTLIB_EVERY_METHOD=1`` every method is, three times as many.
 
-Those that it cannot are listed in docs/formats.md with the reason, which `make quality` compares
-with the code.
+Those that vLLM cannot are listed in docs/formats.md with the reason, which `make quality` compares
+with the code. They are loaded by vLLM too, and emulated: in one size of groups, and in float32, for
+what is rounded to four bits differs by a tenth where bfloat16 has rounded it first.
 """
 
 import os

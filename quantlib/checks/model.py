@@ -239,6 +239,13 @@ def cpu_problem(section: QuantizationSection, adapter: BaseModelAdapter) -> str 
     return None
 
 
+def is_emulated(section: QuantizationSection, adapter: BaseModelAdapter) -> bool:
+    """Whether our worker for CPUs computes, slowly, what vLLM cannot serve on one."""
+    made_by = format_registry.get_format(resolve_format(section))
+    of_experts = _used_schemes(section, adapter)[1]
+    return made_by.emulated and (made_by.experts_emulated or not of_experts)
+
+
 def _used_schemes(
     section: QuantizationSection, adapter: BaseModelAdapter
 ) -> tuple[list[LinearScheme], list[LinearScheme]]:

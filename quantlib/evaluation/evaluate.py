@@ -57,6 +57,7 @@ class Setting:
         dequantized: Why an original that is quantized is judged by what its weights stand for, and
             not as it is served; None where it is judged as it is.
         checkpoint_dequantized: The same of the quantized model.
+        checkpoint_emulated: Why the quantized model is computed by emulation; None where it is not.
         renamed: The names that vLLM knows for tensors that the original stores by others.
         drafts: Whether the model has layers that draft tokens.
     """
@@ -73,6 +74,7 @@ class Setting:
     tensor_parallel_size: int = 1
     dequantized: str | None = None
     checkpoint_dequantized: str | None = None
+    checkpoint_emulated: str | None = None
     renamed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     drafts: bool = False
 
@@ -175,6 +177,7 @@ def run_quantized(
         "fallback_reason": setting.engine.fallback_reason,
         "dequantized_reason": setting.dequantized,
         "checkpoint_dequantized_reason": setting.checkpoint_dequantized,
+        "checkpoint_emulated_reason": setting.checkpoint_emulated,
         "text": setting.text,
         "original": {"perplexity": figures.perplexity_original, "tokens_per_second": None},
         "quantized": {"perplexity": figures.perplexity_quantized, "tokens_per_second": None},
@@ -309,7 +312,8 @@ def _run(
         if log.exists():
             store.put_file(log, kept_log)
     outcome = Outcome.read(output.scratch / OUTCOME_NAME)
-    if not dequantized:  # as it is never served
+    emulated = reference is not None and setting.checkpoint_emulated
+    if not dequantized and not emulated:  # as it is never served
         rate = {"tokens_per_second": outcome.tokens_per_second, "method": outcome.throughput_method}
         store.put_bytes(json.dumps(rate).encode(), f"{output.aside}/{THROUGHPUT_NAME}")
     drafted = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource
-from quantlib.checks.model import cpu_problem
+from quantlib.checks.model import cpu_problem, is_emulated
 from quantlib.evaluation.choose_engine import (
     dequantized_reason,
     installed_vllm,
@@ -20,8 +20,8 @@ def dequantized_checkpoint_reason(
 ) -> str | None:
     """Why a checkpoint is judged by its dequantized weights, and what that leaves open.
 
-    None where it is judged as it is served. transformers computes from the codes itself, and rounds
-    activations as vLLM does.
+    None where it is computed as it is served, by a kernel or by emulation. transformers computes
+    from the codes itself, and rounds activations as vLLM does.
 
     Args:
         section: How the model is quantized.
@@ -29,16 +29,35 @@ def dequantized_checkpoint_reason(
         engine: What judges: vllm or transformers.
         device: auto, cpu or cuda.
     """
+    problem = _lacking(section, adapter, engine, device)
+    if problem is None or is_emulated(section, adapter):
+        return None
+    return f"{problem}; its loader and layout are left to the dry load"
+
+
+def emulated_checkpoint_reason(
+    section: QuantizationSection, adapter: BaseModelAdapter, engine: str, device: str
+) -> str | None:
+    """Why a checkpoint is computed by emulation, with inputs rounded as they are served.
+
+    None where it is computed by a kernel, or judged by its dequantized weights.
+
+    Args:
+        section: How the model is quantized.
+        adapter: The model's family.
+        engine: What judges: vllm or transformers.
+        device: auto, cpu or cuda.
+    """
+    return _lacking(section, adapter, engine, device) if is_emulated(section, adapter) else None
+
+
+def _lacking(
+    section: QuantizationSection, adapter: BaseModelAdapter, engine: str, device: str
+) -> str | None:
+    """What vLLM lacks for serving a checkpoint here, if it judges and lacks something."""
     if engine != "vllm" or not vllm_judges_on_cpu(device):
         return None
-    problem = cpu_problem(section, adapter)
-    if problem is None:
-        return None
-    left = "its loader and layout are left to the dry load"
-    stated = (scheme.activations for scheme in section.stated_schemes().values())
-    if rounded := [each for each in dict.fromkeys(stated) if each != "none"]:
-        left += f", and what rounding activations ({', '.join(rounded)}) costs is not judged"
-    return f"{problem}; {left}"
+    return cpu_problem(section, adapter)
 
 
 def dequantized_foreign_reason(problem: str | None, engine: str, device: str) -> str | None:
@@ -89,6 +108,27 @@ def writes_plain_model(
     )
 
 
-def in_words(reason: str) -> str:
-    """A reason of :func:`dequantized_checkpoint_reason` as a clause."""
-    return f"judged by its dequantized weights: {reason}"
+def in_words(dequantized: str | None, emulated: str | None = None) -> str | None:
+    """Reasons of :func:`dequantized_checkpoint_reason` and of the emulation as a clause, if any."""
+    if dequantized is not None:
+        return f"judged by its dequantized weights: {dequantized}"
+    if emulated is not None:
+        return f"computed by emulation, without a figure for speed: {emulated}"
+    return None
+
+
+def not_by_kernels(
+    section: QuantizationSection, adapter: BaseModelAdapter, engine: str, device: str
+) -> str | None:
+    """How a checkpoint will be judged in another way than by vLLM's kernels, as a clause; or None.
+
+    Args:
+        section: How the model is quantized.
+        adapter: The model's family.
+        engine: What judges: vllm or transformers.
+        device: auto, cpu or cuda.
+    """
+    arguments = section, adapter, engine, device
+    return in_words(
+        dequantized_checkpoint_reason(*arguments), emulated_checkpoint_reason(*arguments)
+    )

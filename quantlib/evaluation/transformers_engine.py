@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.engine import Scored
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
     from quantlib.models.names import Names
     from quantlib.models.skeleton import Skeleton
-    from quantlib.schemes import Activations
 
 
 _OF_EXPERT = re.compile(r"experts\.(\d+)\.")
@@ -117,8 +117,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     quantizes activations, their inputs are rounded as vLLM rounds them.
 
     Raises:
-        QuantlibError: Inputs of experts would have to be rounded: transformers computes all experts
-            in one module.
+        QuantlibError: Inputs of experts would have to be rounded, and transformers lets no function
+            but its own compute those of the family.
     """
     from transformers import AutoConfig
 
@@ -126,11 +126,13 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     from quantlib.checkpoint.quantized import quantized_modules
     from quantlib.checkpoint.source import FolderSource
     from quantlib.checkpoint.tensors import read_tensor
+    from quantlib.evaluation.rounded_experts import ROUNDED_EXPERTS, round_inputs
     from quantlib.formats import format_registry
     from quantlib.formats.compressed_tensors import input_scale_name
     from quantlib.formats.dequantize import dequantized_state
     from quantlib.models.names import Names
     from quantlib.models.skeleton import Skeleton
+    from quantlib.numbers.inputs import round_input
 
     checkpoint = Checkpoint.open(FolderSource(folder))
     skeleton = Skeleton(checkpoint.config)
@@ -146,21 +148,30 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     state = dict(dequantized_state(checkpoint))
     names = Names.of(skeleton, state)
     _stack_experts(skeleton, names, state)
-    model = model_class.from_pretrained(None, state_dict=state, **settings)
     scheme_of = format_registry.get_format(quantization["quant_method"]).read_schemes(quantization)
-    for name in quantized_modules(checkpoint.tensors):
-        scheme = scheme_of(name)
-        if scheme is None or scheme.activations == "none":
-            continue
-        if _OF_EXPERT.search(name):
-            raise QuantlibError(
-                "transformers cannot round the inputs of experts: judge with vLLM on a GPU"
-            )
+    schemes = {name: scheme_of(name) for name in quantized_modules(checkpoint.tensors)}
+    rounded = {
+        name: scheme for name, scheme in schemes.items() if scheme and scheme.activations != "none"
+    }
+    if any(map(_OF_EXPERT.search, rounded)):
+        settings["experts_implementation"] = ROUNDED_EXPERTS
+    model = model_class.from_pretrained(None, state_dict=state, **settings)
+    for name, scheme in rounded.items():
         scale = None
         if scheme.is_static:
             scale = read_tensor(checkpoint, f"{name}.{input_scale_name(scheme.activations)}")
-        module = model.get_submodule(names.target[f"{name}.weight"].removesuffix(".weight"))
-        module.register_forward_pre_hook(_rounding(scheme.activations, scale))
+        rounding = partial(round_input, activations=scheme.activations, step=scale)
+        target = names.target[f"{name}.weight"]
+        if expert := _OF_EXPERT.search(name):
+            path, _, parameter = target.rpartition(".")
+            module = model.get_submodule(path)
+            if not hasattr(module, "is_transposed"):
+                what = f"transformers cannot round the inputs of {type(module).__name__}"
+                raise QuantlibError(f"{what}: judge with vLLM")
+            round_inputs(module)[int(expert[1]), parameter == "down_proj"] = rounding
+            continue
+        module = model.get_submodule(target.removesuffix(".weight"))
+        module.register_forward_pre_hook(lambda _, inputs, rounding=rounding: (rounding(*inputs),))
     return model
 
 
@@ -186,12 +197,3 @@ def _stack_experts(skeleton: Skeleton, names: Names, state: dict[str, Tensor]) -
                     views = linear_views(module, weights)
                     views[names.pattern[part]].copy_(state.pop(part))
                 state[key] = stack
-
-
-def _rounding(
-    activations: Activations, scale: Tensor | None
-) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
-    """Rounds an input, with the given scale or with one per token."""
-    from quantlib.numbers.inputs import round_input
-
-    return lambda _module, inputs: (round_input(inputs[0], activations, scale),)

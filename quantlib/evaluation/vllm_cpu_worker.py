@@ -5,7 +5,8 @@ An engine with one device runs its worker in the process that made it.
 vLLM 0.32's kernels for CPUs answer wrongly, without an error, where families use them that nobody
 has tried there; LFM2, DeepSeek-V3, ERNIE 4.5 and MiniMax-M2 among them. The models that we judge
 are computed by what corrects them: the reference and the candidate alike. tests/evaluation has each
-against plain torch, and fails where a later vLLM has no need of it.
+against plain torch, and fails where a later vLLM has no need of it. What vLLM has no kernel for is
+computed by :mod:`.emulated_linears` and :mod:`.emulated_experts`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from vllm import _custom_ops as ops
 from vllm.model_executor.layers.fused_moe.router import cpu_router
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from quantlib.evaluation import emulated_experts, emulated_linears
+
 _Kernel = Callable[..., None]
 
 
 class CorrectedCpuWorker(CPUWorker):
-    """A worker whose kernels are corrected."""
+    """A worker whose kernels are corrected, and emulated where vLLM has none."""
 
     def load_model(self, **options: Any) -> None:
         """Loads the model."""
         correct_kernels()
+        emulated_linears.put_in_place()
+        emulated_experts.put_in_place()
         super().load_model(**options)
 
 

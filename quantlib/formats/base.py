@@ -59,10 +59,15 @@ class BaseFormat(ABC):
     Attributes:
         name: As recipes name it.
         vllm_name: What vLLM calls it.
+        emulated: Whether what vLLM serves on GPUs alone is emulated by the worker that judges on
+            CPUs (:mod:`quantlib.evaluation.emulated_linears`).
+        experts_emulated: The same of experts.
     """
 
     name: ClassVar[str]
     vllm_name: ClassVar[str]
+    emulated: ClassVar[bool] = False
+    experts_emulated: ClassVar[bool] = False
 
     @abstractmethod
     def scheme_problem(self, weights: WeightScheme, activations: Activations) -> str | None:

@@ -31,7 +31,14 @@ from typing import TYPE_CHECKING, Any
 from quantlib.errors import InvalidInputError
 from quantlib.formats.base import BaseFormat, CheckpointScheme, SchemeOf
 from quantlib.formats.registry import format_registry
-from quantlib.schemes import SCHEMES, Activations, LinearScheme, ScaleType, WeightScheme
+from quantlib.schemes import (
+    SCHEMES,
+    Activations,
+    LinearScheme,
+    ScaleType,
+    WeightScheme,
+    name_of,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,6 +152,7 @@ class CompressedTensorsFormat(BaseFormat):
 
     name = "compressed-tensors"
     vllm_name = "compressed-tensors"
+    emulated = experts_emulated = True
 
     def scheme_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why the format, or vLLM reading it, cannot hold a scheme; None where they can."""
@@ -189,9 +197,9 @@ class CompressedTensorsFormat(BaseFormat):
     def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why vLLM cannot serve the scheme on a CPU, though on a GPU; None where it can."""
         if weights.type == "float" and activations != "fp8":
-            return "no kernel of vLLM's for CPUs was found for it"
+            return f"vLLM has no CPU kernel for {name_of(weights, activations)}"
         if weights.bits == 4 and activations == "fp8":
-            return "no kernel of vLLM's for CPUs was found for it"
+            return f"vLLM has no CPU kernel for {name_of(weights, activations)}"
         if weights.bits == 2:
             return "vLLM has no CPU kernel for 2-bit weights"
         if weights.bits == 8 and activations == "none":
@@ -205,6 +213,8 @@ class CompressedTensorsFormat(BaseFormat):
         if activations in ("int8-static", "fp8-static") and weights.block_rows != -1:
             kind = activations.removesuffix("-static")
             return f"vLLM serves experts with {kind} activations per token only"
+        if weights.bits == 4 and activations == "int8":
+            return "vLLM reads no packed experts of four bits with int8 activations"
         if weights.type == "int" and weights.bits == 8 and not weights.symmetric:
             return "vLLM has no kernel for experts with asymmetric 8-bit weights"
         return None

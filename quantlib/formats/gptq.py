@@ -34,6 +34,7 @@ class GPTQFormat(BaseFormat):
 
     name = "gptq"
     vllm_name = "gptq"
+    emulated = True
 
     def scheme_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why the format, or vLLM reading it, cannot hold a scheme; None where they can."""

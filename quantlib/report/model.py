@@ -310,6 +310,8 @@ class Evaluation(Part):
         dequantized_reason: Why an original that is quantized itself was judged by what its weights
             stand for, and not as it is served; None where it was judged as it is.
         checkpoint_dequantized_reason: The same of the quantized model, and what that leaves open.
+        checkpoint_emulated_reason: Why the quantized model was computed by emulation, without a
+            figure for speed; None where it was not.
         kl_mean: Mean KL divergence of the quantized from the original model, in nats.
         kl_method: Which positions and which part of the vocabulary ``kl_mean`` covers.
         top1_agreement: Share of positions whose most likely token is the same.
@@ -324,6 +326,7 @@ class Evaluation(Part):
     fallback_reason: str | None
     dequantized_reason: str | None = None
     checkpoint_dequantized_reason: str | None = None
+    checkpoint_emulated_reason: str | None = None
     text: EvaluationText
     original: Performance
     quantized: Performance

@@ -13,7 +13,7 @@ from quantlib.checks.model import exact_in_words, model_problems, unsuited_in_wo
 from quantlib.checks.recipe import asked_from_text
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
-from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
+from quantlib.evaluation.judging import not_by_kernels
 from quantlib.formats.gpus import on_gpu
 from quantlib.models import BaseModelAdapter
 from quantlib.planning import (
@@ -144,12 +144,12 @@ def plan(
 
 
 def judging_line(recipe: Recipe, adapter: BaseModelAdapter, hardware: Hardware) -> str | None:
-    """That validation will judge dequantized weights, and why; None where it will not."""
+    """That validation will judge by no kernel of vLLM's, and why; None where it will."""
     section, engine = recipe.quantization, recipe.validation.engine
     if hardware.is_gpu:
         return None
-    reason = dequantized_checkpoint_reason(section, adapter, engine, "cpu")
-    return None if reason is None else f"The checkpoint will be {in_words(reason)}"
+    how = not_by_kernels(section, adapter, engine, "cpu")
+    return None if how is None else f"The checkpoint will be {how}"
 
 
 def serving_lines(recipe: Recipe, adapter: BaseModelAdapter, hardware: Hardware) -> list[str]:

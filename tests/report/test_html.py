@@ -146,6 +146,9 @@ def test_what_was_judged_in_the_place_of_what_is_served_is_told(run) -> None:
     _, page = page_of(run, evaluation)
     words = "The quantized model was judged by its dequantized weights, not as it is served: "
     assert f"{words}{reason}." in page.text
+    _, page = page_of(run, run.evaluation | {"checkpoint_emulated_reason": reason})
+    words = "The quantized model was computed by emulation, which says nothing of its speed: "
+    assert f"{words}{reason}." in page.text
 
 
 def test_what_windows_begin_with_is_told(run) -> None:
