@@ -370,11 +370,11 @@ def connect() -> Any:
     """
 
     def build(s3: dict[str, str]) -> Any:
-        # boto3 itself reads AWS_DEFAULT_REGION only.
-        region = os.environ.get("AWS_REGION") or None
-        return boto3.Session(region_name=region).client("s3", config=Config(**_CLIENT, s3=s3))
+        return session.client("s3", config=Config(**_CLIENT, s3=s3))
 
     try:
+        # boto3 itself reads AWS_DEFAULT_REGION only.
+        session = boto3.Session(region_name=os.environ.get("AWS_REGION") or None)
         style = os.environ.get(ADDRESSING_VARIABLE)
         if style:
             return build({"addressing_style": style})

@@ -1,4 +1,7 @@
-"""The workflow with its real steps, on a tiny model, by the process runner."""
+"""The workflow with its real steps, on a tiny model.
+
+Steps are processes where one is killed, and calls in the others.
+"""
 
 import json
 import os
@@ -6,11 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cli.conftest import quantlib as quantlib  # a fixture
+from command import Command, Done
+from in_process import InProcess
 from recipes import QUICK
 
 import images
@@ -31,23 +38,19 @@ class Pipeline:
         self.folder = folder
         folder.mkdir()
         (folder / "recipe.json").write_text(json.dumps(recipe))
-        self.command = [sys.executable, "-m", "quantlib", "run"]
-        self.command += ["--recipe", str(folder / "recipe.json")]
-        self.command += ["--model", str(model), "--store", str(folder / "store")]
-        self.command += ["--publish-to", str(folder / "published")]
-        self.command += ["--run-dir", str(folder / "run"), "--parallel", "2", "--device", "cpu"]
+        self.arguments = ["run", "--recipe", str(folder / "recipe.json")]
+        self.arguments += ["--model", str(model), "--store", str(folder / "store")]
+        self.arguments += ["--publish-to", str(folder / "published")]
+        self.arguments += ["--run-dir", str(folder / "run"), "--parallel", "2", "--device", "cpu"]
 
     def start(self) -> subprocess.Popen[str]:
-        """Starts a run."""
+        """Starts a run as a person does, each step a process."""
         return subprocess.Popen(
-            self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-m", "quantlib", *self.arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-
-    def run(self) -> tuple[int, str]:
-        """Runs to the end; exit code and output."""
-        process = self.start()
-        output, _ = process.communicate(timeout=300)
-        return process.returncode, output
 
     def receipts(self, step: str) -> dict[str, int]:
         """When each receipt of a step was written, by the range or key of the step."""
@@ -61,6 +64,16 @@ class Pipeline:
         """The published folder."""
         (manifest,) = (self.folder / "published").glob("*/*/manifest.json")
         return manifest.parent
+
+
+Run = Callable[[Pipeline], Done]
+
+
+@pytest.fixture
+def run(quantlib: Command, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a pipeline to its end, in this process."""
+    monkeypatch.setattr("pipelines.commands.run.ProcessRunner", InProcess)
+    return lambda pipeline: quantlib(*pipeline.arguments)
 
 
 def process_of(block_range: str, deadline: float) -> int:
@@ -79,7 +92,9 @@ def process_of(block_range: str, deadline: float) -> int:
 
 
 @pytest.mark.slow
-def test_a_killed_range_is_all_that_is_done_again(make_model: Any, tmp_path: Path) -> None:
+def test_a_killed_range_is_all_that_is_done_again(
+    make_model: Any, tmp_path: Path, run: Run
+) -> None:
     model = make_model(tmp_path / "model", num_hidden_layers=6)
     broken = Pipeline(tmp_path / "broken", model, RECIPE)
     process = broken.start()
@@ -90,38 +105,42 @@ def test_a_killed_range_is_all_that_is_done_again(make_model: Any, tmp_path: Pat
     assert set(before) == {"0:2", "2:4"}
     assert not (tmp_path / "broken" / "published").exists()
 
-    code, output = broken.run()
-    assert code == 0, output
+    process = broken.start()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    verify_published(LocalStore(broken.published()))
     after = broken.receipts("quantize")
     assert set(after) == {"0:2", "2:4", "4:6"}
     assert all(after[block_range] == when for block_range, when in before.items())
 
     whole = Pipeline(tmp_path / "whole", model, RECIPE)
-    assert whole.run()[0] == 0
-    verify_published(LocalStore(whole.published()))
+    assert run(whole).returncode == 0
     # The published folder is named by the digest of the checkpoint's bytes.
     assert whole.published().name == broken.published().name
 
 
 @pytest.mark.slow
-def test_a_failed_gate_stops_before_publish(make_model: Any, tmp_path: Path) -> None:
+def test_a_failed_gate_stops_before_publish(make_model: Any, tmp_path: Path, run: Run) -> None:
     model = make_model(tmp_path / "model", num_hidden_layers=2)
     strict = {"max_kl_mean": 1e-9}
     recipe = RECIPE | {"num_ranges": 1, "validation": RECIPE["validation"] | {"thresholds": strict}}
     pipeline = Pipeline(tmp_path / "run", model, recipe)
-    code, output = pipeline.run()
-    assert code == 3
-    assert "mean KL divergence is" in output
+    done = run(pipeline)
+    assert done.returncode == 3
+    assert "mean KL divergence is" in done.stderr
     assert not (tmp_path / "run" / "published").exists()
-    run = json.loads((tmp_path / "run" / "run" / "run.json").read_text())
-    assert run["tasks"]["validate"]["outputs"]["parameters"]["verdict"] == "failed"
-    (report,) = run["tasks"]["validate"]["outputs"]["artifacts"]["report"]
+    written = json.loads((tmp_path / "run" / "run" / "run.json").read_text())
+    validated = written["tasks"]["validate"]["outputs"]
+    assert validated["parameters"]["verdict"] == "failed"
+    (report,) = validated["artifacts"]["report"]
     assert "Failed" in Path(report["path"]).read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["awq", "fp8", "hqq", "smooth_quant"])
-def test_a_recipe_that_ships_goes_through(make_model: Any, tmp_path: Path, name: str) -> None:
+def test_a_recipe_that_ships_goes_through(
+    make_model: Any, tmp_path: Path, run: Run, name: str
+) -> None:
     model = make_model(tmp_path / "model", num_hidden_layers=2)
     ships = yaml.safe_load(recipe_path(name).read_text(encoding="utf-8"))
     if ships["quantization"]["weights"]["group_size"] != -1:
@@ -131,27 +150,29 @@ def test_a_recipe_that_ships_goes_through(make_model: Any, tmp_path: Path, name:
         model,
         RECIPE | ships | {"num_ranges": 2, "validation": RECIPE["validation"]},
     )
-    code, output = pipeline.run()
-    assert code == 0, output
+    done = run(pipeline)
+    assert done.returncode == 0, done.stderr
     verify_published(LocalStore(pipeline.published()))
     report = json.loads((pipeline.published() / "quantization_report.json").read_text())
     assert report["method"]["quantizer"] == ships["quantization"]["method"]
 
 
-def test_bad_input_is_refused_before_anything_is_written(tiny_llama: Path, tmp_path: Path) -> None:
+def test_bad_input_is_refused_before_anything_is_written(
+    tiny_llama: Path, tmp_path: Path, run: Run
+) -> None:
     recipe = RECIPE | {"quantization": {"weights": {"group_size": 128}, "layers": [9]}}
     pipeline = Pipeline(tmp_path / "run", tiny_llama, recipe)
-    code, output = pipeline.run()
-    assert code == 2
-    assert "group_size: 128 does not divide" in output
-    assert "quantization.layers: 9 out of range" in output
+    done = run(pipeline)
+    assert done.returncode == 2
+    assert "group_size: 128 does not divide" in done.stderr
+    assert "quantization.layers: 9 out of range" in done.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.json"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3_images", "qwen3_vl"])
 def test_the_pipeline_calibrates_with_images_as_one_command_does(
-    family: str, tmp_path: Path
+    family: str, tmp_path: Path, run: Run, quantlib: Command
 ) -> None:
     pytest.importorskip("torchvision")
     model = images.make(family, tmp_path / "model", chat_template=True)
@@ -161,16 +182,14 @@ def test_the_pipeline_calibrates_with_images_as_one_command_does(
         file.write(json.dumps({"messages": [{"role": "user", "content": [url]}]}) + "\n")
     calibration = {"dataset": str(text), "num_samples": 18, "sequence_length": 64}
     pipeline = Pipeline(tmp_path / "run", model, RECIPE | {"calibration": calibration})
-    code, said = pipeline.run()
-    assert code == 0, said
+    done = run(pipeline)
+    assert done.returncode == 0, done.stderr
     reason = "an image is on the web, which is not read"
     planned = (tmp_path / "run" / "run" / "plan" / "log.txt").read_text()
     assert f"1 left out: 1 {reason} (text.jsonl row 12: {reason} (https:" in planned
 
-    command = [sys.executable, "-m", "quantlib", "quantize", "--model-path", str(model)]
-    command += ["--config", str(tmp_path / "run" / "recipe.json"), "--device", "cpu"]
-    command += ["--output-path", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["quantize", "--model-path", model, "--output-path", tmp_path / "out"]
+    done = quantlib(*command, "--config", tmp_path / "run" / "recipe.json", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
     assert report["calibration"]["with_images"] == 10
