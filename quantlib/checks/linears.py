@@ -48,6 +48,8 @@ def asked_schemes(
     """
     given = [rule.linear_scheme() for rule in section.schemes]
     rest = LinearScheme(weights=section.weights, activations=section.activations)
+    if not (section.ignore or section.schemes):
+        return dict.fromkeys(adapter.linears(block), rest)
     found = {}
     for linear in adapter.linears(block):
         name = adapter.linear_name(block, linear)
@@ -129,10 +131,11 @@ def _unsuited(
         for linear, scheme in asked.items()
         if is_unsuited(scheme, adapter.linear_shape(block, linear))
     }
-    if odd:
-        for parts in adapter.fused(block).values():
-            if not odd.isdisjoint(parts):
-                odd.update(parts)
+    if not odd:
+        return {}
+    for parts in adapter.fused(block).values():
+        if not odd.isdisjoint(parts):
+            odd.update(parts)
     return {
         linear: adapter.linear_shape(block, linear)
         for linear in adapter.linears(block)

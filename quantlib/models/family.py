@@ -36,6 +36,7 @@ class ModelFamily(ABC):
         self.config = config
         self.layout = layout
         self._names: tuple[object, dict[int, list[str]]] | None = None
+        self._inputs: dict[int, tuple[SharedInput, ...]] = {}
 
     @classmethod
     def transformers_config(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -100,12 +101,15 @@ class ModelFamily(ABC):
 
         They stand in the order in which the inputs arise, those of each expert one after the other.
         """
-        kept = self.kept_exact(block)
-        return tuple(
-            part
-            for shared in self.layout.inputs(block)
-            if (part := _without(shared, kept)) is not None
-        )
+        kind = self.layout.kind_of[block]
+        if kind not in self._inputs:  # blocks of a kind are asked for often, with all their experts
+            kept = self.kept_exact(block)
+            self._inputs[kind] = tuple(
+                part
+                for shared in self.layout.inputs(block)
+                if (part := _without(shared, kept)) is not None
+            )
+        return self._inputs[kind]
 
     def linears(self, block: int) -> tuple[str, ...]:
         """Names of all linears of a block that can be quantized."""

@@ -228,6 +228,7 @@ def _part(name: str) -> str:
     return ".".join(parts[: numbers[0] + 1] if numbers else parts[:1])
 
 
+@lru_cache(maxsize=1 << 14)
 def without_expert(linear: str) -> str:
     """The name that the same linear has in every expert: ``mlp.experts.*.up_proj``."""
     return _EXPERT_NUMBER.sub(ANY_EXPERT, linear)
