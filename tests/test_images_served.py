@@ -26,14 +26,11 @@ pytestmark = [
 ]
 
 _SCRIPT = """
-import json, os, sys
+import gc, json, os, sys, traceback
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
 os.environ |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_INT4_W4A8": "0", "VLLM_NO_USAGE_STATS": "1"}
 
-def main():
-    folder, text, picture, worker = sys.argv[1:]
-    from PIL import Image
-    from vllm import LLM, SamplingParams
+def serve(folder, text, worker):
     llm = LLM(model=folder, max_model_len=128, max_num_seqs=1, enforce_eager=True,
               dtype="bfloat16", distributed_executor_backend="uni", max_logprobs=512,
               limit_mm_per_prompt={"image": 1}, mm_processor_cache_gb=0, worker_cls=worker,
@@ -45,52 +42,80 @@ def main():
         (result,) = llm.generate(prompt, parameters, use_tqdm=False)
         rows = [[row[t].logprob for t in range(512)] for row in result.prompt_logprobs[1:]]
         found.append((result.prompt_token_ids, rows))
-    print("served", json.dumps(found))
-    sys.stdout.flush()
-    os._exit(0)  # taking the engine apart would take a second
+    with open(f"{folder}/served.json", "w") as file:
+        json.dump(found, file)
 
 if __name__ == "__main__":
-    main()
+    worker, picture, jobs = json.loads(sys.argv[1])
+    from PIL import Image
+    from vllm import LLM, SamplingParams
+    gc.freeze()  # or each process goes over all that was imported, several times
+    for folder, text in jobs:
+        if not os.fork():
+            status = 1
+            try:
+                serve(folder, text, worker)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)  # taking the engine apart would take a second
+        os.wait()
 """
 
+CASES = [
+    *((family, "compressed-tensors") for family in images.TOKENS),
+    ("qwen3_vl", "awq"),
+    ("qwen3_vl", "gptq"),
+]
 
-@pytest.mark.parametrize(
-    ("family", "format"),
-    [
-        *((family, "compressed-tensors") for family in images.TOKENS),
-        ("qwen3_vl", "awq"),
-        ("qwen3_vl", "gptq"),
-    ],
-)
-def test_a_quantized_wrapper_is_served_with_an_image(
-    family: str,
-    format: str,
-    tmp_path: Path,
+
+@pytest.fixture(scope="module")
+def served(
+    tmp_path_factory: pytest.TempPathFactory,
     small_recipe: Callable[..., Any],
     run_steps: Callable[..., Any],
-) -> None:
-    from transformers import AutoProcessor
+) -> tuple[Path, str]:
+    """The folder of the quantized models, each with what vLLM made of it, and what vLLM said.
 
-    recipe = small_recipe(num_ranges=2, quantization={"format": format})
-    store, folder = LocalStore(tmp_path / "store"), tmp_path / "quantized"
-    made = run_steps(store, recipe, images.make(family, tmp_path / "source"))
-    for file in made.checkpoint.facts["checkpoint_files"]:
-        store.export_file(made.checkpoint.path(file), folder / file)
-    picture, text = images.picture(), images.prompt(family)
-    picture.save(tmp_path / "picture.png")
-
-    (tmp_path / "serve.py").write_text(_SCRIPT)
+    vLLM is imported once, and each model is served by a forked process.
+    """
+    root = tmp_path_factory.mktemp("served")
+    images.picture().save(root / "picture.png")
+    jobs = []
+    for family, format in CASES:
+        folder, source = root / f"{family}-{format}", root / family
+        if not source.exists():
+            images.make(family, source)
+        recipe = small_recipe(num_ranges=2, quantization={"format": format})
+        store = LocalStore(root / f"{folder.name}-store")
+        made = run_steps(store, recipe, source)
+        for file in made.checkpoint.facts["checkpoint_files"]:
+            store.export_file(made.checkpoint.path(file), folder / file)
+        jobs.append((str(folder), images.prompt(family)))
+    (root / "serve.py").write_text(_SCRIPT)
     worker = "quantlib.evaluation.vllm_cpu_worker.CorrectedCpuWorker"
-    arguments = [str(folder), text, str(tmp_path / "picture.png"), worker]
+    asked = json.dumps([worker, str(root / "picture.png"), jobs])
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "serve.py"), *arguments],
+        [sys.executable, str(root / "serve.py"), asked],
         capture_output=True,
         text=True,
         check=False,
     )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("served ")]
-    assert lines, done.stderr[-3000:]
-    (with_image, served), (without, served_text) = json.loads(lines[0].removeprefix("served "))
+    return root, done.stderr
+
+
+@pytest.mark.parametrize(("family", "format"), CASES)
+def test_a_quantized_wrapper_is_served_with_an_image(
+    family: str, format: str, served: tuple[Path, str]
+) -> None:
+    from transformers import AutoProcessor
+
+    root, said = served
+    folder, picture, text = root / f"{family}-{format}", images.picture(), images.prompt(family)
+    assert (folder / "served.json").exists(), said[-3000:]
+    (with_image, of_image), (without, of_text) = json.loads((folder / "served.json").read_text())
 
     given = AutoProcessor.from_pretrained(folder)(images=[picture], text=text, return_tensors="pt")
     assert with_image == given["input_ids"][0].tolist()
@@ -103,7 +128,7 @@ def test_a_quantized_wrapper_is_served_with_an_image(
         other = given["pixel_values"].flip(0, -1)
         unlike = model(**(given | {"pixel_values": other})).logits[0, :-1].log_softmax(-1).numpy()
         read = model(torch.tensor([without])).logits[0, :-1].log_softmax(-1).numpy()
-    assert_served_as_meant(np.array(served), seen)
-    assert_served_as_meant(np.array(served_text), read)
+    assert_served_as_meant(np.array(of_image), seen)
+    assert_served_as_meant(np.array(of_text), read)
     with pytest.raises(AssertionError):  # the image counts
-        assert_served_as_meant(np.array(served), unlike)
+        assert_served_as_meant(np.array(of_image), unlike)

@@ -213,6 +213,7 @@ def test_from_release_to_production_and_back(
     watched, recipe = tmp_path / "watched", tmp_path / "tiny.json"
     settled = small_recipe(
         model=str(watched),
+        num_ranges=1,
         # Not W4A16: on CPUs with AMX, vLLM serves that with activations in 8 bits.
         quantization={"weights": {"bits": 8, "group_size": -1}, "activations": "int8"},
         validation={

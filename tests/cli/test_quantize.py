@@ -319,20 +319,35 @@ def test_no_permission_and_no_space(
     assert "is no folder" in problems()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(
+    make_model: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], Path]:
+    """The arguments of a command that takes a while, and what it writes undisturbed."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    model = make_model(root / "model", num_hidden_layers=12)
+    (root / "recipe.yaml").write_text("validation: {num_samples: 4, sequence_length: 64}\n")
+    arguments = ["quantize", "--model", str(model), "--recipe", str(root / "recipe.yaml")]
+    arguments += [*SMALL, "--num-samples", "128", "--num-ranges", "4"]
+    done = subprocess.run(_processed(arguments, root / "whole"), check=False)
+    assert done.returncode == 0
+    return arguments, root / "whole"
+
+
+def _processed(arguments: list[str], output: Path) -> list[str]:
+    return [sys.executable, "-m", "quantlib", *arguments, "--output", str(output)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
-    number: signal.Signals, make_model: Any, recipe: Path, tmp_path: Path
+    number: signal.Signals, undisturbed: tuple[list[str], Path], quantlib: Command, tmp_path: Path
 ) -> None:
-    model = make_model(tmp_path / "model", num_hidden_layers=12)
-    base = [sys.executable, "-m", "quantlib", "quantize", "--model", str(model)]
-    base += ["--recipe", str(recipe), *SMALL, "--num-samples", "128", "--num-ranges", "4"]
-    whole, output = tmp_path / "whole", tmp_path / "out"
-    assert subprocess.run([*base, "--output", str(whole)], check=False).returncode == 0
+    (arguments, whole), output = undisturbed, tmp_path / "out"
 
     # A test run in the background may have been told to ignore Ctrl-C, which children inherit.
     process = subprocess.Popen(
-        [*base, "--output", str(output)],
+        _processed(arguments, output),
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -355,9 +370,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     receipts = {path: path.stat().st_mtime_ns for path in store.glob("steps/*/*.json")}
     assert not list(store.glob("steps/merge/*.json"))
 
-    again = subprocess.run(
-        [*base, "--output", str(output)], check=False, capture_output=True, text=True
-    )
+    again = quantlib(*arguments, "--output", output)
     assert again.returncode == 0
     assert again.stderr.count("quantize ") < 4 <= len(receipts)
     assert {path.name for path in output.iterdir()} == {path.name for path in whole.iterdir()}

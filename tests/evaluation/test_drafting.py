@@ -34,11 +34,31 @@ by_vllm = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def drafting(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a model of a family whose draft layer is right about every other token, once."""
+    root = tmp_path_factory.mktemp("drafting")
+
+    def make(family: str) -> Path:
+        if not (root / family).exists():
+            zoo.make(family, root / family)
+            add_draft_layer(root / family, family, strength=0.1)
+        return root / family
+
+    return make
+
+
+@pytest.fixture(scope="module")
 def judge(
-    tmp_path: Path, small_recipe: Callable[..., Recipe], run_steps: Callable[..., Any]
+    tmp_path_factory: pytest.TempPathFactory,
+    small_recipe: Callable[..., Recipe],
+    run_steps: Callable[..., Any],
 ) -> Callable[..., tuple[dict[str, Any], Any, Any]]:
-    """Quantizes and validates a model; gives the evaluation, the receipt and what was made."""
+    """Quantizes and validates a model; gives the evaluation, the receipt and what was made.
+
+    The store is that of all tests: the original is judged once for all that is made of it.
+    """
+    store = LocalStore(tmp_path_factory.mktemp("judged") / "store")
 
     def run(source: Path, **changes: Any) -> tuple[dict[str, Any], Any, Any]:
         recipe = small_recipe(
@@ -46,7 +66,7 @@ def judge(
             calibration={"num_samples": 4, "sequence_length": 32},
             validation={"num_samples": 2, "max_new_tokens": 16, "thresholds": THRESHOLDS},
         )
-        made = run_steps(LocalStore(tmp_path / "store"), recipe, source)
+        made = run_steps(store, recipe, source)
         receipt = validate(made.store, recipe, made.model, made.plan, made.checkpoint, "cpu")
         return read_evaluation(made.store, receipt), receipt, made
 
@@ -81,12 +101,10 @@ class TestByVllm:
 
     @pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "ernie4_5_moe"])
     def test_exact_draft_layers_are_loaded_beside_quantized_blocks(
-        self, family: str, judge: Any, tmp_path: Path
+        self, family: str, judge: Any, drafting: Callable[[str], Path]
     ) -> None:
-        source = zoo.make(family, tmp_path / "source")
-        add_draft_layer(source, family, strength=0.1)
         # vLLM has no kernels for codes of experts on a CPU.
-        evaluation, _, _ = judge(source, ignore=["re:.*experts.*"])
+        evaluation, _, _ = judge(drafting(family), ignore=["re:.*experts.*"])
         assert evaluation["checkpoint_dequantized_reason"] is None
         found = evaluation["drafting"]
         assert found["refused"] is None
@@ -95,10 +113,9 @@ class TestByVllm:
 
     @pytest.mark.parametrize("family", FIELDS)
     def test_rounded_draft_layers_draft_as_well(
-        self, family: str, judge: Any, tmp_path: Path
+        self, family: str, judge: Any, drafting: Callable[[str], Path]
     ) -> None:
-        source = zoo.make(family, tmp_path / "source")
-        add_draft_layer(source, family, strength=0.1)
+        source = drafting(family)
         # vLLM has no kernels for codes of experts on a CPU; the shared ones are plain linears.
         ignore = [] if family == "qwen3_5" else [r"re:[.]experts[.]"]
         evaluation, _, made = judge(source, ignore=ignore, draft_layers=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from kubeflow_api import Recorded, recorded_server
+from shallow import shallowly
 
 from quantlib.cli import cli
 from quantlib.errors import InvalidInputError
@@ -32,7 +33,7 @@ def nobodys_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def call(recorded: Recorded, *arguments: str) -> Result:
-    return CliRunner().invoke(cli, [*arguments, "--host", recorded.host])
+    return shallowly(CliRunner().invoke, cli, [*arguments, "--host", recorded.host])
 
 
 def sent(recorded: Recorded, path: str) -> Any:

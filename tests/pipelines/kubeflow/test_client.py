@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import yaml
 from kubeflow_api import Recorded, recorded_server
+from shallow import shallowly
 
 from pipelines.compiling import CompileOptions, prepare
 from pipelines.graph import QUANTIZE
@@ -48,7 +49,7 @@ def nobodys_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
-    compile_pipeline(prepare(QUANTIZE, CompileOptions(allow_floating=True)), file)
+    shallowly(compile_pipeline, prepare(QUANTIZE, CompileOptions(allow_floating=True)), file)
     return file
 
 
@@ -242,7 +243,7 @@ def test_nothing_is_said_where_no_step_asks_for_retries(
     profile.write_text("retries: {count: 0}\n")
     once = tmp_path / "pipeline.yaml"
     options = CompileOptions(cluster=str(profile), allow_floating=True)
-    compile_pipeline(prepare(QUANTIZE, options), once)
+    shallowly(compile_pipeline, prepare(QUANTIZE, options), once)
     assert server.note_on_retries(once) == ""
     assert recorded.requests == []
 

@@ -3,12 +3,13 @@
 import gzip
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import s3
+from cli.conftest import quantlib as quantlib  # a fixture
+from command import Command
+from in_process import InProcess
 from recipes import QUICK
 
 from quantlib.report.manifest import verify_published
@@ -19,28 +20,32 @@ LAUNCHER_BYTES = 16 * 1024
 SECRET = s3.OWNER[1]
 
 
-def run(folder: Path, address: str, *more: str) -> subprocess.CompletedProcess[str]:
+def arguments(folder: Path, address: str) -> list[str]:
     recipe = folder / "recipe.json"
     calibration = QUICK["calibration"] | {"dataset": f"{address}/texts/prompts.jsonl.gz"}
     recipe.write_text(json.dumps(QUICK | {"calibration": calibration}))
-    command = [sys.executable, "-m", "quantlib", "run", "--recipe", str(recipe), "--parallel", "2"]
-    command += ["--model", f"{address}/models/tiny", "--store", f"{address}/store"]
-    command += ["--publish-to", f"{address}/published", "--run-dir", str(folder / "run")]
-    return subprocess.run(
-        [*command, "--device", "cpu", *more], capture_output=True, text=True, timeout=400
-    )
+    given = ["run", "--recipe", str(recipe), "--parallel", "2", "--device", "cpu"]
+    given += ["--model", f"{address}/models/tiny", "--store", f"{address}/store"]
+    return [*given, "--publish-to", f"{address}/published", "--run-dir", str(folder / "run")]
 
 
 @pytest.mark.slow
 def test_everything_in_a_bucket(
-    s3_address: str, proxy: s3.Proxy, tiny_llama: Path, tmp_path: Path
+    s3_address: str,
+    proxy: s3.Proxy,
+    tiny_llama: Path,
+    tmp_path: Path,
+    quantlib: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     models = open_store(f"{s3_address}/models/tiny")
     for path in tiny_llama.iterdir():
         models.import_file(path, path.name)
     text = gzip.compress((SHIPPED_TEXTS / "calibration.jsonl").read_bytes())
     open_store(f"{s3_address}/texts").put_bytes(text, "prompts.jsonl.gz")
-    result = run(tmp_path, s3_address)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.commands.run.ProcessRunner", InProcess)
+        result = quantlib(*arguments(tmp_path, s3_address))
     assert result.returncode == 0, result.stdout + result.stderr
     outcome = json.loads((tmp_path / "run" / "run.json").read_text())
     published = open_store(outcome["tasks"]["publish"]["outputs"]["parameters"]["address"])
@@ -58,7 +63,7 @@ def test_everything_in_a_bucket(
     assert SECRET not in result.stdout + result.stderr
 
     proxy.requests.clear()
-    again = run(tmp_path, s3_address)
+    again = quantlib(*arguments(tmp_path, s3_address))  # each step a process
     assert again.returncode == 0, again.stdout + again.stderr
     assert proxy.received("safetensors") < 100_000  # what is done is known without reading it
 
@@ -78,9 +83,10 @@ def test_credentials_are_checked_before_anything_is_done(
     variable: str,
     value: str,
     says: str,
+    quantlib: Command,
 ) -> None:
     monkeypatch.setenv(variable, value)
-    result = run(tmp_path, s3_address)
+    result = quantlib(*arguments(tmp_path, s3_address))
     assert result.returncode == 2
     lines = result.stderr.splitlines()
     assert lines[0].startswith(f"error: s3://{s3.BUCKET}: ")

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import InProcess
 from recipes import QUICK
 from rich.console import Console
 
 from pipelines.compiling import CompileOptions, prepare
 from pipelines.graph import WATCH
-from pipelines.local.processes import ProcessRunner
+from pipelines.local.processes import ProcessRunner, Runner
 from pipelines.local.run import RunResult, run_graph
 from pipelines.local.scheduler import Execution
 from pipelines.local.state import State
@@ -45,12 +46,12 @@ class Ticks:
         }
         self._count = iter(range(9))
 
-    def tick(self) -> RunResult:
+    def tick(self, runner: Runner) -> RunResult:
         """Runs it once more."""
         compilation = prepare(WATCH, CompileOptions("local"))
         execution = Execution(
             self.folder / f"run-{next(self._count)}",
-            ProcessRunner(),
+            runner,
             2,
             compilation.profile.retries,
             compilation.images,
@@ -83,7 +84,7 @@ def test_a_release_is_quantized_by_the_first_tick_and_skipped_by_the_next(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     ticks = Ticks(tmp_path, tiny_llama)
-    first = ticks.tick()
+    first = ticks.tick(InProcess())
     assert first.exit_code == 0, first.failure and first.failure.error
     expected = dict.fromkeys(("resolve", *STEP_NAMES), State.SUCCEEDED)
     assert states(first) == expected
@@ -91,7 +92,7 @@ def test_a_release_is_quantized_by_the_first_tick_and_skipped_by_the_next(
     job = first.outputs["resolve"].parameters["job"]
     assert ticks.jobs() == {job.removeprefix("sha256:")}
 
-    second = ticks.tick()
+    second = ticks.tick(ProcessRunner())
     assert second.exit_code == 0
     assert second.outputs["resolve"].parameters == first.outputs["resolve"].parameters | {
         "needed": "no"
@@ -101,7 +102,7 @@ def test_a_release_is_quantized_by_the_first_tick_and_skipped_by_the_next(
     }
 
     ticks.release(0.25)
-    third = ticks.tick()
+    third = ticks.tick(InProcess())
     assert third.exit_code == 0
     assert states(third) == expected
     assert len(ticks.jobs()) == 2

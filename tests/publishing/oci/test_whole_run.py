@@ -20,7 +20,7 @@ def test_a_watched_model_is_published_as_an_image_once(
 ) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     model, recipe = make_model(tmp_path / "model"), tmp_path / "tiny.json"
-    recipe.write_text(json.dumps(QUICK | {"model": str(model)}))
+    recipe.write_text(json.dumps(QUICK | {"model": str(model), "num_ranges": 1}))
     with oci_registry(tmp_path / "registry") as registry:
         repository = f"{registry}/team/tiny"
         command = [sys.executable, "-m", "quantlib", "watch", str(recipe), "--once"]
