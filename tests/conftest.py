@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from recipes import settled_recipe
 
 from quantlib.checks.recipe import parse_recipe
 from quantlib.checks.scheme import open_sizes
+from quantlib.evaluation.process import Workers
 from quantlib.recipe import Recipe
 from quantlib.store import LocalStore, Receipt, Store
 
@@ -168,6 +169,24 @@ def small_recipe() -> Callable[..., Recipe]:
 def run_steps() -> Callable[..., Made]:
     """Runs every step up to merge."""
     return _run_steps
+
+
+@pytest.fixture(scope="module")
+def shared_engines() -> Iterator[None]:
+    """Steps that a file's tests run in this process have models judged by the same workers.
+
+    Each engine is imported once for the file, which takes a worker longer than a tiny model does.
+    """
+    opened: dict[str, Workers] = {}
+    with ExitStack() as workers, pytest.MonkeyPatch.context() as patch:
+
+        def share(engine: str) -> AbstractContextManager[Workers]:
+            if engine not in opened:
+                opened[engine] = workers.enter_context(Workers(engine))
+            return nullcontext(opened[engine])
+
+        patch.setattr("quantlib.steps.validate.Workers", share)
+        yield
 
 
 @pytest.fixture

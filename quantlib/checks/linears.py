@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
+from weakref import WeakKeyDictionary
 
 from quantlib.checks.kinds import kind_of
 from quantlib.checks.scheme import resolve_format
@@ -24,19 +25,33 @@ KINDS = get_args(LinearKind)
 _OF_EXPERT = f".{ANY_EXPERT}."
 
 
+_known: WeakKeyDictionary[ModelFamily, dict[str, Sequence[Mapping[str, LinearScheme]]]]
+_known = WeakKeyDictionary()
+
+
 def linear_schemes(
     section: QuantizationSection, adapter: ModelFamily
-) -> list[dict[str, LinearScheme]]:
-    """For each block, the schemes of the linears that are quantized, by name within it."""
-    found: list[dict[str, LinearScheme]] = []
-    for block in range(adapter.blocks):
-        if section.layers is not None and block not in section.layers:
-            found.append({})
-            continue
-        asked = asked_schemes(section, adapter, block)
-        unsuited = _unsuited(asked, adapter, block)
-        found.append({name: scheme for name, scheme in asked.items() if name not in unsuited})
-    return found
+) -> Sequence[Mapping[str, LinearScheme]]:
+    """For each block, the schemes of the linears that are quantized, by name within it.
+
+    They are found once for a model: a plan asks for them twenty times, and with experts there may
+    be a hundred thousand.
+    """
+    known = _known.setdefault(adapter, {})
+    key = section.model_dump_json()
+    if key not in known:
+        known[key] = [_schemes_of_block(section, adapter, each) for each in range(adapter.blocks)]
+    return known[key]
+
+
+def _schemes_of_block(
+    section: QuantizationSection, adapter: ModelFamily, block: int
+) -> Mapping[str, LinearScheme]:
+    if section.layers is not None and block not in section.layers:
+        return {}
+    asked = asked_schemes(section, adapter, block)
+    unsuited = _unsuited(asked, adapter, block)
+    return {name: scheme for name, scheme in asked.items() if name not in unsuited}
 
 
 def asked_schemes(

@@ -78,12 +78,13 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
     if not calibrated:
         return commit_step(store, "calibrate", parameters, inputs, lambda output: None)
 
+    from quantlib.checkpoint.tensors import TORCH_DTYPES
     from quantlib.runtime.devices import numerics, resolve_device
 
     windowed = input_of(store, plan, "calibration")
     windows = read_windows(store, windowed)
     checkpoint, adapter = open_receipt(store, model)
-    streamed = adapter.load_model(checkpoint, resolve_device(device))
+    on = resolve_device(device)
 
     def work(output: StepOutput) -> None:
         output.facts["text"] = {
@@ -101,9 +102,10 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
         if windows.illustrated is not None:
             output.facts["text"]["with_images"] = windows.illustrated.samples
             samples = as_tensors(read_samples(store, windowed))
+        streamed = adapter.load_model(checkpoint, on)  # imports transformers
         _collect(windows, samples, streamed, boundaries, suppressor, observed_to, recipe, output)
 
-    rounding = numerics(streamed.device, streamed.stored_dtype)
+    rounding = numerics(on, TORCH_DTYPES[adapter.stored_dtype(checkpoint)])
     inputs = inputs | {"windows": windowed}
     return commit_step(store, "calibrate", parameters, inputs, work, rounding)
 

@@ -78,6 +78,7 @@ def quantize(
     start, stop = parse_range(block_range)
     import torch
 
+    from quantlib.checkpoint.tensors import TORCH_DTYPES
     from quantlib.runtime.devices import numerics, resolve_device
 
     parameters = {
@@ -87,7 +88,7 @@ def quantize(
         "min_expert_tokens": recipe.calibration.min_expert_tokens,
     }
     checkpoint, adapter = open_receipt(store, model)
-    streamed = adapter.load_model(checkpoint, resolve_device(device))
+    on = resolve_device(device)
 
     calibrated = needs_hidden_states(recipe.quantization)
 
@@ -100,11 +101,12 @@ def quantize(
             if start == 0 or adapter.layout.embeds_cross or illustrated is not None:
                 tokens = torch.from_numpy(read_windows(store, windowed).tokens)
         blocks, given = range(start, stop), (tokens, illustrated)
+        streamed = adapter.load_model(checkpoint, on)  # imports transformers
         with torch.no_grad():
             _quantize_blocks(store, recipe, blocks, streamed, given, calibration, smoothing, output)
 
     inputs = {"model": model, "calibration": calibration, "smoothing": smoothing}
-    rounding = numerics(streamed.device, streamed.stored_dtype)
+    rounding = numerics(on, TORCH_DTYPES[adapter.stored_dtype(checkpoint)])
     return commit_step(store, "quantize", parameters, inputs, work, rounding)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from quantlib.report.model import ForeignMethod, Report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_engines")]
 
 THRESHOLDS = {"max_perplexity_increase": 1.0, "max_kl_mean": 1.0, "min_top1_agreement": 0.2}
 VALIDATION = {

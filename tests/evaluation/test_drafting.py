@@ -25,6 +25,8 @@ from quantlib.report.summary import step_summary
 from quantlib.steps.validate import read_evaluation, validate
 from quantlib.store import LocalStore
 
+pytestmark = pytest.mark.usefixtures("shared_engines")
+
 THRESHOLDS = {"max_perplexity_increase": 10, "max_kl_mean": 20, "min_top1_agreement": 0.001}
 
 by_vllm = [

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,47 @@ class OtherSize(MinMaxQuantizer):
         return super()._add_vllm_compatibility(scheme) | {"group_size": 64}
 
 
+_FORKING = """
+import gc, os, sys
+gc.disable()
+from pathlib import Path
+from quantlib.evaluation import dry_load_worker
+from quantlib.evaluation.vllm_engine import preload
+preload()
+gc.freeze()
+root = Path(sys.argv[1])
+while True:
+    folder = (root / "asked").read_text().strip()
+    if not os.fork():
+        log = os.open(f"{folder}/log.txt", os.O_WRONLY | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.argv[1] = folder
+        dry_load_worker.main()
+    os.wait()
+    (root / "done").write_text("done")
+"""
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers are forked from a process that has imported vLLM, which takes them most of the time.
+
+    What is started in their place asks for one, and waits until it is done.
+    """
+    root = tmp_path_factory.mktemp("forked")
+    for name in ("asked", "done"):
+        os.mkfifo(root / name)
+    ask = 'echo "$1" > "$0/asked"; read -r _ < "$0/done"; true'
+    command = [sys.executable, "-c", _FORKING, str(root)]
+    process = subprocess.Popen(command, env=module._ENVIRONMENT | os.environ)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "kept", lambda own, _: ["sh", "-c", ask, str(root), own[-1]])
+        yield
+    process.kill()
+    process.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
@@ -247,7 +289,10 @@ def test_vllm_is_asked_before_calibration(
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     reason: str | None,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if reason is not None:
+        request.getfixturevalue("forked")
     monkeypatch.setenv(SWITCH_VARIABLE, "auto")
     for name, quantizer in (("ordered_groups", OrderedGroups), ("other_size", OtherSize)):
         monkeypatch.setitem(quantizer_registry._parts, name, quantizer)
@@ -282,6 +327,7 @@ PACKED = {"format": "compressed-tensors"}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
 @pytest.mark.parametrize(
@@ -323,6 +369,7 @@ def test_what_has_no_kernel_on_a_cpu_is_built_and_loaded_all_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
 def test_what_vllm_says_of_a_cpu_where_it_lacks_kernels_refuses_no_model(

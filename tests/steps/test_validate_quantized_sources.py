@@ -19,6 +19,8 @@ from quantlib.report.model import Evaluation
 from quantlib.steps.validate import read_evaluation, validate
 from quantlib.store import LocalStore
 
+pytestmark = pytest.mark.usefixtures("shared_engines")
+
 THRESHOLDS = {"max_perplexity_increase": 1.0, "max_kl_mean": 1.0, "min_top1_agreement": 0.2}
 
 

@@ -25,6 +25,8 @@ from quantlib.checks.recipe import recipe_path
 from quantlib.report.manifest import verify_published
 from quantlib.store import LocalStore
 
+pytestmark = pytest.mark.usefixtures("shared_engines")
+
 RECIPE = QUICK | {
     "calibration": {"num_samples": 256, "sequence_length": 64},
     "num_ranges": 3,

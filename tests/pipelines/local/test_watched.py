@@ -80,6 +80,7 @@ def states(result: RunResult) -> dict[str, State]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_engines")
 def test_a_release_is_quantized_by_the_first_tick_and_skipped_by_the_next(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
