@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 _OF_EXPERT = re.compile(r"experts\.(\d+)\.")
 
 
+def preload() -> None:
+    """Imports what loading any model imports, before processes are forked that load one each."""
+    import transformers.modeling_layers  # noqa: F401 for later, as the next
+
+    import quantlib.models.names  # noqa: F401
+
+
 class TransformersEngine:
     """A model that transformers has loaded."""
 

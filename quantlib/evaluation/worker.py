@@ -201,10 +201,9 @@ def _preload(engine: str) -> None:
     gc.disable()  # it would take a fifth of the time; and what is imported stays
     if engine == "vllm":
         from quantlib.evaluation.vllm_engine import preload
-
-        preload()
     else:
-        import quantlib.evaluation.transformers_engine  # noqa: F401 imported for later
+        from quantlib.evaluation.transformers_engine import preload
+    preload()
     gc.freeze()
     gc.enable()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +36,22 @@ def test_jobs_write_their_files_and_report_each_window(
         assert len(done) == 4
         written = {path.name for path in Path(job.output).iterdir()}
         assert written == {"job.json", REFERENCE_NAME, OUTCOME_NAME}
+
+
+@pytest.mark.slow
+def test_a_job_finds_everything_imported_but_its_family(tiny_llama: Path) -> None:
+    """Else each job of a validation would spend seconds on what the first one threw away."""
+    code = (
+        "import sys, torch; from pathlib import Path; "
+        "from quantlib.evaluation.transformers_engine import load_model, preload; "
+        "preload(); before = set(sys.modules); load_model(Path(sys.argv[1]), torch.float32); "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    command = [sys.executable, "-c", code, str(tiny_llama)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = done.stdout.split()
+    assert "transformers.models.llama.modeling_llama" in imported
+    assert len(imported) < 50
 
 
 @pytest.mark.slow
