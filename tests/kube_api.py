@@ -173,8 +173,13 @@ def api_server(folder: Path) -> Iterator[ApiServer]:
 
 
 def _in_memory() -> str | None:
-    """Where etcd's many calls of fsync cost nothing; None for where temporary files are."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    """Where etcd's many calls of fsync cost nothing; None for where temporary files are.
+
+    A container's own may have no room for etcd's log alone.
+    """
+    found = "/dev/shm"
+    roomy = os.access(found, os.W_OK) and shutil.disk_usage(found).free > 2 << 30
+    return found if roomy else None
 
 
 @contextmanager
