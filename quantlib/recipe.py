@@ -89,7 +89,8 @@ class AskedQuantization(Section):
         tuple[str, ...],
         Field(
             description="Linears that stay exact: the last part of a name (down_proj), a full "
-            "name, or re: and a regular expression on the full name. The head is never quantized."
+            "name, or re: and a regular expression on the full name. The head and the embeddings "
+            "are quantized only where a rule of schemes names them."
         ),
     ] = ()
     draft_layers: Annotated[
@@ -182,12 +183,14 @@ class QuantizationSection(AskedQuantization):
 
         Of a candidate with an open size the one with the largest groups.
         """
-        stated = {}
+        stated, all_named = {}, False
         for number, rule in enumerate(self.schemes):
-            if (scheme := rule.linear_scheme()) is not None:
+            scheme = rule.linear_scheme()
+            if scheme is not None and (rule.outer or not all_named):
                 stated[f"quantization.schemes.{number}"] = scheme
-            if rule.names_all:
-                return stated
+            all_named = all_named or rule.names_all
+        if all_named:
+            return stated
         if self.budget is None:
             rest = LinearScheme(weights=self.weights, activations=self.activations)
             return stated | {"quantization": rest}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     Field,
@@ -185,6 +185,11 @@ class WeightScheme(AskedWeights):
 
     group_size: int = 128
 
+    @property
+    def rows_share(self) -> bool:
+        """Whether all rows of a weight have a number in common."""
+        return self.scale == "e4m3" or self.block_rows == -1
+
     def scale_rows(self, rows: int) -> int:
         """Rows of scales that a weight with so many rows has."""
         return 1 if self.block_rows == -1 else -(-rows // self.block_rows)
@@ -271,6 +276,11 @@ DEFAULT_CANDIDATES = ("W4A16", "W8A16", EXACT)
 
 LinearKind = Literal["attention", "linear_attention", "mlp", "experts", "shared_experts"]
 
+OuterKind = Literal["lm_head", "embeddings"]
+OUTER_KINDS: tuple[OuterKind, ...] = get_args(OuterKind)
+"""What lies outside of the blocks and is quantized where a rule names it: what gives the logits,
+and the table of tokens' vectors."""
+
 
 def name_of(weights: AskedWeights, activations: str) -> str:
     """What a scheme is called; of whole numbers, by the bits of weights and activations."""
@@ -323,7 +333,8 @@ class SchemeRule(Section):
         tuple[str, ...],
         Field(
             description="Which linears of a block: a kind (attention, linear_attention, mlp, "
-            "experts, shared_experts), or a name as in ignore. Default: all."
+            "experts, shared_experts), or a name as in ignore. Default: all. What lies outside of "
+            "the blocks is exact unless it is named here: lm_head, embeddings."
         ),
     ] = ()
     blocks: Annotated[
@@ -351,6 +362,15 @@ class SchemeRule(Section):
         return tuple(map(checked_pattern, value))
 
     @model_validator(mode="after")
+    def _outside_of_blocks(self) -> SchemeRule:
+        if self.blocks is not None and self.outer:
+            raise ValueError(
+                f"leave blocks out: {' and '.join(self.outer)} lie in no block; give them a rule "
+                "of their own"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _only_open_sizes(self) -> SchemeRule:
         if self.group_size != "auto" and not self.leaves_size_open:
             fixed = SCHEMES.get(self.scheme, {}).get("weights", {}).get("group_size")
@@ -364,6 +384,11 @@ class SchemeRule(Section):
     def leaves_size_open(self) -> bool:
         """Whether the scheme leaves the size of its groups to the rule."""
         return self.scheme in SCHEMES and "group_size" not in SCHEMES[self.scheme]["weights"]
+
+    @property
+    def outer(self) -> tuple[OuterKind, ...]:
+        """What outside of the blocks it is for."""
+        return tuple(kind for kind in OUTER_KINDS if kind in self.linears)
 
     @property
     def names_all(self) -> bool:

@@ -132,6 +132,28 @@ def write(name: str, folder: Path) -> Path:
     return folder
 
 
+def untie(folder: Path) -> None:
+    """Gives a checkpoint whose head is the embedding a head of its own.
+
+    Raises:
+        InvalidInputError: It is no model that can be opened.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from quantlib.checkpoint.source import FolderSource
+    from quantlib.models import open_model
+    from quantlib.models.servable import untied
+
+    _, adapter = open_model(FolderSource(folder))
+    (path,) = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    head = tensors[f"{adapter.embedding}.weight"].clone()
+    save_file(tensors | {f"{adapter.head}.weight": head}, path, {"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(untied(config)), encoding="utf-8")
+
+
 def _small(config_class: Any) -> Any:
     return config_class(**_small_fields(config_class))
 

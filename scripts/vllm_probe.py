@@ -51,6 +51,7 @@ class Seen:
         expert_linears: How vLLM calls an expert's linears, by the prefix of experts.
         landed: By name on disk: the prefix that was asked for the module that a tensor is loaded
             into, or nothing; the parameter; the shard of it; and the module's class.
+        asking: Names on disk of what is loaded into modules that were asked for, by whatever name.
         matrices: Names on disk of weights with two dimensions and more.
         lost: Names on disk that are loaded into nothing.
         stacked: Tensors that hold a linear of all experts, by the module that they are of.
@@ -66,6 +67,7 @@ class Seen:
     landed: dict[str, tuple[str, str, str, str]]
     matrices: set[str]
     lost: list[str]
+    asking: set[str]
     ignores: Callable[[str, list[str]], bool]
     stacked: dict[str, list[str]] = field(default_factory=dict)
     split_names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
@@ -190,7 +192,7 @@ def _loaded(model: nn.Module, blocks: int, recorder: Any, tensors: Mapping[str, 
     """Gives a model its tensors, and says where they went."""
     prefixes = {id(layer): prefix for layer, prefix, _ in recorder.asked}
     modules = dict(model.named_modules())
-    landed, lost = {}, []
+    landed, lost, asking = {}, [], set()
     for name, places in _land(model, tensors).items():
         if not places:
             lost.append(name)
@@ -199,6 +201,8 @@ def _loaded(model: nn.Module, blocks: int, recorder: Any, tensors: Mapping[str, 
         module = modules[parameter.rpartition(".")[0]]
         prefix = prefixes.get(id(module), "")
         landed[name] = (prefix, parameter, shard, type(module).__name__)
+        if id(module) in prefixes:
+            asking.add(name)
     return Seen(
         model_class=type(model).__name__,
         blocks=blocks,
@@ -212,6 +216,7 @@ def _loaded(model: nn.Module, blocks: int, recorder: Any, tensors: Mapping[str, 
         landed=landed,
         matrices={name for name, each in tensors.items() if _is_matrix(name, each)},
         lost=lost,
+        asking=asking,
         ignores=_ignoring(recorder),
     )
 

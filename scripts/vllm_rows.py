@@ -26,7 +26,8 @@ def row(seen: Seen) -> Row:
     """What the table says of an architecture.
 
     Returns:
-        ``class``, ``fused``, ``spelled``, ``never``, ``experts`` as the table has them, and
+        ``class``, ``fused``, ``spelled``, ``never``, ``experts``, ``head`` and ``embedding`` as
+        the table has them, and
         ``unmet``: prefixes of linears that nothing on disk is loaded into; and ``lost``: weights
         on disk that are loaded into nothing.
     """
@@ -50,6 +51,8 @@ def row(seen: Seen) -> Row:
         "spelled": spelled,
         "never": sorted({general(name) for name in _never(seen)}),
         "experts": _experts(seen, parts),
+        "head": _head(seen),
+        "embedding": _embedding(seen),
         "unmet": sorted({general(prefix) for prefix in unmet}),
         "lost": sorted({general(name) for name in seen.lost if name in seen.matrices}),
     }
@@ -126,6 +129,32 @@ def _never(seen: Seen) -> Iterable[str]:
     for name, (prefix, _, _, kind) in seen.landed.items():
         if name in seen.matrices and not prefix and "Embedding" not in kind:
             yield name.removesuffix(".weight")
+
+
+def _head(seen: Seen) -> list[str]:
+    """What a config names the head by, if vLLM asks whether it is quantized."""
+    heads = [name for name in seen.asking if seen.landed[name][3] == "ParallelLMHead"]
+    return _named(seen, heads[0]) if len(heads) == 1 and seen.landed[heads[0]][0] else []
+
+
+def _embedding(seen: Seen) -> list[str]:
+    """The same of the embedding of tokens, which some classes ask for by no name."""
+    every = [name for name, (*_, kind) in seen.landed.items() if "Embedding" in kind]
+    asking = [name for name in every if name in seen.asking]
+    if len(asking) != 1:
+        return []
+    if seen.landed[asking[0]][0]:
+        return _named(seen, asking[0])
+    return ["Embedding"] if len(every) == 1 else []
+
+
+def _named(seen: Seen, tensor: str) -> list[str]:
+    """The module on disk, and what else is needed for vLLM to find it."""
+    name, prefix = tensor.removesuffix(".weight"), seen.landed[tensor][0]
+    if seen.ignores(prefix, [name]):
+        return [name]
+    # Names with dots are renamed as tensors are, but for patterns.
+    return [name, prefix if seen.ignores(prefix, [prefix]) else f"{_PATTERN}{prefix}"]
 
 
 def _experts(seen: Seen, parts: dict[str, list[str]]) -> dict[str, Any]:

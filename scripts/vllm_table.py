@@ -43,19 +43,23 @@ def look_at(name: str) -> dict[str, Any]:
     Returns:
         The row of its architecture, or ``error`` with words.
     """
-    row = _look_apart(name, images=True)
+    row, images = _look_apart(name), True
     if "processor" in row.get("error", ""):
         # What reads images needs files that a tiny model lacks: without it, then.
-        row = _look_apart(name, images=False)
+        images = False
+        row = _look_apart(name, images=images)
+    if row and not row.get("head") and "error" not in row:
+        # A head that is the embedding is quantized as one of its own.
+        row["head"] = _look_apart(name, images=images, untied=True).get("head", [])
     return row
 
 
-def _look_apart(name: str, images: bool) -> dict[str, Any]:
+def _look_apart(name: str, images: bool = True, untied: bool = False) -> dict[str, Any]:
     """The same in a process of its own, since vLLM remembers models."""
     with tempfile.TemporaryDirectory() as folder:
         child = os.fork()
         if child == 0:
-            _look_and_leave(name, Path(folder), images)
+            _look_and_leave(name, Path(folder), images, untied)
         _, status = os.waitpid(child, 0)
         try:
             return json.loads((Path(folder) / _ROW_NAME).read_text(encoding="utf-8"))
@@ -63,8 +67,8 @@ def _look_apart(name: str, images: bool) -> dict[str, Any]:
             return {"error": f"the process ended with {os.waitstatus_to_exitcode(status)}"}
 
 
-def _look_and_leave(name: str, folder: Path, images: bool) -> None:
-    from vllm_models import write
+def _look_and_leave(name: str, folder: Path, images: bool, untied: bool) -> None:
+    from vllm_models import untie, write
     from vllm_probe import probe
     from vllm_rows import row
 
@@ -75,6 +79,8 @@ def _look_and_leave(name: str, folder: Path, images: bool) -> None:
     found: dict[str, Any] = {}
     try:
         write(name, folder / "model")
+        if untied:
+            untie(folder / "model")
         config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
         (found["architecture"],) = config["architectures"]
         found |= row(probe(folder / "model", images))

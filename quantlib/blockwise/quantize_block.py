@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from quantlib.blockwise.statistics import PANEL_COLUMNS, HessianAccumulator
+from quantlib.blockwise.statistics import SeenInputs, energy_ratio
 from quantlib.errors import QuantizationError
 from quantlib.models.folding import Fold
 from quantlib.models.layout import SharedInput
@@ -135,8 +135,8 @@ def quantize_block(
                     job.result.unstacked[linear] = block.weight(linear).to(stored).clone()
         if by_quantizer:
             needs_hessian = any(quantizer.needs_hessian for quantizer in by_quantizer)
-            needs_scale = any(map(_is_static, by_quantizer))
-            seen = _Inputs(needs_hessian, needs_scale)
+            needs_scale = any(map(has_static_inputs, by_quantizer))
+            seen = SeenInputs(needs_hessian, needs_scale)
             for x in standing.inputs:
                 seen.add(x)
             calibrated_on: Literal["routed", "all"] | None = None
@@ -145,7 +145,7 @@ def quantize_block(
                 expert_tokens, calibrated_on = seen.tokens, "routed"
                 if expert_tokens < min_expert_tokens:
                     calibrated_on = "all"
-                    seen = _Inputs(needs_hessian, needs_scale)
+                    seen = SeenInputs(needs_hessian, needs_scale)
                     for everyone in standing.everyone:
                         seen.add(everyone())
             hessian = seen.hessian()
@@ -155,7 +155,7 @@ def quantize_block(
                     names,
                     quantizer,
                     InputStatistics(hessian, job.fold(shared, names)),
-                    _input_scale(quantizer, seen.largest),
+                    static_scale(quantizer, seen.largest),
                     expert_tokens,
                     calibrated_on,
                 )
@@ -178,12 +178,17 @@ def _by_quantizer(
     return found
 
 
-def _input_scale(quantizer: BaseQuantizer, largest: float) -> Tensor | None:
+def static_scale(quantizer: BaseQuantizer, largest: float) -> Tensor | None:
     """What inputs are rounded by; None where that does not have to be known."""
-    return input_scale(largest, quantizer.section.activations) if _is_static(quantizer) else None
+    return (
+        input_scale(largest, quantizer.section.activations)
+        if has_static_inputs(quantizer)
+        else None
+    )
 
 
-def _is_static(quantizer: BaseQuantizer) -> bool:
+def has_static_inputs(quantizer: BaseQuantizer) -> bool:
+    """Whether inputs are rounded by a number that is found in calibration."""
     return is_static(quantizer.section.activations)
 
 
@@ -215,36 +220,6 @@ class _Waiting:
     input_scale: Tensor | None
     expert_tokens: int | None
     calibrated_on: Literal["routed", "all"] | None
-
-
-class _Inputs:
-    """What is kept of a shared input, as it comes."""
-
-    def __init__(self, needs_hessian: bool, needs_scale: bool) -> None:
-        self._needs_hessian = needs_hessian
-        self._needs_scale = needs_scale
-        self._accumulator: HessianAccumulator | None = None
-        self._largest = 0.0
-        self.tokens = 0
-
-    def add(self, x: Tensor) -> None:
-        """Looks at tokens, ``[..., in_features]``."""
-        self.tokens += x.numel() // x.shape[-1]
-        if self._needs_hessian:
-            if self._accumulator is None:
-                self._accumulator = HessianAccumulator(x.shape[-1], x.device)
-            self._accumulator.add(x)
-        if self._needs_scale and x.numel():
-            self._largest = max(self._largest, float(x.abs().max()))
-
-    def hessian(self) -> Tensor | None:
-        """None where nobody needs it."""
-        return None if self._accumulator is None else self._accumulator.hessian()
-
-    @property
-    def largest(self) -> float:
-        """The largest magnitude; 0 where nobody needs it."""
-        return self._largest
 
 
 @dataclass(frozen=True)
@@ -335,8 +310,8 @@ class _Job:
                     linear=name,
                     relative_error=None
                     if hessian is None
-                    else _energy_ratio(change, weight, hessian),
-                    relative_weight_error=_energy_ratio(change, weight, None),
+                    else energy_ratio(change, weight, hessian),
+                    relative_weight_error=energy_ratio(change, weight, None),
                     damping=quantized.damping,
                     damping_attempts=quantized.damping_attempts,
                     expert=waiting.shared.expert,
@@ -360,23 +335,3 @@ def _fold(inputs: InputStatistics, scales: Tensor, result: QuantizedBlock) -> No
     else:
         result.linears[fold.producer.name] = producer.divide_rows(fold.divisors(scales))
         result.changed.update(fold.bias(scales))
-
-
-def _energy_ratio(change: Tensor, weight: Tensor, hessian: Tensor | None) -> float:
-    """tr(D H D.T) / tr(W H W.T), with the identity for a missing Hessian."""
-    whole = _energy(weight, hessian)
-    return _energy(change, hessian) / whole if whole > 0 else 0.0
-
-
-def _energy(matrix: Tensor, hessian: Tensor | None) -> float:
-    """tr(M H M.T), from the upper half of H, which is symmetric."""
-    if hessian is None:
-        return float(matrix.square().sum())
-    total = matrix.new_zeros(())
-    for start in range(0, matrix.shape[1], PANEL_COLUMNS):
-        columns = slice(start, start + PANEL_COLUMNS)
-        panel = matrix[:, columns]
-        before = matrix[:, :start] @ hessian[:start, columns]
-        within = panel @ hessian[columns, columns]
-        total += panel.flatten().dot((2 * before + within).flatten())
-    return float(total)

@@ -47,6 +47,36 @@ class HessianAccumulator:
         return upper + upper.triu(1).t()
 
 
+class SeenInputs:
+    """What is kept of a shared input, as it comes."""
+
+    def __init__(self, needs_hessian: bool, needs_scale: bool) -> None:
+        self._needs_hessian = needs_hessian
+        self._needs_scale = needs_scale
+        self._accumulator: HessianAccumulator | None = None
+        self._largest = 0.0
+        self.tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """Looks at tokens, ``[..., in_features]``."""
+        self.tokens += x.numel() // x.shape[-1]
+        if self._needs_hessian:
+            if self._accumulator is None:
+                self._accumulator = HessianAccumulator(x.shape[-1], x.device)
+            self._accumulator.add(x)
+        if self._needs_scale and x.numel():
+            self._largest = max(self._largest, float(x.abs().max()))
+
+    def hessian(self) -> Tensor | None:
+        """None where nobody needs it."""
+        return None if self._accumulator is None else self._accumulator.hessian()
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude; 0 where nobody needs it."""
+        return self._largest
+
+
 class ChannelObserver:
     """The largest magnitude per input channel, of each shared input and its weights, in one block.
 
@@ -111,3 +141,23 @@ class TokenSample:
     def tokens(self) -> Tensor:
         """The tokens that were kept, ``[kept, in_features]``, as they came."""
         return torch.cat(self._kept)
+
+
+def energy_ratio(change: Tensor, weight: Tensor, hessian: Tensor | None) -> float:
+    """tr(D H D.T) / tr(W H W.T), with the identity for a missing Hessian."""
+    whole = energy(weight, hessian)
+    return energy(change, hessian) / whole if whole > 0 else 0.0
+
+
+def energy(matrix: Tensor, hessian: Tensor | None) -> float:
+    """tr(M H M.T), from the upper half of H, which is symmetric."""
+    if hessian is None:
+        return float(matrix.square().sum())
+    total = matrix.new_zeros(())
+    for start in range(0, matrix.shape[1], PANEL_COLUMNS):
+        columns = slice(start, start + PANEL_COLUMNS)
+        panel = matrix[:, columns]
+        before = matrix[:, :start] @ hessian[:start, columns]
+        within = panel @ hessian[columns, columns]
+        total += panel.flatten().dot((2 * before + within).flatten())
+    return float(total)

@@ -55,6 +55,14 @@ def read_slice(checkpoint: Checkpoint, name: str, index: int) -> torch.Tensor:
     return torch.frombuffer(data, dtype=TORCH_DTYPES[info.dtype]).reshape(shape)
 
 
+def read_rows(checkpoint: Checkpoint, name: str, start: int, stop: int) -> torch.Tensor:
+    """Some rows of a matrix, in the dtype that it is stored in, on the CPU."""
+    info = checkpoint.info(name)
+    part = info.part(name, start * info.shape[1], (stop - start, info.shape[1]))
+    data = checkpoint.source.read(part.file, part.start, part.bytes)
+    return torch.frombuffer(data, dtype=TORCH_DTYPES[info.dtype]).reshape(part.shape)
+
+
 def write_tensor(writer: SafetensorsWriter, name: str, tensor: torch.Tensor) -> None:
     """Appends a tensor, in its own dtype."""
     tensor = tensor.detach().cpu().contiguous()

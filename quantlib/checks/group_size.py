@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from quantlib.checks.linears import deciding_rule, quantized_shapes
 from quantlib.checks.model import quantized_sharding
+from quantlib.checks.outer import outer_rule, outer_schemes
 from quantlib.checks.scheme import (
     Slot,
     automatic_sizes,
@@ -103,6 +104,9 @@ def _columns(section: QuantizationSection, adapter: BaseModelAdapter) -> dict[Sl
         slot = deciding_rule(section.schemes, adapter, block, linear)
         inputs = adapter.linear_shape(block, linear)[1]
         found.setdefault(slot, {}).setdefault(inputs, adapter.linear_name(block, linear))
+    for kind in outer_schemes(section, adapter):
+        own = found.setdefault(outer_rule(section, kind), {})
+        own.setdefault(adapter.outer_shape(kind)[1], adapter.outer_module(kind))
     return found
 
 

@@ -9,16 +9,15 @@ from typing import get_args
 from weakref import WeakKeyDictionary
 
 from quantlib.checks.kinds import kind_of
+from quantlib.checks.outer import KERNEL_MULTIPLE, OuterSchemes, outer_schemes
 from quantlib.checks.scheme import resolve_format
 from quantlib.formats import CheckpointScheme
 from quantlib.formats.base import SchemeTargets
 from quantlib.models.family import ModelFamily
 from quantlib.models.layout import ANY_EXPERT, without_expert
+from quantlib.models.patterns import matches
 from quantlib.recipe import QuantizationSection
-from quantlib.schemes import LinearKind, LinearScheme, SchemeRule
-
-KERNEL_MULTIPLE = 32
-"""vLLM's kernels for packed weights take linears whose sides are multiples of this."""
+from quantlib.schemes import OUTER_KINDS, LinearKind, LinearScheme, SchemeRule
 
 KINDS = get_args(LinearKind)
 
@@ -93,7 +92,9 @@ def names_linear(rule: SchemeRule, adapter: ModelFamily, block: int, linear: str
         return False
     name = adapter.linear_name(block, linear)
     return not rule.linears or any(
-        kind_of(linear) == each if each in KINDS else matches(each, name) for each in rule.linears
+        kind_of(linear) == each if each in KINDS else matches(each, name)
+        for each in rule.linears
+        if each not in OUTER_KINDS
     )
 
 
@@ -190,20 +191,13 @@ def rounded_draft_names(section: QuantizationSection, adapter: ModelFamily) -> t
     return tuple(prefix + name for prefix, names in drafts.items() for name in names)
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern of ``quantization.ignore`` names a linear."""
-    if pattern.startswith("re:"):
-        return re.search(pattern.removeprefix("re:"), name) is not None
-    return name == pattern or name.endswith(f".{pattern}")
-
-
 def checkpoint_scheme(section: QuantizationSection, adapter: ModelFamily) -> CheckpointScheme:
     """What the quantized checkpoint holds, for its ``quantization_config``."""
     rounded = rounded_draft_names(section, adapter)
     # Draft layers are rounded as the rest is, and named nowhere.
     rest = section.rest if section.draft_layers else None
-    by_block = linear_schemes(section, adapter)
-    return scheme_of_blocks(resolve_format(section), by_block, adapter, rounded, rest)
+    by_block, outer = linear_schemes(section, adapter), outer_schemes(section, adapter)
+    return scheme_of_blocks(resolve_format(section), by_block, adapter, rounded, rest, outer)
 
 
 def scheme_of_blocks(
@@ -212,6 +206,7 @@ def scheme_of_blocks(
     adapter: ModelFamily,
     rounded: Sequence[str] = (),
     rest: LinearScheme | None = None,
+    outer: OuterSchemes | None = None,
 ) -> CheckpointScheme:
     """The same of linears whose schemes are known.
 
@@ -222,9 +217,12 @@ def scheme_of_blocks(
         adapter: The model's family.
         rounded: Full names of linears of draft layers that are rounded.
         rest: The scheme that no name has to name; None for that of most weights.
+        outer: The schemes of the head and the embeddings, where they have some.
     """
+    outer = outer or {}
     outside = adapter.outside(rounded)
-    exact = [adapter.head, *(name for name in outside if not name.endswith("."))]
+    exact = [] if "lm_head" in outer else [adapter.head]
+    exact += [name for name in outside if not name.endswith(".")]
     fused: list[str] = []
     modules = [name.removesuffix(".") for name in outside if name.endswith(".")]
     for block, schemes in enumerate(by_block):
@@ -255,10 +253,11 @@ def scheme_of_blocks(
         ]
     return CheckpointScheme(
         format=format_name,
-        schemes=_targets(by_block, adapter, rest),
+        schemes=_targets(by_block, adapter, rest, outer),
         exact=tuple(exact),
         exact_fused=tuple(fused),
         exact_modules=tuple(modules),
+        head="lm_head" in outer,
     )
 
 
@@ -266,6 +265,7 @@ def _targets(
     by_block: Sequence[Mapping[str, LinearScheme]],
     adapter: ModelFamily,
     rest: LinearScheme | None,
+    outer: OuterSchemes,
 ) -> tuple[SchemeTargets, ...]:
     """The schemes of a model, that of what no name names first."""
     names: dict[LinearScheme, dict[str, None]] = {}
@@ -280,8 +280,13 @@ def _targets(
             if (common := schemes.get(parts[0])) and _OF_EXPERT not in without_expert(parts[0]):
                 names[common][name] = None
     first = rest or max(weights, key=lambda scheme: weights[scheme])
-    others = {scheme: tuple(own) for scheme, own in names.items() if scheme != first}
-    return (SchemeTargets(first), *(SchemeTargets(*each) for each in others.items()))
+    # No class that other linears are of is that of the head or the embeddings in vLLM.
+    named = {first: dict[str, None]()} | {
+        scheme: own for scheme, own in names.items() if scheme != first
+    }
+    for kind, scheme in outer.items():
+        named.setdefault(scheme, {}).update(dict.fromkeys(adapter.outer_names(kind)))
+    return tuple(SchemeTargets(scheme, tuple(own)) for scheme, own in named.items())
 
 
 def _target_names(adapter: ModelFamily, block: int, linear: str) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, WHOLE_DTYPES, Checkpoint
 from quantlib.checks.linears import (
-    KERNEL_MULTIPLE,
     deciding_rule,
     exact_linears,
     linear_schemes,
@@ -14,6 +13,7 @@ from quantlib.checks.linears import (
     rounded_drafts,
     unsuited_linears,
 )
+from quantlib.checks.outer import KERNEL_MULTIPLE, outer_problems, outer_schemes
 from quantlib.checks.patterns import pattern_problems
 from quantlib.checks.scheme import (
     Slot,
@@ -61,6 +61,7 @@ def model_problems(
     problems += _expert_problems(recipe.quantization, adapter)
     problems += _draft_problems(recipe.quantization, adapter)
     problems += _shape_problems(recipe.quantization, adapter)
+    problems += outer_problems(recipe.quantization, adapter)
     if recipe.outlier_suppression is not None:
         suppression = recipe.outlier_suppression
         suppressor = outlier_suppression_registry.get_suppressor(suppression.method)
@@ -236,6 +237,11 @@ def cpu_problem(section: QuantizationSection, adapter: BaseModelAdapter) -> str 
     for scheme in of_experts:
         if problem := made_by.experts_cpu_problem(scheme.weights, scheme.activations):
             return problem
+    outer = outer_schemes(section, adapter)
+    if "embeddings" in outer:
+        return "vLLM looks quantized embeddings up with Triton, on GPUs only"
+    if (head := outer.get("lm_head")) is not None:
+        return made_by.cpu_problem(head.weights, head.activations)
     return None
 
 
@@ -243,6 +249,8 @@ def is_emulated(section: QuantizationSection, adapter: BaseModelAdapter) -> bool
     """Whether our worker for CPUs computes, slowly, what vLLM cannot serve on one."""
     made_by = format_registry.get_format(resolve_format(section))
     of_experts = _used_schemes(section, adapter)[1]
+    if outer_schemes(section, adapter):  # the emulation was not tried with a head
+        return False
     return made_by.emulated and (made_by.experts_emulated or not of_experts)
 
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checks.kinds import kind_of
-from quantlib.checks.linears import KINDS, deciding_rule, matches, names_linear
+from quantlib.checks.linears import KINDS, deciding_rule, names_linear
+from quantlib.checks.outer import outer_rule
 from quantlib.errors import Problem, did_you_mean
 from quantlib.models import BaseModelAdapter
+from quantlib.models.patterns import matches
 from quantlib.recipe import QuantizationSection
-from quantlib.schemes import SchemeRule
+from quantlib.schemes import OUTER_KINDS, SchemeRule
 
 Linear = tuple[int, str]
 """A block, and the name of a linear within it."""
@@ -58,6 +60,7 @@ def _rule_problems(
         (block, linear) for block in range(adapter.blocks) for linear in adapter.linears(block)
     ]
     deciding = {deciding_rule(section.schemes, adapter, *each) for each in linears}
+    deciding |= {outer_rule(section, kind) for kind in OUTER_KINDS}
     for number, rule in enumerate(section.schemes):
         where = f"quantization.schemes.{number}"
         found = [
@@ -67,7 +70,7 @@ def _rule_problems(
         yield from found
         if number in deciding or found:
             continue
-        if any(names_linear(rule, adapter, *each) for each in linears):
+        if rule.outer or any(names_linear(rule, adapter, *each) for each in linears):
             what, remedy = "rules before it name all of its linears", "leave it out, or move it up"
             yield Problem(where, what, remedy)
         else:
@@ -100,10 +103,11 @@ def _unknown_linears(
     found = {
         name: any(names_linear(each, adapter, *linear) for linear in linears)
         for name, each in alone.items()
+        if name not in OUTER_KINDS
     }
     for name, is_there in found.items():
         if not is_there and not (name in KINDS and any(found.values())):
             what = f"{name!r} matches no linear of the model's blocks 0 to {adapter.blocks - 1}"
-            meant = "" if name in KINDS else did_you_mean(name, (*KINDS, *known))
-            listed = (f"kinds: {', '.join(kinds)}", f"names: {', '.join(known)}")
+            meant = "" if name in KINDS else did_you_mean(name, (*KINDS, *OUTER_KINDS, *known))
+            listed = (f"kinds: {', '.join((*kinds, *OUTER_KINDS))}", f"names: {', '.join(known)}")
             yield Problem(f"{where}.linears", what, "; ".join(filter(None, [meant, *listed])))

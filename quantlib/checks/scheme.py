@@ -134,6 +134,10 @@ def _format_problems(name: str, section: QuantizationSection) -> list[str]:
     schemes = tuple(dict.fromkeys(section.stated_schemes().values()))
     found = (written.scheme_problem(each.weights, each.activations) for each in schemes)
     reasons = [reason for reason in dict.fromkeys(found) if reason]
+    for rule in section.schemes:
+        scheme = rule.linear_scheme() if "embeddings" in rule.outer else None
+        if scheme is not None and (reason := written.embeddings_problem(scheme)):
+            reasons.append(f"embeddings: {reason}")
     if not reasons and len(schemes) > 1 and (reason := written.mixture_problem(schemes)):
         reasons.append(reason)
     return reasons

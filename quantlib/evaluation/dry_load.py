@@ -18,11 +18,12 @@ from pydantic import BaseModel, ConfigDict
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from quantlib.checks.linears import checkpoint_scheme
 from quantlib.checks.model import cpu_problem
+from quantlib.checks.outer import unties
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.choose_engine import installed_vllm
 from quantlib.models import BaseModelAdapter, Layout
 from quantlib.models.fusion import not_served, vllm_version
-from quantlib.models.servable import with_causal_architecture
+from quantlib.models.servable import untied, with_causal_architecture
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection
 from quantlib.runtime.keeper import kept
@@ -128,6 +129,8 @@ def dry_load(
     scheme = checkpoint_scheme(section, adapter)
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
     config = with_causal_architecture(adapter.config)
+    if unties(section, adapter):
+        config = untied(config)
     config["quantization_config"] = quantizer._add_vllm_compatibility(scheme)
     job = DryLoadJob(
         quantization=section.model_dump(mode="json"),

@@ -27,6 +27,7 @@ from quantlib.checkpoint.header import TensorInfo
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.tensors import DTYPE_NAMES, TORCH_DTYPES
 from quantlib.checks.linears import linear_schemes
+from quantlib.checks.outer import outer_schemes, rewritten_outside
 from quantlib.checks.scheme import resolve_format
 from quantlib.evaluation.dry_load import JOB_NAME, OUTCOME_NAME, DryLoadJob, DryLoadOutcome
 from quantlib.evaluation.refusals import in_words
@@ -185,6 +186,14 @@ def final_tensors(folder: Path, job: DryLoadJob) -> Iterator[tuple[str, Tensor]]
         for linear, scheme in schemes.items():
             shape = adapter.linear_shape(block, linear)
             quantized[adapter.linear_name(block, linear)] = shape, scheme
+    for kind, scheme in outer_schemes(section, adapter).items():
+        quantized[adapter.outer_module(kind)] = adapter.outer_shape(kind), scheme
+    rewritten = rewritten_outside(section, adapter)
+    replaced.update(rewritten)
+    for name in rewritten:
+        if name.removesuffix(".weight") not in quantized:  # the head that was the embedding
+            info = original.tensors[f"{adapter.embedding}.weight"]
+            yield name, torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
     for name, info in original.tensors.items():
         if name not in replaced:
             yield name, torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device="meta")
@@ -250,6 +259,10 @@ def _load(model: Any, tensors: Mapping[str, Tensor]) -> set[str] | None:
 def _require_all(model: nn.Module, loaded: set[str] | None) -> None:
     """Requires that every parameter of a linear is in the checkpoint: vLLM itself would not ask."""
     from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        UnquantizedEmbeddingMethod,
+        VocabParallelEmbedding,
+    )
 
     if loaded is None:
         return
@@ -257,6 +270,10 @@ def _require_all(model: nn.Module, loaded: set[str] | None) -> None:
         f"{name}.{part}"
         for name, module in model.named_modules()
         if isinstance(module, LinearBase)
+        or (
+            isinstance(module, VocabParallelEmbedding)
+            and not isinstance(module.quant_method, UnquantizedEmbeddingMethod)
+        )
         for part, _ in module.named_parameters(recurse=False)
     }
     missing = sorted(needed - loaded)
@@ -269,14 +286,18 @@ def _require_all(model: nn.Module, loaded: set[str] | None) -> None:
 def _prepare_linears(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Runs the kernels of quantized linears, one linear of each kind."""
     from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        UnquantizedEmbeddingMethod,
+    )
 
-    seen = set()
+    seen, exact = set(), (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
     for module in model.modules():
-        if not isinstance(module, LinearBase):
+        if not isinstance(module, LinearBase | ParallelLMHead):
             continue
         method = module.quant_method
         shapes = tuple((name, part.shape) for name, part in module.named_parameters())
-        if isinstance(method, UnquantizedLinearMethod) or (type(method), shapes) in seen:
+        if isinstance(method, exact) or (type(method), shapes) in seen:
             continue
         seen.add((type(method), shapes))
         for name, part in list(module.named_parameters(recurse=False)):

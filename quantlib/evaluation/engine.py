@@ -33,11 +33,14 @@ class Engine(Protocol):
         device: cpu or cuda.
         numerics: In which dtypes the model runs, in words.
         throughput_method: What a completion rate of :meth:`complete` means, in words.
+        tolerance: Nats by which the engine's own log likelihoods may differ from those that the
+            head gives once more; a wrong row or head is off by far more.
     """
 
     device: str
     numerics: str
     throughput_method: str
+    tolerance: float
 
     def score(self, window: Tensor, own_logprobs: bool) -> Scored:
         """Reads a window, int64 ``[sequence]``."""
@@ -46,7 +49,7 @@ class Engine(Protocol):
         """How many logits the head gives for each of the hidden states ``[rows, hidden_size]``."""
 
     def compare(self, reference: Tensor, candidate: Tensor, targets: Tensor) -> Comparison:
-        """Compares what the head makes of two models' hidden states.
+        """Compares what the heads make of two models' hidden states: each its own, or both one.
 
         Args:
             reference: ``[positions, hidden_size]``.
@@ -60,12 +63,15 @@ class Engine(Protocol):
     def leads(self, hidden: Tensor) -> Leads:
         """What the head finds most likely after hidden states ``[rows, hidden_size]``."""
 
-    def next_token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def next_token_logprobs(
+        self, hidden: Tensor, targets: Tensor, *, original: bool = False
+    ) -> Tensor:
         """Log likelihood of each target by the head, float32 ``[positions]`` on the CPU.
 
         Args:
             hidden: ``[positions, hidden_size]``.
             targets: int64 ``[positions]``.
+            original: Whether they are the original's, whose head may be another.
         """
 
     def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from quantlib.checkpoint.checkpoint import Checkpoint
+from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.evaluation.choose_engine import EngineChoice
 from quantlib.evaluation.drafting import LOG_NAME as DRAFTING_LOG_NAME
 from quantlib.evaluation.drafting import drafting_of, let_draft
 from quantlib.evaluation.gate import Figures
 from quantlib.evaluation.job import (
     COMPARISON_NAME,
+    HEAD_NAME,
     OUTCOME_NAME,
     REFERENCE_NAME,
     Drafted,
@@ -37,6 +40,27 @@ THROUGHPUT_NAME = "throughput.json"
 
 LOG_NAME = "engine.log"
 """What the engine printed in that run; no part of the receipt either."""
+
+
+@dataclass(frozen=True)
+class OriginalHead:
+    """The original's head, for a quantized model that has another.
+
+    Attributes:
+        checkpoint: The original.
+        names: Of its tensors, by ``weight`` and ``bias``.
+    """
+
+    checkpoint: Checkpoint
+    names: Mapping[str, str]
+
+    def write(self, path: Path) -> None:
+        """Writes it to a file of its own."""
+        with SafetensorsWriter(path) as writer:
+            for part, name in self.names.items():
+                info = self.checkpoint.info(name)
+                writer.add_pieces(part, info.dtype, info.shape, self.checkpoint.pieces(name))
+            writer.finish()
 
 
 @dataclass(frozen=True)
@@ -60,6 +84,7 @@ class Setting:
         checkpoint_emulated: Why the quantized model is computed by emulation; None where it is not.
         renamed: The names that vLLM knows for tensors that the original stores by others.
         drafts: Whether the model has layers that draft tokens.
+        original_head: Where the quantized model's head is another; None where it is the same.
     """
 
     engine: EngineChoice
@@ -77,6 +102,7 @@ class Setting:
     checkpoint_emulated: str | None = None
     renamed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     drafts: bool = False
+    original_head: OriginalHead | None = None
 
     @property
     def text(self) -> dict[str, Any]:
@@ -280,10 +306,13 @@ def _run(
     dequantized = setting.dequantized if reference is None else setting.checkpoint_dequantized
     if dequantized:
         make_plain(folder)
-    reference_file = None
+    reference_file, head_file = None, None
     if reference is None:
         make_servable(folder, setting.renamed)
     else:
+        if setting.original_head is not None:
+            head_file = output.scratch / HEAD_NAME
+            setting.original_head.write(head_file)
         reference_file = output.scratch / REFERENCE_NAME
         _materialize(store, reference.path(REFERENCE_NAME), reference_file)
     tokens = output.scratch / "tokens.npy"
@@ -298,6 +327,7 @@ def _run(
         max_new_tokens=setting.max_new_tokens,
         reference=None if reference_file is None else str(reference_file),
         output=str(output.scratch),
+        original_head=None if head_file is None else str(head_file),
         tensor_parallel_size=setting.tensor_parallel_size,
     )
     label = f"{'original' if reference is None else 'quantized'} by {setting.engine.name}"

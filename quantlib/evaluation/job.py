@@ -14,6 +14,9 @@ COMPARISON_NAME = "comparison.npz"
 """The tensors of :class:`quantlib.evaluation.metrics.Comparison`, each
 ``[windows, sequence - 1]``."""
 
+HEAD_NAME = "head.safetensors"
+"""``weight`` ``[vocabulary, hidden_size]`` of the original's head, and a ``bias`` it may have."""
+
 DRAFTED_NAME = "drafted.json"
 """A :class:`Drafted`."""
 
@@ -37,6 +40,8 @@ class Job:
             original model itself, whose file is then written.
         output: Folder for what the worker writes.
         tensor_parallel_size: Devices that share the model.
+        original_head: :data:`HEAD_NAME`, where the quantized model's head is another; None where it
+            is the same.
         drafts: Whether the model's own draft layers guess while it completes the prompts, and
             nothing else is looked at.
     """
@@ -52,6 +57,7 @@ class Job:
     output: str
     tensor_parallel_size: int = 1
     drafts: bool = False
+    original_head: str | None = None
 
     def write(self, path: Path) -> None:
         """Writes the job as JSON."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.engine import Scored
@@ -41,6 +42,7 @@ class TransformersEngine:
     """A model that transformers has loaded."""
 
     throughput_method = "greedy decoding, one prompt after the other"
+    tolerance = 1e-2
 
     def __init__(self, job: Job) -> None:
         if job.device == "cuda" and not torch.cuda.is_available():
@@ -50,6 +52,13 @@ class TransformersEngine:
         dtype = job.dtype if on_gpu else "float32"
         self.numerics = f"everything in {dtype}"
         self._model = load_model(Path(job.model), getattr(torch, dtype)).to(self.device).eval()
+        self._original_head: nn.Linear | None = None
+        if job.original_head is not None:
+            parts = load_file(job.original_head)
+            rows, columns = parts["weight"].shape
+            self._original_head = nn.Linear(columns, rows, bias="bias" in parts)
+            self._original_head.load_state_dict(parts)
+            self._original_head.to(self.device, getattr(torch, dtype))
 
     def score(self, window: Tensor, own_logprobs: bool) -> Scored:
         """Reads a window, int64 ``[sequence]``."""
@@ -66,18 +75,24 @@ class TransformersEngine:
 
     def compare(self, reference: Tensor, candidate: Tensor, targets: Tensor) -> Comparison:
         """Compares what the head makes of two models' hidden states."""
-        states = torch.cat([reference.to(self.device), candidate.to(self.device)])
-        return compare_halves(self._logits(states), targets)
+        if self._original_head is None:
+            states = torch.cat([reference.to(self.device), candidate.to(self.device)])
+            return compare_halves(self._logits(states), targets)
+        logits = [self._logits(reference, original=True), self._logits(candidate)]
+        return compare_halves(torch.cat(logits), targets)
 
     def leads(self, hidden: Tensor) -> Leads:
         """What the head finds most likely after hidden states ``[rows, hidden_size]``."""
         return leads(self._logits(hidden))
 
-    def next_token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def next_token_logprobs(
+        self, hidden: Tensor, targets: Tensor, *, original: bool = False
+    ) -> Tensor:
         """Log likelihood of each target by the head, float32 ``[positions]`` on the CPU."""
-        return next_token_logprobs(self._logits(hidden), targets.to(self.device)).cpu()
+        logits = self._logits(hidden, original=original)
+        return next_token_logprobs(logits, targets.to(self.device)).cpu()
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor, *, original: bool = False) -> Tensor:
         """Logits ``[rows, vocabulary]`` of hidden states ``[rows, hidden_size]``."""
         from transformers.modeling_outputs import MoeModelOutputWithPast
 
@@ -91,10 +106,14 @@ class TransformersEngine:
         given = Given(last_hidden_state=hidden.to(self.device)[None])
         decoder = self._model.base_model
         decoder.forward = lambda **_: given
+        own = self._model.get_output_embeddings()
+        if original and self._original_head is not None:
+            self._model.set_output_embeddings(self._original_head)
         try:
             return self._model(use_cache=False).logits[0]
         finally:
             del decoder.forward
+            self._model.set_output_embeddings(own)
 
     def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Continues token sequences greedily; gives the new tokens of each."""

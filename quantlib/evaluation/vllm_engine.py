@@ -118,7 +118,10 @@ class VllmEngine:
             kv_cache_memory_bytes=_kv_cache_bytes(config, sequence, sequences, job),
             **options,
         )
-        self._llm.apply_model(vllm_model.attach)
+        rounded = self._on_model(vllm_model.attach, original_head=job.original_head)
+        self.tolerance = 0.3 if rounded else 1e-2
+        if rounded:
+            self.numerics += f"; those of the quantized head in {job.dtype}, as it gives them"
 
     def score(self, window: Tensor, own_logprobs: bool) -> Scored:
         """Reads a window, int64 ``[sequence]``."""
@@ -161,10 +164,12 @@ class VllmEngine:
         found: Leads = self._on_model(vllm_model.leads, hidden=hidden)
         return found
 
-    def next_token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def next_token_logprobs(
+        self, hidden: Tensor, targets: Tensor, *, original: bool = False
+    ) -> Tensor:
         """Log likelihood of each target by the head, float32 ``[positions]`` on the CPU."""
         found: Tensor = self._on_model(
-            vllm_model.next_token_logprobs, hidden=hidden, targets=targets
+            vllm_model.next_token_logprobs, hidden=hidden, targets=targets, original=original
         )
         return found
 

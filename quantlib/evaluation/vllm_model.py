@@ -26,6 +26,9 @@ class _Probe:
         device: Where the model is.
         heads: vLLM's modules that compute logits.
         head_dtypes: What each of them computes in by itself.
+        rounded: Whether the head is quantized, so that it computes in no other dtype.
+        original: The rows of the original's head that are this process's, and their biases, where
+            that head is another.
         captured: Final hidden states so far; None while they are not wanted.
     """
 
@@ -34,11 +37,22 @@ class _Probe:
     device: torch.device
     heads: list[Any]
     head_dtypes: list[torch.dtype | None]
+    rounded: bool
+    original: dict[str, Tensor] | None = None
     captured: list[Tensor] | None = None
 
 
-def attach(model: nn.Module) -> None:
-    """Makes a model ready for the other functions."""
+def attach(model: nn.Module, original_head: str | None = None) -> bool:
+    """Makes a model ready for the other functions.
+
+    Args:
+        model: The model.
+        original_head: A file with the head of the model that it is compared with, if that is
+            another.
+
+    Returns:
+        Whether the model's own head is quantized.
+    """
     from vllm.distributed import (
         get_tensor_model_parallel_rank,
         get_tensor_model_parallel_world_size,
@@ -52,7 +66,10 @@ def attach(model: nn.Module) -> None:
         device=next(model.parameters()).device,
         heads=heads,
         head_dtypes=[head.head_dtype for head in heads],
+        rounded=any(map(_is_quantized, _matrices(model))),
     )
+    if original_head is not None:
+        probe.original = _own_rows(_matrices(model)[0], original_head, probe.device)
 
     def capture(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         if probe.captured is not None:
@@ -60,6 +77,47 @@ def attach(model: nn.Module) -> None:
 
     model.register_forward_hook(capture)
     model.__dict__["quantlib_probe"] = probe
+    return probe.rounded
+
+
+def _matrices(model: nn.Module) -> list[Any]:
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    return [part for part in model.modules() if isinstance(part, ParallelLMHead)]
+
+
+def _is_quantized(matrix: Any) -> bool:
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    exact = UnquantizedEmbeddingMethod | UnquantizedLinearMethod
+    return not isinstance(matrix.quant_method, exact)
+
+
+def _own_rows(matrix: Any, path: str, device: torch.device) -> dict[str, Tensor]:
+    """The rows of a head in a file that a process has of its own head, in float32."""
+    from safetensors import safe_open
+
+    place = matrix.shard_indices
+    rows = slice(place.org_vocab_start_index, place.org_vocab_end_index)
+    with safe_open(path, "pt") as file:
+        return {
+            name: file.get_slice(name)[rows].to(device).float()
+            for name in file.keys()  # noqa: SIM118 - it is no mapping
+        }
+
+
+class _OriginalHead:
+    """In the place of vLLM's way to multiply with a head: multiplies with the original's."""
+
+    def __init__(self, parts: dict[str, Tensor]) -> None:
+        self._parts = parts
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The logits of a process, with zeros for the tokens that vLLM fills a vocabulary up by."""
+        weight = self._parts["weight"]
+        logits = nn.functional.linear(x.float(), weight, self._parts.get("bias"))
+        return nn.functional.pad(logits, (0, layer.num_embeddings_per_partition - len(weight)))
 
 
 def start_capture(model: nn.Module, float32_head: bool) -> None:
@@ -115,8 +173,14 @@ def compare(
     Returns:
         The comparison, on the CPU.
     """
-    device = _probe(model).device
-    logits = _logits(model, torch.cat([reference.to(device), candidate.to(device)]))
+    probe = _probe(model)
+    if probe.original is None:
+        states = [reference.to(probe.device), candidate.to(probe.device)]
+        logits = _logits(model, torch.cat(states))
+    else:
+        halves = [_logits(model, reference, original=True), _logits(model, candidate)]
+        here = [half.float() for half in halves if half is not None]
+        logits = torch.cat(here) if here else None
     if logits is None:
         return None
     return metrics.compare_halves(logits, targets)
@@ -130,15 +194,18 @@ def leads(model: nn.Module, hidden: Tensor) -> Leads | None:
 
 
 @torch.inference_mode()
-def next_token_logprobs(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor | None:
+def next_token_logprobs(
+    model: nn.Module, hidden: Tensor, targets: Tensor, *, original: bool = False
+) -> Tensor | None:
     """Log likelihood of each target by the head, float32 ``[positions]`` on the CPU.
 
     Args:
         model: The model with the head.
         hidden: ``[positions, hidden_size]``.
         targets: int64 ``[positions]``.
+        original: Whether the head is to be the original's.
     """
-    logits = _logits(model, hidden)
+    logits = _logits(model, hidden, original=original)
     if logits is None:
         return None
     return metrics.next_token_logprobs(logits, targets.to(logits.device)).cpu()
@@ -149,18 +216,31 @@ def _probe(model: nn.Module) -> _Probe:
     return probe
 
 
-def _logits(model: Any, hidden: Tensor) -> Tensor | None:
-    """Logits in float32: in 16 bits their rounding alone is some KL divergence."""
+def _logits(model: Any, hidden: Tensor, *, original: bool = False) -> Tensor | None:
+    """Logits in float32: in 16 bits their rounding alone is some KL divergence.
+
+    Those of a quantized head are what it gives.
+    """
     probe = _probe(model)
-    _use_float32(probe)
+    methods: list[tuple[Any, Any]] = []
+    if original and probe.original is not None:
+        for matrix in _matrices(model):
+            methods.append((matrix, matrix.quant_method))
+            matrix.quant_method = _OriginalHead(probe.original)
+    else:
+        _use_float32(probe)
     try:
         logits: Tensor | None = model.compute_logits(hidden.to(probe.device))
     finally:
         _use_own_dtypes(probe)
+        for matrix, method in methods:
+            matrix.quant_method = method
     return logits if probe.first else None
 
 
 def _use_float32(probe: _Probe) -> None:
+    if probe.rounded:
+        return
     for head in probe.heads:
         head.head_dtype = torch.float32
 

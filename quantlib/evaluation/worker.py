@@ -41,9 +41,6 @@ from quantlib.runtime.process_group import end_others
 
 _Columns = TypeVar("_Columns", Comparison, Leads)
 _LOGITS_BYTES_AT_ONCE = 1 << 28
-_LOGPROB_TOLERANCE = 1e-2
-"""Nats by which two ways to the same logits may differ; a wrong row or head is off by far more."""
-
 _CHECKED_POSITIONS = 64
 _NOT_OWN = (
     "this version of the engine cannot be used: the captured hidden states do not give the "
@@ -131,7 +128,8 @@ def compare_windows(
     hidden = reference["hidden"]
     vocabulary = engine.count_logits(hidden[0, :1])
     rows = max(1, _LOGITS_BYTES_AT_ONCE // (2 * 4 * vocabulary))
-    _require_agreement(engine, hidden[0], windows[0], reference["logprobs"], _OTHER_HEAD)
+    logprobs = reference["logprobs"]
+    _require_agreement(engine, hidden[0], windows[0], logprobs, _OTHER_HEAD, original=True)
     found: list[Comparison] = []
     leads: list[Leads] = []
     for index, window in enumerate(windows):
@@ -159,14 +157,21 @@ def _joined(join: Callable[[list[Tensor]], Tensor], parts: list[_Columns]) -> _C
 
 
 def _require_agreement(
-    engine: Engine, hidden: Tensor, window: Tensor, logprobs: Tensor, complaint: str
+    engine: Engine,
+    hidden: Tensor,
+    window: Tensor,
+    logprobs: Tensor,
+    complaint: str,
+    *,
+    original: bool = False,
 ) -> None:
     """Requires that the head gives given log likelihoods on a window's last positions."""
     given = logprobs[-_CHECKED_POSITIONS:].cpu()
     targets = window[1:][-_CHECKED_POSITIONS:]
-    found = engine.next_token_logprobs(hidden[-_CHECKED_POSITIONS:], targets)
+    states = hidden[-_CHECKED_POSITIONS:]
+    found = engine.next_token_logprobs(states, targets, original=original)
     error = float((found - given).abs().max())
-    if not error <= _LOGPROB_TOLERANCE and given.isfinite().all():
+    if not error <= engine.tolerance and given.isfinite().all():
         raise QuantlibError(f"{complaint}: they differ by up to {error:.3g} nats")
 
 

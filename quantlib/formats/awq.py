@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantlib.formats.base import BaseFormat, CheckpointScheme, SchemeOf
+from quantlib.formats.base import BaseFormat, CheckpointScheme, SchemeOf, padding_problem
 from quantlib.formats.registry import format_registry
 from quantlib.schemes import Activations, LinearScheme, WeightScheme
 
@@ -40,6 +40,7 @@ class AWQFormat(BaseFormat):
 
     name = "awq"
     vllm_name = "awq"
+    row_axis = 1
 
     def scheme_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why the format, or vLLM reading it, cannot hold a scheme; None where they can."""
@@ -56,6 +57,10 @@ class AWQFormat(BaseFormat):
     def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why vLLM cannot serve the scheme on a CPU, though on a GPU; None where it can."""
         return None
+
+    def head_problem(self, scheme: LinearScheme, rows: int) -> str | None:
+        """Why vLLM cannot read a head in a scheme that it serves otherwise; None where it can."""
+        return padding_problem(rows)
 
     def tensors(self, linear: QuantizedLinear, activations: Activations) -> dict[str, Tensor]:
         """The tensors of a linear, by the last part of their names."""
@@ -89,7 +94,8 @@ class AWQFormat(BaseFormat):
         what :meth:`read_schemes` needs; vLLM goes by ``zero_point``.
         """
         weights = scheme.schemes[0].scheme.weights
-        return {
+        head = {"lm_head": True} if scheme.head else {}
+        return head | {
             "quant_method": "awq",
             "version": "gemm",
             "bits": weights.bits,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +25,8 @@ class SchemeTargets:
     Attributes:
         scheme: Of weights and activations.
         names: Regular expressions that together match the full names of the linears, as vLLM and
-            as the checkpoint have them, and nothing else of the model.
+            as the checkpoint have them, and nothing else of the model. Of the first scheme only
+            the head and the embeddings are named.
     """
 
     scheme: LinearScheme
@@ -44,6 +45,7 @@ class CheckpointScheme:
         exact_fused: Names that vLLM gives to fused linears that are not quantized.
         exact_modules: Full names of modules of which no linear is quantized: the experts of a
             block.
+        head: Whether the head is quantized.
     """
 
     format: str
@@ -51,6 +53,7 @@ class CheckpointScheme:
     exact: tuple[str, ...]
     exact_fused: tuple[str, ...]
     exact_modules: tuple[str, ...] = ()
+    head: bool = False
 
 
 class BaseFormat(ABC):
@@ -62,12 +65,14 @@ class BaseFormat(ABC):
         emulated: Whether what vLLM serves on GPUs alone is emulated by the worker that judges on
             CPUs (:mod:`quantlib.evaluation.emulated_linears`).
         experts_emulated: The same of experts.
+        row_axis: The axis along which the output channels lie of every tensor with two.
     """
 
     name: ClassVar[str]
     vllm_name: ClassVar[str]
     emulated: ClassVar[bool] = False
     experts_emulated: ClassVar[bool] = False
+    row_axis: ClassVar[int] = 0
 
     @abstractmethod
     def scheme_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
@@ -89,9 +94,37 @@ class BaseFormat(ABC):
         """Why vLLM cannot serve experts in the scheme on a CPU; None where it can."""
         return "vLLM's CPU kernels for quantized experts need AMX instructions"
 
+    def head_problem(self, scheme: LinearScheme, rows: int) -> str | None:
+        """Why vLLM cannot read a head in a scheme that it serves otherwise; None where it can.
+
+        Args:
+            scheme: Of the head.
+            rows: How many tokens it gives logits of.
+        """
+        return None
+
+    def embeddings_problem(self, scheme: LinearScheme) -> str | None:
+        """Why vLLM cannot read embeddings in a scheme that it serves otherwise."""
+        return "vLLM reads quantized embeddings in compressed-tensors only"
+
     @abstractmethod
     def tensors(self, linear: QuantizedLinear, activations: Activations) -> dict[str, Tensor]:
         """The tensors of a linear, by the last part of their names."""
+
+    def joined(self, pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of a linear from those of its rows, some in each piece.
+
+        Args:
+            pieces: What :meth:`tensors` gave; each but the last of a multiple of 128 rows.
+        """
+        import torch
+
+        return {
+            name: first
+            if first.ndim == 1
+            else torch.cat([piece[name] for piece in pieces], self.row_axis)
+            for name, first in pieces[0].items()
+        }
 
     @abstractmethod
     def parse(self, tensors: Mapping[str, Tensor], weights: WeightScheme) -> QuantizedLinear:
@@ -108,3 +141,19 @@ class BaseFormat(ABC):
         Returns:
             Gives the scheme of the linear of a full name; None for one that stays exact.
         """
+
+
+_VOCABULARY_MULTIPLE = 64
+
+
+def padding_problem(rows: int) -> str | None:
+    """Why a head with its output channels along the second axis cannot be read.
+
+    ``VocabParallelEmbedding.weight_loader`` of vLLM fills up the first axis only.
+    """
+    if rows % _VOCABULARY_MULTIPLE == 0:
+        return None
+    return (
+        f"vLLM fills a vocabulary up to a multiple of {_VOCABULARY_MULTIPLE}, and {rows} tokens "
+        "are none, which it can in compressed-tensors only"
+    )

@@ -219,6 +219,36 @@ class CompressedTensorsFormat(BaseFormat):
             return "vLLM has no kernel for experts with asymmetric 8-bit weights"
         return None
 
+    def head_problem(self, scheme: LinearScheme, rows: int) -> str | None:
+        """Why vLLM cannot read a head in a scheme that it serves otherwise; None where it can."""
+        weights = scheme.weights
+        if weights.block_rows > 1:
+            return "vLLM reads no scales of blocks of a head's rows; use FP8 or FP8_DYNAMIC"
+        if not weights.symmetric and rows % (32 // weights.bits):
+            return (
+                f"vLLM reads zero points of a head where {32 // weights.bits} divides the "
+                f"vocabulary, {rows}; use symmetric weights"
+            )
+        return None
+
+    def embeddings_problem(self, scheme: LinearScheme) -> str | None:
+        """Why vLLM cannot read embeddings in a scheme that it serves otherwise."""
+        weights = scheme.weights
+        if weights.type != "int" or not weights.symmetric or scheme.activations != "none":
+            return (
+                "vLLM looks up whole numbers, symmetric and with 16-bit activations, only; use "
+                "W8A16 or W4A16"
+            )
+        return None
+
+    def joined(self, pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of a linear from those of its rows, some in each piece."""
+        tensors = super().joined(pieces)
+        if "weight_shape" in tensors:
+            rows = sum(int(piece["weight_shape"][0]) for piece in pieces)
+            tensors["weight_shape"][0] = rows
+        return tensors
+
     def tensors(self, linear: QuantizedLinear, activations: Activations) -> dict[str, Tensor]:
         """The tensors of a linear, by the last part of their names."""
         import torch
@@ -322,7 +352,7 @@ class CompressedTensorsFormat(BaseFormat):
             ],
             "config_groups": {
                 f"group_{number}": {
-                    "targets": list(each.names) if number else ["Linear"],
+                    "targets": [*([] if number else ["Linear"]), *each.names],
                     "format": _layout(each.scheme),
                     "weights": _weights(each.scheme.weights),
                     "input_activations": _input_activations(each.scheme.activations),

@@ -16,7 +16,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from quantlib.formats.base import BaseFormat, CheckpointScheme, SchemeOf
+from quantlib.formats.base import BaseFormat, CheckpointScheme, SchemeOf, padding_problem
 from quantlib.formats.registry import format_registry
 from quantlib.schemes import Activations, LinearScheme, WeightScheme
 
@@ -35,6 +35,7 @@ class GPTQFormat(BaseFormat):
     name = "gptq"
     vllm_name = "gptq"
     emulated = True
+    row_axis = 1
 
     def scheme_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why the format, or vLLM reading it, cannot hold a scheme; None where they can."""
@@ -57,6 +58,10 @@ class GPTQFormat(BaseFormat):
     def cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why vLLM cannot serve the scheme on a CPU, though on a GPU; None where it can."""
         return "vLLM has no CPU kernel for 8-bit weights alone" if weights.bits == 8 else None
+
+    def head_problem(self, scheme: LinearScheme, rows: int) -> str | None:
+        """Why vLLM cannot read a head in a scheme that it serves otherwise; None where it can."""
+        return padding_problem(rows)
 
     def tensors(self, linear: QuantizedLinear, activations: Activations) -> dict[str, Tensor]:
         """The tensors of a linear, by the last part of their names."""
@@ -128,7 +133,7 @@ class GPTQFormat(BaseFormat):
             "group_size": rest.scheme.weights.group_size,
             "sym": True,
             "desc_act": False,
-            "lm_head": False,
+            "lm_head": scheme.head,
             "dynamic": dynamic,
         }
 

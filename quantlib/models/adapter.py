@@ -49,5 +49,7 @@ class BaseModelAdapter(ModelFamily):
         output: Path,
         parts: Mapping[str, Mapping[str, TensorInfo]],
         quantization_config: Mapping[str, Any],
+        *,
+        unties: bool = False,
     ) -> None:
         """Writes what makes files of tensors a checkpoint: the index and the config."""

@@ -78,6 +78,9 @@ def layout_of_names(checkpoint: Checkpoint, problems: Sequence[Problem]) -> Layo
     if not any(kind.shapes for kind in kinds):
         raise InvalidInputError([*problems, _no_blocks(shapes)])
     head = _head(outer, embedding)
+    tied = bool(checkpoint.config.get("tie_word_embeddings", False))
+    of_tokens = _matrix(outer.get(f"{embedding}.weight"))
+    of_head = of_tokens if tied else _matrix(outer.get(f"{head}.weight"))
     architectures = checkpoint.config.get("architectures") or ("",)
     outside = outside_of(outer, run.prefix, {embedding, head})
     drafting = drafting_of(outer, outside)
@@ -89,7 +92,9 @@ def layout_of_names(checkpoint: Checkpoint, problems: Sequence[Problem]) -> Layo
         kind_of=tuple(kind_of),
         embedding=embedding,
         head=head or "lm_head",
-        tied=bool(checkpoint.config.get("tie_word_embeddings", False)),
+        tied=tied,
+        embedding_shape=of_tokens,
+        head_shape=of_head,
         obstacles=tuple(
             Obstacle(where=each.where, what=each.what, remedy=each.remedy) for each in problems
         ),
@@ -97,6 +102,10 @@ def layout_of_names(checkpoint: Checkpoint, problems: Sequence[Problem]) -> Layo
         drafting=tuple(drafting),
         draft_blocks=draft_blocks_of(drafting, kinds, kind_of),
     )
+
+
+def _matrix(shape: Shape | None) -> tuple[int, int]:
+    return (shape[0], shape[1]) if shape is not None and len(shape) == 2 else (0, 0)
 
 
 @dataclass(frozen=True)

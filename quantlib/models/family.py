@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.models.layout import ANY_EXPERT, EXPERT_PARTS, Layout, SharedInput, without_expert
 from quantlib.models.naming import DRAFTING
+from quantlib.schemes import OuterKind
 
 if TYPE_CHECKING:
     from quantlib.models.skeleton import Skeleton
@@ -63,18 +64,31 @@ class ModelFamily(ABC):
 
     @property
     def embedding(self) -> str:
-        """Name of the token embedding; it is never quantized."""
+        """Name of the token embedding."""
         return self.layout.embedding
 
     @property
     def head(self) -> str:
-        """Name of the linear that gives the logits; it is never quantized."""
+        """Name of the linear that gives the logits."""
         return self.layout.head
 
     @property
     def tied(self) -> bool:
         """Whether the head is the embedding."""
         return self.layout.tied
+
+    def outer_module(self, kind: OuterKind) -> str:
+        """The full name of what lies outside of the blocks."""
+        return self.head if kind == "lm_head" else self.embedding
+
+    def outer_shape(self, kind: OuterKind) -> tuple[int, int]:
+        """``(out_features, in_features)`` of it; zeros where there is nothing of the kind."""
+        layout = self.layout
+        return layout.head_shape if kind == "lm_head" else layout.embedding_shape
+
+    def outer_names(self, kind: OuterKind) -> tuple[str, ...]:
+        """What a config names it by, for vLLM to read codes; empty where it reads none."""
+        return (self.outer_module(kind),)
 
     @property
     def drafts(self) -> bool:

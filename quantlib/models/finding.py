@@ -92,6 +92,8 @@ def _walked_layout(checkpoint: Checkpoint, folds: bool) -> Layout:
         embedding=embedding,
         head=head,
         tied=bool(getattr(skeleton.config, "tie_word_embeddings", False)),
+        embedding_shape=_matrix_shape(skeleton.model.get_input_embeddings()),
+        head_shape=_matrix_shape(skeleton.model.get_output_embeddings()),
         renamed=renamed,
         axes=axes,
         embeds_cross=crosses,
@@ -100,6 +102,12 @@ def _walked_layout(checkpoint: Checkpoint, folds: bool) -> Layout:
         drafting=tuple(drafting),
         draft_blocks=draft_blocks_of(drafting, kinds, kind_of),
     )
+
+
+def _matrix_shape(module: nn.Module | None) -> tuple[int, int]:
+    weight = getattr(module, "weight", None)
+    shape = tuple(getattr(weight, "shape", ()))
+    return (shape[0], shape[1]) if len(shape) == 2 else (0, 0)
 
 
 def _disk_prefix(skeleton: Skeleton, names: Names) -> str:

@@ -62,6 +62,10 @@ class VllmNames:
         self._never = frozenset(row.get("never", ()))
         self._spelled: Mapping[str, list[str]] = row.get("spelled", {})
         self._experts: Mapping[str, Mapping[str, Any]] = row.get("experts", {})
+        self._outer: Mapping[str, list[str]] = {
+            "lm_head": row.get("head", []),
+            "embeddings": row.get("embedding", []),
+        }
         self._whole = {
             name: fused for fused, parts in row.get("fused", {}).items() for name in parts
         }
@@ -134,6 +138,17 @@ class VllmNames:
                     before, numbered, _ = other.partition("*")
                     found.append(before if numbered else other)
         return tuple(dict.fromkeys(found))
+
+    def outer(self, kind: str) -> tuple[str, ...]:
+        """What a config names the head or the embedding by, for vLLM to read its codes.
+
+        Args:
+            kind: ``lm_head`` or ``embeddings``.
+
+        Returns:
+            The name on disk first, or a class; empty where vLLM reads no codes.
+        """
+        return tuple(_filled(name, []) for name in self._outer[kind])
 
     def never(self, module: str) -> bool:
         """Whether vLLM takes a weight for exact whatever a config says: it must stay exact."""

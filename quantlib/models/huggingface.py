@@ -17,7 +17,8 @@ from quantlib.models.fusion import VllmNames, vllm_names
 from quantlib.models.layout import ANY_EXPERT, of_expert, without_expert
 from quantlib.models.naming import OUTSIDE, VISION
 from quantlib.models.registry import model_registry
-from quantlib.models.servable import with_causal_architecture
+from quantlib.models.servable import untied, with_causal_architecture
+from quantlib.schemes import OuterKind
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +103,13 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         name = self.linear_name(block, linear)
         return (name,) if self._vllm is None else self._vllm.spelled(name)
 
+    def outer_names(self, kind: OuterKind) -> tuple[str, ...]:
+        """What a config names it by, for vLLM to read codes; empty where it reads none."""
+        if self._vllm is None:
+            return super().outer_names(kind)
+        names = self._vllm.outer(kind)
+        return tuple(dict.fromkeys((self.outer_module(kind), *names))) if names else ()
+
     def outside(self, rounded: Collection[str] = ()) -> tuple[str, ...]:
         """Linears outside of the blocks, and with a dot at the end modules, as vLLM names them too.
 
@@ -183,6 +191,8 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
         output: Path,
         parts: Mapping[str, Mapping[str, TensorInfo]],
         quantization_config: Mapping[str, Any],
+        *,
+        unties: bool = False,
     ) -> None:
         """Writes what makes files of tensors a checkpoint: the index and the config.
 
@@ -194,12 +204,15 @@ class BaseHuggingFaceAdapter(BaseModelAdapter):
             parts: The headers of the checkpoint's safetensors files, by file name. The files are
                 not touched.
             quantization_config: What vLLM and transformers read to load the parts.
+            unties: Whether the head, which was the embedding, is now a tensor of its own.
         """
         placed = {tensor: part for part, tensors in parts.items() for tensor in tensors}
         total = sum(info.bytes for tensors in parts.values() for info in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
         _write_json(output / INDEX_NAME, index)
         config, _ = without_code(CONFIG_NAME, with_causal_architecture(self.config))
+        if unties:
+            config = untied(config)
         config["quantization_config"] = dict(quantization_config)
         _write_json(output / CONFIG_NAME, config)
 

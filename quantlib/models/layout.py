@@ -162,6 +162,8 @@ class Layout(_Data):
         embedding: The tensor with the token embedding.
         head: The linear that gives the logits.
         tied: Whether the head is the embedding.
+        embedding_shape: Tokens, and channels of their vectors; zeros where that is not known.
+        head_shape: ``(out_features, in_features)`` of the head; zeros where there is none.
         renamed: The names that vLLM and transformers know, for tensors that are stored by others:
             one, or those of equal parts that lie one after the other.
         axes: Along which axis samples lie in what crosses between blocks, where it is not the
@@ -185,6 +187,8 @@ class Layout(_Data):
     embedding: str
     head: str
     tied: bool
+    embedding_shape: tuple[int, int] = (0, 0)
+    head_shape: tuple[int, int] = (0, 0)
     renamed: Mapping[str, tuple[str, ...]] = {}
     axes: Mapping[str, int] = {}
     embeds_cross: bool = False

@@ -46,3 +46,14 @@ def with_causal_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     if causal is None or named[0] not in (None, modeling_auto.MODEL_MAPPING_NAMES.get(model_type)):
         return dict(config)
     return dict(config) | {"architectures": [causal]}
+
+
+def untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model whose head is a tensor of its own, for all who read it.
+
+    vLLM looks at the language model's part, transformers at the whole.
+    """
+    found = dict(config) | {"tie_word_embeddings": False}
+    if isinstance(text := config.get("text_config"), Mapping):
+        found["text_config"] = dict(text) | {"tie_word_embeddings": False}
+    return found

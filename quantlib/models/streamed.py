@@ -128,6 +128,8 @@ class StreamedModel:
         blocks: range,
         boundary: Mapping[str, Tensor] | None = None,
         illustrated: Iterable[Mapping[str, Tensor]] | None = None,
+        *,
+        to_head: bool = False,
     ) -> BlockWalk:
         """Sends tokens through a range of blocks.
 
@@ -138,6 +140,7 @@ class StreamedModel:
                 model's first block.
             illustrated: Samples with images, each what the model's own forward is given of it; they
                 come behind those of tokens alone, and one at a time. None where there are none.
+            to_head: Whether they go on to the head after the last block of the model.
 
         Raises:
             InvalidInputError: The model's forward refuses a sample with images.
@@ -145,7 +148,7 @@ class StreamedModel:
         if tokens is None:
             assert boundary is not None
             tokens = self._any_tokens(boundary)
-        return BlockWalk(self, tokens, blocks, boundary, illustrated)
+        return BlockWalk(self, tokens, blocks, boundary, illustrated, to_head=to_head)
 
     def _any_tokens(self, boundary: Mapping[str, Tensor]) -> Tensor:
         """Tokens as many as there are hidden states."""
@@ -195,6 +198,8 @@ class BlockWalk:
         blocks: range,
         boundary: Mapping[str, Tensor] | None,
         illustrated: Iterable[Mapping[str, Tensor]] | None,
+        *,
+        to_head: bool = False,
     ) -> None:
         self._model = model
         self._blocks = blocks
@@ -219,7 +224,7 @@ class BlockWalk:
         self._of_tokens = len(batches)
         given = chain(batches, one_by_one(illustrated or (), model.device, model.dtype))
         try:
-            self._walk = Walk(model.reader, given, blocks, boundaries)
+            self._walk = Walk(model.reader, given, blocks, boundaries, to_head=to_head)
         except ValueError as error:
             if not images:
                 raise
@@ -311,6 +316,14 @@ class BlockWalk:
         """Computes a block without stopping."""
         for _ in self.standings(block, ()):
             pass
+
+    def head_inputs(self) -> Iterator[Tensor]:
+        """What the head reads of each batch, after the last block; they go no further.
+
+        Yields:
+            ``[..., in_features]``.
+        """
+        return self._walk.head_inputs()
 
     def boundary(self) -> dict[str, Tensor]:
         """What the block that was just computed hands on, on the CPU, in the dtype of the model."""

@@ -32,7 +32,7 @@ class Stop:
     """A forward that stands before something.
 
     Attributes:
-        kind: ``block``, ``linear``, ``expert`` or ``end``.
+        kind: ``block``, ``linear``, ``expert``, ``end`` or, after the last block, ``head``.
         block: Index of the block.
         name: The module within the block.
         value: The input; of a block its arguments, at its end what it gives.
@@ -101,8 +101,11 @@ class Forward:
 class Hooks:
     """The places where forwards stop."""
 
-    def __init__(self, skeleton: Skeleton, blocks: range) -> None:
+    def __init__(self, skeleton: Skeleton, blocks: range, *, to_head: bool = False) -> None:
         self._handles: list[Any] = []
+        if to_head:
+            head = skeleton.model.get_output_embeddings()
+            self._handles.append(head.register_forward_pre_hook(_at_head(blocks.stop - 1)))
         self._experts = [module for index in blocks for module in skeleton.experts[index].values()]
         for index in blocks:
             block = skeleton.blocks[index]
@@ -146,6 +149,10 @@ def _at_linear(index: int, name: str) -> Callable[..., Any]:
     return hook
 
 
+def _at_head(index: int) -> Callable[..., Any]:
+    return lambda _module, arguments: halt(Stop("head", index, value=arguments[0]))
+
+
 def _at_expert(
     module: Any, expert: int, down: bool, x: Tensor, everyone: Callable[[], Tensor]
 ) -> None:
@@ -176,6 +183,8 @@ class Walk:
         batches: Iterable[Mapping[str, Any]],
         blocks: range,
         boundaries: Sequence[Boundary] | None = None,
+        *,
+        to_head: bool = False,
     ) -> None:
         """Starts the forwards and brings them to the first block.
 
@@ -186,11 +195,13 @@ class Walk:
             blocks: The blocks to go through.
             boundaries: What stood before the first of them, for each batch; None where that is the
                 model's first block.
+            to_head: Whether they go on to the head after the last block.
         """
         self.reader = reader
+        self._to_head = to_head
         self.blocks = blocks
         skeleton = reader.skeleton
-        self._hooks = Hooks(skeleton, blocks)
+        self._hooks = Hooks(skeleton, blocks, to_head=to_head)
         self._skipped = [skeleton.blocks[index] for index in range(blocks.start)]
         self._forwards = []
         self._at: list[Stop | None] = []
@@ -212,10 +223,11 @@ class Walk:
             self._at.append(stop)
 
     def _body(self, batch: dict[str, Any]) -> Callable[[], None]:
-        base = self.reader.skeleton.base
+        skeleton = self.reader.skeleton
+        whole = skeleton.model if self._to_head else skeleton.base
 
         def body() -> None:
-            base(**batch, use_cache=False)
+            whole(**batch, use_cache=False)
 
         return body
 
@@ -301,6 +313,21 @@ class Walk:
     def outputs(self) -> list[Tensor]:
         """Hidden states after the block whose end the batches stand at."""
         return [first_tensor(stop.value) for stop in self._at if stop is not None]
+
+    def head_inputs(self) -> Iterator[Tensor]:
+        """What the head reads of each batch; they stand at the end of the last block, and go.
+
+        Yields:
+            ``[..., in_features]``, of one batch at a time.
+        """
+        for number, forward in enumerate(self._forwards):
+            self._at[number] = None
+            stop = forward.go()
+            if stop is None or stop.kind != "head":
+                raise RuntimeError("the forward does not come to the head")
+            yield stop.value
+            del stop
+            forward.close()
 
     def boundaries(self) -> list[Boundary]:
         """What each batch brings to the next block, while they stand at the end of one."""

@@ -130,6 +130,7 @@ def quantize_memory(
     codes = block  # a byte each until the block is written
     seen, tower = _of_images(sizes, hidden, product_bytes)
     outside = tower + sizes.embedding_bytes * bool(tower)
+    outside = max([outside, *(batches.held_in_pieces(*shape) for shape in sizes.outer)])
     if not hardware.is_gpu:
         stream = _STREAM_COPIES * 4 * hidden
         return Memory(BASE + seen + stream + max(held + block * product_bytes + codes, outside))

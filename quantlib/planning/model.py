@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
 from quantlib.checks.linears import linear_schemes
+from quantlib.checks.outer import outer_schemes, unties
 from quantlib.checks.scheme import batches_experts
 from quantlib.formats.stored_bytes import stored_bytes
 from quantlib.models import BaseModelAdapter
@@ -69,6 +70,7 @@ class ModelSizes:
         total_bytes: Of the whole checkpoint.
         quantized_bytes: About that of the quantized one.
         tower_elements: Numbers in what images go through; 0 where there are none in the text.
+        outer: ``(out_features, in_features)`` of the head and the embeddings, where quantized.
     """
 
     blocks: int
@@ -82,6 +84,7 @@ class ModelSizes:
     total_bytes: int
     quantized_bytes: int
     tower_elements: int = 0
+    outer: tuple[tuple[int, int], ...] = ()
 
 
 def model_sizes(
@@ -115,10 +118,18 @@ def model_sizes(
                 groups.append(GroupSize(shapes[0][1], outputs, linears, experts, routed))
     total = quantized = sum(info.bytes for info in checkpoint.tensors.values())
     stored = DTYPE_BYTES[adapter.stored_dtype(checkpoint)]
-    for block, schemes in enumerate(by_block):
-        for linear, scheme in schemes.items():
-            rows, columns = adapter.linear_shape(block, linear)
-            quantized += stored_bytes(scheme.weights, rows, columns) - rows * columns * stored
+    shaped = [
+        (scheme, adapter.linear_shape(block, linear))
+        for block, schemes in enumerate(by_block)
+        for linear, scheme in schemes.items()
+    ]
+    outer = outer_schemes(recipe.quantization, adapter)
+    shaped += [(scheme, adapter.outer_shape(kind)) for kind, scheme in outer.items()]
+    if unties(recipe.quantization, adapter):
+        rows, columns = adapter.layout.head_shape
+        quantized += rows * columns * stored
+    for scheme, (rows, columns) in shaped:
+        quantized += stored_bytes(scheme.weights, rows, columns) - rows * columns * stored
     embedding = checkpoint.tensors.get(f"{adapter.embedding}.weight")
     hidden_size = adapter.text_config.get("hidden_size")
     if not isinstance(hidden_size, int):  # of a family that nobody knows
@@ -139,6 +150,7 @@ def model_sizes(
             for name, info in checkpoint.tensors.items()
             if images and not VISION.isdisjoint(name.split("."))
         ),
+        outer=tuple(map(adapter.outer_shape, outer)),
     )
 
 

@@ -1,4 +1,4 @@
-"""How many experts are quantized at once. Imports no torch: plans go by it too."""
+"""How much is quantized at once. Imports no torch: plans go by it too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ HESSIAN_COPIES = 8
 
 WEIGHT_COPIES = 5
 """The same of the weight's size in float32."""
+
+PIECE_ELEMENTS = 1 << 26
+"""Weights that are quantized at once of a matrix with many rows: 256 MiB of float32."""
 
 _MOST_BYTES = {"cpu": 64 << 20}
 _MOST_BYTES_ACCELERATOR = 4 << 30
@@ -22,6 +25,18 @@ def held_bytes(rows: int, columns: int) -> int:
         columns: Input channels.
     """
     return 4 * (HESSIAN_COPIES * columns**2 + WEIGHT_COPIES * rows * columns)
+
+
+def held_in_pieces(rows: int, columns: int) -> int:
+    """What quantizing a matrix with many rows holds at its peak, some rows at a time.
+
+    Its codes are there twice at the end: in pieces, and as one.
+
+    Args:
+        rows: Output channels.
+        columns: Input channels.
+    """
+    return held_bytes(min(rows, PIECE_ELEMENTS // columns), columns) + 2 * rows * columns
 
 
 def experts_at_once(shapes: Iterable[tuple[int, int]], device: str) -> int:

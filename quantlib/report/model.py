@@ -155,7 +155,7 @@ class PartSize(Part):
 
     part: Annotated[
         str,
-        Field(description="A kind of linears; embeddings, towers, draft layers or others."),
+        Field(description="A kind of linears; embeddings, head, towers, draft layers or others."),
     ]
     scheme: Annotated[str, Field(description="Its name, and the size of groups; or exact.")]
     linears: Annotated[int, Field(description="Linears that are quantized.")]

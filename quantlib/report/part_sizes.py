@@ -11,10 +11,13 @@ from quantlib.checks.kinds import kind_of
 from quantlib.models.family import ModelFamily
 from quantlib.models.naming import DRAFTS, VISION
 from quantlib.report.model import PartSize
-from quantlib.schemes import EXACT, LinearScheme
+from quantlib.schemes import EXACT, LinearScheme, OuterKind
 
 _REST = "norms, routers and others"
-_FIRST = ("attention", "linear attention", "MLP", "experts", "shared experts", "embeddings")
+_FIRST = (
+    *("attention", "linear attention", "MLP", "experts", "shared experts"),
+    *("embeddings", "head"),
+)
 
 Key = tuple[str, str]
 """A part and a scheme."""
@@ -25,6 +28,7 @@ def part_sizes(
     written: Mapping[str, TensorInfo],
     adapter: ModelFamily,
     by_block: Sequence[Mapping[str, LinearScheme]],
+    outer: Mapping[OuterKind, LinearScheme],
 ) -> list[PartSize]:
     """What each part of a model takes, those of linears first.
 
@@ -33,6 +37,7 @@ def part_sizes(
         written: The checkpoint's tensors, by name.
         adapter: The model's family.
         by_block: The schemes of the linears that are quantized, by block and name within it.
+        outer: Those of the head and the embeddings, where they are quantized.
     """
     keys: dict[str, Key] = {}
     linears: Counter[Key] = Counter()
@@ -44,6 +49,12 @@ def part_sizes(
             rows, columns = adapter.linear_shape(block, linear)
             weights[key] += rows * columns
             linears[key] += 1
+    for kind, scheme in outer.items():
+        key = ("head" if kind == "lm_head" else kind, scheme.words)
+        keys[adapter.outer_module(kind)] = key
+        rows, columns = adapter.outer_shape(kind)
+        weights[key] += rows * columns
+        linears[key] += 1
     exact = {
         adapter.linear_name(block, linear)
         for block in range(adapter.blocks)
@@ -55,7 +66,7 @@ def part_sizes(
         quantized = keys.get(module)
         key = quantized or (_REST if module in exact else _part(name, info, adapter), EXACT)
         stored[key] += info.bytes
-        if quantized is None and name in original.tensors:
+        if quantized is None and (name in original.tensors or module == adapter.head):
             weights[key] += info.elements
     # Linears of draft layers that were rounded have other tensors than they had.
     for name, info in original.tensors.items():
@@ -82,8 +93,10 @@ def _kind(linear: str) -> str:
 def _part(name: str, info: TensorInfo, adapter: ModelFamily) -> str:
     """What a tensor is of that is no quantized linear's."""
     module = name.rpartition(".")[0]
-    if module in (adapter.embedding, adapter.head):
+    if module == adapter.embedding:
         return "embeddings"
+    if module == adapter.head:
+        return "head"
     if not VISION.isdisjoint(name.split(".")):
         return "towers"
     if DRAFTS.search(name) or any(map(name.startswith, adapter.layout.draft_blocks)):

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import DTYPE_BYTES
-from quantlib.checks.linears import deciding_rule, is_unsuited, linear_schemes, matches
+from quantlib.checks.linears import deciding_rule, is_unsuited, linear_schemes
 from quantlib.checks.model import sharing_problems
 from quantlib.checks.scheme import AUTOMATIC_SIZES, is_size_supported, resolve_format
 from quantlib.formats import format_registry
 from quantlib.formats.stored_bytes import stored_bytes
 from quantlib.models import BaseModelAdapter
 from quantlib.models.layout import ANY_EXPERT, without_expert
+from quantlib.models.patterns import matches
 from quantlib.recipe import AskedRecipe, QuantizationSection, Recipe
 from quantlib.schemes import EXACT, LinearScheme, SchemeRule
 

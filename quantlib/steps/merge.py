@@ -17,6 +17,7 @@ from quantlib.checkpoint.remote_code import is_config, without_code
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checks.group_size import why
 from quantlib.checks.linears import checkpoint_scheme, linear_schemes, rounded_draft_names
+from quantlib.checks.outer import outer_schemes, unties
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.formats import format_registry
@@ -137,7 +138,9 @@ def _merge(
     scheme = checkpoint_scheme(recipe.quantization, adapter)
     quantizer = quantizer_registry.get_quantizer(recipe.quantization.method)(recipe.quantization)
     folder = output.local(INDEX_NAME).parent
-    adapter.save_model(original, folder, parts, quantizer._add_vllm_compatibility(scheme))
+    untie = unties(recipe.quantization, adapter)
+    stated = quantizer._add_vllm_compatibility(scheme)
+    adapter.save_model(original, folder, parts, stated, unties=untie)
     output.add(INDEX_NAME)
     output.add(CONFIG_NAME)
     vllm_config = VllmConfig.model_validate(
@@ -152,13 +155,20 @@ def _merge(
     output.add_json(LINEARS_NAME, errors)
     by_block = linear_schemes(recipe.quantization, adapter)
     tensors = {name: info for part in parts.values() for name, info in part.items()}
-    sizes = part_sizes(original, tensors, adapter, by_block)
+    outer_quantized = outer_schemes(recipe.quantization, adapter)
+    sizes = part_sizes(original, tensors, adapter, by_block, outer_quantized)
     rounded = [f"{name}.weight" for name in rounded_draft_names(recipe.quantization, adapter)]
     if rounded:
         output.remarks.append(
             f"{plural(len(rounded), 'linear')} of layers that draft tokens were rounded without "
             "calibration."
         )
+    if untie:
+        output.remarks.append(
+            f"{adapter.head} was {adapter.embedding}, and is a tensor of its own now."
+        )
+    if outer_quantized:
+        output.facts["outer"] = list(outer_quantized)
     if chosen := why(recipe, adapter):
         output.facts["group_size"] = chosen
     output.facts |= {

@@ -10,12 +10,14 @@ from quantlib.checkpoint.index import same_bytes
 from quantlib.checks.group_size import settle
 from quantlib.checks.linears import linear_schemes, rounded_draft_names
 from quantlib.checks.model import exact_in_words, model_problems, unsuited_in_words
+from quantlib.checks.outer import calibrates_head, outer_schemes
 from quantlib.checks.recipe import asked_from_text
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
 from quantlib.evaluation.judging import not_by_kernels
 from quantlib.formats.gpus import on_gpu
 from quantlib.models import BaseModelAdapter
+from quantlib.models.family import ModelFamily
 from quantlib.planning import (
     Hardware,
     Limits,
@@ -28,7 +30,7 @@ from quantlib.planning import (
 )
 from quantlib.planning.estimate import MOST_RANGES
 from quantlib.planning.show import markdown
-from quantlib.recipe import AskedRecipe, Recipe
+from quantlib.recipe import AskedRecipe, QuantizationSection, Recipe
 from quantlib.report.text import plural
 from quantlib.search.choosing import tried_recipe
 from quantlib.steps.contract import StepCall
@@ -160,7 +162,7 @@ def serving_lines(recipe: Recipe, adapter: BaseModelAdapter, hardware: Hardware)
         scheme: None
         for schemes in linear_schemes(recipe.quantization, adapter)
         for scheme in schemes.values()
-    }
+    } | dict.fromkeys(outer_schemes(recipe.quantization, adapter).values())
     found = ((scheme.words, on_gpu(scheme, hardware.capability)) for scheme in used)
     return [f"{words}, served on {hardware.name}: {lack}" for words, lack in found if lack]
 
@@ -203,8 +205,8 @@ def _estimated(
 def plan_ranges(recipe: Recipe, adapter: BaseModelAdapter, wanted: int) -> list[tuple[int, int]]:
     """Consecutive ranges with about equally many parameters to quantize.
 
-    The ranges reach from the first to the last block that is quantized. Blocks between them that
-    stay exact belong to a range, for calibration passes through them.
+    The ranges reach from the first block that is quantized to :func:`last_block`. Blocks between
+    them that stay exact belong to a range, for calibration passes through them.
 
     Args:
         recipe: Which blocks are quantized.
@@ -229,7 +231,18 @@ def plan_ranges(recipe: Recipe, adapter: BaseModelAdapter, wanted: int) -> list[
         # Every range keeps at least one quantized block.
         cuts.append(min(max(nearest, cuts[-1] + 1), len(quantized) - (count - number)))
     starts = [quantized[cut] for cut in cuts]
-    return list(zip(starts, [*starts[1:], quantized[-1] + 1], strict=True))
+    end = last_block(recipe.quantization, adapter) + 1
+    return list(zip(starts, [*starts[1:], end], strict=True))
+
+
+def last_block(section: QuantizationSection, adapter: ModelFamily) -> int:
+    """The block at which the ranges end.
+
+    That is the last one that is quantized, or of the model, where tokens go on to the head.
+    """
+    if calibrates_head(section, adapter):
+        return adapter.blocks - 1
+    return max(block for block, schemes in enumerate(linear_schemes(section, adapter)) if schemes)
 
 
 def parse_range(text: str) -> tuple[int, int]:

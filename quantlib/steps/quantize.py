@@ -15,12 +15,13 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.header import read_header
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
-from quantlib.checks.linears import linear_schemes, rounded_draft_names
+from quantlib.checks.linears import linear_schemes
+from quantlib.checks.outer import calibrates_head, outer_schemes
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.checks.scheme import needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
-from quantlib.quantizers import InputStatistics, quantizer_registry
+from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
 from quantlib.report.summary import step_summary
 from quantlib.runtime.progress import progress_bar
@@ -28,7 +29,8 @@ from quantlib.steps.calibrate import as_tensors, hidden_name
 from quantlib.steps.contract import StepCall
 from quantlib.steps.kept import Kept
 from quantlib.steps.layout import open_receipt
-from quantlib.steps.plan import parse_range
+from quantlib.steps.plan import last_block, parse_range
+from quantlib.steps.quantize_outer import head_input, round_drafts, write_outer
 from quantlib.steps.resolved import resolved_quantization, resolved_suppression
 from quantlib.steps.smooth import SCALES_NAME
 from quantlib.steps.texts import input_of
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 BLOCKS_NAME = "blocks.safetensors"
 DRAFTS_NAME = "drafts.safetensors"
+OUTER_NAME = "outer.safetensors"
 LINEARS_NAME = "linears.json"
 
 
@@ -133,7 +136,9 @@ def _quantize_blocks(
     kept = Kept(output)
     state = kept.resume() or {"next": blocks.start, "errors": []}
     first, errors = state["next"], list(state["errors"])
-    walk = None
+    is_last = blocks[-1] == last_block(section, streamed.adapter)
+    writes_outer = is_last and bool(outer_schemes(section, streamed.adapter))
+    walk, head = None, None
     if needs_hidden_states(section):
         boundary = None
         if first > blocks.start:
@@ -141,7 +146,9 @@ def _quantize_blocks(
         elif first:
             boundary = read_tensors(ReceiptSource(store, calibration), hidden_name(first))
         tokens, illustrated = given
-        walk = streamed.walk(tokens, range(first, blocks.stop), boundary, illustrated)
+        to_head = is_last and calibrates_head(section, streamed.adapter)
+        rest = range(first, blocks.stop)
+        walk = streamed.walk(tokens, rest, boundary, illustrated, to_head=to_head)
     with progress_bar(f"quantize {blocks.start}:{blocks.stop}", len(blocks), "blocks") as advance:
         if first > blocks.start:
             note = f"{first - blocks.start} of {len(blocks)} blocks were kept by an earlier run."
@@ -166,12 +173,16 @@ def _quantize_blocks(
                     names.append(hidden_name(index + 1))
                     write_tensors(kept.path(names[-1]), walk.boundary())
                 kept.save(names, {"next": index + 1, "errors": errors})
+            if writes_outer and index == blocks[-1]:
+                head = head_input(section, streamed, walk)
             advance(1)
     names = [_block(index) for index in blocks]
-    last = max(block for block, schemes in enumerate(schemes_of) if schemes)
-    if section.draft_layers and blocks[-1] == last:
+    if head is not None:
+        names.append(OUTER_NAME)
+        output.remarks += write_outer(section, streamed, head, kept.path(OUTER_NAME))
+    if section.draft_layers and is_last:
         names.append(DRAFTS_NAME)
-        _round_drafts(section, streamed, kept.path(DRAFTS_NAME))
+        round_drafts(section, streamed, kept.path(DRAFTS_NAME))
     _join(kept.folder, names, output)
     output.add_json(LINEARS_NAME, errors)
 
@@ -233,26 +244,6 @@ def _write_block(
             else:
                 info = checkpoint.info(name)
                 writer.add(name, info.dtype, info.shape, checkpoint.read(name))
-        writer.finish()
-
-
-def _round_drafts(section: QuantizationSection, streamed: StreamedModel, path: Path) -> None:
-    """Rounds linears of draft layers, through which no calibration tokens go, to the nearest."""
-    from quantlib.checkpoint.tensors import read_tensor, write_tensor
-
-    scheme = section.rest
-    assert scheme is not None
-    data_free = section.of_scheme(scheme).model_copy(update={"method": "minmax", "options": {}})
-    quantizer = quantizer_registry.get_quantizer("minmax")(data_free)
-    checkpoint_format = format_registry.get_format(resolve_format(section))
-    with SafetensorsWriter(path) as writer:
-        for name in rounded_draft_names(section, streamed.adapter):
-            weight = read_tensor(streamed.checkpoint, f"{name}.weight")
-            weights = {name: weight.to(streamed.device).float()}
-            made = quantizer.quantize(weights, InputStatistics(), streamed.stored_dtype)
-            linear = made.linears[name]
-            for part, tensor in checkpoint_format.tensors(linear, scheme.activations).items():
-                write_tensor(writer, f"{name}.{part}", tensor)
         writer.finish()
 
 

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.choose_engine import choose_engine
 from quantlib.evaluation.evaluate import (
     REFERENCE_STEP,
+    OriginalHead,
     Setting,
     run_original,
     run_quantized,
@@ -172,7 +174,7 @@ def _setting(
     windowed = input_of(store, planned, "evaluation")
     source = ReceiptSource(store, model)
     dtype = checkpoint.facts["serve"]["dtype"]
-    _, adapter = open_receipt(store, model)
+    original, adapter = open_receipt(store, model)
     engine = choose_engine(section.engine, gpus=gpus)
     return Setting(
         engine=engine,
@@ -192,7 +194,20 @@ def _setting(
         else emulated_checkpoint_reason(recipe.quantization, adapter, engine.name, device),
         renamed=adapter.layout.renamed,
         drafts=adapter.drafts,
+        original_head=_original_head(original, adapter, checkpoint),
     )
+
+
+def _original_head(
+    original: Checkpoint, adapter: BaseModelAdapter, checkpoint: Receipt
+) -> OriginalHead | None:
+    """The original's head, where the checkpoint's is quantized."""
+    if "lm_head" not in checkpoint.facts.get("outer", ()):
+        return None
+    matrix = adapter.embedding if adapter.tied else adapter.head
+    names = {"weight": f"{matrix}.weight", "bias": f"{adapter.head}.bias"}
+    present = {part: name for part, name in names.items() if name in original.tensors}
+    return OriginalHead(original, present)
 
 
 def _not_as_served(

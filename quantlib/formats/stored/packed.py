@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _AWQ_KNOWN = (
-    "backend", "bits", "do_fuse", "exllama_config", "fuse_max_seq_len", "group_size",
+    "backend", "bits", "do_fuse", "exllama_config", "fuse_max_seq_len", "group_size", "lm_head",
     "modules_to_fuse", "modules_to_not_convert", "quant_method", "sym", "version", "zero_point",
 )  # fmt: skip
 _GPTQ_KNOWN = (
