@@ -235,7 +235,7 @@ def test_sizes_that_rules_leave_open_are_settled_by_their_linears(
         ),
         (
             {"schemes": [{"scheme": "W4A16", "linears": ["experts"], "group_size": 32}]},
-            "matches no linear of the model's blocks 0 to 3; kinds: attention, mlp; names: q_proj",
+            "matches no linear of the model's blocks 0 to 3; kinds: attention, mlp, lm_head, ",
         ),
         (
             {"schemes": [{"scheme": "FP8_DYNAMIC", "blocks": [4]}]},
