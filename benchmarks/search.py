@@ -1,0 +1,90 @@
+"""Schemes searched for a budget beside one scheme for all, on the same windows: one table.
+
+    python benchmarks/search.py
+    python benchmarks/search.py --model gemma3 --budgets 4.5bits
+
+Each row is a checkpoint that ``quantlib quantize --validate`` makes by GPTQ of a model off the
+lattice of its weights, judged on the held-out text that ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+from models import DOWNLOADS, off_lattice_folder
+from processes import ROOT, run
+
+from quantlib.report.model import JSON_NAME, Report
+
+FOLDER = ROOT / "build" / "benchmarks" / "search"
+HEADER = ("schemes", "bits per weight", "KL predicted", "KL", "perplexity", "user s")
+
+
+def row(name: str, model: Path, options: list[str], samples: int, windows: int) -> tuple[str, ...]:
+    """Makes and judges one checkpoint.
+
+    Args:
+        name: What the table calls it.
+        model: The original.
+        options: Of ``quantlib quantize``.
+        samples: Calibration windows of 512 tokens.
+        windows: Held-out ones.
+    """
+    folder = FOLDER / model.name / name.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    allowed = {"max_perplexity_increase": 10, "max_kl_mean": 20, "min_top1_agreement": 0.01}
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump({"validation": {"num_samples": windows, "thresholds": allowed}})
+    )
+    output = folder / "checkpoint"
+    command = [sys.executable, "-m", "quantlib", "quantize", "--recipe", str(recipe)]
+    command += ["--model", str(model), "--output", str(output), "--overwrite", "--validate"]
+    command += ["--format", "compressed-tensors", "--num-samples", str(samples), *options]
+    usage = run(command, folder / "log")
+    if usage.status:
+        raise SystemExit(f"{name}: failed: {folder / 'log'}")
+    report = Report.from_json((output / JSON_NAME).read_bytes())
+    assert report.evaluation is not None
+    judged, search = report.evaluation, report.search
+    parts = [part for part in report.sizes.parts if part.linears]
+    bits = 8 * sum(part.bytes for part in parts) / sum(part.weights for part in parts)
+    if search:  # which also counts what stays exact
+        bits = search.chosen.bits
+    return (
+        name,
+        f"{bits:.2f}",
+        f"{search.chosen.kl:.3f}" if search else "",
+        f"{judged.kl_mean:.4f} ± {judged.kl_standard_error:.4f}",
+        f"{judged.original.perplexity:.2f} -> {judged.quantized.perplexity:.2f}",
+        f"{usage.user_seconds:.0f}",
+    )
+
+
+def main() -> None:
+    """Parses the arguments, makes the rows and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=list(DOWNLOADS), default="smollm2")
+    parser.add_argument("--group-sizes", nargs="*", type=int, default=[64, 32])
+    parser.add_argument("--budgets", nargs="*", default=["4.5bits", "5bits"])
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--windows", type=int, default=16)
+    arguments = parser.parse_args()
+    model = off_lattice_folder(arguments.model)
+    asked = {
+        f"W4A16 in groups of {size}": ["--group-size", str(size)] for size in arguments.group_sizes
+    }
+    asked |= {f"searched for {budget}": ["--budget", budget] for budget in arguments.budgets}
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    for name, options in asked.items():
+        cells = row(name, model, options, arguments.samples, arguments.windows)
+        lines.append("| " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    (FOLDER / f"{model.name}.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
