@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
 from quantlib.checkpoint.header import TensorInfo, read_header
+from quantlib.checkpoint.quantized import stated_quantization
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.checks.linears import scheme_of_blocks
 from quantlib.checks.places import writable_problems
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.formats import BaseFormat, format_registry
+from quantlib.formats.compressed_cache import read_cache
 from quantlib.formats.stored import stored
 from quantlib.formats.stored.weights import StoredWeight
 from quantlib.models import BaseModelAdapter, open_model
 from quantlib.report.model import HTML_NAME, JSON_NAME
 from quantlib.runtime.progress import progress_bar
-from quantlib.schemes import LinearScheme, WeightScheme
+from quantlib.schemes import CacheScheme, LinearScheme, WeightScheme
 from quantlib.serving.options import serving_dtype
 from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, VllmConfig
 
@@ -75,7 +77,9 @@ def convert(folder: Path, output: Path, format_name: str) -> Converted:
     adapter = open_model(FolderSource(folder))[1]
     weights = {weight.name.removesuffix(".weight"): weight for weight in found.weights}
     schemes = _schemes(checkpoint, weights)
-    problems = _problems(made_by, adapter, schemes) + _output_problems(output)
+    stated = stated_quantization(checkpoint.config)
+    cache = read_cache(stated[1]) if stated else None
+    problems = _problems(made_by, adapter, schemes, cache) + _output_problems(output)
     if problems:
         raise InvalidInputError(problems)
     by_block = [
@@ -86,7 +90,8 @@ def convert(folder: Path, output: Path, format_name: str) -> Converted:
         }
         for block in range(adapter.blocks)
     ]
-    config = made_by.quantization_config(scheme_of_blocks(made_by.name, by_block, adapter))
+    scheme = scheme_of_blocks(made_by.name, by_block, adapter, cache=cache)
+    config = made_by.quantization_config(scheme)
     there = output.exists()
     output.mkdir(parents=True, exist_ok=True)
     try:
@@ -134,7 +139,10 @@ def _schemes(
 
 
 def _problems(
-    made_by: BaseFormat, adapter: BaseModelAdapter, schemes: Mapping[str, WeightScheme]
+    made_by: BaseFormat,
+    adapter: BaseModelAdapter,
+    schemes: Mapping[str, WeightScheme],
+    cache: CacheScheme | None,
 ) -> list[Problem]:
     """Why the format cannot hold the checkpoint, or vLLM could not read it then."""
     where = f"--format {made_by.name}"
@@ -163,6 +171,8 @@ def _problems(
         {each for each in adapter.linears(block) if adapter.linear_name(block, each) not in schemes}
         for block in range(adapter.blocks)
     ]
+    if cache is not None and (reason := made_by.cache_problem()):
+        problems.append(Problem(where, f"cannot hold this: {reason}"))
     if reason := adapter.format_problem(made_by.name, exact):
         problems.append(Problem(where, reason))
     return problems

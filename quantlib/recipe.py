@@ -18,6 +18,8 @@ from quantlib.schemes import (
     DEFAULT_CANDIDATES,
     Activations,
     AskedWeights,
+    CacheScheme,
+    KVCache,
     LinearScheme,
     SchemeRule,
     WeightScheme,
@@ -73,6 +75,21 @@ class AskedQuantization(Section):
         str | None,
         Field(description="What wrote the rules of schemes, where a search did: its receipt."),
     ] = None
+    kv_cache: Annotated[
+        KVCache,
+        Field(
+            description="What keys and values are kept in when the model is served: none for the "
+            "model's dtype; fp8 with one scale per layer for each; fp8-head with one per head. "
+            "Scales come from calibration. For compressed-tensors."
+        ),
+    ] = "none"
+    attention: Annotated[
+        Literal["none", "fp8"],
+        Field(
+            description="fp8: queries have scales, too, as many as keys, for kernels that attend "
+            "in FP8. Needs kv_cache."
+        ),
+    ] = "none"
     format: Annotated[
         str | None,
         Field(
@@ -140,6 +157,13 @@ class AskedQuantization(Section):
         if self.candidates and self.budget is None:
             raise ValueError("candidates are what a search chooses from; give a budget as well")
         return self
+
+    @property
+    def cache(self) -> CacheScheme | None:
+        """How keys and values are kept; None for the dtype of the model."""
+        if self.kv_cache == "none":
+            return None
+        return CacheScheme(per_head=self.kv_cache == "fp8-head", queries=self.attention == "fp8")
 
     @field_validator("layers")
     @classmethod

@@ -115,6 +115,9 @@ def _known_name(name: str, known: Iterable[str], what: str) -> str:
     raise ValueError(f"is {what}; {meant}{' ' if meant else ''}known: {', '.join(names)}")
 
 
+KVCache = Literal["none", "fp8", "fp8-head"]
+"""What keys and values are rounded to where they are kept when the model is served."""
+
 GroupSize = int | Literal["auto"]
 
 
@@ -222,6 +225,24 @@ class LinearScheme(Section):
             return self.name
         name = self.name if self.weights.symmetric else f"{self.name}_ASYM"
         return f"{name} per channel" if size == -1 else f"{name} in groups of {size}"
+
+
+class CacheScheme(Section):
+    """How attention keeps keys and values in FP8, with scales from calibration.
+
+    Attributes:
+        per_head: Whether every head has scales of its own; else each layer.
+        queries: Whether queries are rounded, too, as attention in FP8 takes them.
+    """
+
+    per_head: bool = False
+    queries: bool = False
+
+    @property
+    def words(self) -> str:
+        """``FP8 with a scale per head, queries too``."""
+        each = "head" if self.per_head else "layer"
+        return f"FP8 with a scale per {each}{', queries too' if self.queries else ''}"
 
 
 _PLAIN = {"symmetric": True, "scale": "model", "block_rows": 1}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -65,12 +65,15 @@ class QuantizedBlock:
             that the tensor with all of them goes; by name within the block, as stored.
         changed: Other tensors that are not what they were, by name within the block, as stored.
         errors: One per quantized linear.
+        divided: What outputs of linears are divided by because the method folded scales into them,
+            float32 ``[out_features]`` by name within the block.
     """
 
     linears: dict[str, QuantizedLinear]
     unstacked: dict[str, Tensor]
     changed: dict[str, Tensor]
     errors: list[LinearError]
+    divided: dict[str, Tensor] = field(default_factory=dict)
 
 
 Smooth = Callable[[Block, Sequence[SharedInput]], dict[str, Tensor]]
@@ -333,5 +336,7 @@ def _fold(inputs: InputStatistics, scales: Tensor, result: QuantizedBlock) -> No
     if producer is None:
         result.changed.update(fold.norm(scales))
     else:
-        result.linears[fold.producer.name] = producer.divide_rows(fold.divisors(scales))
+        divisors = fold.divisors(scales)
+        result.linears[fold.producer.name] = producer.divide_rows(divisors)
+        result.divided[fold.producer.name] = divisors
         result.changed.update(fold.bias(scales))

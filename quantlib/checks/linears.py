@@ -17,7 +17,7 @@ from quantlib.models.family import ModelFamily
 from quantlib.models.layout import ANY_EXPERT, without_expert
 from quantlib.models.patterns import matches
 from quantlib.recipe import QuantizationSection
-from quantlib.schemes import OUTER_KINDS, LinearKind, LinearScheme, SchemeRule
+from quantlib.schemes import OUTER_KINDS, CacheScheme, LinearKind, LinearScheme, SchemeRule
 
 KINDS = get_args(LinearKind)
 
@@ -197,7 +197,9 @@ def checkpoint_scheme(section: QuantizationSection, adapter: ModelFamily) -> Che
     # Draft layers are rounded as the rest is, and named nowhere.
     rest = section.rest if section.draft_layers else None
     by_block, outer = linear_schemes(section, adapter), outer_schemes(section, adapter)
-    return scheme_of_blocks(resolve_format(section), by_block, adapter, rounded, rest, outer)
+    return scheme_of_blocks(
+        resolve_format(section), by_block, adapter, rounded, rest, outer, section.cache
+    )
 
 
 def scheme_of_blocks(
@@ -207,17 +209,18 @@ def scheme_of_blocks(
     rounded: Sequence[str] = (),
     rest: LinearScheme | None = None,
     outer: OuterSchemes | None = None,
+    cache: CacheScheme | None = None,
 ) -> CheckpointScheme:
     """The same of linears whose schemes are known.
 
     Args:
         format_name: The format.
-        by_block: The schemes of the linears that are quantized, by block and name within it: one
-            at least.
+        by_block: The schemes of the linears that are quantized, by block and name within it.
         adapter: The model's family.
         rounded: Full names of linears of draft layers that are rounded.
         rest: The scheme that no name has to name; None for that of most weights.
         outer: The schemes of the head and the embeddings, where they have some.
+        cache: How keys and values are kept.
     """
     outer = outer or {}
     outside = adapter.outside(rounded)
@@ -258,6 +261,12 @@ def scheme_of_blocks(
         exact_fused=tuple(fused),
         exact_modules=tuple(modules),
         head="lm_head" in outer,
+        cache=cache,
+        attention=tuple(
+            dict.fromkeys(each.type for kind in adapter.layout.kinds for each in kind.attention)
+        )
+        if cache
+        else (),
     )
 
 
@@ -279,6 +288,8 @@ def _targets(
         for name, parts in adapter.fused(block).items():
             if (common := schemes.get(parts[0])) and _OF_EXPERT not in without_expert(parts[0]):
                 names[common][name] = None
+    if rest is None and not weights:
+        return ()
     first = rest or max(weights, key=lambda scheme: weights[scheme])
     # No class that other linears are of is that of the head or the embeddings in vLLM.
     named = {first: dict[str, None]()} | {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, WHOLE_DTYPES, Checkpoint
+from quantlib.checks.cache import cache_cpu_problem, cache_problems
 from quantlib.checks.linears import (
     deciding_rule,
     exact_linears,
@@ -59,6 +60,7 @@ def model_problems(
     if not problems:
         problems = _fusion_problems(recipe.quantization, adapter)
     problems += _expert_problems(recipe.quantization, adapter)
+    problems += cache_problems(recipe.quantization, adapter)
     problems += _draft_problems(recipe.quantization, adapter)
     problems += _shape_problems(recipe.quantization, adapter)
     problems += outer_problems(recipe.quantization, adapter)
@@ -145,7 +147,7 @@ def _draft_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> 
 def _fusion_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
     problems = []
     by_block = linear_schemes(section, adapter)
-    if not any(by_block):
+    if not any(by_block) and section.cache is None:
         unsuited = unsuited_in_words(section, adapter)
         what = "layers and ignore leave no linear to quantize"
         if not any(adapter.linears(block) for block in range(adapter.blocks)):
@@ -241,12 +243,16 @@ def cpu_problem(section: QuantizationSection, adapter: BaseModelAdapter) -> str 
     if "embeddings" in outer:
         return "vLLM looks quantized embeddings up with Triton, on GPUs only"
     if (head := outer.get("lm_head")) is not None:
-        return made_by.cpu_problem(head.weights, head.activations)
-    return None
+        problem = made_by.cpu_problem(head.weights, head.activations)
+        if problem is not None:
+            return problem
+    return cache_cpu_problem(section, adapter)
 
 
 def is_emulated(section: QuantizationSection, adapter: BaseModelAdapter) -> bool:
     """Whether our worker for CPUs computes, slowly, what vLLM cannot serve on one."""
+    if cache_cpu_problem(section, adapter) is not None:
+        return False
     made_by = format_registry.get_format(resolve_format(section))
     of_experts = _used_schemes(section, adapter)[1]
     if outer_schemes(section, adapter):  # the emulation was not tried with a head

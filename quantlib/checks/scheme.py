@@ -51,6 +51,14 @@ def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
             Problem("quantization.format", f"{name} cannot hold this: {reason}")
             for reason in reasons
         ]
+    if section.attention != "none" and section.cache is None:
+        problems.append(
+            Problem(
+                "quantization.attention",
+                "queries are rounded where keys and values are, and kv_cache is none",
+                "set quantization.kv_cache to fp8 or fp8-head, or leave it out",
+            )
+        )
     if section.draft_layers and name != "compressed-tensors":
         problems.append(
             Problem(
@@ -139,6 +147,8 @@ def _format_problems(name: str, section: QuantizationSection) -> list[str]:
         if scheme is not None and (reason := written.embeddings_problem(scheme)):
             reasons.append(f"embeddings: {reason}")
     if not reasons and len(schemes) > 1 and (reason := written.mixture_problem(schemes)):
+        reasons.append(reason)
+    if section.cache is not None and (reason := written.cache_problem()):
         reasons.append(reason)
     return reasons
 
@@ -291,4 +301,8 @@ def batches_experts(section: QuantizationSection) -> bool:
 
 def needs_calibration(recipe: AskedRecipe) -> bool:
     """Whether any text has to be run through the model before its weights can be quantized."""
-    return needs_hidden_states(recipe.quantization) or recipe.outlier_suppression is not None
+    return (
+        needs_hidden_states(recipe.quantization)
+        or recipe.quantization.cache is not None
+        or recipe.outlier_suppression is not None
+    )

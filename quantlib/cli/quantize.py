@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -33,6 +33,7 @@ from quantlib.errors import (
 )
 from quantlib.recipe import AskedRecipe
 from quantlib.report.text import evaluation_line
+from quantlib.schemes import KVCache
 from quantlib.sources.naming import named
 
 if TYPE_CHECKING:
@@ -100,6 +101,11 @@ Examples:
 )
 @budget_option
 @candidates_option
+@click.option(
+    "--kv-cache",
+    type=click.Choice(get_args(KVCache)),
+    help="fp8: keys and values with a scale per layer; fp8-head: per head. Default: none.",
+)
 @click.option("--format", "format_", help="awq, gptq or compressed-tensors. Default: by method.")
 @click.option("--layer-wise", is_flag=True, help="Quantize only the blocks of --layers.")
 @click.option("--layers", callback=_layers, help="Block indices: 0,1,2. The rest stays exact.")
@@ -276,6 +282,7 @@ _PATHS = {
     "symmetric": ("quantization", "weights", "symmetric"),
     "weight_type": ("quantization", "weights", "type"),
     "activations": ("quantization", "activations"),
+    "kv_cache": ("quantization", "kv_cache"),
     "format_": ("quantization", "format"),
     "budget": ("quantization", "budget"),
     "candidates": ("quantization", "candidates"),

@@ -33,6 +33,7 @@ from quantlib.evaluation.dry_load import JOB_NAME, OUTCOME_NAME, DryLoadJob, Dry
 from quantlib.evaluation.refusals import in_words
 from quantlib.formats import format_registry
 from quantlib.models import model_registry
+from quantlib.numbers.cached import CacheScales
 from quantlib.numbers.quantized import QuantizedLinear, group_count
 from quantlib.recipe import QuantizationSection
 from quantlib.schemes import LinearScheme
@@ -114,7 +115,7 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
             with _judging(lacking):
                 model = initialize_model(config)
             loaded = _load(model, tensors)
-        _require_all(model, loaded)
+        _require_all(model, loaded, job.quantization.get("kv_cache", "none") != "none")
         if device == NO_DEVICE:
             return device
         # Linears of a scheme without a kernel cannot be prepared; the others may come first.
@@ -202,6 +203,14 @@ def final_tensors(folder: Path, job: DryLoadJob) -> Iterator[tuple[str, Tensor]]
         made = _without_codes(shape, scheme, stored)
         for part, tensor in made_by.tensors(made, scheme.activations).items():
             yield f"{name}.{part}", tensor.to("meta")
+    if section.cache is None:
+        return
+    for block in range(adapter.blocks):
+        for each in adapter.layout.attention(block):
+            heads = torch.ones(each.heads, each.width), torch.ones(each.query_heads, each.width)
+            scales = CacheScales.of(section.cache, heads[0], heads[0], heads[1])
+            for part, tensor in made_by.cache_tensors(scales).items():
+                yield f"{adapter.block_prefix(block)}{each.name}.{part}", tensor.to("meta")
 
 
 def _without_codes(
@@ -256,8 +265,12 @@ def _load(model: Any, tensors: Mapping[str, Tensor]) -> set[str] | None:
         raise
 
 
-def _require_all(model: nn.Module, loaded: set[str] | None) -> None:
-    """Requires that every parameter of a linear is in the checkpoint: vLLM itself would not ask."""
+def _require_all(model: nn.Module, loaded: set[str] | None, cached: bool) -> None:
+    """Requires that every parameter of a linear is in the checkpoint: vLLM itself would not ask.
+
+    And the scales of every module of attention, where the checkpoint has any.
+    """
+    from vllm.model_executor.layers.attention import Attention
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.layers.vocab_parallel_embedding import (
         UnquantizedEmbeddingMethod,
@@ -276,10 +289,17 @@ def _require_all(model: nn.Module, loaded: set[str] | None) -> None:
         )
         for part, _ in module.named_parameters(recurse=False)
     }
+    if cached:
+        needed |= {
+            f"{name}.{part}"
+            for name, module in model.named_modules()
+            if isinstance(module, Attention)
+            for part in ("k_scale", "v_scale")
+        }
     missing = sorted(needed - loaded)
     if missing:
         raise ValueError(
-            f"the checkpoint would lack {len(missing)} tensors of its linears, first {missing[0]}"
+            f"the checkpoint would lack {len(missing)} tensors that it asks for, first {missing[0]}"
         )
 
 

@@ -82,6 +82,8 @@ class Setting:
             not as it is served; None where it is judged as it is.
         checkpoint_dequantized: The same of the quantized model.
         checkpoint_emulated: Why the quantized model is computed by emulation; None where it is not.
+        cached: Whether a quantized model that is judged by its dequantized weights keeps keys and
+            values in FP8 nevertheless.
         renamed: The names that vLLM knows for tensors that the original stores by others.
         drafts: Whether the model has layers that draft tokens.
         original_head: Where the quantized model's head is another; None where it is the same.
@@ -100,6 +102,7 @@ class Setting:
     dequantized: str | None = None
     checkpoint_dequantized: str | None = None
     checkpoint_emulated: str | None = None
+    cached: bool = False
     renamed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     drafts: bool = False
     original_head: OriginalHead | None = None
@@ -305,7 +308,7 @@ def _run(
         _materialize(store, model.path(name), folder / name)
     dequantized = setting.dequantized if reference is None else setting.checkpoint_dequantized
     if dequantized:
-        make_plain(folder)
+        make_plain(folder, cached=reference is not None and setting.cached)
     reference_file, head_file = None, None
     if reference is None:
         make_servable(folder, setting.renamed)

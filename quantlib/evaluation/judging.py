@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource
+from quantlib.checks.cache import cache_cpu_problem
 from quantlib.checks.model import cpu_problem, is_emulated
 from quantlib.evaluation.choose_engine import (
     dequantized_reason,
@@ -32,7 +33,10 @@ def dequantized_checkpoint_reason(
     problem = _lacking(section, adapter, engine, device)
     if problem is None or is_emulated(section, adapter):
         return None
-    return f"{problem}; its loader and layout are left to the dry load"
+    left = "its loader and layout are left to the dry load"
+    if section.cache is not None and cache_cpu_problem(section, adapter) is not None:
+        left += f", and what a KV cache in {section.cache.words} costs is not judged"
+    return f"{problem}; {left}"
 
 
 def emulated_checkpoint_reason(

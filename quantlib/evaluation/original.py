@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint
@@ -12,6 +13,7 @@ from quantlib.checkpoint.header import read_header
 from quantlib.checkpoint.index import read_json
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checkpoint.writer import SafetensorsWriter, encode_header
+from quantlib.formats.compressed_cache import CACHE_SCALES, of_attention_alone
 from quantlib.formats.stored import plain
 from quantlib.models.servable import servable_config, with_causal_architecture
 
@@ -19,16 +21,26 @@ SHARD_BYTES = 4 << 30
 """Of a file of a plain model."""
 
 
-def make_plain(folder: Path) -> None:
+def make_plain(folder: Path, *, cached: bool = False) -> None:
     """Replaces a quantized model by the plain one that it stands for; another one stays.
 
     Args:
         folder: Holds the model. Links in it are replaced, not written through.
+        cached: Whether what it says of keys and values stays: one of compressed-tensors.
     """
     stored = Checkpoint.open(FolderSource(folder))
     read = plain(stored)
     if read is stored:
         return
+    if cached:
+        scales = {
+            name: info
+            for name, info in stored.tensors.items()
+            if name.rpartition(".")[2] in CACHE_SCALES
+        }
+        given = of_attention_alone(stored.config["quantization_config"])
+        config = {**read.config, "quantization_config": given}
+        read = replace(read, tensors={**read.tensors, **scales}, config=config)
     weight_map = {}
     for number, names in enumerate(_shards(read)):
         shard = f"plain-{number:05}.safetensors"

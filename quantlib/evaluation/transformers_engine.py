@@ -23,6 +23,7 @@ from quantlib.evaluation.metrics import (
 )
 
 if TYPE_CHECKING:
+    from quantlib.checkpoint.checkpoint import Checkpoint
     from quantlib.evaluation.job import Job
     from quantlib.models.names import Names
     from quantlib.models.skeleton import Skeleton
@@ -174,7 +175,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     state = dict(dequantized_state(checkpoint))
     names = Names.of(skeleton, state)
     _stack_experts(skeleton, names, state)
-    scheme_of = format_registry.get_format(quantization["quant_method"]).read_schemes(quantization)
+    made_by = format_registry.get_format(quantization["quant_method"])
+    scheme_of = made_by.read_schemes(quantization)
     schemes = {name: scheme_of(name) for name in quantized_modules(checkpoint.tensors)}
     rounded = {
         name: scheme for name, scheme in schemes.items() if scheme and scheme.activations != "none"
@@ -198,7 +200,30 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
             continue
         module = model.get_submodule(target.removesuffix(".weight"))
         module.register_forward_pre_hook(lambda _, inputs, rounding=rounding: (rounding(*inputs),))
+    if made_by.read_cache(quantization) is not None:
+        _round_cached(model, checkpoint)
     return model
+
+
+def _round_cached(model: Any, checkpoint: Checkpoint) -> None:
+    """Lets modules of attention take keys, values and queries as they are served, in FP8."""
+    from quantlib.checkpoint.tensors import read_tensor
+    from quantlib.models.attention import at_attention
+    from quantlib.models.opening import open_checkpoint
+    from quantlib.numbers.cached import CacheScales
+
+    _, adapter = open_checkpoint(checkpoint, folds=False)
+    for block in range(adapter.blocks):
+        for each in adapter.layout.attention(block):
+            stored = f"{adapter.block_prefix(block)}{each.name}"
+            queries = f"{stored}.q_scale"
+            scales = CacheScales(
+                read_tensor(checkpoint, f"{stored}.k_scale"),
+                read_tensor(checkpoint, f"{stored}.v_scale"),
+                read_tensor(checkpoint, queries) if queries in checkpoint.tensors else None,
+            )
+            name = f"{adapter.layout.module_prefix.format(block)}{each.module}"
+            at_attention(model.get_submodule(name), scales.round)
 
 
 def _stack_experts(skeleton: Skeleton, names: Names, state: dict[str, Tensor]) -> None:

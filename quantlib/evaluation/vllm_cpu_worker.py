@@ -12,16 +12,24 @@ computed by :mod:`.emulated_linears` and :mod:`.emulated_experts`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm import _custom_ops as ops
 from vllm.model_executor.layers.fused_moe.router import cpu_router
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
+    CompressedTensorsKVCacheMethod,
+)
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from quantlib.evaluation import emulated_experts, emulated_linears
 
 _Kernel = Callable[..., None]
+_E4M3 = ("fp8", "fp8_e4m3")
 
 
 class CorrectedCpuWorker(CPUWorker):
@@ -50,6 +58,13 @@ def correct_kernels() -> None:
     ops.rms_norm = normalizing(ops.rms_norm)
     router = cpu_router.CPURouter
     router._compute_routing = routing(router._compute_routing)
+    CompressedTensorsKVCacheMethod.process_weights_after_loading = scaling_heads(
+        CompressedTensorsKVCacheMethod.process_weights_after_loading
+    )
+    attention = CPUAttentionBackendImpl
+    if not hasattr(attention.forward, "__wrapped__"):  # twice would take scales twice
+        attention.do_kv_cache_update = caching(attention.do_kv_cache_update)
+        attention.forward = attending(attention.forward)
 
 
 def rotating(kernel: _Kernel) -> _Kernel:
@@ -103,6 +118,75 @@ def routing(compute: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tupl
         return compute(router, *arguments, **options)
 
     return compute_routing
+
+
+def scaling_heads(prepare: Callable[..., None]) -> Callable[..., None]:
+    """Leaves scales of keys and values per head to :func:`caching` and :func:`attending`.
+
+    vLLM's attention for CPUs takes one scale for a layer, and of several the largest.
+    """
+
+    def process_weights_after_loading(method: Any, layer: Any) -> None:
+        prepare(method, layer)
+        if layer._k_scale.numel() > 1:
+            layer._k_scale_float = layer._v_scale_float = 1.0
+
+    return process_weights_after_loading
+
+
+def caching(update: Callable[..., None]) -> Callable[..., None]:
+    """Keeps the FP8 numbers that are nearest to keys and values over their scales, as GPUs do.
+
+    vLLM's kernel for CPUs takes the next one towards zero, and one scale for all heads.
+    """
+
+    @wraps(update)
+    def do_kv_cache_update(
+        impl: Any, layer: Any, key: Tensor, value: Tensor, *arguments: Any
+    ) -> None:
+        if impl.kv_cache_dtype in _E4M3:
+            key, value = _nearest(key, layer._k_scale), _nearest(value, layer._v_scale)
+            layer = SimpleNamespace(isa=layer.isa, _k_scale_float=1.0, _v_scale_float=1.0)
+        update(impl, layer, key, value, *arguments)
+
+    return do_kv_cache_update
+
+
+def _nearest(x: Tensor, scale: Tensor) -> Tensor:
+    """FP8 numbers in the dtype of ``x``, ``[tokens, heads, width]``."""
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    values = (x.float() / scale.reshape(-1, 1)).clamp(-largest, largest)
+    return values.to(torch.float8_e4m3fn).to(x.dtype)
+
+
+def attending(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Attends to keys and values with scales per head, which queries and results take."""
+
+    @wraps(forward)
+    def attend(
+        impl: Any,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        metadata: Any,
+        output: Tensor,
+        *arguments: Any,
+        **options: Any,
+    ) -> Tensor:
+        shared = impl.num_queries_per_kv
+        apart = impl.kv_cache_dtype in _E4M3 and layer._k_scale.numel() > 1
+        if apart:
+            scale = layer._k_scale.repeat_interleave(shared)[:, None]
+            query = (query.float() * scale).to(query.dtype)
+        given = (query, key, value, kv_cache, metadata, output, *arguments)
+        result = forward(impl, layer, *given, **options)
+        if apart:
+            output.mul_(layer._v_scale.repeat_interleave(shared)[:, None])
+        return result
+
+    return attend
 
 
 def _multiply_in_float32() -> None:

@@ -90,6 +90,10 @@ class VllmEngine:
                     f"; products of unquantized weights in float32, rounded to {job.dtype}, since "
                     "this processor has no instruction for them"
                 )
+        if (config.get("quantization_config") or {}).get("kv_cache_scheme"):
+            self.numerics += "; keys and values kept in FP8"
+            if self.device == "cpu":
+                self.numerics += ", to the nearest and with scales per head as on GPUs"
         if devices > 1:
             self.numerics += f"; tensor parallel over {devices} devices"
             if self.device == "cpu":

@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from quantlib.schemes import Activations, LinearScheme, WeightScheme
+from quantlib.schemes import Activations, CacheScheme, LinearScheme, WeightScheme
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantlib.numbers.cached import CacheScales
     from quantlib.numbers.quantized import QuantizedLinear
 
 SchemeOf = Callable[[str], LinearScheme | None]
@@ -39,13 +40,16 @@ class CheckpointScheme:
 
     Attributes:
         format: Name of the format.
-        schemes: What is represented how; the first is that of most weights.
+        schemes: What is represented how; the first is that of most weights. None where all
+            weights are exact.
         exact: Full names of the linears that are not quantized, head and routers included, and
             those within ``exact_modules`` not.
         exact_fused: Names that vLLM gives to fused linears that are not quantized.
         exact_modules: Full names of modules of which no linear is quantized: the experts of a
             block.
         head: Whether the head is quantized.
+        cache: How keys and values are kept; None for the dtype of the model.
+        attention: The classes of transformers that keep them.
     """
 
     format: str
@@ -54,6 +58,8 @@ class CheckpointScheme:
     exact_fused: tuple[str, ...]
     exact_modules: tuple[str, ...] = ()
     head: bool = False
+    cache: CacheScheme | None = None
+    attention: tuple[str, ...] = ()
 
 
 class BaseFormat(ABC):
@@ -107,6 +113,14 @@ class BaseFormat(ABC):
         """Why vLLM cannot read embeddings in a scheme that it serves otherwise."""
         return "vLLM reads quantized embeddings in compressed-tensors only"
 
+    def cache_problem(self) -> str | None:
+        """Why the format cannot say how keys and values are kept; None where it can."""
+        return "it says nothing of keys and values; use compressed-tensors for an FP8 KV cache"
+
+    def cache_tensors(self, scales: CacheScales) -> dict[str, Tensor]:
+        """The scales of a module of attention, by the last part of their names."""
+        raise NotImplementedError(f"{self.name} has none: cache_problem says so")
+
     @abstractmethod
     def tensors(self, linear: QuantizedLinear, activations: Activations) -> dict[str, Tensor]:
         """The tensors of a linear, by the last part of their names."""
@@ -133,6 +147,10 @@ class BaseFormat(ABC):
     @abstractmethod
     def quantization_config(self, scheme: CheckpointScheme) -> dict[str, Any]:
         """The ``quantization_config`` of config.json."""
+
+    def read_cache(self, config: Mapping[str, Any]) -> CacheScheme | None:
+        """How keys and values are kept, by a ``quantization_config``; None where it is not said."""
+        return None
 
     @abstractmethod
     def read_schemes(self, config: Mapping[str, Any]) -> SchemeOf:

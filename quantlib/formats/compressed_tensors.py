@@ -15,7 +15,8 @@ for FP8 in blocks and `[1]` for FP8 per tensor; with static activations also `in
 `[1]`.
 
 mxfp8-quantized, mxfp4-pack-quantized and nvfp4-pack-quantized: as
-:mod:`quantlib.formats.stored.compressed` lists them.
+:mod:`quantlib.formats.stored.compressed` lists them. What attention keeps in FP8 is
+:mod:`quantlib.formats.compressed_cache`'s.
 
 Checkpoints of others, which :mod:`quantlib.formats.stored` reads, may also hold `weight_g_idx`, the
 group of each column, and zero points that are not packed.
@@ -30,10 +31,18 @@ from typing import TYPE_CHECKING, Any
 
 from quantlib.errors import InvalidInputError
 from quantlib.formats.base import BaseFormat, CheckpointScheme, SchemeOf
+from quantlib.formats.compressed_cache import (
+    EXACT_FORMAT,
+    attention_groups,
+    cache_config,
+    is_of_attention,
+    read_cache,
+)
 from quantlib.formats.registry import format_registry
 from quantlib.schemes import (
     SCHEMES,
     Activations,
+    CacheScheme,
     LinearScheme,
     ScaleType,
     WeightScheme,
@@ -43,6 +52,7 @@ from quantlib.schemes import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quantlib.numbers.cached import CacheScales
     from quantlib.numbers.quantized import QuantizedLinear
 
 
@@ -249,6 +259,15 @@ class CompressedTensorsFormat(BaseFormat):
             tensors["weight_shape"][0] = rows
         return tensors
 
+    def cache_problem(self) -> str | None:
+        """None: it has ``kv_cache_scheme``."""
+        return None
+
+    def cache_tensors(self, scales: CacheScales) -> dict[str, Tensor]:
+        """The scales of a module of attention, by the last part of their names."""
+        tensors = {"k_scale": scales.keys, "v_scale": scales.values}
+        return tensors if scales.queries is None else tensors | {"q_scale": scales.queries}
+
     def tensors(self, linear: QuantizedLinear, activations: Activations) -> dict[str, Tensor]:
         """The tensors of a linear, by the last part of their names."""
         import torch
@@ -340,7 +359,18 @@ class CompressedTensorsFormat(BaseFormat):
         Fused names stand among those to ignore, and among targets, too: vLLM does not know of every
         model which parts it has fused.
         """
-        layouts = {_layout(each.scheme) for each in scheme.schemes}
+        layouts = {_layout(each.scheme) for each in scheme.schemes} or {EXACT_FORMAT}
+        groups: list[dict[str, Any]] = [
+            {
+                "targets": [*([] if number else ["Linear"]), *each.names],
+                "format": _layout(each.scheme),
+                "weights": _weights(each.scheme.weights),
+                "input_activations": _input_activations(each.scheme.activations),
+                "output_activations": None,
+            }
+            for number, each in enumerate(scheme.schemes)
+        ]
+        groups += attention_groups(scheme.cache, scheme.attention)
         return {
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
@@ -350,21 +380,20 @@ class CompressedTensorsFormat(BaseFormat):
                 *scheme.exact_fused,
                 *(rf"re:^{re.escape(name)}\." for name in scheme.exact_modules),
             ],
-            "config_groups": {
-                f"group_{number}": {
-                    "targets": [*([] if number else ["Linear"]), *each.names],
-                    "format": _layout(each.scheme),
-                    "weights": _weights(each.scheme.weights),
-                    "input_activations": _input_activations(each.scheme.activations),
-                    "output_activations": None,
-                }
-                for number, each in enumerate(scheme.schemes)
-            },
+            "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
+            **cache_config(scheme.cache),
         }
+
+    def read_cache(self, config: Mapping[str, Any]) -> CacheScheme | None:
+        """How keys and values are kept, by a ``quantization_config``; None where it is not said."""
+        return read_cache(config)
 
     def read_schemes(self, config: Mapping[str, Any]) -> SchemeOf:
         """The inverse of :meth:`quantization_config`."""
-        rest, *others = map(_read_group, config["config_groups"].values())
+        groups = [each for each in config["config_groups"].values() if not is_of_attention(each)]
+        if not groups:
+            return lambda _name: None
+        rest, *others = map(_read_group, groups)
         named = [(_matcher(targets), scheme) for targets, scheme in others]
         ignored = _matcher(config["ignore"])
 

@@ -6,7 +6,7 @@ From the kernels' own conditions, ``vllm/model_executor/kernels/linear``, and fr
 
 from __future__ import annotations
 
-from quantlib.schemes import LinearScheme
+from quantlib.schemes import CacheScheme, LinearScheme
 
 ADA, HOPPER, BLACKWELL = 89, 90, 100
 """Compute capabilities, the first of a generation."""
@@ -40,3 +40,18 @@ def on_gpu(scheme: LinearScheme, capability: int) -> str | None:
         f"the GPU {what}: vLLM serves the weights as they are (Marlin), with inputs of 16 bits, "
         "which saves memory, and time where memory is what takes it"
     )
+
+
+def cache_on_gpu(cache: CacheScheme, capability: int) -> str | None:
+    """What keeping keys and values so lacks on a GPU; None where nothing is lacking.
+
+    Args:
+        cache: How they are kept.
+        capability: The GPU's, as 90.
+    """
+    if cache.per_head and capability < HOPPER:
+        return (
+            "vLLM reads a scale per head in FlashAttention 3, which is for Hopper GPUs, and "
+            "refuses the checkpoint on older ones"
+        )
+    return None

@@ -8,12 +8,13 @@ between; where scales can be folded is found by trying (:mod:`quantlib.models.fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quantlib.models.attention import Handed, at_attention
 from quantlib.models.boundary import Boundary, added, root_of, written_dicts
 from quantlib.models.skeleton import NotWalkableError, Skeleton, free
 from quantlib.models.walk import Forward, Hooks, Stop
@@ -37,10 +38,12 @@ class Seen:
     """What one block did: its inputs in order, each with the linears that read it, and its call.
 
     An input of experts has the name of their module, and whether it is that of what leads back.
+    Modules that attend have heads of queries, heads of keys, and channels of one of these.
     """
 
     inputs: list[tuple[list[str], tuple[str, bool] | None]]
     call: Call
+    attention: dict[str, tuple[int, int, int]]
 
 
 def look(skeleton: Skeleton) -> tuple[list[Seen], dict[str, int], bool]:
@@ -77,15 +80,19 @@ def _run(
     axes: dict[str, int] = {}
     crosses = False
     hooks = Hooks(skeleton, range(len(skeleton.blocks)))
-    handles = []
+    handles: list[Any] = []
+    attending: dict[str, tuple[int, int, int]] = {}
     for index, block in enumerate(skeleton.blocks):
         linears = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
         handles += hooks.at(block, index, linears)
+        for name, module in block.named_modules():
+            handles.append(at_attention(module, _noting(attending, name)))
     tokens = torch.full((_SAMPLES, _LENGTH), _TOKEN)
     forward = Forward(lambda: skeleton.base(input_ids=tokens, use_cache=False))
     try:
         for index, (found, output, dicts) in enumerate(_blocks(forward, skeleton, moved)):
-            seen.append(found)
+            seen.append(replace(found, attention=dict(attending)))
+            attending.clear()
             axes |= _axes(Boundary(output, dicts))
             given = (found.call.arguments, found.call.kwargs)
             crosses = (
@@ -103,6 +110,15 @@ def _run(
             handle.remove()
         hooks.remove()
     return seen, axes, crosses
+
+
+def _noting(found: dict[str, tuple[int, int, int]], name: str) -> Handed:
+    """Notes under a name what heads a module attends with."""
+
+    def note(query: Tensor, key: Tensor, _value: Tensor) -> None:
+        found[name] = (query.shape[1], key.shape[1], key.shape[-1])
+
+    return note
 
 
 def _starts_without_tokens(skeleton: Skeleton) -> bool:
@@ -142,7 +158,7 @@ def _blocks(
         if stop is None:
             raise ValueError(f"the forward ends within block {index}")
         output = stop.value
-        yield Seen(inputs.found, call), output, added(dicts, given)
+        yield Seen(inputs.found, call, {}), output, added(dicts, given)
         stop = forward.go(_mapped(_zeros_like, output))
 
 

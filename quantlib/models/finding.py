@@ -18,6 +18,7 @@ from quantlib.models.folds import FoldFinder, NotFoldableError
 from quantlib.models.layout import (
     ANY_EXPERT,
     EXPERT_PARTS,
+    Attention,
     BlockKind,
     Experts,
     Layout,
@@ -140,7 +141,7 @@ def _signature(skeleton: Skeleton, names: Names, index: int, seen: Seen, prefix:
         for tensor in (names.renamed.get(key), *names.converted.get(key, ()))
         if tensor is not None
     )
-    return repr((type(block).__name__, seen.inputs, shapes, stored))
+    return repr((type(block).__name__, seen.inputs, seen.attention, shapes, stored))
 
 
 class _Kind:
@@ -185,7 +186,30 @@ class _Kind:
             modules=self._modules,
             exact=self._exact,
             experts=experts,
+            attention=tuple(self._attention(*each) for each in seen.attention.items()),
         )
+
+    def _attention(self, module: str, heads: tuple[int, int, int]) -> Attention:
+        """A module that attends, with its heads as :class:`Seen` has them."""
+        attending = self._block.get_submodule(module)
+        query_heads, key_heads, width = heads
+        return Attention(
+            name=self._stored_module(module, attending),
+            module=module,
+            type=type(attending).__name__,
+            query_heads=query_heads,
+            heads=key_heads,
+            width=width,
+            latent=hasattr(attending, "kv_b_proj"),
+        )
+
+    def _stored_module(self, module: str, attending: nn.Module) -> str:
+        """What the checkpoint calls a module, by what it calls its parameters."""
+        for name, _ in attending.named_parameters():
+            tensor = self._names.renamed.get(f"{self._start}{module}.{name}", "")
+            if tensor.startswith(self._prefix) and tensor.endswith(f".{name}"):
+                return tensor.removeprefix(self._prefix).removesuffix(f".{name}")
+        return module
 
     def _add_other_matrices(self) -> None:
         """Routers, convolutions and experts of other code: vLLM has linears for some of them."""

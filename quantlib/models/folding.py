@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quantlib.models.layout import Producer
+from quantlib.models.layout import Producer, SharedInput
 from quantlib.models.streamed import Block
 
 
@@ -94,3 +95,25 @@ class Fold:
 
     def _norm_weight(self) -> Tensor:
         return self.block.as_stored(f"{self.producer.name}.weight").float()
+
+
+def divided_outputs(
+    block: Block, inputs: Sequence[SharedInput], scales: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What the outputs of linears are divided by where scales of inputs are folded into them.
+
+    Args:
+        block: The block.
+        inputs: Its shared inputs.
+        scales: What they are divided by, float32 ``[in_features]`` by name.
+
+    Returns:
+        float32 ``[out_features]`` by the linear's name within the block.
+    """
+    found = {}
+    for shared in inputs:
+        producer, scale = shared.producer, scales.get(shared.name)
+        if scale is not None and producer is not None and not producer.norm:
+            fold = Fold.of(block, producer, len(scale))
+            found[producer.name] = fold.divisors(scale.to(block.device))
+    return found

@@ -109,6 +109,28 @@ class Experts(_Data):
     chosen: int = 0
 
 
+class Attention(_Data):
+    """A module that keeps keys and values while a text goes on.
+
+    Attributes:
+        name: What the checkpoint calls it within the block: ``self_attn``.
+        module: transformers' name within the block.
+        type: Its class: ``LlamaAttention``.
+        query_heads: Heads of the queries.
+        heads: Heads of keys and values.
+        width: Channels of a head of the keys.
+        latent: Whether keys and values are made of one vector, which is what is kept (MLA).
+    """
+
+    name: str
+    module: str
+    type: str
+    query_heads: int
+    heads: int
+    width: int
+    latent: bool = False
+
+
 class BlockKind(_Data):
     """What blocks of one kind have in common.
 
@@ -118,6 +140,7 @@ class BlockKind(_Data):
         modules: transformers' name of each of them within the block, where it is another.
         exact: Linears that are never quantized, and why.
         experts: The mixtures.
+        attention: The modules that keep keys and values.
     """
 
     inputs: tuple[SharedInput, ...]
@@ -125,6 +148,7 @@ class BlockKind(_Data):
     modules: Mapping[str, str] = {}
     exact: Mapping[str, str] = {}
     experts: tuple[Experts, ...] = ()
+    attention: tuple[Attention, ...] = ()
 
     @property
     def expert_shapes(self) -> tuple[tuple[int, int], ...]:
@@ -219,6 +243,10 @@ class Layout(_Data):
     def kind(self, block: int) -> BlockKind:
         """What a block is made of."""
         return self.kinds[self.kind_of[block]]
+
+    def attention(self, block: int) -> tuple[Attention, ...]:
+        """The modules of a block that keep keys and values."""
+        return self.kind(block).attention
 
     def inputs(self, block: int) -> tuple[SharedInput, ...]:
         """The shared inputs of a block, those of each expert one after the other."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.tensors import TORCH_DTYPES, read_tensor
 from quantlib.errors import InvalidInputError
+from quantlib.models.attention import at_attention
 from quantlib.models.block_tensors import BlockTensors
 from quantlib.models.boundary import HIDDEN, joined, root_of, split
 from quantlib.models.family import ModelFamily
-from quantlib.models.layout import SharedInput, without_expert
+from quantlib.models.layout import Attention, SharedInput, without_expert
 from quantlib.models.reading import Reader
 from quantlib.models.samples import empty_batches, one_by_one, token_batches
 from quantlib.models.skeleton import Skeleton, free
@@ -32,6 +34,7 @@ class Block:
     Attributes:
         index: Which block it is.
         inputs: Its linears by shared input, in the order of computation.
+        attention: Its modules that keep keys and values.
         tensors: Its tensors by name within the block; those of an expert while the walk stands at
             it, or at another that is quantized with it. One that is set counts for what comes after
             it, in the dtype of the model; it is read as it was set.
@@ -50,6 +53,7 @@ class Block:
             for name in model.adapter.block_tensors(model.checkpoint, index)
         }
         self.inputs = model.adapter.inputs(index)
+        self.attention = model.adapter.layout.attention(index)
         self.expert_shapes = model.adapter.layout.kind(index).expert_shapes
         self.device = model.device
         self.tensors = tensors
@@ -311,6 +315,25 @@ class BlockWalk:
             for linear in linears
             if without_expert(linear) == linear
         ]
+
+    @contextmanager
+    def attending(
+        self, block: Block, seen: Callable[[Attention, Tensor, Tensor, Tensor], None] | None
+    ) -> Iterator[None]:
+        """Shows queries, keys and values of a block that is computed meanwhile.
+
+        Args:
+            block: The block that the tokens stand before.
+            seen: Is given them, ``[samples, heads, tokens, width]`` each, and the module's record;
+                None to show them to nobody.
+        """
+        with ExitStack() as handles:
+            if seen is not None:
+                whole = self._model.reader.skeleton.blocks[block.index]
+                for each in block.attention:
+                    module = whole.get_submodule(each.module)
+                    handles.callback(at_attention(module, partial(seen, each)).remove)
+            yield
 
     def pass_through(self, block: Block) -> None:
         """Computes a block without stopping."""

@@ -149,8 +149,10 @@ def _estimate(
     calibrated, quantized_on = calibration_tokens(recipe), quantization_tokens(recipe)
     pod, vllm = _POD_SECONDS[hardware.is_gpu], _VLLM_START_SECONDS[hardware.is_gpu]
     blocks = math.ceil(sizes.quantized_blocks / ranges)
-    # Calibration ends where the last range begins, except for the statistics of a suppressor.
-    share = 1.0 if recipe.outlier_suppression else (ranges - 1) / ranges
+    # Calibration ends where the last range begins, except for the statistics of a suppressor, and
+    # for what attention keeps.
+    whole_model = recipe.outlier_suppression is not None or recipe.quantization.cache is not None
+    share = 1.0 if whole_model else (ranges - 1) / ranges
     forward = 2 * sizes.block_elements / hardware.products
     boundary = sizes.hidden_size * sizes.stored_bytes
     per_block = _block_seconds(recipe, sizes, hardware, quantized_on)

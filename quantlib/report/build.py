@@ -29,6 +29,7 @@ from quantlib.report.model import (
 )
 from quantlib.runtime.pydantic_faults import faults_of
 from quantlib.runtime.surroundings import image, package_versions
+from quantlib.schemes import EXACT
 from quantlib.search.outcome import Outcome
 from quantlib.store import Receipt, Store, read_lineage, run_facts
 
@@ -211,8 +212,9 @@ def method_of(recipe: Recipe, smoothed: Receipt | None = None) -> Method:
         weight_type=quantization.weights.type,
         scale=quantization.weights.scale,
         block_rows=quantization.weights.block_rows,
-        schemes=tuple(stated) if quantization.schemes else (),
+        schemes=(tuple(stated) or (EXACT,)) if quantization.schemes else (),
         format=resolve_format(quantization),
+        kv_cache=quantization.cache.words if quantization.cache else "",
         outlier_suppression=suppression.method if suppression else None,
         alpha=smoothed.facts.get("alpha") if smoothed else None,
     )

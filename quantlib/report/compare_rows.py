@@ -160,6 +160,7 @@ _DESCRIPTIONS: dict[str, Callable[[Run], tuple[str, str]]] = {
     "Method": _method,
     "Scheme": _scheme,
     "Format": lambda run: (getattr(run.report.method, "format", ABSENT), ""),
+    "Keys and values": lambda run: (getattr(run.report.method, "kv_cache", "") or ABSENT, ""),
     "Quantized blocks": _blocks,
     "Calibration text": lambda run: _text(run.report.calibration),
     "Held-out text": lambda run: _text(run.report.evaluation and run.report.evaluation.text),

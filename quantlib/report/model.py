@@ -88,6 +88,9 @@ class Method(Part):
         ),
     ] = ()
     format: str
+    kv_cache: Annotated[
+        str, Field(description="What keys and values are kept in; empty for the model's dtype.")
+    ] = ""
     group_size_reason: Annotated[
         str, Field(description="Why it is that, where it is what auto chooses; else empty.")
     ] = ""

@@ -47,6 +47,8 @@ def _front_matter(report: Report) -> dict[str, Any]:
     model, method = report.model, report.method
     assert isinstance(method, Method), "what is published is what the steps made"
     tags = ["quantized", "vllm", method.quantizer, *_schemes(method)]
+    if method.kv_cache:
+        tags.append("fp8-kv-cache")
     if method.format not in tags:
         tags.append(method.format)
     front: dict[str, Any] = {"license": model.source.get("license") or "unknown"}

@@ -119,6 +119,8 @@ def _calibrated(receipt: Receipt) -> Iterator[Row]:
     yield "ranges start at blocks", ", ".join(map(str, receipt.parameters["boundaries"])) or ABSENT
     observed = receipt.parameters["statistics_to"]
     yield "channel statistics", f"of {plural(observed, 'block')}" if observed else ABSENT
+    if receipt.parameters.get("cached"):
+        yield "keys and values", "the largest magnitudes, for scales of an FP8 cache"
 
 
 def _measured(receipt: Receipt) -> Iterator[Row]:

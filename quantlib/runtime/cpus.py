@@ -1,4 +1,4 @@
-"""How many CPUs a process may use, a container's limit included."""
+"""How many CPUs a process may use, a container's limit included, and what they can do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def available_cpus(cgroups: Path = _CGROUPS) -> int:
@@ -22,6 +23,18 @@ def available_cpus(cgroups: Path = _CGROUPS) -> int:
     allowed = len(os.sched_getaffinity(0))
     quota = _quota(cgroups)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def has_avx512(info: Path = _CPUINFO) -> bool:
+    """Whether the processor has AVX-512.
+
+    Args:
+        info: Where the kernel lists what it can do.
+    """
+    try:
+        return " avx512f" in info.read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def _quota(cgroups: Path) -> float | None:

@@ -1,13 +1,17 @@
 """calibrate: hidden states at the start of each range, and channel statistics per block.
 
 The original model is run over the calibration tokens block by block; at no time is more than one
-block, or the embedding, in memory. Only what later steps need is computed: without smoothing, the
-run ends at the start of the last range. An interrupted run goes on with the block that it was at.
+block, or the embedding, in memory. Only what later steps need is computed: without smoothing and
+with keys and values in the model's dtype, the run ends at the start of the last range. An
+interrupted run goes on with the block that it was at.
+
+Scales of keys and values come from here, and not from the workers of the ranges, so that they do
+not depend on where ranges begin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from quantlib.checkpoint.source import FolderSource
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
     from quantlib.models.streamed import StreamedModel
 
 STATISTICS_NAME = "statistics.safetensors"
+CACHED_NAME = "cached.safetensors"
+"""The largest magnitudes of queries, keys and values, by block, module and what they are of."""
 
 
 def hidden_name(block: int) -> str:
@@ -55,7 +61,7 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
         A receipt with one file per range of what stands before its first block: hidden states,
         ``[samples, sequence, hidden_size]`` in the dtype of the model, and whatever else crosses
         between its blocks; that of the first block is empty, for the windows say it. And one file
-        of statistics; no file where nothing is needed.
+        of statistics, and one of what attention keeps; no file where nothing is needed.
     """
     ranges = [parse_range(text) for text in plan.facts["ranges"]]
     needed = needs_hidden_states(recipe.quantization)
@@ -67,10 +73,12 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
             suppression.options
         )
     observed_to = 0 if suppressor is None else ranges[-1][1]
+    cached = recipe.quantization.cache is not None
     calibrated = needs_calibration(recipe)
     parameters = {
         "boundaries": boundaries,
         "statistics_to": observed_to,
+        "cached": cached,
         "statistics": {} if suppressor is None else suppressor.statistics_key(recipe.quantization),
     }
     # The boundaries stand in the parameters: plans with the same ones share their calibration.
@@ -122,10 +130,12 @@ def _collect(
 ) -> None:
     import torch
 
+    from quantlib.blockwise.cached import CachedMaxima
     from quantlib.checkpoint.tensors import read_tensors, write_tensors
 
     kept = Kept(output)
-    stop = max([observed_to, *boundaries])
+    cached_to = streamed.adapter.blocks if recipe.quantization.cache else 0
+    stop = max([observed_to, cached_to, *boundaries])
     tokens = torch.from_numpy(windows.tokens)
 
     def keep_boundary(index: int, boundary: dict[str, Tensor]) -> None:
@@ -146,28 +156,40 @@ def _collect(
         for block in walk or ():
             assert walk is not None
             index = block.index
-            if suppressor is not None and index < observed_to:
-                observer = suppressor.observer(block, windows.token_count, schemes[index])
-                for standing in walk.standings(block, block.inputs):
-                    observer(standing.shared, standing.inputs)
-                found = {f"{index}.{name}": value for name, value in observer.tensors().items()}
-                write_tensors(kept.path(_statistics(index)), found)
-            else:
-                walk.pass_through(block)
+            maxima = CachedMaxima() if index < cached_to else None
+            with walk.attending(block, maxima):
+                if suppressor is not None and index < observed_to:
+                    observer = suppressor.observer(block, windows.token_count, schemes[index])
+                    for standing in walk.standings(block, block.inputs):
+                        observer(standing.shared, standing.inputs)
+                    found = _of_block(index, observer.tensors())
+                    write_tensors(kept.path(_statistics(index)), found)
+                else:
+                    walk.pass_through(block)
+            if maxima is not None:
+                write_tensors(kept.path(_cached(index)), _of_block(index, maxima.tensors()))
             if index + 1 in boundaries:
                 keep_boundary(index + 1, walk.boundary())
             if index + 1 < stop and kept.due:
                 write_tensors(kept.path(hidden_name(index + 1)), walk.boundary())
                 files = {name: record.model_dump() for name, record in output.files.items()}
                 observed = [_statistics(done) for done in range(min(index + 1, observed_to))]
+                observed += [_cached(done) for done in range(min(index + 1, cached_to))]
                 kept.save([hidden_name(index + 1), *observed], {"next": index + 1, "files": files})
             advance(1)
-    if observed_to:
-        statistics: dict[str, Tensor] = {}
-        for index in range(observed_to):
-            statistics |= read_tensors(FolderSource(kept.folder), _statistics(index))
-        digest, count = write_tensors(output.local(STATISTICS_NAME), statistics)
-        output.add(STATISTICS_NAME, sha256=digest, tensors=count)
+    for whole, name, count in (
+        (STATISTICS_NAME, _statistics, observed_to),
+        (CACHED_NAME, _cached, cached_to),
+    ):
+        if count:
+            parts = (read_tensors(FolderSource(kept.folder), name(at)) for at in range(count))
+            joined = {key: tensor for part in parts for key, tensor in part.items()}
+            digest, tensors = write_tensors(output.local(whole), joined)
+            output.add(whole, sha256=digest, tensors=tensors)
+
+
+def _of_block(index: int, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{index}.{name}": tensor for name, tensor in found.items()}
 
 
 def as_tensors(samples: Iterable[Sample]) -> Iterator[dict[str, Tensor]]:
@@ -180,6 +202,10 @@ def as_tensors(samples: Iterable[Sample]) -> Iterator[dict[str, Tensor]]:
 
 def _statistics(index: int) -> str:
     return f"statistics-{index:05}.safetensors"
+
+
+def _cached(index: int) -> str:
+    return f"cached-{index:05}.safetensors"
 
 
 def _restore(output: StepOutput, kept: Kept) -> int:

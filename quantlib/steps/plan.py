@@ -15,7 +15,7 @@ from quantlib.checks.recipe import asked_from_text
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.dry_load import dry_load
 from quantlib.evaluation.judging import not_by_kernels
-from quantlib.formats.gpus import on_gpu
+from quantlib.formats.gpus import cache_on_gpu, on_gpu
 from quantlib.models import BaseModelAdapter
 from quantlib.models.family import ModelFamily
 from quantlib.planning import (
@@ -163,7 +163,9 @@ def serving_lines(recipe: Recipe, adapter: BaseModelAdapter, hardware: Hardware)
         for schemes in linear_schemes(recipe.quantization, adapter)
         for scheme in schemes.values()
     } | dict.fromkeys(outer_schemes(recipe.quantization, adapter).values())
-    found = ((scheme.words, on_gpu(scheme, hardware.capability)) for scheme in used)
+    found = [(scheme.words, on_gpu(scheme, hardware.capability)) for scheme in used]
+    if (cache := recipe.quantization.cache) is not None:
+        found.append((f"A KV cache in {cache.words}", cache_on_gpu(cache, hardware.capability)))
     return [f"{words}, served on {hardware.name}: {lack}" for words, lack in found if lack]
 
 
@@ -216,7 +218,9 @@ def plan_ranges(recipe: Recipe, adapter: BaseModelAdapter, wanted: int) -> list[
     Returns:
         ``(start, stop)`` of each range.
     """
-    sizes = [0] * adapter.blocks
+    # Every block that keeps keys and values in FP8 gets scales from a worker.
+    cached = recipe.quantization.cache is not None
+    sizes = [int(cached and bool(adapter.layout.attention(at))) for at in range(adapter.blocks)]
     for block, schemes in enumerate(linear_schemes(recipe.quantization, adapter)):
         for linear in schemes:
             rows, columns = adapter.linear_shape(block, linear)

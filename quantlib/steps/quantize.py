@@ -8,6 +8,7 @@ wait for each other. Finished blocks are kept: a range that is interrupted goes 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,12 @@ from quantlib.checks.outer import calibrates_head, outer_schemes
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.checks.scheme import needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
-from quantlib.outlier_suppression import outlier_suppression_registry
+from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import QuantizationSection, Recipe
 from quantlib.report.summary import step_summary
 from quantlib.runtime.progress import progress_bar
-from quantlib.steps.calibrate import as_tensors, hidden_name
+from quantlib.steps.calibrate import CACHED_NAME, as_tensors, hidden_name
 from quantlib.steps.contract import StepCall
 from quantlib.steps.kept import Kept
 from quantlib.steps.layout import open_receipt
@@ -40,9 +41,10 @@ from quantlib.store import Receipt, StepOutput, Store, commit_step
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quantlib.blockwise.quantize_block import QuantizedBlock, Smooth
+    from quantlib.blockwise.quantize_block import QuantizedBlock
     from quantlib.models import SharedInput
     from quantlib.models.streamed import Block, StreamedModel
+    from quantlib.numbers.cached import CacheScales
     from quantlib.schemes import LinearScheme
 
 BLOCKS_NAME = "blocks.safetensors"
@@ -132,7 +134,11 @@ def _quantize_blocks(
         scheme: quantizer_registry.get_quantizer(section.method)(section.of_scheme(scheme))
         for scheme in {scheme for schemes in schemes_of for scheme in schemes.values()}
     }
-    smooth = _smoothing(store, recipe, blocks, streamed, smoothing)
+    smooth = _smoothing(store, recipe, blocks, smoothing)
+    maxima: dict[str, Tensor] = {}
+    if section.cache is not None:
+        own = tuple(f"{index}." for index in blocks)
+        maxima = read_tensors(ReceiptSource(store, calibration), CACHED_NAME, own)
     kept = Kept(output)
     state = kept.resume() or {"next": blocks.start, "errors": []}
     first, errors = state["next"], list(state["errors"])
@@ -166,7 +172,8 @@ def _quantize_blocks(
             )
             errors += [error.as_json() for error in quantized.errors]
             file = kept.path(_block(index))
-            _write_block(section, schemes_of[index], streamed, index, quantized, file)
+            scales = _cache_scales(section, block, maxima, smooth, quantized)
+            _write_block(section, schemes_of[index], streamed, index, quantized, scales, file)
             if index < blocks[-1] and kept.due:
                 names = [_block(done) for done in range(blocks.start, index + 1)]
                 if walk is not None:
@@ -187,9 +194,36 @@ def _quantize_blocks(
     output.add_json(LINEARS_NAME, errors)
 
 
+@dataclass(frozen=True)
+class _Smoothing:
+    """Folds the suppressor's scales into blocks.
+
+    Attributes:
+        suppressor: Decided them.
+        scales: What shared inputs are divided by, float32 ``[in_features]``, by block and name.
+    """
+
+    suppressor: BaseOutlierSuppressor
+    scales: Mapping[str, Tensor]
+
+    def __call__(self, block: Block, inputs: Sequence[SharedInput]) -> dict[str, Tensor]:
+        """Folds those of some inputs; gives what changed besides the weights of linears."""
+        return self.suppressor.apply(block, inputs, self._found(block, inputs))
+
+    def divided(self, block: Block) -> dict[str, Tensor]:
+        """What outputs of linears of a block are divided by."""
+        from quantlib.models.folding import divided_outputs
+
+        return divided_outputs(block, block.inputs, self._found(block, block.inputs))
+
+    def _found(self, block: Block, inputs: Sequence[SharedInput]) -> dict[str, Tensor]:
+        names = {shared.name: f"{block.index}.{shared.name}" for shared in inputs}
+        return {name: self.scales[full] for name, full in names.items() if full in self.scales}
+
+
 def _smoothing(
-    store: Store, recipe: Recipe, blocks: range, streamed: StreamedModel, smoothing: Receipt
-) -> Smooth | None:
+    store: Store, recipe: Recipe, blocks: range, smoothing: Receipt
+) -> _Smoothing | None:
     """What folds the suppressor's scales into a block; None where nothing is suppressed."""
     from quantlib.checkpoint.tensors import read_tensors
 
@@ -199,14 +233,38 @@ def _smoothing(
         recipe.outlier_suppression.options
     )
     own = tuple(f"{index}." for index in blocks)
-    scales = read_tensors(ReceiptSource(store, smoothing), SCALES_NAME, own)
+    return _Smoothing(suppressor, read_tensors(ReceiptSource(store, smoothing), SCALES_NAME, own))
 
-    def smooth(block: Block, inputs: Sequence[SharedInput]) -> dict[str, Tensor]:
-        names = {shared.name: f"{block.index}.{shared.name}" for shared in inputs}
-        found = {name: scales[full] for name, full in names.items() if full in scales}
-        return suppressor.apply(block, inputs, found)
 
-    return smooth
+def _cache_scales(
+    section: QuantizationSection,
+    block: Block,
+    maxima: Mapping[str, Tensor],
+    smoothing: _Smoothing | None,
+    quantized: QuantizedBlock,
+) -> dict[str, CacheScales]:
+    """The scales of each module of attention of a block, by its name within the block.
+
+    Args:
+        section: Says what is kept in FP8.
+        block: The block, which was quantized.
+        maxima: The largest magnitudes in the original model, as the calibrate step names them.
+        smoothing: What was folded into the block before it was quantized.
+        quantized: What quantizing it gave.
+    """
+    from quantlib.blockwise.cached import cache_scales
+
+    if section.cache is None:
+        return {}
+    own = f"{block.index}."
+    largest = {name.removeprefix(own): maxima[name] for name in maxima if name.startswith(own)}
+    divided = {} if smoothing is None else smoothing.divided(block)
+    for name, divisors in quantized.divided.items():
+        divided[name] = divisors * divided[name] if name in divided else divisors
+    return {
+        each.name: cache_scales(each, block.inputs, largest, divided, section.cache)
+        for each in block.attention
+    }
 
 
 def _block(index: int) -> str:
@@ -219,6 +277,7 @@ def _write_block(
     streamed: StreamedModel,
     index: int,
     quantized: QuantizedBlock,
+    scales: Mapping[str, CacheScales],
     path: Path,
 ) -> None:
     """Writes all tensors of a block in the checkpoint's final format."""
@@ -233,6 +292,9 @@ def _write_block(
             tensors = checkpoint_format.tensors(made, schemes[linear].activations)
             for part, tensor in tensors.items():
                 write_tensor(writer, f"{prefix}{linear}.{part}", tensor)
+        for module, own in scales.items():
+            for part, tensor in checkpoint_format.cache_tensors(own).items():
+                write_tensor(writer, f"{prefix}{module}.{part}", tensor)
         for linear, weight in quantized.unstacked.items():
             write_tensor(writer, f"{prefix}{linear}.weight", weight)
         for name in adapter.block_tensors(checkpoint, index):

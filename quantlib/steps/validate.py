@@ -12,6 +12,7 @@ from typing import Any
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
+from quantlib.checks.cache import cache_cpu_problem
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.choose_engine import choose_engine
@@ -192,6 +193,8 @@ def _setting(
         checkpoint_emulated=None
         if _MADE_ELSEWHERE in checkpoint.facts
         else emulated_checkpoint_reason(recipe.quantization, adapter, engine.name, device),
+        cached=recipe.quantization.cache is not None
+        and cache_cpu_problem(recipe.quantization, adapter) is None,
         renamed=adapter.layout.renamed,
         drafts=adapter.drafts,
         original_head=_original_head(original, adapter, checkpoint),

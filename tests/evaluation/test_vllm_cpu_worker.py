@@ -197,3 +197,33 @@ def test_families_are_computed_as_transformers_does(
     found = load_file(Path(job.output) / REFERENCE_NAME)["logprobs"]
     # bfloat16 gives 1 to 3 % of the spread; what is wrong gave 13 to 57 %.
     assert (found - expected).abs().mean() < 0.05 * expected.std()
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_keys_and_values_in_fp8_are_the_nearest(worker: Any, per_head: bool) -> None:
+    """The kernel by itself, without the correction, goes to the next number towards zero."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+    update = CPUAttentionBackendImpl.do_kv_cache_update
+    generator = torch.Generator().manual_seed(0)
+    key, value = (
+        (torch.randn(TOKENS, SHARED, SIZE, generator=generator) * 5).bfloat16() for _ in range(2)
+    )
+    scales = torch.tensor([0.05, 0.02]) if per_head else torch.tensor([0.05])
+    layer = SimpleNamespace(
+        isa="vec", _k_scale=scales, _v_scale=scales, _k_scale_float=0.05, _v_scale_float=0.05
+    )
+    impl = SimpleNamespace(kv_cache_dtype="fp8", attn_type="decoder")
+    wanted = (value.float() / scales[:, None]).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+
+    def kept(by: Any) -> Tensor:
+        cache = torch.zeros(1, SHARED, 32, 2 * SIZE, dtype=torch.uint8)
+        by(impl, layer, key, value, cache, torch.arange(TOKENS))
+        values = cache.view(1, SHARED, 64, SIZE).chunk(2, dim=2)[1][0, :, :TOKENS]
+        return values.transpose(0, 1).view(torch.float8_e4m3fn).float()
+
+    assert torch.equal(kept(worker.caching(update)), wanted)
+    own = kept(update)
+    assert not torch.equal(own, wanted)
+    if not per_head:
+        assert (own.abs() <= wanted.abs()).all()

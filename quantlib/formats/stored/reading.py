@@ -90,7 +90,7 @@ def stored(checkpoint: Checkpoint) -> Found | None:
         raise InvalidInputError([_unread(field, given, method)])
     faults = Faults(field)
     found = reader(checkpoint, given, plain_dtype(checkpoint), faults)
-    if not faults and not found.weights:
+    if not faults and not found.weights and not given.get("kv_cache_scheme"):
         faults.setting("", f"says {shown(method)}, but no tensor is stored so")
     if faults:
         raise InvalidInputError(faults.problems())

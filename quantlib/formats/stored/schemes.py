@@ -122,6 +122,8 @@ class Schemes:
         self.ignored = _patterns(settings, "ignore")
         self._targets: list[tuple[str, GroupScheme | None]] = []
         groups = given.get("config_groups")
+        if groups == {} and given.get("kv_cache_scheme"):
+            return  # all weights are exact
         if not isinstance(groups, Mapping) or not groups:
             settings.fault("config_groups", "is no mapping of groups, or names none")
             return
