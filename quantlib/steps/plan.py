@@ -242,11 +242,16 @@ def plan_ranges(recipe: Recipe, adapter: BaseModelAdapter, wanted: int) -> list[
 def last_block(section: QuantizationSection, adapter: ModelFamily) -> int:
     """The block at which the ranges end.
 
-    That is the last one that is quantized, or of the model, where tokens go on to the head.
+    That is the last one that is quantized or keeps keys and values in FP8, or of the model, where
+    tokens go on to the head.
     """
     if calibrates_head(section, adapter):
         return adapter.blocks - 1
-    return max(block for block, schemes in enumerate(linear_schemes(section, adapter)) if schemes)
+    return max(
+        block
+        for block, schemes in enumerate(linear_schemes(section, adapter))
+        if schemes or (section.cache is not None and adapter.layout.attention(block))
+    )
 
 
 def parse_range(text: str) -> tuple[int, int]:
