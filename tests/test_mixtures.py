@@ -22,11 +22,11 @@ from quantlib.checkpoint.tensors import read_tensor
 from quantlib.checks.linears import checkpoint_scheme, exact_linears
 from quantlib.checks.machine import required_bytes
 from quantlib.checks.model import cpu_problem, model_problems
-from quantlib.errors import QuantlibError
 from quantlib.evaluation.choose_engine import FALLBACK_VARIABLE
 from quantlib.evaluation.transformers_engine import load_model
 from quantlib.formats.dequantize import dequantized_state
 from quantlib.models import open_model
+from quantlib.numbers.inputs import round_input
 from quantlib.report.build import build_report
 from quantlib.schemes import SCHEMES
 from quantlib.steps.plan import plan_ranges
@@ -341,12 +341,22 @@ def test_smoothing_of_experts_leaves_the_function(
     torch.testing.assert_close(rows * columns, torch.ones_like(rows), rtol=0.02, atol=0)
 
 
-def test_transformers_does_not_judge_rounded_inputs_of_experts(
+@torch.no_grad()
+def test_transformers_rounds_both_inputs_of_experts(
     mixtral: Path, store: LocalStore, small_recipe: Fixture, run_steps: Fixture, tmp_path: Path
 ) -> None:
     made = run_steps(store, small_recipe(quantization=W8 | {"activations": "int8"}), mixtral)
-    with pytest.raises(QuantlibError, match="inputs of experts"):
-        load_model(export(made, tmp_path / "out"), torch.float32)
+    model = load_model(export(made, tmp_path / "out"), torch.float32)
+    experts = model.model.layers[1].mlp.experts
+    x = torch.randn(5, model.config.hidden_size)
+    chosen = torch.tensor([[0, 1]] * 5)
+    shares = torch.rand(5, 2)
+    expected = torch.zeros_like(x)
+    for expert in range(2):
+        gate, up = (round_input(x, "int8") @ experts.gate_up_proj[expert].t()).chunk(2, -1)
+        inner = round_input(torch.nn.functional.silu(gate) * up, "int8")
+        expected += shares[:, expert, None] * (inner @ experts.down_proj[expert].t())
+    torch.testing.assert_close(experts(x, chosen, shares), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
