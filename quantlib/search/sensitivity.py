@@ -9,7 +9,7 @@ methods lie below it about alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,6 +20,8 @@ from quantlib.numbers.inputs import input_scale, round_input
 from quantlib.quantizers.rounding import nearest_within_range
 from quantlib.schemes import Activations, LinearScheme, is_static
 from quantlib.search.candidates import Unit
+
+_Rounding = Callable[[torch.nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 PROBE_TOKENS = 512
 """Calibration tokens that parts are tried on."""
@@ -100,7 +102,7 @@ def _sharing(block: Block, linears: Sequence[str]) -> Iterator[list[str]]:
             yield together
 
 
-def _rounding(activations: Activations):  # type: ignore[no-untyped-def]
+def _rounding(activations: Activations) -> _Rounding:
     def hook(_module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x, *others = arguments
         step = None
