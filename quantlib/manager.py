@@ -15,8 +15,9 @@ from quantlib.evaluation.judging import not_by_kernels
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.output import write_checkpoint
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import quantizer_registry
-from quantlib.recipe import AskedRecipe, QuantizationSection, Recipe, ValidationSection
+from quantlib.recipe import AskedRecipe, Recipe, ValidationSection
 from quantlib.report.build import build_report
 from quantlib.report.model import Report
 from quantlib.sources.naming import named

@@ -1,17 +1,15 @@
-"""How weights and activations are represented: by names, and which linears are represented how."""
+"""How weights and activations are represented, by names."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
     field_validator,
-    model_validator,
 )
 
 from quantlib.errors import did_you_mean
@@ -121,11 +119,12 @@ KVCache = Literal["none", "fp8", "fp8-head"]
 GroupSize = int | Literal["auto"]
 
 
-def _auto_channel_or_positive(value: object, handler: ValidatorFunctionWrapHandler) -> GroupSize:
+def auto_channel_or_positive(value: object, handler: ValidatorFunctionWrapHandler) -> GroupSize:
+    """A size of groups, with one fault for what is none, not one of each type that it may have."""
     size: GroupSize
     try:
         size = handler(value)
-    except ValidationError:  # one fault, not one of each type that it may have
+    except ValidationError:
         size = 0
     if size != "auto" and size != -1 and size < 1:
         raise ValueError("must be auto, -1 (per channel) or a positive number of columns")
@@ -175,7 +174,7 @@ class AskedWeights(Section):
             raise ValueError("must be -1 (all) or a positive number of output channels")
         return value
 
-    _check_size = field_validator("group_size", mode="wrap")(_auto_channel_or_positive)
+    _check_size = field_validator("group_size", mode="wrap")(auto_channel_or_positive)
 
     @field_validator("type")
     @classmethod
@@ -258,7 +257,7 @@ _MXFP8 = _weights("float", 8, group_size=32, scale="e8m0")
 _FP8_BLOCK = _weights("float", 8, group_size=128, block_rows=128)
 _FP8_TENSOR = _weights("float", 8, group_size=-1, block_rows=-1)
 
-_SHIPPED: Mapping[str, Mapping[str, Any]] = {
+SHIPPED: Mapping[str, Mapping[str, Any]] = {
     "W2A16": {"weights": _weights("int", 2), "activations": "none"},
     "W4A16": {"weights": _weights("int", 4), "activations": "none"},
     "W4A16_ASYM": {"weights": _weights("int", 4, symmetric=False), "activations": "none"},
@@ -286,21 +285,8 @@ def _brought(numbers: type[NumberType]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-SCHEMES: Mapping[str, Mapping[str, Any]] = _Open(_SHIPPED, _brought)
+SCHEMES: Mapping[str, Mapping[str, Any]] = _Open(SHIPPED, _brought)
 """Parts of a recipe's section ``quantization``, by the names that compressed-tensors has for it."""
-
-EXACT = "exact"
-"""In the place of a scheme's name: not quantized."""
-
-DEFAULT_CANDIDATES = ("W4A16", "W8A16", EXACT)
-"""What a search chooses from where a recipe does not say: what every GPU of vLLM's serves."""
-
-LinearKind = Literal["attention", "linear_attention", "mlp", "experts", "shared_experts"]
-
-OuterKind = Literal["lm_head", "embeddings"]
-OUTER_KINDS: tuple[OuterKind, ...] = get_args(OuterKind)
-"""What lies outside of the blocks and is quantized where a rule names it: what gives the logits,
-and the table of tokens' vectors."""
 
 
 def name_of(weights: AskedWeights, activations: str) -> str:
@@ -325,112 +311,3 @@ def checked_scheme(name: str, *others: str) -> str:
         ValueError: It is none.
     """
     return _known_name(name, (*SCHEMES, *others), "no scheme")
-
-
-def checked_pattern(pattern: str) -> str:
-    """A pattern that names linears.
-
-    Raises:
-        ValueError: It is to be a regular expression, and is none.
-    """
-    if pattern.startswith("re:"):
-        try:
-            re.compile(pattern.removeprefix("re:"))
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-    return pattern
-
-
-class SchemeRule(Section):
-    """Which linears are represented in another way than the rest."""
-
-    scheme: Annotated[
-        str,
-        Field(
-            description=f"{', '.join(_SHIPPED)}; or {EXACT}, for linears that are not quantized."
-        ),
-    ]
-    linears: Annotated[
-        tuple[str, ...],
-        Field(
-            description="Which linears of a block: a kind (attention, linear_attention, mlp, "
-            "experts, shared_experts), or a name as in ignore. Default: all. What lies outside of "
-            "the blocks is exact unless it is named here: lm_head, embeddings."
-        ),
-    ] = ()
-    blocks: Annotated[
-        tuple[int, ...] | None,
-        Field(description="Which blocks, by index; -1 is the last one. Default: all."),
-    ] = None
-    group_size: Annotated[
-        GroupSize,
-        Field(
-            description="As of weights, for schemes that leave it open: W2A16, W4A16, "
-            "W4A16_ASYM, W8A16, W4A8."
-        ),
-    ] = "auto"
-
-    _check_size = field_validator("group_size", mode="wrap")(_auto_channel_or_positive)
-
-    @field_validator("scheme")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return checked_scheme(value, EXACT)
-
-    @field_validator("linears")
-    @classmethod
-    def _regular_expressions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(checked_pattern, value))
-
-    @model_validator(mode="after")
-    def _outside_of_blocks(self) -> SchemeRule:
-        if self.blocks is not None and self.outer:
-            raise ValueError(
-                f"leave blocks out: {' and '.join(self.outer)} lie in no block; give them a rule "
-                "of their own"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _only_open_sizes(self) -> SchemeRule:
-        if self.group_size != "auto" and not self.leaves_size_open:
-            fixed = SCHEMES.get(self.scheme, {}).get("weights", {}).get("group_size")
-            if fixed != self.group_size:
-                raise ValueError(
-                    f"leave group_size out: {self.scheme} says itself what shares scales"
-                )
-        return self
-
-    @property
-    def leaves_size_open(self) -> bool:
-        """Whether the scheme leaves the size of its groups to the rule."""
-        return self.scheme in SCHEMES and "group_size" not in SCHEMES[self.scheme]["weights"]
-
-    @property
-    def outer(self) -> tuple[OuterKind, ...]:
-        """What outside of the blocks it is for."""
-        return tuple(kind for kind in OUTER_KINDS if kind in self.linears)
-
-    @property
-    def names_all(self) -> bool:
-        """Whether it is for every linear, so that no rule after it is asked."""
-        return not self.linears and self.blocks is None
-
-    def linear_scheme(self) -> LinearScheme | None:
-        """The scheme that the rule gives linears; None where they stay exact.
-
-        Raises:
-            ValueError: The size of groups is not settled.
-        """
-        if self.scheme == EXACT:
-            return None
-        scheme = SCHEMES[self.scheme]
-        weights = {"group_size": self.group_size, **scheme["weights"]}
-        return LinearScheme.model_validate({**scheme, "weights": weights})
-
-
-def candidate_rule(text: str) -> dict[str, Any]:
-    """The rule that a candidate's short form stands for: ``W4A16:32``."""
-    name, colon, size = text.partition(":")
-    rule: dict[str, Any] = {"scheme": name}
-    return rule | {"group_size": int(size) if size.isdecimal() else size} if colon else rule

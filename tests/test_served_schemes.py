@@ -22,7 +22,7 @@ from serving import assert_served_as_meant, reference_logprobs, served_logprobs
 
 from quantlib.checks.scheme import resolve_format, schemes
 from quantlib.formats import format_registry
-from quantlib.recipe import QuantizationSection
+from quantlib.quantization import QuantizationSection
 from quantlib.store import LocalStore
 
 SECTIONS = list(schemes())

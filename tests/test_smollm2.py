@@ -20,8 +20,8 @@ from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checks.recipe import parse_recipe
 from quantlib.models import open_model
 from quantlib.models.streamed import StreamedModel
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import GPTQQuantizer
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import WeightScheme
 from quantlib.steps.fetch import fetch
 from quantlib.steps.texts import windows_without_store

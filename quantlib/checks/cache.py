@@ -8,7 +8,7 @@ from quantlib.checks.kinds import kind_of
 from quantlib.errors import Problem
 from quantlib.models.family import ModelFamily
 from quantlib.models.layout import Attention
-from quantlib.recipe import QuantizationSection
+from quantlib.quantization import QuantizationSection
 from quantlib.runtime.cpus import has_avx512
 
 _FIELD = "quantization.kv_cache"

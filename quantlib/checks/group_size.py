@@ -16,7 +16,8 @@ from quantlib.checks.scheme import (
     with_sizes,
 )
 from quantlib.models.adapter import BaseModelAdapter
-from quantlib.recipe import AskedRecipe, QuantizationSection, Recipe
+from quantlib.quantization import QuantizationSection
+from quantlib.recipe import AskedRecipe, Recipe
 from quantlib.schemes import LinearScheme
 
 

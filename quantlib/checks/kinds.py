@@ -6,7 +6,7 @@ import re
 from functools import cache
 
 from quantlib.models.layout import ANY_EXPERT, without_expert
-from quantlib.schemes import LinearKind
+from quantlib.scheme_rules import LinearKind
 
 _SHARED = re.compile(r"shared_(experts?|mlp)\b")
 _LINEAR_ATTENTION = re.compile(

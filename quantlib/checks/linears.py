@@ -16,8 +16,9 @@ from quantlib.formats.base import SchemeTargets
 from quantlib.models.family import ModelFamily
 from quantlib.models.layout import ANY_EXPERT, without_expert
 from quantlib.models.patterns import matches
-from quantlib.recipe import QuantizationSection
-from quantlib.schemes import OUTER_KINDS, CacheScheme, LinearKind, LinearScheme, SchemeRule
+from quantlib.quantization import QuantizationSection
+from quantlib.scheme_rules import OUTER_KINDS, LinearKind, SchemeRule
+from quantlib.schemes import CacheScheme, LinearScheme
 
 KINDS = get_args(LinearKind)
 

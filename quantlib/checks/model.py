@@ -30,9 +30,11 @@ from quantlib.formats import format_registry
 from quantlib.models import BaseModelAdapter
 from quantlib.models.layout import without_expert
 from quantlib.outlier_suppression import outlier_suppression_registry
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import quantizer_registry
-from quantlib.recipe import QuantizationSection, Recipe
-from quantlib.schemes import EXACT, LinearScheme, WeightScheme
+from quantlib.recipe import Recipe
+from quantlib.scheme_rules import EXACT
+from quantlib.schemes import LinearScheme, WeightScheme
 
 WITHOUT_TEXT = "--method minmax, --recipe fp8, or method hqq with options {importance: none}"
 """What needs no forward."""

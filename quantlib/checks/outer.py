@@ -9,8 +9,9 @@ from quantlib.errors import Problem
 from quantlib.formats import format_registry
 from quantlib.models.family import ModelFamily
 from quantlib.models.patterns import matches
-from quantlib.recipe import QuantizationSection
-from quantlib.schemes import OUTER_KINDS, LinearScheme, OuterKind
+from quantlib.quantization import QuantizationSection
+from quantlib.scheme_rules import OUTER_KINDS, OuterKind
+from quantlib.schemes import LinearScheme
 
 KERNEL_MULTIPLE = 32
 """vLLM's kernels for packed weights take linears whose sides are multiples of this."""

@@ -11,8 +11,8 @@ from quantlib.checks.outer import outer_rule
 from quantlib.errors import Problem, did_you_mean
 from quantlib.models import BaseModelAdapter
 from quantlib.models.patterns import matches
-from quantlib.recipe import QuantizationSection
-from quantlib.schemes import OUTER_KINDS, SchemeRule
+from quantlib.quantization import QuantizationSection
+from quantlib.scheme_rules import OUTER_KINDS, SchemeRule
 
 Linear = tuple[int, str]
 """A block, and the name of a linear within it."""

@@ -12,8 +12,9 @@ from quantlib.errors import Problem, UnknownNameError
 from quantlib.formats import format_registry
 from quantlib.grids import number_types
 from quantlib.outlier_suppression import outlier_suppression_registry
+from quantlib.quantization import AskedQuantization, QuantizationSection
 from quantlib.quantizers import BaseQuantizer, BatchQuantizer, quantizer_registry
-from quantlib.recipe import AskedQuantization, AskedRecipe, QuantizationSection, Recipe
+from quantlib.recipe import AskedRecipe, Recipe
 from quantlib.schemes import ACTIVATIONS, EXACT_INPUTS, SCHEMES, LinearScheme, WeightScheme
 
 AUTOMATIC_SIZES = (128, 64, 32)

@@ -24,8 +24,8 @@ from quantlib.evaluation.choose_engine import installed_vllm
 from quantlib.models import BaseModelAdapter, Layout
 from quantlib.models.fusion import not_served, vllm_version
 from quantlib.models.servable import untied, with_causal_architecture
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import quantizer_registry
-from quantlib.recipe import QuantizationSection
 from quantlib.runtime.keeper import kept
 from quantlib.runtime.process_group import SECONDS_TO_END, end_kept, last_lines
 from quantlib.serving.options import serving_dtype

@@ -35,7 +35,7 @@ from quantlib.formats import format_registry
 from quantlib.models import model_registry
 from quantlib.numbers.cached import CacheScales
 from quantlib.numbers.quantized import QuantizedLinear, group_count
-from quantlib.recipe import QuantizationSection
+from quantlib.quantization import QuantizationSection
 from quantlib.schemes import LinearScheme
 
 _HEADER_NAME = "model.safetensors"

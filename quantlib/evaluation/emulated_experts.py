@@ -43,7 +43,7 @@ from quantlib.evaluation.emulated_inputs import (
     from_packed,
     rounding_of,
 )
-from quantlib.formats.compressed_tensors import activations_of
+from quantlib.formats.compressed_config import activations_of
 from quantlib.schemes import Activations
 
 _BIASES = ("w13_bias", "w2_bias")

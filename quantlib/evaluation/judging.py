@@ -13,7 +13,8 @@ from quantlib.evaluation.choose_engine import (
 )
 from quantlib.formats.stored import stored
 from quantlib.models import BaseModelAdapter
-from quantlib.recipe import QuantizationSection, Recipe
+from quantlib.quantization import QuantizationSection
+from quantlib.recipe import Recipe
 
 
 def dequantized_checkpoint_reason(

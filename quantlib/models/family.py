@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.models.layout import ANY_EXPERT, EXPERT_PARTS, Layout, SharedInput, without_expert
 from quantlib.models.naming import DRAFTING
-from quantlib.schemes import OuterKind
+from quantlib.scheme_rules import OuterKind
 
 if TYPE_CHECKING:
     from quantlib.models.skeleton import Skeleton

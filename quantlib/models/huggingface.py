@@ -18,7 +18,7 @@ from quantlib.models.layout import ANY_EXPERT, of_expert, without_expert
 from quantlib.models.naming import OUTSIDE, VISION
 from quantlib.models.registry import model_registry
 from quantlib.models.servable import untied, with_causal_architecture
-from quantlib.schemes import OuterKind
+from quantlib.scheme_rules import OuterKind
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from quantlib.errors import Problem
 from quantlib.models import BaseModelAdapter
 from quantlib.models.layout import SharedInput
-from quantlib.recipe import QuantizationSection
+from quantlib.quantization import QuantizationSection
 from quantlib.schemes import LinearScheme
 
 if TYPE_CHECKING:

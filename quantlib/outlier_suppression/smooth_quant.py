@@ -24,7 +24,7 @@ from quantlib.outlier_suppression.base import (
 )
 from quantlib.outlier_suppression.registry import outlier_suppression_registry
 from quantlib.outlier_suppression.smoothing import smoothing_scales
-from quantlib.recipe import QuantizationSection
+from quantlib.quantization import QuantizationSection
 from quantlib.schemes import LinearScheme
 
 if TYPE_CHECKING:

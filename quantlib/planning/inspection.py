@@ -13,7 +13,8 @@ from quantlib.models.fusion import vllm_serves, vllm_version
 from quantlib.models.layout import ANY_EXPERT, without_expert
 from quantlib.models.naming import OUTSIDE, outermost
 from quantlib.planning.model import model_sizes
-from quantlib.recipe import QuantizationSection, Recipe
+from quantlib.quantization import QuantizationSection
+from quantlib.recipe import Recipe
 from quantlib.schemes import WeightScheme
 
 SCHEMES = {

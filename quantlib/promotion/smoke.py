@@ -17,7 +17,7 @@ from quantlib.checks.recipe import parse_recipe
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.promotion.state import report_address
 from quantlib.publishing.verification import Verified
-from quantlib.report.model import Probe
+from quantlib.report.evaluation import Probe
 from quantlib.serving.client import Completion, Server, ServerError, together
 from quantlib.steps.texts import windows_without_store
 from quantlib.store import open_store

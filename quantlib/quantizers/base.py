@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from quantlib.formats import CheckpointScheme, format_registry
-from quantlib.recipe import QuantizationSection
+from quantlib.quantization import QuantizationSection
 from quantlib.schemes import WeightType
 
 if TYPE_CHECKING:

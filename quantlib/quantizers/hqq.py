@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers.base import (
     ANY_TYPE,
     GROUP_SIZES,
@@ -16,7 +17,6 @@ from quantlib.quantizers.base import (
     QuantizedInput,
 )
 from quantlib.quantizers.registry import quantizer_registry
-from quantlib.recipe import QuantizationSection
 
 if TYPE_CHECKING:
     import torch

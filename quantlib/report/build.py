@@ -13,12 +13,10 @@ from pydantic import ValidationError
 from quantlib.checks.scheme import resolve_format
 from quantlib.errors import InvalidInputError, StoreError
 from quantlib.recipe import Recipe
+from quantlib.report.evaluation import Evaluation
+from quantlib.report.method import ForeignMethod, Method
 from quantlib.report.model import (
-    CalibrationText,
-    Evaluation,
-    ForeignMethod,
     LinearError,
-    Method,
     Model,
     Provenance,
     Report,
@@ -27,9 +25,10 @@ from quantlib.report.model import (
     StepRun,
     Verdict,
 )
+from quantlib.report.texts_read import CalibrationText
 from quantlib.runtime.pydantic_faults import faults_of
 from quantlib.runtime.surroundings import image, package_versions
-from quantlib.schemes import EXACT
+from quantlib.scheme_rules import EXACT
 from quantlib.search.outcome import Outcome
 from quantlib.store import Receipt, Store, read_lineage, run_facts
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantlib.report.model import ForeignMethod, LinearError, Report
+from quantlib.report.method import ForeignMethod
+from quantlib.report.model import LinearError, Report
 from quantlib.report.run_reports import Run, short_digest
 
 COMPARISON_SCHEMA = "quantlib/comparison/1"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantlib.report.compare import Comparison, Figure
-from quantlib.report.model import ForeignMethod
+from quantlib.report.method import ForeignMethod
 from quantlib.report.run_reports import Run, short_digest
 from quantlib.report.text import (
     ABSENT,

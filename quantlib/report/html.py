@@ -10,8 +10,9 @@ import yaml
 
 from quantlib.blockwise.experts import Experts
 from quantlib.report.chart import error_chart, measure_of, summarize
+from quantlib.report.evaluation import Check, Generation
 from quantlib.report.jinja_environment import environment
-from quantlib.report.model import Check, Generation, Report
+from quantlib.report.model import Report
 from quantlib.report.search_chart import search_chart
 from quantlib.report.text import percent, significant
 from quantlib.serving.options import serve_line

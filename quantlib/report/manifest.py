@@ -14,8 +14,10 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AwareDatetime, Field, ValidationError, field_validator
 
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.report.model import HTML_NAME, JSON_NAME, Evaluation, Part, Verdict
+from quantlib.report.evaluation import Evaluation
+from quantlib.report.model import HTML_NAME, JSON_NAME, Verdict
 from quantlib.report.model_card import CARD_NAME
+from quantlib.report.part import Part
 from quantlib.report.provenance import PROVENANCE_NAME
 from quantlib.runtime.foreign_json import parse_mapping
 from quantlib.runtime.pydantic_faults import faults_of
@@ -39,7 +41,7 @@ PARALLEL_FILES = 4
 
 
 class Figures(Part):
-    """What the gate judged, in numbers; see :class:`quantlib.report.model.Evaluation`."""
+    """What the gate judged, in numbers; see :class:`quantlib.report.evaluation.Evaluation`."""
 
     perplexity_original: float
     perplexity_quantized: float

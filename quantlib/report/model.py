@@ -4,35 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from quantlib.errors import InvalidInputError
 from quantlib.models.layout import without_expert
+from quantlib.report.evaluation import Evaluation
+from quantlib.report.method import ForeignMethod, Method
+from quantlib.report.part import Part
+from quantlib.report.texts_read import CalibrationText
 from quantlib.runtime.foreign_json import parse_json
 from quantlib.runtime.pydantic_faults import faults_of
-from quantlib.schemes import ACTIVATIONS, Activations, AskedWeights, ScaleType, WeightType, name_of
 from quantlib.search.outcome import Outcome
 from quantlib.store.receipt import Digest, FileRecord
 
 SCHEMA: Final = "quantlib/report/1"
 JSON_NAME = "quantization_report.json"
 HTML_NAME = "quantization_report.html"
-
-
-class Part(BaseModel):
-    """A closed, immutable part of a report.
-
-    A figure that is no finite number (the perplexity of a checkpoint that is broken) is written as
-    the string ``NaN`` or ``Infinity``, which JSON can hold.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        populate_by_name=True,
-        protected_namespaces=(),
-        ser_json_inf_nan="strings",
-    )
 
 
 class Verdict(Part):
@@ -66,91 +53,7 @@ class Model(Part):
     tensors: int
     blocks: int
     quantized_blocks: tuple[int, ...]
-    carried: dict[str, int] = {}
-
-
-class Method(Part):
-    """The algorithm and the representation, with every default resolved."""
-
-    quantizer: str
-    bits: int
-    group_size: Annotated[int, Field(description="-1: one scale per output channel.")]
-    symmetric: bool
-    activations: Activations
-    weight_type: WeightType
-    scale: ScaleType = "model"
-    block_rows: int = 1
-    schemes: Annotated[
-        tuple[str, ...],
-        Field(
-            description="What rules of the recipe say of linears; bits and the like are those of "
-            "the linears that no rule names."
-        ),
-    ] = ()
-    format: str
-    kv_cache: Annotated[
-        str, Field(description="What keys and values are kept in; empty for the model's dtype.")
-    ] = ""
-    group_size_reason: Annotated[
-        str, Field(description="Why it is that, where it is what auto chooses; else empty.")
-    ] = ""
-    outlier_suppression: str | None
-    alpha: Annotated[
-        tuple[float | None, ...] | None,
-        Field(
-            description="Strength of the outlier suppression in each block; null for a block that "
-            "is left alone. None without suppression, or where it has no strength."
-        ),
-    ] = None
-
-    @property
-    def scheme(self) -> str:
-        """Its usual name, such as ``W4A16`` or ``NVFP4A16``; of several, all of them."""
-        if self.schemes:
-            return " + ".join(self.schemes)
-        weights = AskedWeights(
-            type=self.weight_type,
-            bits=self.bits,
-            group_size=self.group_size,
-            symmetric=self.symmetric,
-            scale=self.scale,
-            block_rows=self.block_rows,
-        )
-        return name_of(weights, self.activations)
-
-    @property
-    def alphas(self) -> dict[float, int]:
-        """How many blocks were suppressed with each strength, the least strength first."""
-        used = [alpha for alpha in self.alpha or () if alpha is not None]
-        return {alpha: used.count(alpha) for alpha in sorted(set(used))}
-
-    @property
-    def details(self) -> str:
-        """What its name does not say of a scheme, in words."""
-        if self.schemes:
-            return "by rules of the recipe"
-        symmetry = "symmetric" if self.symmetric else "asymmetric"
-        if self.block_rows == -1:
-            return f"per tensor, {symmetry}"
-        if self.block_rows > 1:
-            return f"blocks of {self.block_rows} x {self.group_size}, {symmetry}"
-        shared = "per channel" if self.group_size == -1 else f"groups of {self.group_size}"
-        return f"{shared}, {symmetry}"
-
-    @property
-    def in_words(self) -> str:
-        """The representation: ``4-bit weights, groups of 64, symmetric; activations ...``."""
-        if self.schemes:
-            return f"{', '.join(self.schemes)}, {self.details}"
-        rounded = ACTIVATIONS.get(self.activations)
-        activations = "as in the original" if rounded is None else rounded.words
-        return f"{self.bits}-bit weights, {self.details}; activations {activations}"
-
-
-class ForeignMethod(Part):
-    """Of a checkpoint that was made elsewhere, how its weights lie by its config, in words."""
-
-    words: str
+    carried: dict[str, int] = {}  # noqa: RUF012 - pydantic copies it
 
 
 class PartSize(Part):
@@ -199,153 +102,6 @@ class Sizes(Part):
     def ratio(self) -> float:
         """How many times smaller the quantized weights are."""
         return self.bytes_original / self.bytes_quantized if self.bytes_quantized else float("nan")
-
-
-class TextRead(Part):
-    """What was read of a text."""
-
-    rows: Annotated[int, Field(description="Rows that were read before there was enough.")]
-    used: Annotated[dict[str, int], Field(description="Rows by what they were recognized as.")]
-    left_out: Annotated[dict[str, int], Field(description="Rows that were not used, by reason.")]
-    examples: Annotated[tuple[str, ...], Field(description="The first of those.")]
-    in_words: str
-
-
-class CalibrationText(Part):
-    """The text that the model was calibrated on."""
-
-    source: str
-    digest: Digest
-    samples: int
-    sequence_length: int
-    tokens: int
-    shipped: Annotated[bool, Field(description="It is the text that ships with quantlib.")]
-    content: Annotated[Digest | None, Field(description="Digest of the text's files.")] = None
-    read: TextRead | None = None
-    opening: Annotated[
-        tuple[str, ...], Field(description="What every window begins with: BOS, or nothing.")
-    ] = ()
-    with_images: Annotated[
-        int, Field(description="Of the samples, those that are a row with images each.")
-    ] = 0
-
-
-class EvaluationText(Part):
-    """The held-out text that both models were judged on."""
-
-    source: str
-    digest: Digest
-    windows: int
-    sequence_length: int
-    tokens: int
-    content: Digest | None = None
-    read: TextRead | None = None
-    opening: tuple[str, ...] = ()
-
-
-class Performance(Part):
-    """What was measured of one model."""
-
-    perplexity: float
-    tokens_per_second: float | None
-
-
-class Generation(Part):
-    """A prompt and its greedy completions by both models."""
-
-    prompt: str
-    original: str
-    quantized: str
-
-
-class Drafting(Part):
-    """How many of the tokens that the model's own draft layers guess it then says.
-
-    Attributes:
-        original: Share of the original's drafts that it accepts; None where nothing was drafted.
-        quantized: The same of the quantized model.
-        drafts: How many the quantized model's layers made, each one token ahead.
-        refused: Why nothing was drafted; None where it was.
-    """
-
-    original: float | None
-    quantized: float | None
-    drafts: int
-    refused: str | None
-
-
-class Probe(Part):
-    """A place in the held-out text where the quantized model is sure of the next token.
-
-    Attributes:
-        window: Index of the window.
-        position: The window's tokens before it are what the token follows.
-        token: The most likely one, by at least a nat.
-    """
-
-    window: int
-    position: int
-    token: int
-
-
-class Check(Part):
-    """One threshold of the gate."""
-
-    name: str
-    value: float
-    limit: float
-    passed: bool
-
-
-class Gate(Part):
-    """The gate's verdict and what it rests on."""
-
-    passed: bool
-    checks: tuple[Check, ...]
-    reason: str
-
-
-class Evaluation(Part):
-    """The quantized model against the original: the content of ``evaluation.json``.
-
-    Attributes:
-        fallback_reason: Why another engine judged than the recipe asked for; None where it did.
-        dequantized_reason: Why an original that is quantized itself was judged by what its weights
-            stand for, and not as it is served; None where it was judged as it is.
-        checkpoint_dequantized_reason: The same of the quantized model, and what that leaves open.
-        checkpoint_emulated_reason: Why the quantized model was computed by emulation, without a
-            figure for speed; None where it was not.
-        kl_mean: Mean KL divergence of the quantized from the original model, in nats.
-        kl_method: Which positions and which part of the vocabulary ``kl_mean`` covers.
-        top1_agreement: Share of positions whose most likely token is the same.
-        drafting: None where the model has no layers that draft tokens.
-        probes: What a server of the quantized model can be asked for; None in reports from before
-            there were any.
-    """
-
-    engine: str
-    engine_version: str
-    device: str
-    fallback_reason: str | None
-    dequantized_reason: str | None = None
-    checkpoint_dequantized_reason: str | None = None
-    checkpoint_emulated_reason: str | None = None
-    text: EvaluationText
-    original: Performance
-    quantized: Performance
-    kl_mean: float
-    kl_standard_error: float
-    kl_method: str
-    top1_agreement: float
-    drafting: Drafting | None = None
-    probes: tuple[Probe, ...] | None = None
-    generations: tuple[Generation, ...]
-    gate: Gate
-
-    @property
-    def perplexity_increase(self) -> float:
-        """Relative: 0.1 is 10 % above the original's."""
-        return self.quantized.perplexity / self.original.perplexity - 1
 
 
 class LinearError(Part):

@@ -8,7 +8,8 @@ import yaml
 
 from quantlib.report.html import check_row
 from quantlib.report.jinja_environment import environment
-from quantlib.report.model import Method, Report
+from quantlib.report.method import Method
+from quantlib.report.model import Report
 from quantlib.report.text import counted
 from quantlib.serving.options import serve_line
 

@@ -11,7 +11,8 @@ from quantlib.checks.kinds import kind_of
 from quantlib.models.family import ModelFamily
 from quantlib.models.naming import DRAFTS, VISION
 from quantlib.report.model import PartSize
-from quantlib.schemes import EXACT, LinearScheme, OuterKind
+from quantlib.scheme_rules import EXACT, OuterKind
+from quantlib.schemes import LinearScheme
 
 _REST = "norms, routers and others"
 _FIRST = (

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantlib.errors import InvalidInputError
-from quantlib.report.model import Evaluation, Report
+from quantlib.report.evaluation import Evaluation
+from quantlib.report.model import Report
 from quantlib.runtime.foreign_json import parse_mapping
 from quantlib.store import FileRecord
 from quantlib.store.receipt import receipt_path

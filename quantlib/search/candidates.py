@@ -16,8 +16,10 @@ from quantlib.formats.stored_bytes import stored_bytes
 from quantlib.models import BaseModelAdapter
 from quantlib.models.layout import ANY_EXPERT, without_expert
 from quantlib.models.patterns import matches
-from quantlib.recipe import AskedRecipe, QuantizationSection, Recipe
-from quantlib.schemes import EXACT, LinearScheme, SchemeRule
+from quantlib.quantization import QuantizationSection
+from quantlib.recipe import AskedRecipe, Recipe
+from quantlib.scheme_rules import EXACT, SchemeRule
+from quantlib.schemes import LinearScheme
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.models import BaseModelAdapter
 from quantlib.recipe import Recipe
-from quantlib.schemes import EXACT
+from quantlib.scheme_rules import EXACT
 from quantlib.search.candidates import Space, search_space, trial_recipe
 from quantlib.search.outcome import Choice, Outcome, Point
 from quantlib.search.solve import Option, least_cost, least_size

@@ -16,7 +16,8 @@ from quantlib.errors import InvalidInputError, Problem
 from quantlib.formats.stored import stored
 from quantlib.models import BaseModelAdapter
 from quantlib.report.build import LINEARS_NAME
-from quantlib.report.model import JSON_NAME, ForeignMethod, Report
+from quantlib.report.method import ForeignMethod
+from quantlib.report.model import JSON_NAME, Report
 from quantlib.serving.options import serving_dtype
 from quantlib.sources.opening import open_source
 from quantlib.steps.fetch import fetch

@@ -9,7 +9,7 @@ from quantlib.checks.recipe import recipe_from_text
 from quantlib.recipe import Recipe
 from quantlib.report.build import SEARCH_NAME, read_json
 from quantlib.report.summary import step_summary
-from quantlib.schemes import SchemeRule
+from quantlib.scheme_rules import SchemeRule
 from quantlib.search.candidates import rules_of, search_space, with_rules
 from quantlib.search.choosing import Errors, choose
 from quantlib.search.solve import solver_name

@@ -13,7 +13,7 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.checks.linears import rounded_draft_names
 from quantlib.checks.outer import rewritten_outside
-from quantlib.recipe import QuantizationSection
+from quantlib.quantization import QuantizationSection
 from quantlib.steps.layout import open_receipt
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 

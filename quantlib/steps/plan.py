@@ -30,7 +30,8 @@ from quantlib.planning import (
 )
 from quantlib.planning.estimate import MOST_RANGES
 from quantlib.planning.show import markdown
-from quantlib.recipe import AskedRecipe, QuantizationSection, Recipe
+from quantlib.quantization import QuantizationSection
+from quantlib.recipe import AskedRecipe, Recipe
 from quantlib.report.text import plural
 from quantlib.search.choosing import tried_recipe
 from quantlib.steps.contract import StepCall

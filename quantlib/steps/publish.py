@@ -16,7 +16,8 @@ from quantlib.publishing.published import Published, manifest_of
 from quantlib.publishing.reading import open_published
 from quantlib.publishing.receipts import read_receipts, render_receipts
 from quantlib.publishing.signing import Signer, require_usable, signer_from_environment
-from quantlib.recipe import AskedRecipe, QuantizationSection, Recipe
+from quantlib.quantization import QuantizationSection
+from quantlib.recipe import AskedRecipe, Recipe
 from quantlib.registries.registering import register_everywhere
 from quantlib.report.build import build_report, model_name
 from quantlib.report.html import render_html

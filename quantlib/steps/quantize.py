@@ -22,8 +22,9 @@ from quantlib.checks.recipe import recipe_from_text
 from quantlib.checks.scheme import needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import quantizer_registry
-from quantlib.recipe import QuantizationSection, Recipe
+from quantlib.recipe import Recipe
 from quantlib.report.summary import step_summary
 from quantlib.runtime.progress import progress_bar
 from quantlib.steps.calibrate import CACHED_NAME, as_tensors, hidden_name

@@ -14,8 +14,8 @@ from quantlib.checks.linears import rounded_draft_names
 from quantlib.checks.outer import calibrates_head, outer_schemes, rewritten_outside
 from quantlib.checks.scheme import resolve_format
 from quantlib.formats import format_registry
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import BaseQuantizer, InputStatistics, quantizer_registry
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import LinearScheme
 
 if TYPE_CHECKING:

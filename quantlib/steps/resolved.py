@@ -6,8 +6,9 @@ from typing import Any
 
 from quantlib.checks.scheme import resolve_format
 from quantlib.outlier_suppression import outlier_suppression_registry
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import quantizer_registry
-from quantlib.recipe import OutlierSuppressionSection, QuantizationSection
+from quantlib.recipe import OutlierSuppressionSection
 
 
 def resolved_quantization(section: QuantizationSection) -> dict[str, Any]:

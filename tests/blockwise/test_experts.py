@@ -14,6 +14,7 @@ from walking import forward, hidden_states, inputs_of, of_all, opened, quantized
 from quantlib.blockwise.quantize_block import LinearError, quantize_block
 from quantlib.blockwise.statistics import HessianAccumulator
 from quantlib.models.streamed import Block, StreamedModel
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import (
     AWQQuantizer,
     BatchQuantizer,
@@ -22,7 +23,6 @@ from quantlib.quantizers import (
     InputStatistics,
     MinMaxQuantizer,
 )
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")

@@ -7,8 +7,8 @@ from walking import forward, hidden_states, inputs_of, opened, quantized, weight
 
 from quantlib.errors import QuantizationError
 from quantlib.models.streamed import Block, StreamedModel
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import AWQQuantizer, GPTQQuantizer, MinMaxQuantizer
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import SCHEMES, WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")

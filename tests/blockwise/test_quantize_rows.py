@@ -11,8 +11,8 @@ from torch import Tensor
 from quantlib.blockwise import quantize_rows as module
 from quantlib.blockwise.quantize_rows import quantize_rows
 from quantlib.formats import format_registry
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import InputStatistics, quantizer_registry
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import SCHEMES, WeightScheme
 
 ROWS, COLUMNS = 400, 64

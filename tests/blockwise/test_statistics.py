@@ -5,8 +5,8 @@ import torch
 from walking import opened
 
 from quantlib.blockwise.statistics import ChannelObserver, HessianAccumulator, TokenSample
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import GPTQQuantizer, InputStatistics
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import WeightScheme
 
 

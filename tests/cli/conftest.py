@@ -32,3 +32,10 @@ def quantlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Done(code, out, err)
 
     return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("validation: {num_samples: 4, sequence_length: 64}\n")
+    return path

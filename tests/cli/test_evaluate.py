@@ -14,7 +14,8 @@ import torch
 from command import Command
 from safetensors.torch import load_file, save_file
 
-from quantlib.report.model import ForeignMethod, Report
+from quantlib.report.method import ForeignMethod
+from quantlib.report.model import Report
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_engines")]
 

@@ -11,8 +11,8 @@ from quantlib.formats import CheckpointScheme, format_registry
 from quantlib.formats.base import SchemeTargets
 from quantlib.formats.packing import pack_e2m1, pack_int32, unpack_e2m1, unpack_int32
 from quantlib.numbers.quantized import QuantizedLinear
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import InputStatistics, MinMaxQuantizer
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import SCHEMES as SCHEMES_BY_NAME
 from quantlib.schemes import LinearScheme, WeightScheme
 

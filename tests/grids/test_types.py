@@ -16,7 +16,8 @@ from quantlib.grids import FloatType, Inputs, number_types
 from quantlib.numbers.grid import grid_of, range_factors
 from quantlib.numbers.inputs import round_input
 from quantlib.numbers.scaling import encode_scales, nearest_scales
-from quantlib.schemes import ACTIVATIONS, SCHEMES, LinearScheme, SchemeRule, WeightScheme
+from quantlib.scheme_rules import SchemeRule
+from quantlib.schemes import ACTIVATIONS, SCHEMES, LinearScheme, WeightScheme
 
 GROUPS = {"bits": 6, "group_size": 32, "scale": "e8m0"}
 

@@ -13,8 +13,8 @@ from quantlib.models.folding import Fold
 from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block, StreamedModel
 from quantlib.outlier_suppression import SmoothQuantSuppressor
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import InputStatistics, MinMaxQuantizer, QuantizedInput
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")

@@ -16,7 +16,7 @@ from quantlib.models.streamed import Block, StreamedModel
 from quantlib.outlier_suppression import SmoothQuantSuppressor
 from quantlib.outlier_suppression.base import BlockObserver
 from quantlib.outlier_suppression.smooth_quant import CANDIDATES
-from quantlib.recipe import QuantizationSection
+from quantlib.quantization import QuantizationSection
 from quantlib.schemes import LinearScheme, WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")

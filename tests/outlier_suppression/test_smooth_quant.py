@@ -13,7 +13,7 @@ from quantlib.models.layout import Producer, SharedInput
 from quantlib.models.streamed import Block, StreamedModel
 from quantlib.outlier_suppression import SmoothQuantSuppressor
 from quantlib.outlier_suppression.smooth_quant import CANDIDATES, pair_of
-from quantlib.recipe import QuantizationSection
+from quantlib.quantization import QuantizationSection
 
 ALL_PAIRS = ["norms", "value_output", "up_down"]
 

@@ -20,7 +20,7 @@ from quantlib.promotion.smoke import (
     smoke_test,
 )
 from quantlib.publishing.verification import Verified
-from quantlib.report.model import Probe
+from quantlib.report.evaluation import Probe
 from quantlib.serving.client import at_url
 
 

@@ -13,8 +13,8 @@ from quantlib.errors import QuantizationError
 from quantlib.models.folding import Fold
 from quantlib.models.streamed import StreamedModel
 from quantlib.numbers.grid import range_factors
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import AWQQuantizer, InputStatistics, MinMaxQuantizer, QuantizedInput
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import WeightScheme
 
 pytestmark = pytest.mark.usefixtures("float32_products")

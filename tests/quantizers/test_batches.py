@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from quantlib.errors import QuantizationError
 from quantlib.models.folding import Fold
 from quantlib.models.layout import Producer
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import BatchQuantizer, InputStatistics, QuantizedInput, quantizer_registry
 from quantlib.quantizers.batches import experts_at_once, held_bytes
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import WeightScheme
 
 ROWS = {"gate_proj": 48, "up_proj": 48}

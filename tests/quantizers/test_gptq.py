@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import GPTQQuantizer, InputStatistics, QuantizedInput
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import WeightScheme
 
 Array = npt.NDArray[Any]

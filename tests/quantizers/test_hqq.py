@@ -8,11 +8,11 @@ import torch
 from rounding import nearest, of_first, ranged
 
 from quantlib.checks.scheme import needs_hidden_states
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import HQQQuantizer, InputStatistics, MinMaxQuantizer
 from quantlib.quantizers.hqq_solver import half_quadratic_scales
 from quantlib.quantizers.rounding import round_to_nearest
 from quantlib.quantizers.scales import GroupScales
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import WeightScheme
 
 SCHEMES = [

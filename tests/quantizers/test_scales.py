@@ -5,9 +5,9 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from rounding import nearest, of_first, ranged, searched
 
 from quantlib.numbers.scaling import smallest_scale
+from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import InputStatistics, quantizer_registry
 from quantlib.quantizers.hqq_solver import half_quadratic_scales
-from quantlib.recipe import QuantizationSection
 from quantlib.schemes import SCHEMES as SCHEMES_BY_NAME
 from quantlib.schemes import WeightScheme
 

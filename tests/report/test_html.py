@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from quantlib.report.build import build_report
+from quantlib.report.evaluation import Check, Generation
 from quantlib.report.html import (
     CheckRow,
     check_row,
@@ -15,7 +16,6 @@ from quantlib.report.html import (
     render_brief_html,
     render_html,
 )
-from quantlib.report.model import Check, Generation
 from quantlib.report.model_card import render_model_card
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}

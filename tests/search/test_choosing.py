@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quantlib.errors import InvalidInputError
-from quantlib.schemes import SchemeRule
+from quantlib.scheme_rules import SchemeRule
 from quantlib.search.candidates import Candidate, Space, Unit
 from quantlib.search.choosing import KL_OF_ERROR, budget_problems, choose
 

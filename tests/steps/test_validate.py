@@ -10,7 +10,8 @@ import pytest
 
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.evaluation.evaluate import LOG_NAME
-from quantlib.report.model import Evaluation, Report
+from quantlib.report.evaluation import Evaluation
+from quantlib.report.model import Report
 from quantlib.steps.contract import StepCall
 from quantlib.steps.validate import EVALUATION_NAME, main, read_evaluation, validate
 from quantlib.store import LocalStore, read_lineage, run_facts

@@ -15,7 +15,7 @@ from quantlib.checkpoint.tensors import read_tensor
 from quantlib.evaluation.choose_engine import InstalledVllm, dequantized_reason
 from quantlib.evaluation.original import make_plain, make_servable
 from quantlib.formats.stored import stored
-from quantlib.report.model import Evaluation
+from quantlib.report.evaluation import Evaluation
 from quantlib.steps.validate import read_evaluation, validate
 from quantlib.store import LocalStore
 
