@@ -1,7 +1,8 @@
 """What vLLM 0.32 does with a scheme that a GPU has no instructions for. Imports no torch.
 
-From the kernels' own conditions, ``vllm/model_executor/kernels/linear``, and from
-``CompressedTensorsConfig._get_scheme_from_parts``; not run.
+From the kernels' own conditions, ``vllm/model_executor/kernels/linear`` and
+``vllm/v1/attention/backends``, and from ``CompressedTensorsConfig._get_scheme_from_parts``; not
+run. What int8 does on Blackwell is vllm-project/vllm's issue 54311.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ def on_gpu(scheme: LinearScheme, capability: int) -> str | None:
             return "vLLM has a kernel on Hopper GPUs only, and refuses the checkpoint on others"
         if weights.bits == 2 or (weights.bits == 4 and activations == "int8"):
             return "vLLM has a kernel where the package humming-kernels is installed"
+        if weights.bits == 8 and activations != "none" and capability >= BLACKWELL:
+            return (
+                "vLLM takes a kernel for linears outside of experts that has no int8 on Blackwell "
+                "GPUs, and fails when it starts; FP8_DYNAMIC is served"
+            )
         return None
     if weights.type != "float":  # of another package, whose kernels nobody knows here
         return None
@@ -51,7 +57,7 @@ def cache_on_gpu(cache: CacheScheme, capability: int) -> str | None:
     """
     if cache.per_head and capability < HOPPER:
         return (
-            "vLLM reads a scale per head in FlashAttention 3, which is for Hopper GPUs, and "
-            "refuses the checkpoint on older ones"
+            "vLLM reads a scale per head in FlashAttention 3 and 4, which are for Hopper and "
+            "Blackwell GPUs, and refuses the checkpoint on older ones"
         )
     return None

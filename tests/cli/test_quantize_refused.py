@@ -253,7 +253,7 @@ def test_all_that_is_wrong_with_a_plan_is_said_at_once(
     done = quantlib("plan", tiny_llama, *options)
     assert done.returncode == 2
     for message in (
-        "gpu 'H100': is unknown; known: h200-141g, h100-80g",
+        "gpu 'H100': is unknown; known: b200-180g, h200-141g",
         "did you mean h100-80g?",
         "--scheme: 'NVFP5' is no scheme; did you mean NVFP4?",
         "unknown quantization method 'gptqq'; known: awq, gptq, hqq, minmax; did you mean gptq?",

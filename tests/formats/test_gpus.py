@@ -19,6 +19,7 @@ def lacks(name: str, capability: int) -> str:
         ("MXFP4", 103, 89, "multiplies no FP4"),
         ("MXFP8", 100, 90, "multiplies no MXFP8"),
         ("W4AFP8", 90, 100, "on Hopper GPUs only, and refuses"),
+        ("W8A8", 90, 100, "has no int8 on Blackwell GPUs, and fails when it starts"),
     ],
 )
 def test_what_a_generation_lacks_is_said(name: str, served: int, lacking: int, what: str) -> None:
@@ -26,7 +27,7 @@ def test_what_a_generation_lacks_is_said(name: str, served: int, lacking: int, w
     assert what in lacks(name, lacking)
 
 
-@pytest.mark.parametrize("name", ["W4A16", "W8A16", "W8A8", "NVFP4A16"])
+@pytest.mark.parametrize("name", ["W4A16", "W8A16", "NVFP4A16", "MXFP4A16"])
 def test_what_every_gpu_serves_needs_no_word(name: str) -> None:
     assert not any(lacks(name, capability) for capability in (80, 86, 89, 90, 100))
 

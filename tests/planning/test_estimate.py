@@ -252,7 +252,7 @@ def test_what_looks_at_no_activations_calibrates_on_no_gpu(
 
 
 def test_unknown_hardware() -> None:
-    with pytest.raises(InvalidInputError, match="known: h200-141g, h100-80g"):
+    with pytest.raises(InvalidInputError, match="known: b200-180g, h200-141g"):
         find_hardware("b9000")
 
 

@@ -180,7 +180,9 @@ def test_a_nodes_gpus(llama_70b: Path) -> None:
     few = {"calibration": {"num_samples": 64, "sequence_length": 512}}
     assert problems(llama_70b, "h100-80g", **few) == {}
     one = problems(llama_70b, "h100-80g", Limits(1), **few)
-    assert one["validate on h100-80g"].remedy == ("what would work: nodes with 2 of h100-80g")
+    assert one["validate on h100-80g"].remedy == (
+        "what would work: 1 of b200-180g in one node; or nodes with 2 of h100-80g"
+    )
     served = {"serving": {"tensor_parallel_size": 8}}
     found = problems(llama_70b, "h100-80g", Limits(4), **few | served)
     assert found["serving.tensor_parallel_size"].what == (

@@ -15,7 +15,7 @@ from quantlib.planning import find_hardware
 from quantlib.recipe import Recipe
 from quantlib.schemes import LinearScheme, WeightScheme
 from quantlib.steps.fetch import fetch
-from quantlib.steps.plan import parse_range, plan, plan_ranges
+from quantlib.steps.plan import parse_range, plan, plan_ranges, serving_lines
 from quantlib.steps.texts import bring_texts
 from quantlib.store import LocalStore
 from quantlib.store.transaction import run_facts
@@ -236,3 +236,5 @@ def test_what_the_gpu_lacks_for_serving_is_said(
     remarks = run_facts(store, planned)["remarks"]
     (said,) = (line for line in remarks if "served on" in line)
     assert said.startswith("NVFP4, served on h100-80g: the GPU multiplies no FP4")
+    _, adapter = open_model(FolderSource(tiny_llama))
+    assert serving_lines(recipe, adapter, find_hardware("b200-180g")) == []
