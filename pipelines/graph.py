@@ -316,6 +316,12 @@ _OF_RELEASE: dict[Source, Source] = {
 }
 
 
+def _fed(step: Step, others: Mapping[Source, Source]) -> Step:
+    """A step that takes others in the place of some sources."""
+    inputs = {name: others.get(source, source) for name, source in step.inputs.items()}
+    return replace(step, inputs=inputs)
+
+
 def _watched(name: str, graph: Graph) -> Graph:
     """A workflow that runs another where there is something new to run it for."""
     return Graph(
@@ -326,11 +332,7 @@ def _watched(name: str, graph: Graph) -> Graph:
             _RESOLVE,
             *(
                 replace(
-                    step,
-                    inputs={
-                        name: _OF_RELEASE.get(source, source)
-                        for name, source in step.inputs.items()
-                    },
+                    _fed(step, _OF_RELEASE),
                     when=Condition(Output("resolve", "needed"), "yes", "release is new"),
                 )
                 for step in graph.steps
@@ -359,13 +361,7 @@ def _searching() -> tuple[Step, ...]:
     """The steps of the quantization with those of a search, and what comes of it behind them."""
     at = [step.name for step in QUANTIZE.steps].index("smooth")
     searched: dict[Source, Source] = {_RECIPE: Output("choose", "searched_recipe")}
-    behind = (
-        replace(
-            step,
-            inputs={name: searched.get(source, source) for name, source in step.inputs.items()},
-        )
-        for step in QUANTIZE.steps[at:]
-    )
+    behind = (_fed(step, searched) for step in QUANTIZE.steps[at:])
     return (*QUANTIZE.steps[:at], _MEASURE, _CHOOSE, *behind)
 
 

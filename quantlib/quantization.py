@@ -185,6 +185,11 @@ class QuantizationSection(AskedQuantization):
         return value
 
     @property
+    def own(self) -> LinearScheme:
+        """The scheme that ``weights`` and ``activations`` state."""
+        return LinearScheme(weights=self.weights, activations=self.activations)
+
+    @property
     def rest(self) -> LinearScheme | None:
         """The scheme of linears that no rule before the first one for all linears names.
 
@@ -193,7 +198,7 @@ class QuantizationSection(AskedQuantization):
         for rule in self.schemes:
             if rule.names_all:
                 return rule.linear_scheme()
-        return LinearScheme(weights=self.weights, activations=self.activations)
+        return self.own
 
     def stated_schemes(self) -> dict[str, LinearScheme]:
         """All schemes that linears may get, by the field that states each, rules first.
@@ -209,8 +214,7 @@ class QuantizationSection(AskedQuantization):
         if all_named:
             return stated
         if self.budget is None:
-            rest = LinearScheme(weights=self.weights, activations=self.activations)
-            return stated | {"quantization": rest}
+            return stated | {"quantization": self.own}
         for number, rule in enumerate(self.candidates):
             size = 128 if rule.group_size == "auto" else rule.group_size
             if (scheme := rule.model_copy(update={"group_size": size}).linear_scheme()) is not None:

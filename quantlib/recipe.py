@@ -18,6 +18,15 @@ from quantlib.section import Section
 
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
 
+_Split = Annotated[str, Field(description="Split of a data set on the hub.")]
+_TextField = Annotated[
+    str | None,
+    Field(
+        description="Field or column that holds the text or the messages of a row. Default: the "
+        "first of text, messages, conversations, instruction and output, prompt and completion."
+    ),
+]
+
 
 class CalibrationSection(Section):
     """The text that the model is calibrated on."""
@@ -31,15 +40,8 @@ class CalibrationSection(Section):
             "quantlib."
         ),
     ] = None
-    split: Annotated[str, Field(description="Split of a data set on the hub.")] = "train"
-    text_field: Annotated[
-        str | None,
-        Field(
-            description="Field or column that holds the text or the messages of a row. Default: "
-            "the first of text, messages, conversations, instruction and output, prompt and "
-            "completion."
-        ),
-    ] = None
+    split: _Split = "train"
+    text_field: _TextField = None
     num_samples: Annotated[int, Field(ge=1, description="Token windows to calibrate on.")] = 128
     sequence_length: Annotated[int, Field(ge=8, description="Tokens in a window.")] = 512
     seed: Annotated[int, Field(ge=0, description="Decides which windows are taken.")] = 0
@@ -103,15 +105,8 @@ class ValidationSection(Section):
             "text that ships with quantlib, which shares no source with the calibration text."
         ),
     ] = None
-    split: Annotated[str, Field(description="Split of a data set on the hub.")] = "test"
-    text_field: Annotated[
-        str | None,
-        Field(
-            description="Field or column that holds the text or the messages of a row. Default: "
-            "the first of text, messages, conversations, instruction and output, prompt and "
-            "completion."
-        ),
-    ] = None
+    split: _Split = "test"
+    text_field: _TextField = None
     num_samples: Annotated[
         int,
         Field(

@@ -7,6 +7,12 @@ from quantlib.quantizers import AWQQuantizer, GPTQQuantizer, MinMaxQuantizer, qu
 from quantlib.registry import Registry
 
 
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registries of a test add no code to what later tests are made by."""
+    monkeypatch.setattr(Registry, "_all", list(Registry._all))
+
+
 def test_look_up_folds_case_and_separators() -> None:
     registry: Registry[type] = Registry("thing", "quantlib.test")
 

@@ -18,7 +18,6 @@ from quantlib.checks.scheme import (
 from quantlib.models.adapter import BaseModelAdapter
 from quantlib.quantization import QuantizationSection
 from quantlib.recipe import AskedRecipe, Recipe
-from quantlib.schemes import LinearScheme
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,8 @@ def why(recipe: Recipe, adapter: BaseModelAdapter) -> str:
     """
     section = recipe.quantization
     data = recipe.model_dump()
-    rest = LinearScheme(weights=section.weights, activations=section.activations)
-    if section.weights.block_rows == 1 and rest.weights.group_size in automatic_sizes(
-        section, rest
-    ):
+    sizes = automatic_sizes(section, section.own)
+    if section.weights.block_rows == 1 and section.weights.group_size in sizes:
         data["quantization"]["weights"]["group_size"] = "auto"
     for rule, given in zip(section.schemes, data["quantization"]["schemes"], strict=True):
         if rule.leaves_size_open:

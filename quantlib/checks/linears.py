@@ -62,7 +62,7 @@ def asked_schemes(
     What they leave exact is not among them.
     """
     given = [rule.linear_scheme() for rule in section.schemes]
-    rest = LinearScheme(weights=section.weights, activations=section.activations)
+    rest = section.own
     if not (section.ignore or section.schemes):
         return dict.fromkeys(adapter.linears(block), rest)
     found = {}

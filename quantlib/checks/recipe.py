@@ -113,16 +113,25 @@ def recipe_problems(names: Iterable[Path | str]) -> list[Problem]:
     return problems
 
 
+def parsed_text(text: str) -> Any:
+    """What a recipe's text holds, as YAML or JSON: any data.
+
+    Raises:
+        InvalidInputError: It cannot be parsed.
+    """
+    try:
+        return YamlFormat().parse(text)
+    except ValueError as error:
+        raise InvalidInputError.one("recipe", f"cannot be parsed: {error}") from None
+
+
 def asked_from_text(text: str) -> AskedRecipe:
     """A recipe given as YAML or JSON text, as pipeline parameters carry it.
 
     Raises:
         InvalidInputError: ``text`` is no valid recipe.
     """
-    try:
-        data = YamlFormat().parse(text)
-    except ValueError as error:
-        raise InvalidInputError.one("recipe", f"cannot be parsed: {error}") from None
+    data = parsed_text(text)
     if not isinstance(data, dict):
         raise InvalidInputError.one("recipe", "does not hold a mapping")
     return parse_recipe(data)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantlib.checks.recipe import merged, parse_recipe, with_scheme
-from quantlib.config import YamlFormat, load_config
+from quantlib.checks.recipe import merged, parse_recipe, parsed_text, with_scheme
+from quantlib.config import load_config
 from quantlib.errors import InvalidInputError, did_you_mean
 from quantlib.recipe import SHIPPED_RECIPES, AskedRecipe
 
@@ -61,10 +61,7 @@ def _data(name: str, recipes: Mapping[str, str]) -> Any:
     shipped = shipped_recipes()
     if name not in recipes and name in shipped:
         return load_config(shipped[name])
-    try:
-        data = YamlFormat().parse(recipes.get(name, name))
-    except ValueError as error:
-        raise InvalidInputError.one("recipe", f"cannot be parsed: {error}") from None
+    data = parsed_text(recipes.get(name, name))
     if not isinstance(data, dict):
         known = (*recipes, *shipped)
         raise InvalidInputError.one(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from quantlib.models.experts import expert_inner, expert_output
+from quantlib.models.experts import add_outputs, expert_inner, expert_output, routed_to
 
 ROUNDED_EXPERTS = "quantlib_rounded"
 """What the function is called among those of transformers."""
@@ -29,26 +29,18 @@ def round_inputs(module: Any) -> Roundings:
 def _rounded_experts(
     module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """All experts that a token goes to, one after the other.
-
-    Args:
-        module: The module of the experts.
-        hidden_states: ``[tokens, hidden_size]``.
-        top_k_index: To which experts each token goes, ``[tokens, chosen]``.
-        top_k_weights: With which weights.
-
-    Returns:
-        ``[tokens, hidden_size]``.
-    """
+    """All experts that a token goes to; see :func:`quantlib.models.experts.walked_experts`."""
     roundings = round_inputs(module)
     final = torch.zeros_like(hidden_states)
-    for expert in top_k_index.unique().tolist():
-        tokens, places = torch.where(top_k_index == expert)
+    routed = routed_to(top_k_index.unique().tolist(), top_k_index)
+
+    def output(expert: int, x: Tensor) -> Tensor:
         weights = {name: parameter[expert] for name, parameter in module.named_parameters()}
         first, last = (roundings.get((expert, down), lambda x: x) for down in (False, True))
-        inner = last(expert_inner(module, weights, first(hidden_states[tokens])))
-        y = expert_output(module, weights, inner) * top_k_weights[tokens, places, None]
-        final.index_add_(0, tokens, y.to(final.dtype))
+        return expert_output(module, weights, last(expert_inner(module, weights, first(x))))
+
+    outputs = ((expert, output(expert, hidden_states[at])) for expert, (_, at) in routed.items())
+    add_outputs(final, outputs, routed, top_k_weights)
     return final
 
 

@@ -7,7 +7,7 @@ an expert where the walk puts them when all batches stand before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -167,6 +167,36 @@ def _outputs(
             yield expert, expert_output(module, _weights(module, expert), held.pop(expert))
 
 
+Routed = Mapping[int, tuple[Tensor, Tensor]]
+"""By expert: as which of their choices it is theirs, and the tokens that come to it."""
+
+
+def routed_to(experts: Iterable[int], top_k_index: Tensor) -> Routed:
+    """The tokens of some experts, where each goes to those of ``top_k_index [tokens, chosen]``."""
+    found = {}
+    for expert in experts:
+        places, tokens = torch.where(top_k_index.t() == expert)
+        found[expert] = places, tokens
+    return found
+
+
+def add_outputs(
+    final: Tensor, outputs: Iterable[tuple[int, Tensor]], routed: Routed, top_k_weights: Tensor
+) -> None:
+    """Adds what experts make of their tokens, times the weights of these, to ``final``.
+
+    Args:
+        final: ``[tokens, hidden_size]``.
+        outputs: Of each expert, ``[tokens that come to it, hidden_size]``.
+        routed: Which tokens those are.
+        top_k_weights: ``[tokens, chosen]``.
+    """
+    for expert, y in outputs:
+        places, tokens = routed[expert]
+        y = y * top_k_weights[tokens, places, None]
+        final.index_add_(0, tokens, y.to(final.dtype))
+
+
 def walked_experts(
     module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
@@ -186,13 +216,12 @@ def walked_experts(
         module.walked_chosen = top_k_index.shape[1]
         _on_meta(module, hidden_states)
         return final
-    places, routed = {}, {}
-    for expert in range(count_of(module))[: module.walked_limit]:
-        places[expert], routed[expert] = torch.where(top_k_index.t() == expert)
-    for expert, y in _outputs(module, routed, lambda _: hidden_states):
-        token = routed[expert]
-        y = y * top_k_weights[token, places[expert], None]
-        final.index_add_(0, token, y.to(final.dtype))
+    experts = range(count_of(module))[: module.walked_limit]
+    routed = routed_to(experts, top_k_index)
+    outputs = _outputs(
+        module, {expert: tokens for expert, (_, tokens) in routed.items()}, lambda _: hidden_states
+    )
+    add_outputs(final, outputs, routed, top_k_weights)
     return final
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from quantlib.errors import QuantizationError
 from quantlib.quantizers.base import (
     ANY_TYPE,
     GROUP_SIZES,
@@ -16,6 +15,7 @@ from quantlib.quantizers.base import (
     Options,
     QuantizedInput,
     hessians_of,
+    not_finite,
 )
 from quantlib.quantizers.registry import quantizer_registry
 
@@ -75,11 +75,7 @@ class AWQQuantizer(BatchQuantizer):
         hessians = hessians_of(inputs, "AWQ")
         for names, hessian in zip(weights, hessians, strict=True):
             if not hessian.isfinite().all():
-                raise QuantizationError(
-                    " and ".join(names),
-                    "the Hessian of the input is not finite: look for calibration text or weights "
-                    "that make activations overflow",
-                )
+                raise not_finite(names)
         whole = stacked(weights)
         blocks = diagonal_blocks(hessians, scheme)
         factors = range_factors(scheme)[: None if self.options.clipping else 1]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from quantlib.errors import QuantizationError
 from quantlib.formats import CheckpointScheme, format_registry
 from quantlib.quantization import QuantizationSection
 from quantlib.schemes import WeightType
@@ -59,6 +60,15 @@ def hessians_of(inputs: Sequence[InputStatistics], method: str) -> list[Tensor]:
     if len(hessians) < len(inputs):
         raise ValueError(f"{method} needs the Hessian of the input")
     return hessians
+
+
+def not_finite(linears: Iterable[str]) -> QuantizationError:
+    """That the Hessian of the input of some linears is not finite."""
+    return QuantizationError(
+        " and ".join(linears),
+        "the Hessian of the input is not finite: look for calibration text or weights that make "
+        "activations overflow",
+    )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from quantlib.errors import QuantizationError
 from quantlib.quantizers.base import (
     ANY_TYPE,
     GROUP_SIZES,
@@ -16,6 +15,7 @@ from quantlib.quantizers.base import (
     Options,
     QuantizedInput,
     hessians_of,
+    not_finite,
 )
 from quantlib.quantizers.registry import quantizer_registry
 
@@ -98,11 +98,7 @@ class GPTQQuantizer(BatchQuantizer):
         try:
             factor = factorize(hessians, self.options.damping, self.options.act_order == "static")
         except NotPositiveDefiniteError as error:
-            raise QuantizationError(
-                " and ".join(weights[error.matrix]),
-                "the Hessian of the input is not finite: look for calibration text or weights that "
-                "make activations overflow",
-            ) from None
+            raise not_finite(weights[error.matrix]) from None
         scheme = self.section.weights
         whole = stacked(weights)
         importance = torch.stack([hessian.diagonal() for hessian in hessians])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quantlib.report.model import LinearError
+from quantlib.report.plot import Plot, Tick
 from quantlib.report.text import power_of_ten, significant
 
 _MANTISSAS = (1, 2, 5)
@@ -18,14 +19,6 @@ _MARGIN = {"left": 56.0, "right": 12.0, "top": 28.0, "bottom": 44.0}
 _PIXELS_PER_X_TICK = 42
 
 Measure = Literal["relative_error", "relative_weight_error"]
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A labelled position on an axis."""
-
-    at: float
-    text: str
 
 
 @dataclass(frozen=True)
@@ -73,23 +66,16 @@ class Band:
 
 
 @dataclass(frozen=True)
-class ErrorChart:
-    """Everything that is drawn, in user units with the origin at the top left.
+class ErrorChart(Plot):
+    """Everything that is drawn.
 
     Attributes:
-        left: Of the plot area, as ``right``, ``top`` and ``bottom`` are.
         radius: Of a marker.
+        bands: Blocks that were not quantized.
+        series: The lines.
     """
 
-    width: float
-    height: float
-    left: float
-    right: float
-    top: float
-    bottom: float
     radius: float
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
     bands: tuple[Band, ...]
     series: tuple[Series, ...]
 

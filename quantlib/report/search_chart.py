@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from quantlib.report.chart import Tick
+from quantlib.report.plot import Plot, Tick
 from quantlib.report.text import power_of_ten, significant
 from quantlib.search.outcome import Outcome, Point
 
@@ -42,19 +42,16 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class SearchChart:
-    """Everything that is drawn, in user units with the origin at the top left."""
+class SearchChart(Plot):
+    """Everything that is drawn.
 
-    width: float
-    height: float
-    left: float
-    right: float
-    top: float
-    bottom: float
+    Attributes:
+        line: The points of the curve, as SVG has them.
+        dots: The choices with names.
+    """
+
     line: str
     dots: tuple[Dot, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
 
 
 def search_chart(outcome: Outcome) -> SearchChart | None:
@@ -73,8 +70,8 @@ def search_chart(outcome: Outcome) -> SearchChart | None:
     span = (last - first) or 1.0
     first, last = first - 0.04 * span, last + 0.04 * span
 
-    def x(point: Point) -> float:
-        return round(_LEFT + (_RIGHT - _LEFT) * (point.bits - first) / (last - first), 1)
+    def x(bits: float) -> float:
+        return round(_LEFT + (_RIGHT - _LEFT) * (bits - first) / (last - first), 1)
 
     def y(kl: float) -> float:
         share = (math.log10(kl) - low) / (high - low) if kl > 0 else 0.0
@@ -82,7 +79,8 @@ def search_chart(outcome: Outcome) -> SearchChart | None:
 
     def dot(point: Point, kind: str) -> Dot:
         title = f"{point.name}: {significant(point.bits)} bits, KL {significant(point.kl)}"
-        return Dot(x(point), y(point.kl), point.name, title, kind, x(point) > (_LEFT + _RIGHT) / 2)
+        at = x(point.bits)
+        return Dot(at, y(point.kl), point.name, title, kind, at > (_LEFT + _RIGHT) / 2)
 
     step = 0.25 if last - first < 2 else 0.5 if last - first < 4 else 1.0
     ticks = range(math.ceil(first / step), math.floor(last / step) + 1)
@@ -93,20 +91,14 @@ def search_chart(outcome: Outcome) -> SearchChart | None:
         right=_RIGHT,
         top=_TOP,
         bottom=_BOTTOM,
-        line=" ".join(f"{x(point)},{y(point.kl)}" for point in shown),
+        line=" ".join(f"{x(point.bits)},{y(point.kl)}" for point in shown),
         dots=_with_names_apart(
             [
                 *(dot(point, "uniform") for point in outcome.uniform),
                 dot(outcome.chosen, "chosen"),
             ]
         ),
-        x_ticks=tuple(
-            Tick(
-                round(_LEFT + (_RIGHT - _LEFT) * (at * step - first) / (last - first), 1),
-                f"{at * step:g}",
-            )
-            for at in ticks
-        ),
+        x_ticks=tuple(Tick(x(at * step), f"{at * step:g}") for at in ticks),
         y_ticks=tuple(
             Tick(y(10.0**exponent), power_of_ten(exponent))
             for exponent in range(math.ceil(low), math.floor(high) + 1)

@@ -20,9 +20,9 @@ from quantlib.checks.recipe import recipe_from_text
 from quantlib.checks.scheme import needs_calibration, needs_hidden_states
 from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
 from quantlib.recipe import Recipe
-from quantlib.report.summary import step_summary
 from quantlib.runtime.progress import progress_bar
 from quantlib.steps.contract import StepCall
+from quantlib.steps.delivery import deliver
 from quantlib.steps.kept import Kept
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.plan import parse_range
@@ -230,5 +230,4 @@ def main(call: StepCall) -> None:
         call.receipt("plan"),
         call.text("device"),
     )
-    call.write_receipt("calibration", store, receipt)
-    call.write_summary(step_summary(store, receipt))
+    deliver(call, "calibration", store, receipt)

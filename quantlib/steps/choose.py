@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.recipe import Recipe
 from quantlib.report.build import SEARCH_NAME, read_json
-from quantlib.report.summary import step_summary
 from quantlib.scheme_rules import SchemeRule
 from quantlib.search.candidates import rules_of, search_space, with_rules
 from quantlib.search.choosing import Errors, choose
 from quantlib.search.solve import solver_name
 from quantlib.steps.contract import StepCall
+from quantlib.steps.delivery import deliver
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.measure import ERRORS_NAME
 from quantlib.store import Receipt, StepOutput, Store, commit_step
@@ -81,6 +81,5 @@ def searched_recipe(recipe: Recipe, chosen: Receipt) -> Recipe:
 def main(call: StepCall) -> None:
     store, recipe = call.store(), recipe_from_text(call.text("recipe"))
     receipt = choose_schemes(store, recipe, call.receipt("model"), call.receipts("measured"))
-    call.write_receipt("chosen", store, receipt)
+    deliver(call, "chosen", store, receipt)
     call.write_parameter("searched_recipe", searched_recipe(recipe, receipt).canonical_json())
-    call.write_summary(step_summary(store, receipt))

@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from quantlib.checkpoint.source import FolderSource, ReceiptSource
-from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError
 from quantlib.recipe import Recipe
-from quantlib.report.summary import step_summary
 from quantlib.runtime.progress import progress_bar
 from quantlib.search.candidates import Space, search_space
 from quantlib.steps.calibrate import hidden_name
 from quantlib.steps.contract import StepCall
+from quantlib.steps.delivery import run_range
 from quantlib.steps.kept import Kept
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.plan import parse_range
@@ -133,14 +132,4 @@ def _measure(
 
 
 def main(call: StepCall) -> None:
-    store = call.store()
-    receipt = measure(
-        store,
-        recipe_from_text(call.text("recipe")),
-        call.text("block_range"),
-        call.receipt("model"),
-        call.receipt("calibration"),
-        call.text("device"),
-    )
-    call.write_receipt("measured", store, receipt)
-    call.write_summary(step_summary(store, receipt))
+    run_range(call, measure, ("model", "calibration"), "measured")

@@ -25,12 +25,12 @@ from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe
 from quantlib.report.metadata import checkpoint_metadata
 from quantlib.report.part_sizes import part_sizes
-from quantlib.report.summary import step_summary
 from quantlib.report.text import plural
 from quantlib.runtime.foreign_json import parse_mapping
 from quantlib.serving.options import serving_dtype
 from quantlib.serving.vllm_config import VLLM_CONFIG_NAME, VllmConfig
 from quantlib.steps.contract import StepCall
+from quantlib.steps.delivery import deliver
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.outer import OUTER_NAME, copy_tensors, separate_outer
 from quantlib.steps.plan import parse_range
@@ -208,5 +208,4 @@ def main(call: StepCall) -> None:
     store = call.store()
     recipe = recipe_from_text(call.text("recipe"))
     receipt = merge(store, recipe, call.receipt("model"), call.receipts("quantized"))
-    call.write_receipt("checkpoint", store, receipt, checkpoint_metadata(recipe, receipt))
-    call.write_summary(step_summary(store, receipt))
+    deliver(call, "checkpoint", store, receipt, checkpoint_metadata(recipe, receipt))

@@ -33,9 +33,9 @@ from quantlib.report.metadata import published_metadata
 from quantlib.report.model import HTML_NAME, JSON_NAME
 from quantlib.report.model_card import CARD_NAME, render_model_card
 from quantlib.report.provenance import PROVENANCE_NAME, provenance_of
-from quantlib.report.summary import step_summary
 from quantlib.runtime.code_version import code_versions
 from quantlib.steps.contract import StepCall
+from quantlib.steps.delivery import deliver
 from quantlib.steps.validate import read_evaluation
 from quantlib.store import (
     Receipt,
@@ -254,8 +254,7 @@ def main(call: StepCall) -> None:
         call.text("job"),
     )
     about = published_metadata(store, recipe, checkpoint, receipt)
-    call.write_receipt("published", store, receipt, about)
-    call.write_summary(step_summary(store, receipt))
+    deliver(call, "published", store, receipt, about)
     call.write_parameter("address", address)
 
 

@@ -18,17 +18,16 @@ from quantlib.checkpoint.source import FolderSource, ReceiptSource
 from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.checks.linears import linear_schemes
 from quantlib.checks.outer import calibrates_head, outer_schemes
-from quantlib.checks.recipe import recipe_from_text
 from quantlib.checks.scheme import needs_hidden_states, resolve_format
 from quantlib.formats import format_registry
 from quantlib.outlier_suppression import BaseOutlierSuppressor, outlier_suppression_registry
 from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import Recipe
-from quantlib.report.summary import step_summary
 from quantlib.runtime.progress import progress_bar
 from quantlib.steps.calibrate import CACHED_NAME, as_tensors, hidden_name
 from quantlib.steps.contract import StepCall
+from quantlib.steps.delivery import run_range
 from quantlib.steps.kept import Kept
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.plan import last_block, parse_range
@@ -324,15 +323,4 @@ def _join(folder: Path, names: list[str], output: StepOutput) -> None:
 
 
 def main(call: StepCall) -> None:
-    store = call.store()
-    receipt = quantize(
-        store,
-        recipe_from_text(call.text("recipe")),
-        call.text("block_range"),
-        call.receipt("model"),
-        call.receipt("calibration"),
-        call.receipt("smoothing"),
-        call.text("device"),
-    )
-    call.write_receipt("quantized", store, receipt)
-    call.write_summary(step_summary(store, receipt))
+    run_range(call, quantize, ("model", "calibration", "smoothing"), "quantized")

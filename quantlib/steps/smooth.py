@@ -12,9 +12,9 @@ from quantlib.checks.linears import exact_linears
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.recipe import Recipe
-from quantlib.report.summary import step_summary
 from quantlib.steps.calibrate import STATISTICS_NAME
 from quantlib.steps.contract import StepCall
+from quantlib.steps.delivery import deliver
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.resolved import resolved_suppression
 from quantlib.store import Receipt, StepOutput, Store, commit_step
@@ -103,5 +103,4 @@ def main(call: StepCall) -> None:
         call.receipt("model"),
         call.receipt("calibration"),
     )
-    call.write_receipt("smoothing", store, receipt)
-    call.write_summary(step_summary(store, receipt))
+    deliver(call, "smoothing", store, receipt)

@@ -38,8 +38,8 @@ from quantlib.recipe import Recipe
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
 from quantlib.report.html import render_brief_html, render_html
 from quantlib.report.model import HTML_NAME, JSON_NAME
-from quantlib.report.summary import step_summary
 from quantlib.steps.contract import ARTIFACT_BYTES, StepCall
+from quantlib.steps.delivery import deliver
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.texts import input_of
 from quantlib.steps.windows import read_windows
@@ -135,8 +135,7 @@ def main(call: StepCall) -> None:
     receipt = validate(store, recipe, model, planned, checkpoint, call.text("device"), _gpus(call))
     evaluation = read_evaluation(store, receipt)
     report = build_report(store, recipe, checkpoint, evaluation, receipt, planned)
-    call.write_receipt("validation", store, receipt)
-    call.write_summary(step_summary(store, receipt))
+    deliver(call, "validation", store, receipt)
     call.write_artifact("metrics", None, _finite_numbers(receipt.facts))
     page = render_html(report).encode()
     # Not part of the receipt: times are in it.
