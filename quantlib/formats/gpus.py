@@ -26,7 +26,12 @@ def on_gpu(scheme: LinearScheme, capability: int) -> str | None:
             return "vLLM has a kernel on Hopper GPUs only, and refuses the checkpoint on others"
         if weights.bits == 8 and not weights.symmetric and capability != HOPPER:
             return "vLLM has a kernel on Hopper GPUs only, and refuses the checkpoint on others"
-        if weights.bits == 2 or (weights.bits == 4 and activations == "int8"):
+        if weights.bits == 4 and activations == "int8":
+            return (
+                "vLLM takes a kernel for the weights alone before that of humming-kernels, and "
+                "leaves inputs in 16 bits"
+            )
+        if weights.bits == 2:
             return "vLLM has a kernel where the package humming-kernels is installed"
         if weights.bits == 8 and activations != "none" and capability >= BLACKWELL:
             return (

@@ -33,4 +33,8 @@ def test_what_every_gpu_serves_needs_no_word(name: str) -> None:
 
 
 def test_two_bits_need_a_package() -> None:
-    assert "humming-kernels" in lacks("W2A16", 90)
+    assert "humming-kernels is installed" in lacks("W2A16", 90)
+
+
+def test_four_bits_leave_inputs_of_eight_in_sixteen() -> None:
+    assert "leaves inputs in 16 bits" in lacks("W4A8", 90)
