@@ -136,6 +136,12 @@ class Made:
     quantized: list[Receipt]
     checkpoint: Receipt
 
+    def export(self, folder: Path) -> Path:
+        """Writes the checkpoint to a folder, which is given back."""
+        for name in self.checkpoint.facts["checkpoint_files"]:
+            self.store.export_file(self.checkpoint.path(name), folder / name)
+        return folder
+
 
 def _run_steps(store: Store, recipe: Recipe, source: Path, device: str = "cpu") -> Made:
     """Every step up to merge."""

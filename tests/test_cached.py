@@ -15,7 +15,7 @@ import torch
 import zoo
 from problems import input_problems
 from serving import TOKENS, assert_served_as_meant, reference_logprobs, served_logprobs
-from test_mixed_schemes import exported, llama_with
+from test_mixed_schemes import llama_with
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
@@ -118,7 +118,7 @@ def test_scales_are_of_what_transformers_caches(
     kv_cache = "fp8-head" if per_head else "fp8"
     recipe = small_recipe(quantization=EXACT | {"kv_cache": kv_cache})
     made = run_steps(LocalStore(tmp_path / "store"), recipe, source)
-    found = by_layer(scales_of(exported(made, tmp_path / "made")))
+    found = by_layer(scales_of(made.export(tmp_path / "made")))
     largest = largest_cached(plain_model(source), calibration_tokens(made))
     assert found.keys() == largest.keys()
     for name, per_kept in largest.items():
@@ -134,7 +134,7 @@ def test_layers_that_share_keys_share_scales(
     """The layer that attends reads the cache of the one that fills it by its own scales."""
     source = zoo.make(family, tmp_path / "source")
     made = run_steps(LocalStore(tmp_path / "store"), small_recipe(quantization=EXACT), source)
-    found = by_layer(scales_of(exported(made, tmp_path / "made")))
+    found = by_layer(scales_of(made.export(tmp_path / "made")))
     config = json.loads((source / "config.json").read_text())
     config = config.get("text_config", config)
     kinds, first = config["layer_types"], len(config["layer_types"])
@@ -152,7 +152,7 @@ def test_queries_have_a_scale_per_head_of_theirs(
     source = llama_with(make_model, tmp_path / "source")
     asked = EXACT | {"kv_cache": "fp8-head", "attention": "fp8"}
     made = run_steps(LocalStore(tmp_path / "store"), small_recipe(quantization=asked), source)
-    folder = exported(made, tmp_path / "made")
+    folder = made.export(tmp_path / "made")
     shapes = {name.rpartition(".")[2]: each.shape for name, each in scales_of(folder).items()}
     assert shapes == {"k_scale": (2, 1, 1), "v_scale": (2, 1, 1), "q_scale": (4, 1, 1)}
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
@@ -186,7 +186,7 @@ def test_scales_do_not_depend_on_the_ranges(
         recipe = small_recipe(quantization=asked, num_ranges=ranges)
         made = run_steps(store, recipe, source)
         assert len(made.quantized) == ranges
-        found.append(scales_of(exported(made, tmp_path / str(ranges))))
+        found.append(scales_of(made.export(tmp_path / str(ranges))))
     assert found[0].keys() == found[1].keys()
     assert len(found[0]) == 4 * 3
     for name, scale in found[0].items():
@@ -208,7 +208,7 @@ def test_values_have_the_scale_that_folding_leaves_them(
         changes = {"quantization": eight | {"activations": "int8"}, "outlier_suppression": pairs}
     changes["quantization"]["kv_cache"] = "fp8-head"
     made = run_steps(LocalStore(tmp_path / "store"), small_recipe(**changes), source)
-    folder = exported(made, tmp_path / "made")
+    folder = made.export(tmp_path / "made")
     state = dict(dequantized_state(Checkpoint.open(FolderSource(folder))))
     tokens = calibration_tokens(made)
     kept = largest_cached(plain_model(folder, state), tokens)
@@ -230,7 +230,7 @@ def test_transformers_judges_what_is_kept(
     source = llama_with(make_model, tmp_path / "source")
     asked = EXACT | {"kv_cache": "fp8-head" if per_head else "fp8"}
     made = run_steps(LocalStore(tmp_path / "store"), small_recipe(quantization=asked), source)
-    folder = exported(made, tmp_path / "made")
+    folder = made.export(tmp_path / "made")
     tokens = torch.tensor([TOKENS])
     judged = load_model(folder, torch.float32)(tokens, use_cache=False).logits
     plain = plain_model(source)
@@ -259,7 +259,7 @@ def test_compressed_tensors_reads_the_scales(
             asked |= {"method": "minmax", "activations": "int8"}
             asked["weights"] = {"bits": 8, "group_size": -1}
         made = run_steps(store, small_recipe(quantization=asked), source)
-        folder = exported(made, tmp_path / f"made-{family}")
+        folder = made.export(tmp_path / f"made-{family}")
         model = AutoModelForCausalLM.from_pretrained(folder)
         for name, scale in scales_of(folder).items():
             module, _, part = name.rpartition(".")
@@ -278,7 +278,7 @@ def test_a_checkpoint_of_exact_weights_is_read_again(
 ) -> None:
     source = llama_with(make_model, tmp_path / "source")
     made = run_steps(LocalStore(tmp_path / "store"), small_recipe(quantization=EXACT), source)
-    folder = exported(made, tmp_path / "made")
+    folder = made.export(tmp_path / "made")
     original, read = (open_model(FolderSource(each))[0] for each in (source, folder))
     assert read.tensors.keys() == original.tensors.keys()
     assert "quantization_config" not in read.config
@@ -291,7 +291,7 @@ def test_judging_dequantized_weights_may_keep_the_cache(
     source = llama_with(make_model, tmp_path / "source")
     weights = {"method": "minmax", "weights": {"group_size": 32}}
     recipe = small_recipe(quantization=weights | {"kv_cache": "fp8"})
-    folder = exported(run_steps(LocalStore(tmp_path / "store"), recipe, source), tmp_path / "made")
+    folder = run_steps(LocalStore(tmp_path / "store"), recipe, source).export(tmp_path / "made")
     scales, meant = scales_of(folder), reference_logprobs(folder)
     shutil.copytree(folder, tmp_path / "plain")
     make_plain(folder, cached=True)
@@ -319,7 +319,7 @@ def test_vllm_keeps_what_was_meant(
     for kv_cache in ("fp8", "fp8-head"):
         asked = EXACT | {"kv_cache": kv_cache, "attention": "none"}
         made = run_steps(store, small_recipe(quantization=asked), source)
-        folders.append(exported(made, tmp_path / kv_cache))
+        folders.append(made.export(tmp_path / kv_cache))
     corrected = "from quantlib.evaluation.vllm_cpu_worker import correct_kernels; correct_kernels()"
     # In 16 bits keys fall on other sides of FP8's steps, which tells little models much.
     served = served_logprobs(folders, tmp_path, corrected, float32=folders)
@@ -393,6 +393,6 @@ def test_a_cache_is_not_converted_away(
     source = llama_with(make_model, tmp_path / "source")
     asked = {"method": "minmax", "weights": {"group_size": 32}, "kv_cache": "fp8"}
     made = run_steps(LocalStore(tmp_path / "store"), small_recipe(quantization=asked), source)
-    folder = exported(made, tmp_path / "made")
+    folder = made.export(tmp_path / "made")
     with pytest.raises(InvalidInputError, match="it says nothing of keys and values"):
         convert(folder, tmp_path / "gptq", "gptq")

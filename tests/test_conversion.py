@@ -43,8 +43,7 @@ def made(
         section = {"method": "minmax", "format": format_name, **quantization}
         run = run_steps(LocalStore(tmp_path / "store"), small_recipe(quantization=section), source)
         folder: Path = tmp_path / format_name
-        for file in run.checkpoint.facts["checkpoint_files"]:
-            run.store.export_file(run.checkpoint.path(file), folder / file)
+        run.export(folder)
         return folder
 
     return make

@@ -135,8 +135,7 @@ def serve(
             )
             store = LocalStore(folder.with_name("store"))
             made = run_steps(store, small_recipe(num_ranges=2, quantization=quantization), source)
-            for file in made.checkpoint.facts["checkpoint_files"]:
-                store.export_file(made.checkpoint.path(file), folder / file)
+            made.export(folder)
         served = served_logprobs(folders, root, preparation)
         references = map(reference_logprobs, folders)
         return dict(zip(cases, zip(served, references, strict=True), strict=True))

@@ -62,8 +62,7 @@ def quantized(
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("QUANTLIB_DRY_LOAD", "never")  # served by tests/test_families_served.py
         made = run_steps(store, recipe, source)
-    for file in made.checkpoint.facts["checkpoint_files"]:
-        store.export_file(made.checkpoint.path(file), root / "quantized" / file)
+    made.export(root / "quantized")
     yield Quantized(source, root / "quantized", open_model(FolderSource(source))[1], recipe)
     shutil.rmtree(root)
 

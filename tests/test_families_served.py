@@ -59,8 +59,7 @@ def outcomes(
         for family in zoo.FAMILIES:
             store = LocalStore(root / family / "store")
             made = run_steps(store, recipe, zoo.make(family, root / family / "source"))
-            for file in made.checkpoint.facts["checkpoint_files"]:
-                store.export_file(made.checkpoint.path(file), root / family / "quantized" / file)
+            made.export(root / family / "quantized")
             shutil.rmtree(store.root)
     folders = [root / family / "quantized" for family in zoo.FAMILIES]
     served = served_or_refused(folders, root, CORRECTED + PREPARATION)

@@ -91,8 +91,7 @@ def served(
         recipe = small_recipe(num_ranges=2, quantization={"format": format})
         store = LocalStore(root / f"{folder.name}-store")
         made = run_steps(store, recipe, source)
-        for file in made.checkpoint.facts["checkpoint_files"]:
-            store.export_file(made.checkpoint.path(file), folder / file)
+        made.export(folder)
         jobs.append((str(folder), images.prompt(family)))
     (root / "serve.py").write_text(_SCRIPT)
     worker = "quantlib.evaluation.vllm_cpu_worker.CorrectedCpuWorker"

@@ -75,12 +75,6 @@ def llama_with(make_model: Fixture, folder: Path, **changes: Any) -> Path:
     return make_model(folder, "llama", num_key_value_heads=2, **SIZES | changes)
 
 
-def exported(made: Any, folder: Path) -> Path:
-    for file in made.checkpoint.facts["checkpoint_files"]:
-        made.store.export_file(made.checkpoint.path(file), folder / file)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
@@ -89,7 +83,7 @@ def test_vllm_computes_what_the_quantizer_meant(
 ) -> None:
     source, store = llama_with(make_model, tmp_path / "source"), LocalStore(tmp_path / "store")
     folders = [
-        exported(run_steps(store, small_recipe(quantization=each), source), tmp_path / str(number))
+        run_steps(store, small_recipe(quantization=each), source).export(tmp_path / str(number))
         for number, each in enumerate(MIXTURES.values())
     ]
     for folder, found in zip(folders, served_logprobs(folders, tmp_path), strict=True):
@@ -104,7 +98,7 @@ def written_by(
     source = llama_with(make_model, folder / "source")
     recipe = small_recipe(quantization=MIXTURES[name])
     made = run_steps(LocalStore(folder / "store"), recipe, source)
-    return exported(made, folder / "made"), recipe, open_model(FolderSource(source))[1]
+    return made.export(folder / "made"), recipe, open_model(FolderSource(source))[1]
 
 
 def test_compressed_tensors_gives_each_linear_its_scheme(
@@ -176,7 +170,7 @@ def test_three_ranges_write_what_one_does(
     layouts = []
     for ranges in (1, 3):
         recipe = small_recipe(quantization=MIXTURES["by name and block"], num_ranges=ranges)
-        folder = exported(run_steps(store, recipe, source), tmp_path / str(ranges))
+        folder = run_steps(store, recipe, source).export(tmp_path / str(ranges))
         checkpoint = Checkpoint.open(FolderSource(folder))
         tensors = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
         layouts.append((checkpoint.config["quantization_config"], tensors))

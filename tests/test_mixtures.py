@@ -65,12 +65,6 @@ def qwen(make_model: Fixture, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def export(made: Any, folder: Path) -> Path:
-    for name in made.checkpoint.facts["checkpoint_files"]:
-        made.store.export_file(made.checkpoint.path(name), folder / name)
-    return folder
-
-
 def records(made: Any) -> list[dict[str, Any]]:
     return json.loads(made.store.read(made.checkpoint.path("linears.json")))
 
@@ -94,7 +88,7 @@ def test_mixtral(
         num_ranges=2, quantization=quantization, calibration={"min_expert_tokens": 220}
     )
     made = run_steps(store, recipe, mixtral)
-    folder = export(made, tmp_path / "out")
+    folder = made.export(tmp_path / "out")
     written, original = (Checkpoint.open(FolderSource(path)) for path in (folder, mixtral))
     part = "qweight" if not quantization else "weight_packed"
     assert f"model.layers.3.block_sparse_moe.experts.3.w2.{part}" in written.tensors
@@ -127,7 +121,7 @@ def test_qwen_from_stacked_experts(
     qwen: Path, store: LocalStore, small_recipe: Fixture, run_steps: Fixture, tmp_path: Path
 ) -> None:
     made = run_steps(store, small_recipe(quantization=CT, num_ranges=3), qwen)
-    folder = export(made, tmp_path / "out")
+    folder = made.export(tmp_path / "out")
     written = Checkpoint.open(FolderSource(folder))
     assert "model.layers.0.mlp.experts.7.up_proj.weight_packed" in written.tensors
     assert "model.layers.1.mlp.up_proj.weight_packed" in written.tensors
@@ -152,7 +146,7 @@ def test_both_layouts_give_the_same_codes(
     states = []
     for name, source in (("a", qwen), ("b", single)):
         made = run_steps(LocalStore(tmp_path / name), small_recipe(quantization=CT), source)
-        checkpoint = Checkpoint.open(FolderSource(export(made, tmp_path / f"{name}-out")))
+        checkpoint = Checkpoint.open(FolderSource(made.export(tmp_path / f"{name}-out")))
         states.append({key: checkpoint.read(key) for key in checkpoint.tensors})
     assert states[0] == states[1]
 
@@ -346,7 +340,7 @@ def test_transformers_rounds_both_inputs_of_experts(
     mixtral: Path, store: LocalStore, small_recipe: Fixture, run_steps: Fixture, tmp_path: Path
 ) -> None:
     made = run_steps(store, small_recipe(quantization=W8 | {"activations": "int8"}), mixtral)
-    model = load_model(export(made, tmp_path / "out"), torch.float32)
+    model = load_model(made.export(tmp_path / "out"), torch.float32)
     experts = model.model.layers[1].mlp.experts
     x = torch.randn(5, model.config.hidden_size)
     chosen = torch.tensor([[0, 1]] * 5)

@@ -106,8 +106,7 @@ def logprobs(
         recipe = small_recipe(num_ranges=2, quantization=quantization)
         store = LocalStore(root / name / "store")
         made = run_steps(store, recipe, source)
-        for file in made.checkpoint.facts["checkpoint_files"]:
-            store.export_file(made.checkpoint.path(file), root / name / "quantized" / file)
+        made.export(root / name / "quantized")
     folders = [root / name / "quantized" for name in CASES]
     served = served_logprobs(folders, root)
     return {

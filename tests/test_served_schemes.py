@@ -82,8 +82,7 @@ def logprobs(
     folders = []
     for name, section in SERVED.items():
         made = run_steps(store, small_recipe(quantization=section.model_dump()), source)
-        for file in made.checkpoint.facts["checkpoint_files"]:
-            store.export_file(made.checkpoint.path(file), root / name / file)
+        made.export(root / name)
         folders.append(root / name)
     served = served_logprobs(folders, root)
     yield {

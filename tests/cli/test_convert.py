@@ -21,8 +21,7 @@ def test_a_checkpoint_in_another_format(
     recipe = small_recipe(quantization={"method": "minmax", "format": "gptq"})
     run = run_steps(LocalStore(tmp_path / "store"), recipe, tiny_llama)
     source, output = tmp_path / "made", tmp_path / "out"
-    for file in run.checkpoint.facts["checkpoint_files"]:
-        run.store.export_file(run.checkpoint.path(file), source / file)
+    run.export(source)
     words = ("convert", "--model", source, "--output", output, "--format")
     done = quantlib(*words, "awq")
     assert (done.returncode, done.stdout.split(":")[0]) == (0, str(output))

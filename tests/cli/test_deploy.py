@@ -233,8 +233,7 @@ def test_a_quantized_model_answers_through_the_openai_api(
 ) -> None:
     made = run_steps(store, small_recipe(), tiny_llama)
     folder = tmp_path / "served"
-    for name in made.checkpoint.facts["checkpoint_files"]:
-        store.export_file(made.checkpoint.path(name), folder / name)
+    made.export(folder)
     log = tmp_path / "said"
     with deployed(folder, port, log, {}, "--max-num-seqs", "1") as process:
         said = wait_for("curl http://", log, process)

@@ -58,8 +58,7 @@ def w4a16(
     folder = tmp_path_factory.mktemp("w4a16")
     store = LocalStore(folder / "store")
     made = run_steps(store, small_recipe(), tiny_llama)
-    for name in made.checkpoint.facts["checkpoint_files"]:
-        store.export_file(made.checkpoint.path(name), folder / "checkpoint" / name)
+    made.export(folder / "checkpoint")
     return folder / "checkpoint"
 
 

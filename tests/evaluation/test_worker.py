@@ -170,8 +170,7 @@ def quantized(
 ) -> Path:
     """A quantized checkpoint as a folder."""
     made = run_steps(store, small_recipe(quantization=request.param), tiny_llama)
-    for name in made.checkpoint.facts["checkpoint_files"]:
-        store.export_file(made.checkpoint.path(name), tmp_path / "quantized" / name)
+    made.export(tmp_path / "quantized")
     return tmp_path / "quantized"
 
 

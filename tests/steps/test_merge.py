@@ -19,12 +19,6 @@ Fixture = Callable[..., Any]
 CT = {"format": "compressed-tensors"}
 
 
-def export(made: Any, folder: Path) -> Path:
-    for name in made.checkpoint.facts["checkpoint_files"]:
-        made.store.export_file(made.checkpoint.path(name), folder / name)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("model_type", "quantization"),
     [
@@ -58,7 +52,7 @@ def test_transformers_loads_what_the_quantizer_meant(
 ) -> None:
     source = make_model(tmp_path / "source", model_type)
     recipe = small_recipe(num_ranges=2, quantization=quantization)
-    folder = export(run_steps(store, recipe, source), tmp_path / "out")
+    folder = run_steps(store, recipe, source).export(tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert torch.isfinite(loaded(torch.arange(40)[None]).logits).all()
     state = loaded.state_dict()
@@ -73,7 +67,7 @@ def test_index_config_and_serving_arguments(
     store: LocalStore, tiny_llama: Path, small_recipe: Fixture, run_steps: Fixture, tmp_path: Path
 ) -> None:
     made = run_steps(store, small_recipe(num_ranges=3), tiny_llama)
-    folder = export(made, tmp_path / "out")
+    folder = made.export(tmp_path / "out")
     checkpoint = Checkpoint.open(FolderSource(folder))
     original = json.loads((tiny_llama / "config.json").read_text())
     config = dict(checkpoint.config)
@@ -123,7 +117,7 @@ def test_what_names_code_on_a_hub_is_left_out(
         path.write_text(json.dumps(content | {key: {"AutoConfig": "evil/repo--x.Evil"}}))
     (source / "modeling_evil.py").write_text("raise SystemExit")
     made = run_steps(store, small_recipe(num_ranges=1), source)
-    folder = export(made, tmp_path / "out")
+    folder = made.export(tmp_path / "out")
     assert made.checkpoint.facts["removed"] == [
         "config.json: auto_map",
         "tokenizer_config.json: custom_pipelines",
@@ -142,7 +136,7 @@ def test_an_untied_head_is_kept(
 ) -> None:
     source = make_model(tmp_path / "m", tie_word_embeddings=False, max_shard_size="100KB")
     assert (source / "model.safetensors.index.json").exists()
-    folder = export(run_steps(store, small_recipe(), source), tmp_path / "out")
+    folder = run_steps(store, small_recipe(), source).export(tmp_path / "out")
     checkpoint = Checkpoint.open(FolderSource(folder))
     original = Checkpoint.open(FolderSource(source))
     assert checkpoint.read("lm_head.weight") == original.read("lm_head.weight")

@@ -115,8 +115,7 @@ def test_a_list_that_does_not_fit_the_model_is_refused_before_work(
 @torch.no_grad()
 def divergence(made: Any, source: Path, folder: Path, section: str = "calibration") -> float:
     """Mean KL divergence of the checkpoint from the original."""
-    for file in made.checkpoint.facts["checkpoint_files"]:
-        made.store.export_file(made.checkpoint.path(file), folder / file)
+    made.export(folder)
     tokens = torch.from_numpy(
         windows_without_store(getattr(made.recipe, section), FolderSource(source)).tokens
     )
