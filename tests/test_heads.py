@@ -26,6 +26,7 @@ from quantlib.evaluation.transformers_engine import load_model
 from quantlib.formats.dequantize import dequantized_state
 from quantlib.models import open_model
 from quantlib.quantizers import InputStatistics, quantizer_registry
+from quantlib.schemes import SCHEMES
 from quantlib.steps.fetch import fetch
 from quantlib.steps.texts import input_of
 from quantlib.steps.validate import validate
@@ -75,12 +76,6 @@ def llama(make_model: Fixture, folder: Path, tied: bool, **changes: Any) -> Path
     return make_model(folder, "llama", tie_word_embeddings=tied, **SIZES | changes)
 
 
-def exported(made: Any, folder: Path) -> Path:
-    for file in made.checkpoint.facts["checkpoint_files"]:
-        made.store.export_file(made.checkpoint.path(file), folder / file)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.vllm
 @VLLM
@@ -93,7 +88,7 @@ def test_vllm_computes_what_the_quantizer_meant(
         if not source.exists():
             llama(make_model, source, tied)
         made = run_steps(store, small_recipe(quantization=quantization), source)
-        folders.append(exported(made, tmp_path / str(number)))
+        folders.append(made.export(tmp_path / str(number)))
     for folder, found in zip(folders, served_logprobs(folders, tmp_path), strict=True):
         assert_served_as_meant(found, reference_logprobs(folder), 0.03)
 
@@ -108,7 +103,7 @@ def test_the_head_is_calibrated_on_what_the_quantized_model_gives_it(
         quantization={"method": "gptq", "schemes": [head("W4A16", group_size=32)]}
     )
     made = run_steps(store, recipe, source)
-    folder = exported(made, tmp_path / "made")
+    folder = made.export(tmp_path / "made")
     tokens = torch.from_numpy(read_windows(store, input_of(store, made.plan, "calibration")).tokens)
     section = recipe.quantization
     quantizer = quantizer_registry.get_quantizer("gptq")(
@@ -139,8 +134,9 @@ def judged(
     """The KL divergence of a model with such a head as it is judged, and by transformers alone."""
     make_model, small_recipe, run_steps = tools
     source, store = llama(make_model, folder / "source", True), LocalStore(folder / "store")
+    size = {} if "group_size" in SCHEMES[scheme]["weights"] else {"group_size": 32}
     recipe = small_recipe(
-        quantization={"schemes": [head(scheme, group_size=32)]},
+        quantization={"schemes": [head(scheme, **size)]},
         validation={"engine": engine, "prompts": ["A prompt"], "max_new_tokens": 4},
     )
     made = run_steps(store, recipe, source)
@@ -150,7 +146,7 @@ def judged(
     with torch.no_grad():
         reference, candidate = (
             load_model(given, torch.float32)(tokens).logits[:, :-1].double().log_softmax(-1)
-            for given in (source, exported(made, folder / "made"))
+            for given in (source, made.export(folder / "made"))
         )
     kl = (reference.exp() * (reference - candidate)).sum(-1)
     return validation.facts["kl_mean"], float(kl[torch.from_numpy(windows.predicted)].mean())
@@ -168,7 +164,7 @@ def test_a_quantized_head_is_judged_against_the_original_one(
 @pytest.mark.slow
 @pytest.mark.vllm
 @VLLM
-@pytest.mark.parametrize("scheme", ["W4A16", "W8A16"])
+@pytest.mark.parametrize("scheme", ["W4A16", "W8A16", "FP8", "FP8_DYNAMIC", "NVFP4"])
 def test_vllm_judges_a_quantized_head(
     scheme: str,
     make_model: Fixture,
@@ -176,7 +172,7 @@ def test_vllm_judges_a_quantized_head(
     run_steps: Fixture,
     tmp_path: Path,
 ) -> None:
-    """By its kernel, or by its dequantized weights where there is none; products in bfloat16."""
+    """By its kernel, or by emulation where there is none; products in bfloat16."""
     found, expected = judged("vllm", scheme, (make_model, small_recipe, run_steps), tmp_path)
     assert found == pytest.approx(expected, rel=0.1)
 
@@ -189,7 +185,7 @@ def test_the_head_is_untied_and_the_embedding_stays_what_it_was(
     rules = [head("W8A16", group_size=32)]
     recipe = small_recipe(quantization={"format": "compressed-tensors", "schemes": rules})
     made = run_steps(LocalStore(tmp_path / "store"), recipe, source)
-    checkpoint = Checkpoint.open(FolderSource(exported(made, tmp_path / "made")))
+    checkpoint = Checkpoint.open(FolderSource(made.export(tmp_path / "made")))
     original = Checkpoint.open(FolderSource(source))
     assert checkpoint.config["tie_word_embeddings"] is False
     embedding = "model.embed_tokens.weight"
@@ -217,7 +213,7 @@ def test_compressed_tensors_reads_the_head_and_the_embedding(
     made = run_steps(
         LocalStore(tmp_path / "store"), small_recipe(quantization={"schemes": rules}), source
     )
-    folder = exported(made, tmp_path / "made")
+    folder = made.export(tmp_path / "made")
     checkpoint = Checkpoint.open(FolderSource(folder))
     parsed = QuantizationConfig.model_validate(checkpoint.config["quantization_config"])
     config = AutoConfig.from_pretrained(folder)
@@ -247,7 +243,7 @@ def test_an_embedding_alone_leaves_an_exact_head_of_its_own(
     source = llama(make_model, tmp_path / "source", True)
     recipe = small_recipe(quantization={"schemes": [EMBEDDINGS]})
     made = run_steps(LocalStore(tmp_path / "store"), recipe, source)
-    checkpoint = Checkpoint.open(FolderSource(exported(made, tmp_path / "made")))
+    checkpoint = Checkpoint.open(FolderSource(made.export(tmp_path / "made")))
     original = Checkpoint.open(FolderSource(source))
     assert checkpoint.read("lm_head.weight") == original.read("model.embed_tokens.weight")
     assert checkpoint.config["tie_word_embeddings"] is False
@@ -268,7 +264,7 @@ def test_three_ranges_write_what_one_does(
         recipe = small_recipe(quantization={"schemes": rules}, num_ranges=ranges)
         made = run_steps(store, recipe, source)
         assert made.plan.facts["ranges"][-1].endswith(":4")
-        checkpoint = Checkpoint.open(FolderSource(exported(made, tmp_path / str(ranges))))
+        checkpoint = Checkpoint.open(FolderSource(made.export(tmp_path / str(ranges))))
         tensors = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
         layouts.append((checkpoint.config, tensors))
     assert layouts[0] == layouts[1]

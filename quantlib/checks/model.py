@@ -222,19 +222,10 @@ def exact_in_words(adapter: BaseModelAdapter) -> str | None:
     return f"exact in any recipe: {'; '.join(named)}"
 
 
-def quantizes_experts(section: QuantizationSection, adapter: BaseModelAdapter) -> bool:
-    """Whether a recipe quantizes the linears of experts."""
-    return any(
-        shared.expert is not None and not exact.issuperset(shared.linears)
-        for block, exact in enumerate(exact_linears(section, adapter))
-        for shared in adapter.inputs(block)
-    )
-
-
 def cpu_problem(section: QuantizationSection, adapter: BaseModelAdapter) -> str | None:
     """Why vLLM cannot serve a model on a CPU as a recipe quantizes it; None where it can."""
     made_by = format_registry.get_format(resolve_format(section))
-    everywhere, of_experts = _used_schemes(section, adapter)
+    everywhere, of_experts = used_schemes(section, adapter)
     for scheme in everywhere:
         if problem := made_by.cpu_problem(scheme.weights, scheme.activations):
             return problem
@@ -256,13 +247,11 @@ def is_emulated(section: QuantizationSection, adapter: BaseModelAdapter) -> bool
     if cache_cpu_problem(section, adapter) is not None:
         return False
     made_by = format_registry.get_format(resolve_format(section))
-    of_experts = _used_schemes(section, adapter)[1]
-    if outer_schemes(section, adapter):  # the emulation was not tried with a head
-        return False
+    of_experts = used_schemes(section, adapter)[1]
     return made_by.emulated and (made_by.experts_emulated or not of_experts)
 
 
-def _used_schemes(
+def used_schemes(
     section: QuantizationSection, adapter: BaseModelAdapter
 ) -> tuple[list[LinearScheme], list[LinearScheme]]:
     """The schemes that linears of a model have, and those that experts have."""
@@ -279,7 +268,7 @@ def _used_schemes(
 def _expert_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
     name = resolve_format(section)
     made_by, problems = format_registry.get_format(name), []
-    for scheme in _used_schemes(section, adapter)[1]:
+    for scheme in used_schemes(section, adapter)[1]:
         reason = made_by.experts_problem(scheme.weights, scheme.activations)
         if reason is not None:
             remedy = "change the scheme, or ignore the experts"
@@ -319,11 +308,10 @@ def sharing_problems(
     if not problems:
         return []
     remedy = f"sizes that work: {', '.join(map(str, sharding.sizes()))}"
-    rest = LinearScheme(weights=section.weights, activations=section.activations)
     others = [
         str(size)
         for size in quantizer_registry.get_quantizer(section.method).get_supported_group_sizes()
-        if is_size_supported(section, with_size(rest, size))
+        if is_size_supported(section, with_size(section.own, size))
         and not quantized_sharding(with_sizes(section, {None: size}), adapter).problems(gpus)
     ]
     if others:

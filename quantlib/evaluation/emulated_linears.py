@@ -1,8 +1,9 @@
-"""Linears that vLLM for CPUs has no kernel for: loaded by vLLM, and computed as exact ones.
+"""What vLLM for CPUs has no kernel for: loaded by vLLM, and computed as exact linears are.
 
 vLLM's own classes make the parameters and load the tensors. Then the weights are multiplied out,
 once, and from there on a linear is one of vLLM's exact linears, whose input is rounded as its
-kernels for GPUs round it. Nothing is changed but in the process that imports this.
+kernels for GPUs round it. Heads are linears, too; a table of embeddings is multiplied out alike.
+Nothing is changed but in the process that imports this.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from vllm.model_executor.kernels import linear as kernels
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import auto_gptq
@@ -182,6 +184,22 @@ class _Packed(_Emulated, kernels.MPLinearKernel):
         return from_packed(codes.data, scales.data, zeros, kind, torch.get_default_dtype())
 
 
+class _Embeddings(compressed_tensors.CompressedTensorsEmbeddingWNA16Int):
+    """Embeddings of whole numbers, which vLLM looks up with Triton."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        kind = getattr(scalar_types, f"uint{self.num_bits}b{1 << (self.num_bits - 1)}")
+        codes, scales = layer.weight_packed.data, layer.weight_scale.data
+        layer.weight = nn.Parameter(
+            from_packed(codes, scales, None, kind, scales.dtype), requires_grad=False
+        )
+        for name in ("weight_packed", "weight_scale"):
+            delattr(layer, name)
+
+    def embedding(self, layer: Any, input_: Tensor) -> Tensor:
+        return functional.embedding(input_, layer.weight)
+
+
 def put_in_place() -> None:
     """Registers the kernels, those of FP8 before vLLM's, which fail or need AMX."""
     cpu = PlatformEnum.CPU
@@ -194,6 +212,7 @@ def put_in_place() -> None:
     kernels._POSSIBLE_FP8_BLOCK_KERNELS[cpu].insert(0, _Fp8Block)
     auto_gptq.verify_marlin_supported = lambda **_: None
     compressed_tensors_w8a8_fp8.process_fp8_weight_tensor_strategy = _by_channel
+    compressed_tensors.CompressedTensorsEmbeddingWNA16Int = _Embeddings
     config = compressed_tensors.CompressedTensorsConfig
     config._get_scheme_from_parts = _choosing(config._get_scheme_from_parts)
 

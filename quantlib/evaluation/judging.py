@@ -5,7 +5,7 @@ from __future__ import annotations
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource
 from quantlib.checks.cache import cache_cpu_problem
-from quantlib.checks.model import cpu_problem, is_emulated
+from quantlib.checks.model import cpu_problem, is_emulated, used_schemes
 from quantlib.evaluation.choose_engine import (
     dequantized_reason,
     installed_vllm,
@@ -15,6 +15,7 @@ from quantlib.formats.stored import stored
 from quantlib.models import BaseModelAdapter
 from quantlib.quantization import QuantizationSection
 from quantlib.recipe import Recipe
+from quantlib.schemes import EXACT_INPUTS
 
 
 def dequantized_checkpoint_reason(
@@ -35,6 +36,8 @@ def dequantized_checkpoint_reason(
     if problem is None or is_emulated(section, adapter):
         return None
     left = "its loader and layout are left to the dry load"
+    if any(scheme.activations != EXACT_INPUTS for scheme in used_schemes(section, adapter)[0]):
+        left += ", and what rounding activations costs is not judged"
     if section.cache is not None and cache_cpu_problem(section, adapter) is not None:
         left += f", and what a KV cache in {section.cache.words} costs is not judged"
     return f"{problem}; {left}"
