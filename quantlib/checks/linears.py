@@ -15,7 +15,7 @@ from quantlib.formats import CheckpointScheme
 from quantlib.formats.base import SchemeTargets
 from quantlib.models.family import ModelFamily
 from quantlib.models.layout import ANY_EXPERT, without_expert
-from quantlib.models.patterns import matches
+from quantlib.models.patterns import matches, matches_any
 from quantlib.quantization import QuantizationSection
 from quantlib.scheme_rules import OUTER_KINDS, LinearKind, SchemeRule
 from quantlib.schemes import CacheScheme, LinearScheme
@@ -68,7 +68,7 @@ def asked_schemes(
     found = {}
     for linear in adapter.linears(block):
         name = adapter.linear_name(block, linear)
-        if any(matches(pattern, name) for pattern in section.ignore):
+        if matches_any(section.ignore, name):
             continue
         number = deciding_rule(section.schemes, adapter, block, linear)
         scheme = rest if number is None else given[number]
@@ -176,8 +176,7 @@ def rounded_drafts(
     for prefix, block in adapter.layout.draft_blocks.items():
         exact = set(unsuited_linears(section, adapter, block))
         linears = [name for name in adapter.linears(block) if without_expert(name) == name]
-        for pattern in section.ignore:
-            exact.update(name for name in linears if matches(pattern, prefix + name))
+        exact.update(name for name in linears if matches_any(section.ignore, prefix + name))
         for parts in adapter.fused(block).values():
             if not exact.isdisjoint(parts):
                 exact.update(parts)

@@ -8,7 +8,7 @@ from quantlib.checks.scheme import needs_hidden_states, resolve_format
 from quantlib.errors import Problem
 from quantlib.formats import format_registry
 from quantlib.models.family import ModelFamily
-from quantlib.models.patterns import matches
+from quantlib.models.patterns import matches_any
 from quantlib.quantization import QuantizationSection
 from quantlib.scheme_rules import OUTER_KINDS, OuterKind
 from quantlib.schemes import LinearScheme
@@ -32,15 +32,11 @@ def outer_schemes(section: QuantizationSection, adapter: ModelFamily) -> OuterSc
     found: dict[OuterKind, LinearScheme] = {}
     for kind in OUTER_KINDS:
         number = outer_rule(section, kind)
-        if number is None or _is_ignored(section, adapter.outer_module(kind)):
+        if number is None or matches_any(section.ignore, adapter.outer_module(kind)):
             continue
         if (scheme := section.schemes[number].linear_scheme()) is not None:
             found[kind] = scheme
     return found
-
-
-def _is_ignored(section: QuantizationSection, name: str) -> bool:
-    return any(matches(pattern, name) for pattern in section.ignore)
 
 
 def unties(section: QuantizationSection, adapter: ModelFamily) -> bool:
@@ -65,7 +61,9 @@ def outer_problems(section: QuantizationSection, adapter: ModelFamily) -> Iterat
     """Why the head or the embeddings cannot be quantized as rules want it."""
     for number, rule in enumerate(section.schemes):
         named = [adapter.outer_module(kind) for kind in rule.outer]
-        if len(named) == len(rule.linears) > 0 and all(_is_ignored(section, n) for n in named):
+        if len(named) == len(rule.linears) > 0 and all(
+            matches_any(section.ignore, n) for n in named
+        ):
             what, remedy = "ignore names all that it is for", "leave one of the two out"
             yield Problem(f"quantization.schemes.{number}", what, remedy)
     made_by = format_registry.get_format(resolve_format(section))

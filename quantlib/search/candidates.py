@@ -15,7 +15,7 @@ from quantlib.formats import format_registry
 from quantlib.formats.stored_bytes import stored_bytes
 from quantlib.models import BaseModelAdapter
 from quantlib.models.layout import ANY_EXPERT, without_expert
-from quantlib.models.patterns import matches
+from quantlib.models.patterns import matches_any
 from quantlib.quantization import QuantizationSection
 from quantlib.recipe import AskedRecipe, Recipe
 from quantlib.scheme_rules import EXACT, SchemeRule
@@ -174,7 +174,7 @@ def _searched(section: QuantizationSection, adapter: BaseModelAdapter, block: in
         return
     for linear in adapter.linears(block):
         name = adapter.linear_name(block, linear)
-        if any(matches(pattern, name) for pattern in section.ignore):
+        if matches_any(section.ignore, name):
             continue
         if deciding_rule(section.schemes, adapter, block, linear) is None:
             yield linear
