@@ -142,7 +142,7 @@ def plan(
     console.print(
         f"{plural(chosen.ranges, 'range')} on {hardware.name} ({why}), {parallel} at a time"
     )
-    for said in filter(None, (searched or settled.said,)):
+    if said := searched or settled.said:
         console.print(said)
     console.print()
     console.print(_table(show.NEEDS_HEADER, show.needs_rows(estimate)))

@@ -8,7 +8,7 @@ from torch import Tensor
 from quantlib.numbers.grid import grid_of
 from quantlib.numbers.quantized import group_count
 from quantlib.numbers.scaling import nearest_scales, overall_scale
-from quantlib.schemes import ACTIVATIONS, Activations, WeightScheme
+from quantlib.schemes import ACTIVATIONS, EXACT_INPUTS, Activations, WeightScheme, is_static
 
 
 def _row(activations: Activations) -> WeightScheme:
@@ -63,3 +63,18 @@ def round_input(x: Tensor, activations: Activations, step: Tensor | None = None)
     values = groups / step
     grid.nearest(values, torch.zeros((), device=x.device), out=values)
     return (values * step).flatten(-2).to(x.dtype)
+
+
+def round_as_calibrated(x: Tensor, activations: Activations, largest: float) -> Tensor:
+    """An input as vLLM rounds it where calibration found a largest magnitude.
+
+    Args:
+        x: ``[..., in_features]``.
+        activations: What it is rounded to.
+        largest: That magnitude; it matters where a number of the linear is kept.
+    """
+    if activations == EXACT_INPUTS:
+        return x
+    if not is_static(activations):
+        return round_input(x, activations)
+    return round_input(x, activations, input_scale(largest, activations).to(x.device))

@@ -10,11 +10,11 @@ from torch import Tensor
 from quantlib.blockwise.statistics import ChannelObserver, TokenSample
 from quantlib.models.layout import SharedInput
 from quantlib.models.streamed import Block
-from quantlib.numbers.inputs import input_scale, round_input
+from quantlib.numbers.inputs import round_as_calibrated
 from quantlib.outlier_suppression.base import ChannelStatistics
 from quantlib.outlier_suppression.smoothing import SAMPLE_TOKENS, smoothing_scales
 from quantlib.quantizers.rounding import round_within_range
-from quantlib.schemes import Activations, LinearScheme, is_static
+from quantlib.schemes import LinearScheme
 
 
 class AlphaErrors:
@@ -82,9 +82,9 @@ class AlphaErrors:
         errors = []
         for alpha in self._alphas:
             scales = torch.from_numpy(smoothing_scales(statistics, alpha)).to(x.device)
-            largest, error = (extremes / scales).max()[None], 0.0
+            largest, error = float((extremes / scales).max()), 0.0
             for scheme, names in alike.items():
-                rounded = _rounded(x / scales, scheme.activations, largest)
+                rounded = round_as_calibrated(x / scales, scheme.activations, largest)
                 scaled = {name: weights[name] * scales for name in names}
                 made = round_within_range(scaled, scheme.weights, torch.float32)
                 error += sum(
@@ -96,13 +96,6 @@ class AlphaErrors:
 
     def _weights(self, shared: SharedInput) -> Mapping[str, Tensor]:
         return {name: self._block.weight(name).float() for name in shared.linears}
-
-
-def _rounded(x: Tensor, activations: Activations, largest: Tensor) -> Tensor:
-    if activations == "none":
-        return x
-    static = input_scale(float(largest), activations) if is_static(activations) else None
-    return round_input(x, activations, None if static is None else static.to(x.device))
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> float:

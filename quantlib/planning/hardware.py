@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from quantlib.errors import InvalidInputError, did_you_mean
+from quantlib.runtime.cpus import cpu_flags
 
 GIB = 1 << 30
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
@@ -93,9 +93,4 @@ def find_hardware(name: str) -> Hardware:
 
 def cpu_has_bf16() -> bool:
     """Whether this machine's CPU multiplies bfloat16, found out without torch."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return not _BF16_FLAGS.isdisjoint(flags.split())
+    return not _BF16_FLAGS.isdisjoint(cpu_flags())

@@ -25,16 +25,22 @@ def available_cpus(cgroups: Path = _CGROUPS) -> int:
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
-def has_avx512(info: Path = _CPUINFO) -> bool:
-    """Whether the processor has AVX-512.
+def cpu_flags(info: Path = _CPUINFO) -> frozenset[str]:
+    """What the processor can do, as Linux names it; nothing where that is not known.
 
     Args:
-        info: Where the kernel lists what it can do.
+        info: Where the kernel lists it.
     """
     try:
-        return " avx512f" in info.read_text(encoding="utf-8")
+        lines = info.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return False
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def has_avx512() -> bool:
+    """Whether the processor has AVX-512."""
+    return "avx512f" in cpu_flags()
 
 
 def _quota(cgroups: Path) -> float | None:

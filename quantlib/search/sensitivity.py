@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from quantlib.models.streamed import Block, BlockWalk
-from quantlib.numbers.inputs import input_scale, round_input
+from quantlib.numbers.inputs import round_as_calibrated
 from quantlib.quantizers.rounding import nearest_within_range
-from quantlib.schemes import Activations, LinearScheme, is_static
+from quantlib.schemes import Activations, LinearScheme
 from quantlib.search.candidates import Unit
 
 _Rounding = Callable[[torch.nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]
@@ -105,9 +105,6 @@ def _sharing(block: Block, linears: Sequence[str]) -> Iterator[list[str]]:
 def _rounding(activations: Activations) -> _Rounding:
     def hook(_module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x, *others = arguments
-        step = None
-        if is_static(activations):
-            step = input_scale(float(x.abs().max()), activations).to(x.device)
-        return (round_input(x, activations, step), *others)
+        return (round_as_calibrated(x, activations, float(x.abs().max())), *others)
 
     return hook

@@ -4,7 +4,7 @@ import pytest
 import torch
 from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
 
-from quantlib.numbers.inputs import input_scale, round_input
+from quantlib.numbers.inputs import input_scale, round_as_calibrated, round_input
 
 
 def test_each_token_has_its_own_step() -> None:
@@ -83,3 +83,14 @@ def test_static_steps_make_the_largest_input_the_largest_number() -> None:
     x = torch.tensor([[44.8, -1.7, 100.0]])
     rounded = round_input(x, "fp8-static", torch.tensor([0.1]))
     assert rounded.tolist()[0] == pytest.approx([44.8, -1.6, 44.8], rel=1e-5)
+
+
+def test_only_static_steps_go_by_the_largest_of_calibration() -> None:
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    for activations in ("fp8-static", "nvfp4"):
+        step = input_scale(5.0, activations)
+        found = round_as_calibrated(x, activations, 5.0)
+        assert torch.equal(found, round_input(x, activations, step))
+        assert not torch.equal(found, round_as_calibrated(x, activations, 2.0))
+    assert torch.equal(round_as_calibrated(x, "int8", 5.0), round_input(x, "int8"))
+    assert torch.equal(round_as_calibrated(x, "none", 5.0), x)

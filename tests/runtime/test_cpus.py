@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantlib.runtime.cpus import available_cpus
+from quantlib.runtime.cpus import available_cpus, cpu_flags
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,11 @@ def test_a_containers_limit_counts(
     for name, text in files.items():
         (tmp_path / name).write_text(text + "\n")
     assert available_cpus(tmp_path) == limit
+
+
+def test_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    assert cpu_flags(info) == frozenset()
+    info.write_text("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\nbugs\t\t: avx2\n")
+    assert {"avx512f", "avx512_bf16"} <= cpu_flags(info)
+    assert "avx2" not in cpu_flags(info)
