@@ -318,7 +318,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "gemma4", _GEMMA4_IMAGES, _GEMMA4_TOWER, _text("gemma4_text", _GEMMA4, _PER_LAYER_INPUT)
     ),
     "mistral3_images": _wrapper(
-        "mistral3", _MISTRAL3_IMAGES, _PIXTRAL, _text("ministral3", _HEADS)
+        "mistral3",
+        _MISTRAL3_IMAGES,
+        _PIXTRAL,
+        _text("ministral3", _HEADS, num_hidden_layers=3),
     ),
 }
 """The config of each; a name ends in ``_images`` where the family has models of text alone too."""

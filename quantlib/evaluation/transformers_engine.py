@@ -53,6 +53,7 @@ class TransformersEngine:
         dtype = job.dtype if on_gpu else "float32"
         self.numerics = f"everything in {dtype}"
         self._model = load_model(Path(job.model), getattr(torch, dtype)).to(self.device).eval()
+        self._causal, self._decoder = _language_parts(self._model)
         self._original_head: nn.Linear | None = None
         if job.original_head is not None:
             parts = load_file(job.original_head)
@@ -64,7 +65,7 @@ class TransformersEngine:
     def score(self, window: Tensor, own_logprobs: bool) -> Scored:
         """Reads a window, int64 ``[sequence]``."""
         tokens = window.to(self.device)[None]
-        hidden = self._model.base_model(tokens, use_cache=False).last_hidden_state[0]
+        hidden = self._decoder(tokens, use_cache=False).last_hidden_state[0]
         if not own_logprobs:
             return Scored(hidden, None)
         logits = self._model(tokens, use_cache=False).logits[0, :-1]
@@ -105,15 +106,14 @@ class TransformersEngine:
         # Some families cap or scale what the head gives; the model's own forward does that, here
         # on hidden states that are there already.
         given = Given(last_hidden_state=hidden.to(self.device)[None])
-        decoder = self._model.base_model
-        decoder.forward = lambda **_: given
+        self._decoder.forward = lambda **_: given
         own = self._model.get_output_embeddings()
         if original and self._original_head is not None:
             self._model.set_output_embeddings(self._original_head)
         try:
-            return self._model(use_cache=False).logits[0]
+            return self._causal(use_cache=False).logits[0]
         finally:
-            del decoder.forward
+            del self._decoder.forward
             self._model.set_output_embeddings(own)
 
     def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
@@ -135,6 +135,15 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Does nothing: no process was started."""
+
+
+def _language_parts(model: Any) -> tuple[Any, Any]:
+    """What gives logits of text, and the part of it that gives hidden states."""
+    if model.base_model is not model:
+        return model, model.base_model
+    # Llama 4's classes say that their base has a name which nothing in them has.
+    nested = model.get_decoder()
+    return (model, model.model) if nested is model else _language_parts(nested)
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Any:
