@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,7 @@ from torch import Tensor
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checks.recipe import parse_recipe
-from quantlib.evaluation.evaluate import summarize
-from quantlib.evaluation.gate import Figures
+from quantlib.evaluation.figures import Compared, Figures, summarize
 from quantlib.evaluation.metrics import compare
 from quantlib.evaluation.transformers_engine import load_model
 from quantlib.numbers.inputs import round_input
@@ -39,7 +37,7 @@ class Judge:
 
     @torch.no_grad()
     def __init__(self, original: Path, windows: int = WINDOWS) -> None:
-        recipe = parse_recipe({"validation": {"num_samples": windows}})
+        recipe = parse_recipe({"validation": {"num_samples": windows, "max_samples": windows}})
         text = windows_without_store(recipe.validation, FolderSource(original))
         self._windows = torch.from_numpy(text.tokens)
         self._predicted = text.predicted
@@ -69,7 +67,7 @@ class Judge:
         ]
         names = ("kl", "reference_nll", "candidate_nll", "same_top1")
         columns = (np.stack([getattr(part, name) for part in parts]) for name in names)
-        return summarize(*columns, predicted=self._predicted)
+        return summarize(Compared(*columns), self._predicted)
 
     @staticmethod
     def _states(model: torch.nn.Module, window: Tensor) -> Tensor:
@@ -88,7 +86,7 @@ def main() -> None:
     judging = Judge(arguments.original, arguments.windows)
     for checkpoint in arguments.checkpoints:
         figures = judging.judge(checkpoint, arguments.activations)
-        print(json.dumps(asdict(figures)), flush=True)
+        print(json.dumps(figures.by_name()), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Every one of them is printed by the command line without a traceback. ``exit_code`` is what the
 process exits with: 2 for input that a person must change, 1 for work that failed and for files that
-are not what they should be, 3 for a checkpoint that was judged and refused.
+are not what they should be, 3, 4 and 5 for a checkpoint that was judged and refused
+(:mod:`quantlib.verdicts`).
 
 Example:
     >>> raise InvalidInputError([Problem("recipe.yaml: calibration.num_samples", "is 0",
@@ -16,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
+
+from quantlib.verdicts import EXIT_CODES, REFUSED_EXIT_CODES
 
 _LONGEST = 2000
 """Characters of a problem's line at most."""
@@ -197,10 +200,17 @@ class VerificationError(QuantlibError):
 
 
 class GateFailedError(QuantlibError):
-    """The quantized checkpoint was judged worse than the recipe's thresholds allow."""
+    """The quantized checkpoint was judged, and did not pass.
 
-    exit_code = 3
+    Attributes:
+        outcome: ``regression``, ``inconclusive`` or ``broken``, which decides the exit code.
+    """
+
+    def __init__(self, message: str, outcome: str = "regression") -> None:
+        self.outcome = outcome
+        self.exit_code = EXIT_CODES.get(outcome) or EXIT_CODES["regression"]
+        super().__init__(message)
 
 
-FINAL_EXIT_CODES = (InvalidInputError.exit_code, GateFailedError.exit_code)
+FINAL_EXIT_CODES = (InvalidInputError.exit_code, *REFUSED_EXIT_CODES)
 """Of what another attempt would end with too: it is not made."""

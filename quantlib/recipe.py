@@ -68,19 +68,36 @@ class OutlierSuppressionSection(Section):
 
 
 class Thresholds(Section):
-    """What a quantized checkpoint may lose before the gate refuses it."""
+    """What a quantized checkpoint may lose before the gate refuses it.
+
+    What is left open is decided by the scheme and the model's size: docs/gate.md has the table.
+    """
 
     max_perplexity_increase: Annotated[
-        float,
+        float | None,
         Field(gt=0, le=10, description="Relative: 0.15 allows 15 % more than the original's."),
-    ] = 0.15
+    ] = None
     max_kl_mean: Annotated[
-        float, Field(gt=0, le=20, description="Mean KL divergence from the original, in nats.")
-    ] = 0.2
+        float | None,
+        Field(
+            gt=0,
+            le=20,
+            description="Mean KL divergence from the original, in nats. Where it is given, plain "
+            "rounding is looked at only if max_times_rounding is given too.",
+        ),
+    ] = None
     min_top1_agreement: Annotated[
-        float,
+        float | None,
         Field(gt=0, lt=1, description="Share of positions whose most likely token is the same."),
-    ] = 0.75
+    ] = None
+    max_times_rounding: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=100,
+            description="Mean KL divergence over that of rounding to nearest in the same scheme.",
+        ),
+    ] = None
     max_undercalibrated_experts: Annotated[
         float,
         Field(
@@ -111,10 +128,18 @@ class ValidationSection(Section):
         int,
         Field(
             ge=1,
-            description="Token windows to judge on: more of them make the standard error, which "
-            "the report gives, smaller.",
+            description="Token windows to judge on at first. Twice as many are taken, and again, "
+            "while the error of measurement leaves it open whether a limit is met.",
         ),
     ] = 8
+    max_samples: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Token windows to judge on at most, as far as the text goes; what is still "
+            "open then is inconclusive, and is not published.",
+        ),
+    ] = 64
     sequence_length: Annotated[int, Field(ge=8, description="Tokens in a window.")] = 512
     prompts: Annotated[
         tuple[str, ...], Field(description="Completed greedily by both models, side by side.")

@@ -1,4 +1,7 @@
-"""Writes docs/reference from the recipe's schema and the commands; ``--check`` only compares."""
+"""Writes docs/reference from the recipe's schema and the commands, and tables of docs/gate.md.
+
+``--check`` only compares.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ import click
 from pydantic import BaseModel
 
 from quantlib.cli import COMMANDS, command_of
+from quantlib.evaluation import limits
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantizers import quantizer_registry
 from quantlib.recipe import AskedRecipe, Section
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 _NOTE = "<!-- Written by `python scripts/reference.py`; `make quality` compares. -->"
 _WIDTH = 96
 
@@ -127,7 +131,7 @@ def cli_page() -> str:
     lines += [
         "`quantlib` and `python -m quantlib` are the same. Exit codes: 0 done, 2 invalid input,"
     ]
-    lines += ["3 refused by the gate, 1 anything else, 130 interrupted.", ""]
+    lines += ["3 to 5 refused by the gate (docs/gate.md), 1 anything else, 130 interrupted.", ""]
     for name in sorted(COMMANDS):
         command = command_of(name)
         context = click.Context(command, info_name=f"quantlib {name}", max_content_width=_WIDTH)
@@ -136,15 +140,47 @@ def cli_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def gate_page() -> str:
+    """``docs/gate.md`` as it is, with the tables that follow from the code."""
+    page = (DOCS / "gate.md").read_text(encoding="utf-8")
+    for name, table in (("limits", _limits()), ("factors", _factors())):
+        before, mark, rest = page.partition(f"<!-- {name}: ")
+        note, _, rest = rest.partition("\n")
+        _, end, after = rest.partition(f"<!-- {name} end -->")
+        page = "\n".join([before + mark + note, *table, end + after])
+    return page
+
+
+def _limits() -> Iterator[str]:
+    yield "| scheme | original | mean KL divergence, nats | perplexity rises by | same top token |"
+    yield "|---|---|---|---|---|"
+    for cap in limits.CAPS:
+        yield (
+            f"| {cap.precision} | {limits.size_in_words(cap.parameters)} | {cap.kl_mean} | "
+            f"{cap.perplexity_increase:.0%} | {cap.top1_agreement:.0%} |"
+        )
+
+
+def _factors() -> Iterator[str]:
+    yield "| method and scheme | times plain rounding |"
+    yield "|---|---|"
+    yield (f"| looks at text, and rounds weights alone, to fewer than 8 bits | {limits.FACTOR:g} |")
+    yield f"| any other | {limits.LOOSE_FACTOR:g}, of {limits.LEAST_ROUNDING:g} nats at least |"
+
+
 def main() -> int:
     """Writes or compares the pages; 1 where one is out of date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
     check = parser.parse_args().check
-    pages = {"recipe.md": recipe_page(), "cli.md": cli_page()}
+    pages = {
+        "reference/recipe.md": recipe_page(),
+        "reference/cli.md": cli_page(),
+        "gate.md": gate_page(),
+    }
     outdated = []
     for name, text in pages.items():
-        path = FOLDER / name
+        path = DOCS / name
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         outdated.append(name)

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("quantlib", "components", "pipelines")
 LEVELS = (
-    ("budget", "errors", "registry", "section"),
+    ("budget", "errors", "registry", "section", "verdicts"),
     ("grids",),
     ("quantization", "recipe", "scheme_rules", "schemes"),
     ("numbers",),
@@ -138,6 +138,8 @@ def test_rooms_know_none_above_them() -> None:
         ("quantization", {"budget", "scheme_rules", "schemes", "section"}),
         ("scheme_rules", {"schemes", "section"}),
         ("schemes", {"errors", "grids", "section"}),
+        ("errors", {"verdicts"}),
+        ("verdicts", set()),
         ("budget", set()),
         ("section", set()),
     ],

@@ -13,11 +13,11 @@ def gate(
 ) -> dsl.ContainerSpec:
     """Fails the run of a checkpoint that was refused, before anything is published.
 
-    It exits with code 3 unless the verdict is passed, so that the run fails visibly, with the
-    reason, after the report was delivered.
+    Unless the verdict is passed it exits with code 3 (regression), 4 (inconclusive) or 5 (broken),
+    so that the run fails visibly, with the reason, after the report was delivered.
 
     Args:
-        verdict: passed or failed.
+        verdict: passed, regression, inconclusive or broken.
         reason: Why the checkpoint was refused.
         model: What was asked for, for whoever is told.
     """

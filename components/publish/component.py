@@ -28,7 +28,7 @@ def publish(
         job: Digest of the watcher's job that asked for it. Empty: none did.
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         checkpoint: Receipt of the checkpoint.
-        validation: Receipt of the measurements; a failed verdict is refused.
+        validation: Receipt of the measurements; any verdict but passed is refused.
         published: Receipt of what was published.
         publish_summary: What the step did, for the run's page.
         address: Where the checkpoint was published.

@@ -24,8 +24,9 @@ def validate(
 ) -> dsl.ContainerSpec:
     """Judges the checkpoint against the original model on held-out text.
 
-    Loads both and compares perplexity, KL divergence and generations with the recipe's thresholds.
-    The step succeeds whatever the verdict is: a step that fails loses its outputs in Kubeflow.
+    Loads both, and the original rounded to nearest, and holds perplexity, KL divergence and
+    agreement against limits for the scheme and the model's size, or those of the recipe. The step
+    succeeds whatever the verdict is: a step that fails loses its outputs in Kubeflow.
 
     Args:
         recipe: The checked recipe, as text.
@@ -39,7 +40,7 @@ def validate(
         validate_summary: What the step did, for the run's page.
         metrics: The measurements, for the run's metrics view.
         report: The report, as one self-contained page.
-        verdict: passed or failed.
-        reason: Which thresholds were missed, and by how much.
+        verdict: passed, regression, inconclusive or broken.
+        reason: Which limits were missed, and by how much; or what is broken.
     """
     return step_container("validate", VALIDATE_IMAGE)

@@ -263,7 +263,7 @@ def _print_outcome(report: Report, model_path: str, output: Path, page: Path) ->
     click.echo(f"report: {page}")
     if report.calibration is not None and report.calibration.shipped:
         click.echo("calibrated on the text that ships; give --calibration-dataset for your own")
-    if outcome != "failed":
+    if not report.verdict.refused:
         click.echo(f"serve:  {_how_to_serve(output)}")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from quantlib.errors import GateFailedError
+from quantlib.verdicts import EXIT_CODES
 
 if TYPE_CHECKING:
     from quantlib.report.model import Report
@@ -74,6 +74,7 @@ def result_of(report: Report) -> dict[str, Any]:
 
 def exit_where_refused(report: Report) -> None:
     """Ends the program where the gate refused a checkpoint, after its result was printed."""
-    if report.verdict.outcome == "failed":
-        click.echo(f"error: refused by the gate: {report.verdict.reason}", err=True)
-        sys.exit(GateFailedError.exit_code)
+    if report.verdict.refused:
+        outcome = report.verdict.outcome
+        click.echo(f"error: refused by the gate: {outcome}: {report.verdict.reason}", err=True)
+        sys.exit(EXIT_CODES[outcome])

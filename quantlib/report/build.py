@@ -31,6 +31,7 @@ from quantlib.runtime.surroundings import image, package_versions
 from quantlib.scheme_rules import EXACT
 from quantlib.search.outcome import Outcome
 from quantlib.store import Receipt, Store, read_lineage, run_facts
+from quantlib.verdicts import Outcome as Judged
 
 LINEARS_NAME = "linears.json"
 SEARCH_NAME = "search.json"
@@ -155,7 +156,8 @@ def _verdict(evaluation: Evaluation | None) -> Verdict:
     if evaluation is None:
         return Verdict(outcome="not_validated", reason=NOT_VALIDATED)
     gate = evaluation.gate
-    return Verdict(outcome="passed" if gate.passed else "failed", reason=gate.reason)
+    earlier: Judged = "passed" if gate.passed else "regression"
+    return Verdict(outcome=gate.outcome or earlier, reason=gate.reason)
 
 
 def _search(store: Store, chosen: Receipt | None) -> Outcome | None:

@@ -23,8 +23,6 @@ from quantlib.report.text import (
     size,
 )
 
-_VERDICTS = {"passed": "passed", "failed": "failed", "not_validated": "not validated"}
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -73,7 +71,7 @@ def figure_rows(comparison: Comparison) -> list[Row]:
         return "" if value is None else f"{_three_digits(value)} of quantized linears"
 
     return [
-        Row("Verdict", tuple(Cell(_VERDICTS[r.report.verdict.outcome]) for r in comparison.runs)),
+        Row("Verdict", tuple(Cell(_verdict(run)) for run in comparison.runs)),
         _row("Perplexity", figures["perplexity"], significant, original),
         _row("Mean KL divergence, nats", figures["kl_mean"], _three_digits, deviation),
         _row("Same top token", figures["top1_agreement"], percent, relative=False),
@@ -89,6 +87,10 @@ def figure_rows(comparison: Comparison) -> list[Row]:
         _row("Peak memory", figures["peak_mib"], mebibytes),
         _row("Tokens per second", figures["tokens_per_second"], _three_digits),
     ]
+
+
+def _verdict(run: Run) -> str:
+    return run.report.verdict.outcome.replace("_", " ")
 
 
 def _three_digits(value: float) -> str:

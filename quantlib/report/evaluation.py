@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantlib.report.part import Part
 from quantlib.report.texts_read import EvaluationText
+from quantlib.verdicts import Outcome
 
 
 class Performance(Part):
@@ -52,20 +53,83 @@ class Probe(Part):
 
 
 class Check(Part):
-    """One threshold of the gate."""
+    """One limit of the gate.
+
+    Attributes:
+        low: The figure may be as low as that; None in reports from before it was told.
+        high: And as high as that.
+        source: Where the limit comes from.
+        outcome: passed, inconclusive or regression.
+    """
 
     name: str
     value: float
     limit: float
     passed: bool
+    low: float | None = None
+    high: float | None = None
+    source: str = ""
+    outcome: Outcome | None = None
 
 
 class Gate(Part):
-    """The gate's verdict and what it rests on."""
+    """The gate's verdict and what it rests on.
+
+    Attributes:
+        outcome: None in reports from before there were four.
+        broken: What the checkpoint does that its original does not.
+    """
 
     passed: bool
+    outcome: Outcome | None = None
     checks: tuple[Check, ...]
+    broken: tuple[str, ...] = ()
     reason: str
+
+
+class Rounding(Part):
+    """What rounding to nearest costs in the same scheme, on the same windows.
+
+    Attributes:
+        kl_mean: Mean KL divergence from the original, in nats; None where it was not measured.
+        kl_standard_error: Of it.
+        absent: Why it was not measured; None where it was.
+    """
+
+    kl_mean: float | None = None
+    kl_standard_error: float | None = None
+    absent: str | None = None
+
+
+class WorstToken(Part):
+    """A position at which the models differ most.
+
+    Attributes:
+        window: Index of the window.
+        position: The window's tokens before it are what the token follows.
+        text: What stands before it, and the token that follows in the text.
+        kl: Divergence there, in nats.
+    """
+
+    window: int
+    position: int
+    text: str
+    token: str
+    kl: float
+
+
+class Spread(Part):
+    """How the divergence is spread over the text.
+
+    Attributes:
+        windows: Mean of each window, in nats.
+        tokens: Quantiles over the positions, by the share of positions below.
+        worst: The positions with most of it.
+    """
+
+    windows: tuple[float, ...]
+    tokens: dict[str, float]
+    worst: tuple[WorstToken, ...]
 
 
 class Evaluation(Part):
@@ -84,6 +148,8 @@ class Evaluation(Part):
         drafting: None where the model has no layers that draft tokens.
         probes: What a server of the quantized model can be asked for; None in reports from before
             there were any.
+        rounding: Plain rounding beside; None where the checkpoint is that.
+        spread: None in reports from before it was told.
     """
 
     engine: str
@@ -103,6 +169,8 @@ class Evaluation(Part):
     drafting: Drafting | None = None
     probes: tuple[Probe, ...] | None = None
     generations: tuple[Generation, ...]
+    rounding: Rounding | None = None
+    spread: Spread | None = None
     gate: Gate
 
     @property

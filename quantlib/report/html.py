@@ -25,6 +25,7 @@ _NARROW = (400, 340)
 _CHECK_NAMES = {
     "perplexity_increase": "Perplexity increase",
     "kl_mean": "Mean KL divergence, nats",
+    "times_rounding": "KL divergence over plain rounding's",
     "top1_agreement": "Same top token",
     "undercalibrated_experts": "Experts with too few tokens",
 }
@@ -37,14 +38,23 @@ class CheckRow:
     """One check of the gate, in words.
 
     Attributes:
+        value: What was measured, with the interval that it lies in where that is known.
         bound: ``at most`` or ``at least``.
+        source: Where the limit comes from.
+        outcome: passed, inconclusive, or regression.
     """
 
     name: str
     value: str
     bound: str
     limit: str
-    passed: bool
+    source: str
+    outcome: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is within its limit."""
+        return self.outcome == "passed"
 
 
 @dataclass(frozen=True)
@@ -166,13 +176,17 @@ def check_row(check: Check) -> CheckRow:
     """A check in words; shares are shown as percentages."""
     name = check.name.removeprefix("max_").removeprefix("min_")
     number = percent if name in _SHARES else significant
+    value = number(check.value)
+    if check.low is not None and check.high is not None and check.low < check.high:
+        value += f" ({number(check.low)} to {number(check.high)})"
     lower = check.name.startswith("min_") or name in _LOWER_LIMITS
     return CheckRow(
         name=_CHECK_NAMES.get(name, name.replace("_", " ").capitalize()),
-        value=number(check.value),
+        value=value,
         bound="at least" if lower else "at most",
         limit=number(check.limit),
-        passed=check.passed,
+        source=check.source,
+        outcome=check.outcome or ("passed" if check.passed else "regression"),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from quantlib.errors import InvalidInputError
 from quantlib.models.layout import without_expert
@@ -16,6 +16,7 @@ from quantlib.runtime.foreign_json import parse_json
 from quantlib.runtime.pydantic_faults import faults_of
 from quantlib.search.outcome import Outcome
 from quantlib.store.receipt import Digest, FileRecord
+from quantlib.verdicts import Outcome as Judged
 
 SCHEMA: Final = "quantlib/report/1"
 JSON_NAME = "quantization_report.json"
@@ -25,8 +26,18 @@ HTML_NAME = "quantization_report.html"
 class Verdict(Part):
     """What the gate said, in a word and in a sentence."""
 
-    outcome: Literal["passed", "failed", "not_validated"]
+    outcome: Judged | Literal["not_validated"]
     reason: str
+
+    @field_validator("outcome", mode="before")
+    @classmethod
+    def _of_earlier_reports(cls, value: Any) -> Any:
+        return "regression" if value == "failed" else value
+
+    @property
+    def refused(self) -> bool:
+        """Whether the gate judged it and did not let it pass."""
+        return self.outcome not in ("passed", "not_validated")
 
 
 class Model(Part):

@@ -14,7 +14,7 @@ from quantlib.runtime.foreign_json import parse_json
 MOST_RUNS = 7
 """As many as there are colours and markers."""
 
-_BESIDE = ("plan", "reference", "validate", "publish", "gate")
+_BESIDE = ("plan", "reference", "rounding", "comparison", "validate", "publish", "gate")
 """Steps that check, judge and deliver, and make nothing of the checkpoint."""
 
 _PLACES = (JSON_NAME, f"validate/artifacts/{JSON_NAME}")

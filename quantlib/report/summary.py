@@ -82,10 +82,13 @@ def _made(store: Store, receipt: Receipt) -> str:
 
 
 def _halves(store: Store, receipt: Receipt) -> list[Receipt]:
-    """The steps that a step is the second half of: the original's figures, for validate's."""
-    if "reference" not in receipt.inputs:
+    """The steps that ran the models which validate judges."""
+    if receipt.step != "validate":
         return []
-    return [each for each in read_lineage(store, receipt) if each.step == "reference"]
+    read = {reference.digest for reference in receipt.inputs.values()}
+    ran = ("reference", "rounding", "comparison")
+    found = (each for each in read_lineage(store, receipt) if each.step in ran)
+    return [each for each in found if each.digest() in read]
 
 
 def _fetched(receipt: Receipt) -> Iterator[Row]:
@@ -179,6 +182,8 @@ def _validated(receipt: Receipt) -> Iterator[Row]:
     yield "perplexity", f"{significant(original)} before, {significant(quantized)} now"
     error = significant(facts["kl_standard_error"], 2)
     yield "mean KL divergence", f"{significant(facts['kl_mean'])} ± {error} nats"
+    if "kl_rounding" in facts:
+        yield "that of plain rounding", f"{significant(facts['kl_rounding'])} nats"
     yield "same most likely token", percent(facts["top1_agreement"])
     if "draft_acceptance_quantized" in facts:
         before, now = facts["draft_acceptance_original"], facts["draft_acceptance_quantized"]

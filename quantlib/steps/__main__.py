@@ -2,7 +2,8 @@
 
     python -m quantlib.steps quantize --executor-input '{"inputs": ..., "outputs": ...}'
 
-Exit codes: 0 done, 1 failed, 2 invalid input, 3 the gate refused the checkpoint.
+Exit codes: 0 done, 1 failed, 2 invalid input; of the gate 3 the checkpoint is worse than the limits
+allow, 4 that is not known, 5 it is broken.
 """
 
 from __future__ import annotations

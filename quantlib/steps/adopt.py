@@ -7,13 +7,17 @@ Of any other one, config and headers say how its weights lie.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.quantized import stated_quantization
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.errors import InvalidInputError, Problem
+from quantlib.evaluation.limits import precision
 from quantlib.formats.stored import stored
+from quantlib.formats.stored.weights import StoredWeight
 from quantlib.models import BaseModelAdapter
 from quantlib.report.build import LINEARS_NAME
 from quantlib.report.method import ForeignMethod
@@ -131,4 +135,21 @@ def _foreign(checkpoint: Checkpoint, fetched: Receipt, adapter: BaseModelAdapter
         "removed": [],
         "method": ForeignMethod(words=found.words).model_dump(mode="json"),
         "cpu_problem": found.cpu_problem,
+        "precision": precision(_least_bits(found.weights), _input_bits(checkpoint)),
     }
+
+
+def _least_bits(weights: Sequence[StoredWeight]) -> float:
+    """Bits of the coarsest weight, with its scales."""
+    sizes = (
+        8 * sum(part.bytes for part in weight.parts.values()) / math.prod(weight.shape)
+        for weight in weights
+    )
+    return min(sizes, default=16)
+
+
+def _input_bits(checkpoint: Checkpoint) -> int:
+    """Bits that inputs of linears are rounded to, as far as the config says it."""
+    groups = (stated_quantization(checkpoint.config) or ("", {}))[1].get("config_groups") or {}
+    given = (group.get("input_activations") or {} for group in groups.values())
+    return min((each.get("num_bits", 16) for each in given), default=16)

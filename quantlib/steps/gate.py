@@ -11,15 +11,21 @@ from quantlib.steps.contract import StepCall
 
 PASSED = "passed"
 
+_REFUSED = {
+    "inconclusive": "it is not known whether the checkpoint is good enough",
+    "broken": "the checkpoint is broken",
+}
+
 
 def gate(verdict: str, reason: str) -> None:
     """Refuses a checkpoint that did not pass.
 
     Raises:
-        GateFailedError: It did not, with the reason.
+        GateFailedError: It did not, with the reason; its exit code tells the verdict.
     """
     if verdict != PASSED:
-        raise GateFailedError(f"the checkpoint was refused: {reason or 'no reason was given'}")
+        what = _REFUSED.get(verdict, "the checkpoint was refused")
+        raise GateFailedError(f"{what}: {reason or 'no reason was given'}", verdict)
 
 
 def main(call: StepCall) -> None:

@@ -268,7 +268,8 @@ def _require_passed(checkpoint: Receipt, validation: Receipt) -> None:
     if validation.facts["verdict"] != "passed":
         raise GateFailedError(
             f"the checkpoint {checkpoint.key[:12]} is not published: it did not pass the gate: "
-            f"{validation.facts['reason']}"
+            f"{validation.facts['reason']}",
+            validation.facts["verdict"],
         )
 
 

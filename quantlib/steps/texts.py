@@ -287,8 +287,10 @@ def prompt_problems(
 
 def windowing_of(section: Section) -> Windowing:
     """The windows that a section of a recipe asks for."""
-    seed = section.seed if isinstance(section, CalibrationSection) else EVALUATION_SEED
-    return Windowing(section.num_samples, section.sequence_length, seed, section.text_field)
+    wanted = section.num_samples, section.sequence_length
+    if isinstance(section, CalibrationSection):
+        return Windowing(*wanted, section.seed, section.text_field)
+    return Windowing(*wanted, EVALUATION_SEED, section.text_field, section.max_samples)
 
 
 def vocabulary_of(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> int | None:

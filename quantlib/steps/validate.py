@@ -1,13 +1,14 @@
 """Judges the merged checkpoint against the original model, and delivers verdict and report.
 
-A failed verdict does not fail this step, which would lose its outputs: the gate step does that.
+A verdict other than passed does not fail this step, which would lose its outputs: the gate step
+does that.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from quantlib.checkpoint.checkpoint import Checkpoint
@@ -16,15 +17,9 @@ from quantlib.checks.cache import cache_cpu_problem
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.choose_engine import choose_engine
-from quantlib.evaluation.evaluate import (
-    REFERENCE_STEP,
-    OriginalHead,
-    Setting,
-    run_original,
-    run_quantized,
-    with_throughput,
-)
-from quantlib.evaluation.gate import Figures, judge
+from quantlib.evaluation.evaluate import Models, evaluation_of, judge_in_rounds
+from quantlib.evaluation.figures import Figures
+from quantlib.evaluation.gate import Gate, judge
 from quantlib.evaluation.judging import (
     dequantized_checkpoint_reason,
     dequantized_foreign_reason,
@@ -32,7 +27,10 @@ from quantlib.evaluation.judging import (
     emulated_checkpoint_reason,
     in_words,
 )
+from quantlib.evaluation.limits import Limits, limits_for, precision_of, usual_factor
 from quantlib.evaluation.process import Workers
+from quantlib.evaluation.runs import with_throughput
+from quantlib.evaluation.setting import OriginalHead, Setting
 from quantlib.models import BaseModelAdapter
 from quantlib.recipe import Recipe
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
@@ -41,9 +39,10 @@ from quantlib.report.model import HTML_NAME, JSON_NAME
 from quantlib.steps.contract import ARTIFACT_BYTES, StepCall
 from quantlib.steps.delivery import deliver
 from quantlib.steps.layout import open_receipt
+from quantlib.steps.rounding import NOT_WITHOUT_TEXT, round_model
 from quantlib.steps.texts import input_of
 from quantlib.steps.windows import read_windows
-from quantlib.store import Receipt, StepOutput, Store, commit_step, read_lineage
+from quantlib.store import Receipt, StepOutput, Store, commit_step
 from quantlib.text.tokenizer import load_tokenizer
 
 STEP = "validate"
@@ -63,8 +62,8 @@ def validate(
 ) -> Receipt:
     """Judges a checkpoint.
 
-    The receipt's facts are the ``verdict`` (passed or failed), the ``reason``, the engine and the
-    figures; a figure that is not finite is None there.
+    The receipt's facts are the ``verdict``, the ``reason``, the engine and the figures; a figure
+    that is not finite is None there.
 
     Args:
         store: Where the steps' files are.
@@ -81,39 +80,41 @@ def validate(
         QuantlibError: The engine failed; the message ends with the last lines of its log.
     """
     setting = _setting(store, recipe, model, planned, checkpoint, device, gpus)
-    parameters: dict[str, Any] = {
-        "fallback_reason": setting.engine.fallback_reason,
-        "thresholds": recipe.validation.thresholds.model_dump(mode="json"),
-    }
+    limits = _limits(store, recipe, model, checkpoint)
+    models = _models(store, recipe, limits, model, planned, checkpoint, device)
+    linears = read_json(store, checkpoint, LINEARS_NAME)
     how = in_words(setting.checkpoint_dequantized, setting.checkpoint_emulated)
-    if setting.checkpoint_dequantized:
-        parameters["dequantized"] = True
-    if setting.checkpoint_emulated:
-        parameters["emulated"] = True
+
+    def verdict(figures: Figures) -> Gate:
+        gate = judge(figures, limits, linears)
+        return gate if how is None else replace(gate, reason=f"{gate.reason}; {how}")
+
     with Workers(setting.engine.name) as workers:
-        reference = run_original(store, setting, model, workers)
+        first = recipe.validation.num_samples
+        judgement = judge_in_rounds(store, setting, models, workers, first, verdict)
+    gate, figures = judgement.gate, judgement.figures
 
-        def work(output: StepOutput) -> None:
-            figures, evaluation = run_quantized(
-                store, setting, reference, checkpoint, output, workers
-            )
-            linears = read_json(store, checkpoint, LINEARS_NAME)
-            gate = judge(figures, recipe.validation.thresholds, linears)
-            if how is not None:
-                gate = replace(gate, reason=f"{gate.reason}; {how}")
-            output.add_json(EVALUATION_NAME, evaluation | {"gate": gate.to_dict()})
-            output.facts = {
-                "verdict": "passed" if gate.passed else "failed",
-                "reason": gate.reason,
-                "engine": setting.engine.name,
-                "engine_version": setting.engine.version,
-                "device": evaluation["device"],
-                **{name: _finite_or_none(value) for name, value in _metrics(figures).items()},
-                **_drafting(evaluation["drafting"]),
-            }
+    def work(output: StepOutput) -> None:
+        evaluation = evaluation_of(store, judgement, models)
+        output.add_json(EVALUATION_NAME, evaluation)
+        output.facts = {
+            "verdict": gate.outcome,
+            "reason": gate.reason,
+            "engine": setting.engine.name,
+            "engine_version": setting.engine.version,
+            "device": evaluation["device"],
+            **{name: _finite_or_none(value) for name, value in figures.by_name().items()},
+            **_drafting(evaluation["drafting"]),
+        }
 
-        inputs = {"model": model, "checkpoint": checkpoint, "reference": reference}
-        return commit_step(store, STEP, parameters, inputs, work, setting.numerics)
+    parameters = {
+        "fallback_reason": setting.engine.fallback_reason,
+        "limits": asdict(limits),
+        "no_rounding": models.no_rounding,
+        "how": how,
+    }
+    inputs = {"model": model, "checkpoint": checkpoint, **judgement.inputs()}
+    return commit_step(store, STEP, parameters, inputs, work, setting.numerics)
 
 
 def read_evaluation(store: Store, validation: Receipt) -> dict[str, Any]:
@@ -123,8 +124,8 @@ def read_evaluation(store: Store, validation: Receipt) -> dict[str, Any]:
         StoreError: A file is missing or is not what its receipt says.
     """
     evaluation = read_json(store, validation, EVALUATION_NAME)
-    steps = {receipt.step: receipt for receipt in read_lineage(store, validation)}
-    return with_throughput(store, evaluation, steps[REFERENCE_STEP], validation)
+    halves = (input_of(store, validation, name) for name in ("reference", "comparison"))
+    return with_throughput(store, evaluation, *halves)
 
 
 def main(call: StepCall) -> None:
@@ -200,6 +201,35 @@ def _setting(
     )
 
 
+def _limits(store: Store, recipe: Recipe, model: Receipt, checkpoint: Receipt) -> Limits:
+    """What the checkpoint is held against."""
+    original, _ = open_receipt(store, model)
+    parameters = sum(math.prod(info.shape) for info in original.tensors.values())
+    section, thresholds = recipe.quantization, recipe.validation.thresholds
+    if _MADE_ELSEWHERE in checkpoint.facts:
+        return limits_for(thresholds, checkpoint.facts["precision"], parameters, None)
+    precision = precision_of(section.stated_schemes().values())
+    return limits_for(thresholds, precision, parameters, usual_factor(section))
+
+
+def _models(
+    store: Store,
+    recipe: Recipe,
+    limits: Limits,
+    model: Receipt,
+    planned: Receipt,
+    checkpoint: Receipt,
+    device: str,
+) -> Models:
+    """What is compared; the model rounded to nearest is made where it is looked at."""
+    if _MADE_ELSEWHERE in checkpoint.facts:
+        return Models(model, checkpoint, no_rounding="the checkpoint was made elsewhere")
+    if limits.times_rounding is None:
+        return Models(model, checkpoint)
+    rounded = round_model(store, recipe, model, planned, device)
+    return Models(model, checkpoint, rounded, NOT_WITHOUT_TEXT if rounded is None else None)
+
+
 def _original_head(
     original: Checkpoint, adapter: BaseModelAdapter, checkpoint: Receipt
 ) -> OriginalHead | None:
@@ -220,17 +250,6 @@ def _not_as_served(
         problem = checkpoint.facts[_MADE_ELSEWHERE]
         return dequantized_foreign_reason(problem, engine, device)
     return dequantized_checkpoint_reason(recipe.quantization, adapter, engine, device)
-
-
-def _metrics(figures: Figures) -> dict[str, float]:
-    return {
-        "perplexity_original": figures.perplexity_original,
-        "perplexity_quantized": figures.perplexity_quantized,
-        "perplexity_increase": figures.perplexity_increase,
-        "kl_mean": figures.kl_mean,
-        "kl_standard_error": figures.kl_standard_error,
-        "top1_agreement": figures.top1_agreement,
-    }
 
 
 def _drafting(drafting: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from quantlib.errors import GateFailedError
 from quantlib.telemetry.settings import (
     LINK_VARIABLE,
     NOTIFY_PASSED_VARIABLE,
     NOTIFY_VARIABLE,
 )
+from quantlib.verdicts import REFUSED_EXIT_CODES
 
 _SECONDS = 10.0
 _LONGEST = 1500
@@ -32,7 +32,8 @@ class Notice:
         run: Its id.
         model: What was to be quantized; empty where that is not known.
         step: The step that ended it.
-        exit_code: Of that step; 3 where the gate refused the checkpoint; None where not known.
+        exit_code: Of that step; 3, 4 or 5 where the gate refused the checkpoint; None where not
+            known.
         reason: Why, or where the checkpoint is.
     """
 
@@ -45,8 +46,9 @@ class Notice:
     @property
     def outcome(self) -> str:
         """passed, refused or failed."""
-        outcomes = {0: "passed", GateFailedError.exit_code: "refused"}
-        return "failed" if self.exit_code is None else outcomes.get(self.exit_code, "failed")
+        if self.exit_code in REFUSED_EXIT_CODES:
+            return "refused"
+        return "passed" if self.exit_code == 0 else "failed"
 
     def to_json(self) -> dict[str, Any]:
         """What is posted."""

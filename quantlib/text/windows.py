@@ -28,21 +28,24 @@ class Windowing:
     """Which windows are wanted of a text.
 
     Attributes:
-        num_samples: How many.
+        num_samples: How many, at least.
         sequence_length: Tokens in each.
         seed: Decides which ones are chosen.
         text_field: The field of a row to take; None for the one that is recognized.
+        most: How many where the text goes so far, if that is more. They are in no order then, so
+            that the first of them are a sample of the text too.
     """
 
     num_samples: int
     sequence_length: int
     seed: int
     text_field: str | None = None
+    most: int = 0
 
     @property
     def pool(self) -> int:
         """Tokens that windows are chosen among, if there are so many."""
-        return self.num_samples * self.sequence_length * POOL_FACTOR
+        return max(self.num_samples, self.most) * self.sequence_length * POOL_FACTOR
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,10 @@ def token_windows(
     _require_enough(name, found, (len(windows), len(illustrated)), words, windowing, tally)
     random = np.random.default_rng(windowing.seed)
     available = len(windows) + len(illustrated)
-    chosen = np.sort(random.choice(available, size=windowing.num_samples, replace=False))
+    if windowing.most > windowing.num_samples:
+        chosen = random.permutation(available)[: windowing.most]
+    else:
+        chosen = np.sort(random.choice(available, size=windowing.num_samples, replace=False))
     of_tokens = chosen[chosen < len(windows)]
     others = tuple(illustrated[each - len(windows)] for each in chosen[len(of_tokens) :])
     return Cut(windows[of_tokens], tally, words, others)

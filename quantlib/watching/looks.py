@@ -12,12 +12,13 @@ from tempfile import TemporaryDirectory
 
 from quantlib.checks.recipe import load_recipe
 from quantlib.checks.remote import require_reachable
-from quantlib.errors import GateFailedError, InvalidInputError, QuantlibError
+from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.publishing.opening import open_destination
 from quantlib.recipe import AskedRecipe
 from quantlib.runtime.keeper import kept
 from quantlib.runtime.process_group import end_kept
 from quantlib.store import lease, open_store
+from quantlib.verdicts import EXIT_CODES, REFUSED_EXIT_CODES
 from quantlib.watching.jobs import Job, find_job
 
 _GRACE = 60.0
@@ -98,7 +99,7 @@ def exit_code(looks: Sequence[Look]) -> int:
     outcomes = {look.outcome for look in looks}
     if Outcome.FAILED in outcomes:
         return 1
-    return GateFailedError.exit_code if Outcome.REFUSED in outcomes else 0
+    return EXIT_CODES["regression"] if Outcome.REFUSED in outcomes else 0
 
 
 def look(name: str, starter: Starter) -> Look:
@@ -118,7 +119,7 @@ def look(name: str, starter: Starter) -> Look:
             code = _run(name, recipe, job, starter)
     except (QuantlibError, OSError) as error:
         return Look(name, Outcome.FAILED, "; ".join(str(error).splitlines()))
-    if code == GateFailedError.exit_code:
+    if code in REFUSED_EXIT_CODES:
         return Look(name, Outcome.REFUSED, job.release.address)
     if code is None:
         what = f"the run took more than {starter.timeout:.0f} s and was ended"

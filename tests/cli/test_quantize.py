@@ -166,9 +166,9 @@ def test_validate_judges_and_still_writes(
         *SMALL, "--validate",
     )  # fmt: skip
     assert done.returncode == 3
-    assert done.stderr.splitlines()[-1].startswith("error: refused by the gate: perplexity rose")
+    assert done.stderr.splitlines()[-1].startswith("error: refused by the gate: regression: ")
     assert done.stdout.startswith("perplexity ")
     assert "serve:" not in done.stdout
     report = json.loads((output / "quantization_report.json").read_text())
-    assert report["verdict"]["outcome"] == "failed"
+    assert report["verdict"]["outcome"] == "regression"
     assert report["evaluation"]["quantized"]["tokens_per_second"] > 0

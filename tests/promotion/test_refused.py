@@ -121,7 +121,9 @@ def alter(published: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_a_gate_that_was_not_passed(make_published: MakePublished, refused: Any) -> None:
     published = make_published()
-    alter(published, lambda manifest: manifest["gate"].update(outcome="failed", reason="too far"))
+    alter(
+        published, lambda manifest: manifest["gate"].update(outcome="regression", reason="too far")
+    )
     assert "its checkpoint did not pass the gate: too far" in refused(published)
 
 

@@ -203,7 +203,7 @@ def test_a_folder_that_was_forged_is_found_by_its_receipts_and_its_signature(
 
 
 def test_a_checkpoint_that_failed_the_gate_is_refused(published: Store) -> None:
-    gate = {"outcome": "failed", "reason": "kl_mean is above its limit"}
+    gate = {"outcome": "regression", "reason": "kl_mean is above its limit"}
     change_manifest(published, lambda manifest: manifest.update(gate=gate))
     assert problems_of(published) == [
         "manifest.json: its checkpoint did not pass the gate: kl_mean is above its limit",

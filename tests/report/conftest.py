@@ -258,15 +258,17 @@ def commit_run(
     )
     evaluation = evaluation_of(passed)
     reference = commit("reference", {}, {"model": fetched}, seconds=20.0, peak_mib=1400)
+    halves = {"checkpoint": checkpoint, "reference": reference}
+    comparison = commit("comparison", {}, halves, seconds=30.0, peak_mib=1400)
     validation = commit(
         "validate",
         {},
-        {"model": fetched, "checkpoint": checkpoint, "reference": reference},
+        {"model": fetched, **halves, "comparison": comparison},
         seconds=50.0,
         peak_mib=1400,
         files={"evaluation.json": json.dumps(evaluation).encode()},
         facts={
-            "verdict": "passed" if passed else "failed",
+            "verdict": "passed" if passed else "regression",
             "reason": evaluation["gate"]["reason"],
             "perplexity_original": evaluation["original"]["perplexity"],
             "perplexity_quantized": evaluation["quantized"]["perplexity"],

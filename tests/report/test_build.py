@@ -44,10 +44,11 @@ def test_steps_carry_time_memory_and_range(run) -> None:
         ("quantize", "3:6", 42.0, 600.0),
         ("merge", None, 3.0, 100.0),
         ("reference", None, 20.0, 1400.0),
+        ("comparison", None, 30.0, 1400.0),
         ("validate", None, 50.0, 1400.0),
     ]
     # The quantize steps run at once: the slower one counts.
-    assert report.longest_path_seconds == pytest.approx(4 + 0.5 + 20 + 0.25 + 42 + 3 + 50)
+    assert report.longest_path_seconds == pytest.approx(4 + 0.5 + 20 + 0.25 + 42 + 3 + 30 + 50)
 
 
 def test_a_method_without_calibration_leaves_no_text(make_run, tmp_path) -> None:

@@ -97,7 +97,7 @@ def test_a_failed_verdict_names_the_checks_that_failed(run) -> None:
         "reason": "kl_mean is above its limit",
     }
     html, page = page_of(run, evaluation)
-    assert 'class="verdict failed"' in html
+    assert 'class="verdict regression"' in html
     verdict = page.text[: page.text.index("Weights")]
     assert "kl_mean is above its limit" in verdict
     assert "Mean KL divergence, nats: 0.3125, allowed is at most 0.2000" in verdict
@@ -224,6 +224,22 @@ def test_completions_part_at_a_word(original: str, quantized: str, expected: tup
     assert (row.same, row.original_rest, row.quantized_rest) == expected
 
 
+def test_a_check_shows_the_interval_and_where_its_limit_is_from() -> None:
+    check = Check(
+        name="kl_mean",
+        value=0.19,
+        low=0.18,
+        high=0.2,
+        limit=0.195,
+        source="for 4 bits",
+        outcome="inconclusive",
+        passed=False,
+    )
+    row = check_row(check)
+    assert row.value == "0.1900 (0.1800 to 0.2000)"
+    assert (row.source, row.outcome, row.passed) == ("for 4 bits", "inconclusive", False)
+
+
 def test_unknown_checks_are_shown_by_their_own_name() -> None:
     row = check_row(Check(name="min_share_of_luck", value=0.5, limit=0.25, passed=True))
     assert (row.name, row.bound, row.value, row.limit) == (
@@ -257,7 +273,7 @@ def test_experts_are_a_table_of_their_own(run, make_run, make_experts, tmp_path:
 def test_the_check_of_experts_has_a_name_and_shares() -> None:
     check = Check(name="undercalibrated_experts", value=0.3, limit=0.25, passed=False)
     assert check_row(check) == CheckRow(
-        "Experts with too few tokens", "30.0%", "at most", "25.0%", False
+        "Experts with too few tokens", "30.0%", "at most", "25.0%", "", "regression"
     )
 
 

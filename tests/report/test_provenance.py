@@ -91,12 +91,8 @@ def test_the_statement_tells_how_it_was_made_and_judged(run) -> None:
     assert steps.count("quantize") == 2
     gate = predicate["quantlib_gate"]
     assert (gate["outcome"], gate["kl_mean"], gate["engine"]) == ("passed", 0.108, "vllm")
-    assert gate["checks"][0] == {
-        "name": "perplexity_increase",
-        "value": 0.09,
-        "limit": 0.15,
-        "passed": True,
-    }
+    told = {"name": "perplexity_increase", "value": 0.09, "limit": 0.15, "passed": True}
+    assert told.items() <= gate["checks"][0].items()
 
 
 def test_equal_work_has_equal_provenance_wherever_it_was_done(

@@ -13,17 +13,27 @@ from quantlib.errors import GateFailedError
 from quantlib.steps.gate import gate
 
 
-@pytest.mark.parametrize("verdict", ["failed", "", "Passed"])
-def test_what_did_not_pass_is_refused_with_the_reason(verdict: str) -> None:
-    with pytest.raises(GateFailedError, match=r"kl_mean is 0\.31, above its limit"):
+@pytest.mark.parametrize(
+    ("verdict", "code"),
+    [("regression", 3), ("inconclusive", 4), ("broken", 5), ("", 3), ("Passed", 3)],
+)
+def test_what_did_not_pass_is_refused_with_the_reason(verdict: str, code: int) -> None:
+    with pytest.raises(GateFailedError, match=r"kl_mean is 0\.31, above its limit") as refused:
         gate(verdict, "kl_mean is 0.31, above its limit")
+    assert refused.value.exit_code == code
 
 
 @pytest.mark.parametrize(
     ("verdict", "code", "said"),
     [
         ("passed", 0, "gate: done\n"),
-        ("failed", 3, "gate: the checkpoint was refused: kl_mean is too high\n"),
+        ("regression", 3, "gate: the checkpoint was refused: kl_mean is too high\n"),
+        (
+            "inconclusive",
+            4,
+            "gate: it is not known whether the checkpoint is good enough: kl_mean is too high\n",
+        ),
+        ("broken", 5, "gate: the checkpoint is broken: kl_mean is too high\n"),
     ],
 )
 def test_the_process_exits_by_the_verdict(

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.evaluation.evaluate import LOG_NAME
+from quantlib.evaluation.runs import LOG_NAME
 from quantlib.report.evaluation import Evaluation
 from quantlib.report.model import Report
 from quantlib.steps.contract import StepCall
+from quantlib.steps.rounding import round_model, rounding_recipe
+from quantlib.steps.texts import input_of
 from quantlib.steps.validate import EVALUATION_NAME, main, read_evaluation, validate
 from quantlib.store import LocalStore, read_lineage, run_facts
 
@@ -80,7 +82,7 @@ def test_another_gate_runs_neither_the_original_nor_ends_in_an_error(
 ) -> None:
     recipe = recipe_with(small_recipe, STRICT)
     receipt = validate(made.store, recipe, made.model, made.plan, made.checkpoint, "cpu")
-    assert receipt.facts["verdict"] == "failed"
+    assert receipt.facts["verdict"] == "regression"
     assert "above 1e-06" in receipt.facts["reason"]
     references = {
         step.digest()
@@ -90,6 +92,71 @@ def test_another_gate_runs_neither_the_original_nor_ends_in_an_error(
     }
     assert len(references) == 1
     assert receipt.facts["kl_mean"] == passed.facts["kl_mean"]
+
+
+def test_what_is_open_is_judged_on_more_text_up_to_the_most(
+    made: Any, passed: Any, small_recipe: Any
+) -> None:
+    # At the mean itself no sample tells on which side it lies.
+    recipe = recipe_with(small_recipe, LENIENT | {"max_kl_mean": passed.facts["kl_mean"]})
+    validation = recipe.validation.model_copy(update={"max_samples": 12})
+    recipe = recipe.model_copy(update={"validation": validation})
+    receipt = validate(made.store, recipe, made.model, made.plan, made.checkpoint, "cpu")
+    evaluation = read_evaluation(made.store, receipt)
+    read = {
+        name: each.parameters["windows"]
+        for name in ("comparison", "comparison 2")
+        if (each := input_of(made.store, receipt, name))
+    }
+    assert read == {"comparison": [0, 4], "comparison 2": [4, 8]}
+    assert receipt.inputs["comparison"] == passed.inputs["comparison"]
+    assert evaluation["text"]["windows"] > 4
+    assert evaluation["generations"] == read_evaluation(made.store, passed)["generations"]
+    if receipt.facts["verdict"] == "inconclusive":
+        assert evaluation["text"]["windows"] == 12
+        assert "12 windows of text do not tell" in receipt.facts["reason"]
+    Evaluation.model_validate(evaluation)
+
+
+def test_plain_rounding_is_judged_beside_and_once_for_all_methods(
+    made: Any, small_recipe: Any
+) -> None:
+    recipe = recipe_with(small_recipe, LENIENT | {"max_times_rounding": 50})
+    receipt = validate(made.store, recipe, made.model, made.plan, made.checkpoint, "cpu")
+    evaluation = Evaluation.model_validate(read_evaluation(made.store, receipt))
+    assert evaluation.rounding is not None
+    assert evaluation.rounding.kl_mean == receipt.facts["kl_rounding"]
+    check = next(check for check in evaluation.gate.checks if check.name == "times_rounding")
+    assert check.value == pytest.approx(evaluation.kl_mean / receipt.facts["kl_rounding"])
+    assert check.limit == 50
+    assert {each.step for each in read_lineage(made.store, receipt)} >= {"rounding", "comparison"}
+    # What was rounded is no part of how the checkpoint was made.
+    methods = {
+        each.parameters["quantization"]["method"]
+        for each in read_lineage(made.store, receipt)
+        if each.step == "quantize"
+    }
+    assert methods == {"gptq"}
+    section = recipe.quantization.model_copy(update={"method": "hqq", "format": "gptq"})
+    other = rounding_recipe(recipe.model_copy(update={"quantization": section}))
+    assert other.quantization.method == "minmax"
+    rounded = round_model(made.store, other, made.model, made.plan, "cpu")
+    assert rounded is not None
+    assert (
+        rounded.facts["checkpoint_digest"]
+        == (input_of(made.store, receipt, "rounding").parameters["rounded"])
+    )
+
+
+def test_rounding_is_left_out_where_scales_come_from_text(made: Any, small_recipe: Any) -> None:
+    static = small_recipe(
+        quantization={
+            "method": "gptq",
+            "activations": "int8-static",
+            "weights": {"bits": 8, "group_size": -1},
+        }
+    )
+    assert round_model(made.store, static, made.model, made.plan, "cpu") is None
 
 
 def test_a_validation_is_not_repeated(made: Any, passed: Any) -> None:
@@ -159,9 +226,9 @@ def test_a_failed_engine_keeps_its_log_and_commits_nothing(
         validate(made.store, made.recipe, made.model, made.plan, broken, "cpu")
     logs = [
         file.path
-        for file in made.store.list("runs/validate")
+        for file in made.store.list("runs/comparison")
         if file.path.endswith(LOG_NAME)
-        and not made.store.exists(f"steps/validate/{file.path.split('/')[2]}.json")
+        and not made.store.exists(f"steps/comparison/{file.path.split('/')[2]}.json")
     ]
     assert len(logs) == 1
     assert b"Traceback" in bytes(made.store.read(logs[0])) or b"Error" in bytes(

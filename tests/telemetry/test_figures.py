@@ -45,7 +45,7 @@ def test_figures_of_a_run_that_was_noted() -> None:
     assert figures_of_work(receipt_of("quantize"), {}) == {}  # its run.json is gone
 
 
-@pytest.mark.parametrize(("verdict", "passed"), [("passed", 1.0), ("failed", 0.0)])
+@pytest.mark.parametrize(("verdict", "passed"), [("passed", 1.0), ("regression", 0.0)])
 def test_figures_of_a_verdict(verdict: str, passed: float) -> None:
     facts = {"perplexity_original": 10.0, "perplexity_quantized": None, "kl_mean": 0.1}
     found = figures_of_work(receipt_of("validate", verdict=verdict, **facts), {})

@@ -39,7 +39,15 @@ def test_what_is_posted(hook: Listener, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "outcome"), [(1, "failed"), (2, "failed"), (3, "refused"), (None, "failed")]
+    ("exit_code", "outcome"),
+    [
+        (1, "failed"),
+        (2, "failed"),
+        (3, "refused"),
+        (4, "refused"),
+        (5, "refused"),
+        (None, "failed"),
+    ],
 )
 def test_outcomes(hook: Listener, exit_code: int | None, outcome: str) -> None:
     notify(Notice("run-1", "", "plan", exit_code, "x"))

@@ -133,9 +133,9 @@ def test_a_failed_gate_stops_before_publish(make_model: Any, tmp_path: Path, run
     assert not (tmp_path / "run" / "published").exists()
     written = json.loads((tmp_path / "run" / "run" / "run.json").read_text())
     validated = written["tasks"]["validate"]["outputs"]
-    assert validated["parameters"]["verdict"] == "failed"
+    assert validated["parameters"]["verdict"] == "regression"
     (report,) = validated["artifacts"]["report"]
-    assert "Failed" in Path(report["path"]).read_text()
+    assert "Regression" in Path(report["path"]).read_text()
 
 
 @pytest.mark.slow
