@@ -115,6 +115,15 @@ class ValidationSection(Section):
     engine: Annotated[
         Literal["vllm", "transformers"], Field(description="What loads and runs both models.")
     ] = "vllm"
+    reference: Annotated[
+        Literal["auto", "engine", "streamed"],
+        Field(
+            description="How the original is read: by the engine, which holds it whole, or "
+            "streamed block by block through transformers' modules, so that only the quantized "
+            "model has to fit the GPUs; prompts are then completed by that one alone. auto: by the "
+            "engine, unless plan finds that no node holds it."
+        ),
+    ] = "auto"
     dataset: Annotated[
         str | None,
         Field(

@@ -108,6 +108,12 @@ def _forward_problems(
                 f"transformers cannot judge it: {obstacle.where}: {obstacle.what}",
                 "let vllm judge, or quantize without --validate",
             )
+        if validated and recipe.validation.reference == "streamed":
+            yield Problem(
+                "validation.reference",
+                f"the original cannot be streamed: {obstacle.where}: {obstacle.what}",
+                "say engine",
+            )
 
 
 def _dtype_problems(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> list[Problem]:

@@ -152,7 +152,7 @@ def plan(
     console.print()
     console.print(_table(header, show.range_rows(estimate)))
     console.print()
-    for line in show.disk_lines(estimate):
+    for line in show.closing_lines(estimate):
         console.print(line)
     if exact := exact_in_words(adapter):
         console.print(exact)

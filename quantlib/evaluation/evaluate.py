@@ -158,7 +158,9 @@ def evaluation_of(store: Store, judgement: Judgement, models: Models) -> dict[st
     reference, comparison = judgement.references[0], judgement.comparisons[0]
     facts = comparison.facts
     drafted = facts.get("drafted")
-    originals = _read(store, reference, COMPLETIONS_NAME)
+    originals = [None] * len(setting.prompts)
+    if setting.streamed is None:
+        originals = _read(store, reference, COMPLETIONS_NAME)
     completions = _read(store, comparison, COMPLETIONS_NAME)
     decode = setting.tokenizer.decode
     return {
@@ -169,6 +171,7 @@ def evaluation_of(store: Store, judgement: Judgement, models: Models) -> dict[st
         "dequantized_reason": setting.dequantized,
         "checkpoint_dequantized_reason": setting.checkpoint_dequantized,
         "checkpoint_emulated_reason": setting.checkpoint_emulated,
+        "original_streamed": None if setting.streamed is None else reference.facts["numerics"],
         "text": _text(setting.windows),
         "original": {"perplexity": figures.perplexity_original, "tokens_per_second": None},
         "quantized": {"perplexity": figures.perplexity_quantized, "tokens_per_second": None},
@@ -188,7 +191,11 @@ def evaluation_of(store: Store, judgement: Judgement, models: Models) -> dict[st
             for window, position, token in _read(store, comparison, PROBES_NAME)
         ],
         "generations": [
-            {"prompt": prompt, "original": decode(original), "quantized": decode(quantized)}
+            {
+                "prompt": prompt,
+                "original": None if original is None else decode(original),
+                "quantized": decode(quantized),
+            }
             for prompt, original, quantized in zip(
                 setting.prompts, originals, completions, strict=True
             )

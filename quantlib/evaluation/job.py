@@ -6,6 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+STREAMED = "streamed"
+"""In the place of an engine: transformers' modules, block by block, for an original."""
+
 REFERENCE_NAME = "reference.safetensors"
 """``hidden`` ``[windows, sequence - 1, hidden_size]``, and ``logprobs`` float32 ``[sequence - 1]``
 of the first window's tokens as the engine itself gives them."""
@@ -65,6 +68,36 @@ class Job:
 
     @classmethod
     def read(cls, path: Path) -> Job:
+        """Reads what :meth:`write` wrote."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class StreamedJob:
+    """An original to read block by block.
+
+    Attributes:
+        store: Address of the store that its files are in.
+        model: The fetch step's receipt, as JSON.
+        layout: What it is made of, as JSON.
+        device: auto, cpu or cuda.
+        tokens: A .npy file, int64 ``[windows, sequence]``.
+        output: Folder for what the worker writes.
+    """
+
+    store: str
+    model: str
+    layout: str
+    device: str
+    tokens: str
+    output: str
+
+    def write(self, path: Path) -> None:
+        """Writes the job as JSON."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> StreamedJob:
         """Reads what :meth:`write` wrote."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 

@@ -82,18 +82,23 @@ def dequantized_foreign_reason(problem: str | None, engine: str, device: str) ->
     return f"{reason}; its loader and layout, and what rounding activations costs, are not judged"
 
 
-def dequantized_source_reason(source: FileSource, engine: str, device: str) -> str | None:
+def dequantized_source_reason(
+    source: FileSource, engine: str, device: str, *, streamed: bool = False
+) -> str | None:
     """Why an original that is quantized is judged by what its weights stand for; None if it is not.
 
     Args:
         source: Where it lies.
         engine: What judges: vllm or transformers.
         device: auto, cpu or cuda.
+        streamed: Whether it is read block by block in the engine's place.
 
     Raises:
         InvalidInputError: It is quantized in a way that is not read.
     """
     found = stored(Checkpoint.open(source))
+    if streamed and found is not None:
+        return "it is read block by block, by transformers' modules, which have no kernels for it"
     return None if found is None else dequantized_reason(engine, found.cpu_problem, device)
 
 
@@ -109,11 +114,12 @@ def writes_plain_model(
         device: auto, cpu or cuda.
     """
     engine = recipe.validation.engine if installed_vllm() else "transformers"
-    return (
-        bool(adapter.layout.renamed)
-        or dequantized_source_reason(source, engine, device) is not None
-        or dequantized_checkpoint_reason(recipe.quantization, adapter, engine, device) is not None
+    written = bool(adapter.layout.renamed) or (
+        dequantized_source_reason(source, engine, device) is not None
     )
+    return (written and recipe.validation.reference != "streamed") or dequantized_checkpoint_reason(
+        recipe.quantization, adapter, engine, device
+    ) is not None
 
 
 def in_words(dequantized: str | None, emulated: str | None = None) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from quantlib.errors import QuantlibError
-from quantlib.evaluation.job import Job
+from quantlib.evaluation.job import Job, StreamedJob
 from quantlib.runtime.keeper import kept
 from quantlib.runtime.process_group import SECONDS_TO_END, end_kept, last_lines
 
@@ -33,7 +33,7 @@ class Workers:
     Whatever was started is gone when the context ends, and when this process is killed.
 
     Attributes:
-        engine: vllm or transformers.
+        engine: vllm, transformers or :data:`quantlib.evaluation.job.STREAMED`.
         process: The keeper of the process that imports the engine and forks another for each job;
             None before the first.
     """
@@ -53,7 +53,12 @@ class Workers:
             self._progress.close()
 
     def run(
-        self, job: Job, label: str, log: Path, log_address: str, window_done: Callable[[], None]
+        self,
+        job: Job | StreamedJob,
+        label: str,
+        log: Path,
+        log_address: str,
+        part_done: Callable[[], None],
     ) -> int:
         """Runs a job.
 
@@ -62,7 +67,7 @@ class Workers:
             label: Which model it is, for messages.
             log: Gets everything that the job's process prints.
             log_address: Where the caller keeps the log, for messages.
-            window_done: Called after each window.
+            part_done: Called after each window, or block.
 
         Returns:
             The largest memory of its process, or of one that it started, in bytes.
@@ -83,7 +88,7 @@ class Workers:
             if word == "exit":
                 status, peak = map(int, numbers)
                 break
-            window_done()
+            part_done()
         if status is None:
             status = process.wait()
         if status != 0:

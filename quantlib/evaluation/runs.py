@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,16 @@ from quantlib.evaluation.job import (
     HEAD_NAME,
     OUTCOME_NAME,
     REFERENCE_NAME,
+    STREAMED,
     Drafted,
     Job,
     Outcome,
+    StreamedJob,
 )
 from quantlib.evaluation.original import make_plain, make_servable
 from quantlib.evaluation.process import Workers
 from quantlib.evaluation.setting import Setting
+from quantlib.models import Layout
 from quantlib.runtime.progress import progress_bar
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
 
@@ -66,6 +70,13 @@ def run_original(store: Store, setting: Setting, model: Receipt, workers: Worker
             output.facts["drafted"] = asdict(drafted)
 
     inputs = {"model": model, "windows": setting.windowed}
+    if setting.streamed is not None:
+        parameters = setting.read | {"streamed": True, "transformers": version("transformers")}
+
+        def stream(output: StepOutput) -> None:
+            _stream(store, setting, model, output)
+
+        return commit_step(store, REFERENCE_STEP, parameters, inputs, stream, setting.numerics)
     parameters = setting.parameters()
     if setting.dequantized:
         parameters["dequantized"] = True
@@ -217,17 +228,9 @@ def _run(
         tensor_parallel_size=setting.tensor_parallel_size,
     )
     label = f"{name} by {setting.engine.name}"
-    log = output.scratch / LOG_NAME
-    kept_log = f"{output.aside}/{LOG_NAME}"
-    try:
-        with progress_bar(label, len(setting.windows.tokens), "windows") as advance:
-            address = store.full_address(kept_log)
-            output.gpus = setting.tensor_parallel_size
-            output.peak_bytes = workers.run(job, label, log, address, lambda: advance(1))
-    finally:
-        if log.exists():
-            store.put_file(log, kept_log)
-    outcome = Outcome.read(output.scratch / OUTCOME_NAME)
+    output.gpus = setting.tensor_parallel_size
+    with progress_bar(label, len(setting.windows.tokens), "windows") as advance:
+        outcome = _follow(store, output, job, label, workers, advance)
     emulated = reference is not None and setting.checkpoint_emulated
     if setting.prompts and not dequantized and not emulated:  # as it is never served
         rate = {"tokens_per_second": outcome.tokens_per_second, "method": outcome.throughput_method}
@@ -241,6 +244,47 @@ def _run(
             lambda log: store.put_file(log, f"{output.aside}/{DRAFTING_LOG_NAME}"),
         )
     return outcome, drafted
+
+
+def _stream(store: Store, setting: Setting, model: Receipt, output: StepOutput) -> None:
+    """Reads the original block by block; gives what an engine gives, without completions."""
+    assert setting.streamed is not None
+    tokens = output.scratch / "tokens.npy"
+    np.save(tokens, setting.windows.tokens)
+    job = StreamedJob(
+        store=store.address,
+        model=model.model_dump_json(by_alias=True),
+        layout=setting.streamed,
+        device=setting.device,
+        tokens=str(tokens),
+        output=str(output.scratch),
+    )
+    label, blocks = "original, block by block", Layout.model_validate_json(setting.streamed).blocks
+    with Workers(STREAMED) as workers, progress_bar(label, blocks, "blocks") as advance:
+        outcome = _follow(store, output, job, label, workers, advance)
+    (output.scratch / REFERENCE_NAME).rename(output.local(REFERENCE_NAME))
+    output.add(REFERENCE_NAME, tensors=2)
+    output.facts = {"device": outcome.device, "numerics": outcome.numerics}
+
+
+def _follow(
+    store: Store,
+    output: StepOutput,
+    job: Job | StreamedJob,
+    label: str,
+    workers: Workers,
+    advance: Callable[[int], None],
+) -> Outcome:
+    """Runs a job to its end, and keeps its log."""
+    log = output.scratch / LOG_NAME
+    kept_log = f"{output.aside}/{LOG_NAME}"
+    try:
+        address = store.full_address(kept_log)
+        output.peak_bytes = workers.run(job, label, log, address, lambda: advance(1))
+    finally:
+        if log.exists():
+            store.put_file(log, kept_log)
+    return Outcome.read(output.scratch / OUTCOME_NAME)
 
 
 def _materialize(store: Store, path: str, local: Path) -> None:

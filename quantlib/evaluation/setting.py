@@ -60,6 +60,8 @@ class Setting:
             values in FP8 nevertheless.
         renamed: The names that vLLM knows for tensors that the original stores by others.
         drafts: Whether the model has layers that draft tokens.
+        streamed: What the original is made of, as JSON, where it is read block by block; None where
+            the engine holds it.
         original_head: Where the quantized model's head is another; None where it is the same.
         start: Which of the windows of ``windowed`` the first one is.
     """
@@ -80,6 +82,7 @@ class Setting:
     cached: bool = False
     renamed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     drafts: bool = False
+    streamed: str | None = None
     original_head: OriginalHead | None = None
     start: int = 0
 
@@ -93,11 +96,16 @@ class Setting:
         """The same without anything that a model has to say of itself."""
         return replace(self, prompts=(), drafts=False)
 
+    @property
+    def read(self) -> dict[str, Any]:
+        """Which of the windows are read."""
+        return {"windows": [self.start, self.start + len(self.windows.tokens)]}
+
     def parameters(self) -> dict[str, Any]:
         """What decides a model's predictions, besides the model and the text."""
         shared = self.tensor_parallel_size
         return {
-            "windows": [self.start, self.start + len(self.windows.tokens)],
+            **self.read,
             **({"tensor_parallel_size": shared} if shared > 1 else {}),
             **({"drafts": True} if self.drafts else {}),
             "engine": self.engine.name,

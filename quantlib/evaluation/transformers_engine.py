@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.engine import Scored
+from quantlib.evaluation.given_states import language_parts, logits_of
 from quantlib.evaluation.metrics import (
     Comparison,
     Leads,
@@ -53,7 +54,6 @@ class TransformersEngine:
         dtype = job.dtype if on_gpu else "float32"
         self.numerics = f"everything in {dtype}"
         self._model = load_model(Path(job.model), getattr(torch, dtype)).to(self.device).eval()
-        self._causal, self._decoder = _language_parts(self._model)
         self._original_head: nn.Linear | None = None
         if job.original_head is not None:
             parts = load_file(job.original_head)
@@ -65,7 +65,8 @@ class TransformersEngine:
     def score(self, window: Tensor, own_logprobs: bool) -> Scored:
         """Reads a window, int64 ``[sequence]``."""
         tokens = window.to(self.device)[None]
-        hidden = self._decoder(tokens, use_cache=False).last_hidden_state[0]
+        _, decoder = language_parts(self._model)
+        hidden = decoder(tokens, use_cache=False).last_hidden_state[0]
         if not own_logprobs:
             return Scored(hidden, None)
         logits = self._model(tokens, use_cache=False).logits[0, :-1]
@@ -78,7 +79,8 @@ class TransformersEngine:
     def compare(self, reference: Tensor, candidate: Tensor, targets: Tensor) -> Comparison:
         """Compares what the head makes of two models' hidden states."""
         if self._original_head is None:
-            states = torch.cat([reference.to(self.device), candidate.to(self.device)])
+            dtype = self._model.dtype
+            states = torch.cat([each.to(self.device, dtype) for each in (reference, candidate)])
             return compare_halves(self._logits(states), targets)
         logits = [self._logits(reference, original=True), self._logits(candidate)]
         return compare_halves(torch.cat(logits), targets)
@@ -96,24 +98,12 @@ class TransformersEngine:
 
     def _logits(self, hidden: Tensor, *, original: bool = False) -> Tensor:
         """Logits ``[rows, vocabulary]`` of hidden states ``[rows, hidden_size]``."""
-        from transformers.modeling_outputs import MoeModelOutputWithPast
-
-        class Given(MoeModelOutputWithPast):
-            # What wrappers hand on.
-            image_hidden_states = video_hidden_states = audio_hidden_states = None
-            rope_deltas = shared_kv_states = None
-
-        # Some families cap or scale what the head gives; the model's own forward does that, here
-        # on hidden states that are there already.
-        given = Given(last_hidden_state=hidden.to(self.device)[None])
-        self._decoder.forward = lambda **_: given
         own = self._model.get_output_embeddings()
         if original and self._original_head is not None:
             self._model.set_output_embeddings(self._original_head)
         try:
-            return self._causal(use_cache=False).logits[0]
+            return logits_of(self._model, hidden.to(self.device, self._model.dtype))
         finally:
-            del self._decoder.forward
             self._model.set_output_embeddings(own)
 
     def complete(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
@@ -135,15 +125,6 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Does nothing: no process was started."""
-
-
-def _language_parts(model: Any) -> tuple[Any, Any]:
-    """What gives logits of text, and the part of it that gives hidden states."""
-    if model.base_model is not model:
-        return model, model.base_model
-    # Llama 4's classes say that their base has a name which nothing in them has.
-    nested = model.get_decoder()
-    return (model, model.model) if nested is model else _language_parts(nested)
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Any:

@@ -2,8 +2,8 @@
 
 The engine is imported once, which takes ten seconds for vLLM; then each line of standard input is
 a job (``["JOB.json", "LOG"]``), done by a forked process, so that nothing of a model outlives its
-job. The second argument is an open file descriptor that gets a line for every window that is done,
-and ``exit`` with its exit code and peak memory in KiB for every job.
+job. The second argument is an open file descriptor that gets a line for every window or block that
+is done, and ``exit`` with its exit code and peak memory in KiB for every job.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ from quantlib.evaluation.job import (
     DRAFTED_NAME,
     OUTCOME_NAME,
     REFERENCE_NAME,
+    STREAMED,
     Drafted,
     Job,
     Outcome,
+    StreamedJob,
 )
 from quantlib.evaluation.metrics import Comparison, Leads
 from quantlib.evaluation.refusals import in_words
@@ -213,7 +215,7 @@ def _preload(engine: str) -> None:
     gc.enable()
 
 
-def _run_forked(job_file: str, log: str, progress: TextIO) -> tuple[int, int]:
+def _run_forked(engine_name: str, job_file: str, log: str, progress: TextIO) -> tuple[int, int]:
     """Does a job in a forked process, until all that it started is gone.
 
     Returns:
@@ -229,8 +231,11 @@ def _run_forked(job_file: str, log: str, progress: TextIO) -> tuple[int, int]:
         with open(log, "wb") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-        job = Job.read(Path(job_file))
-        if job.drafts:
+        if engine_name == STREAMED:
+            from quantlib.evaluation.streamed_original import stream_original
+
+            stream_original(StreamedJob.read(Path(job_file)), lambda: print("block", file=progress))
+        elif (job := Job.read(Path(job_file))).drafts:
             draft(job)
         else:
             engine = load_engine(job)  # kept until the end: taking it apart would take a second
@@ -258,7 +263,7 @@ def main() -> None:
     with os.fdopen(descriptor, "w", buffering=1) as progress:
         for line in sys.stdin:
             job_file, log = json.loads(line)
-            print("exit", *_run_forked(job_file, log, progress), file=progress)
+            print("exit", *_run_forked(engine, job_file, log, progress), file=progress)
     os._exit(0)  # taking the imported modules apart would take two seconds
 
 

@@ -178,6 +178,12 @@ class StreamedModel:
 
         self.reader.read_outer(wanted)
 
+    def read_head(self) -> None:
+        """Reads the head, which may be the embeddings."""
+        skeleton = self.reader.skeleton
+        of_head = tuple(f"{name}." for name in (skeleton.head, skeleton.embedding) if name)
+        self.reader.read_outer(lambda key: key.startswith(of_head))
+
     def free_towers(self) -> None:
         """Frees what images go through and text does not."""
         skeleton = self.reader.skeleton

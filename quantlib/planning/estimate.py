@@ -129,8 +129,9 @@ def estimate_run(
         parallel=parallel,
         tokens=calibrated,
         needs=needs,
-        # validate has both models on its disk.
-        scratch_bytes=sizes.total_bytes + sizes.quantized_bytes,
+        # validate has both models on its disk, or streams the original from the store.
+        scratch_bytes=sizes.quantized_bytes
+        + (0 if needs["validate"].streams else sizes.total_bytes),
         store_bytes=store,
         options=options,
         chosen=chosen,

@@ -61,9 +61,8 @@ def fit_problems(
         problems.append(
             Problem(
                 "scratch.size",
-                f"validate needs {wanted} GiB of local disk for the original "
-                f"({_gib(search.sizes.total_bytes)}) and the quantized model "
-                f"({_gib(search.sizes.quantized_bytes)}), and the profile gives "
+                f"validate needs {wanted} GiB of local disk for {search.on_disk(estimate)}, and "
+                "the profile gives "
                 f"{_gib(limits.scratch_bytes)}",
                 f"give {wanted}Gi, by a storage class if the nodes' disks are smaller",
             )
@@ -109,6 +108,13 @@ class _Search:
         self.images = images
         self.sizes = model_sizes(recipe, checkpoint, adapter, images=images)
 
+    def on_disk(self, estimate: RunEstimate) -> str:
+        """What of the models lies on validate's disk, in words."""
+        quantized = f"the quantized model ({_gib(self.sizes.quantized_bytes)})"
+        if estimate.needs["validate"].streams:
+            return quantized
+        return f"the original ({_gib(self.sizes.total_bytes)}) and {quantized}"
+
     def node_problems(self) -> Iterator[Problem]:
         """That more GPUs are to serve the model than one node has, where it is judged."""
         wanted, there = self.recipe.serving.tensor_parallel_size, self.limits.node_gpus
@@ -136,14 +142,16 @@ class _Search:
             f"{step} on {hardware.name}",
             f"needs {_gib(needs.memory.device)} {each}, and there are {_gib(hardware.memory)}"
             + usable
-            + self._reason(step),
+            + self._reason(step, needs),
             "what would work: " + "; or ".join(remedies)
             if remedies
             else "nothing that is known here would make it fit",
         )
 
-    def _reason(self, step: str) -> str:
+    def _reason(self, step: str, needs: StepNeeds) -> str:
         if step == "validate":
+            if needs.streams:
+                return f"; those of the quantized model are {_gib(self.sizes.quantized_bytes)}"
             return f"; the original's weights are {_gib(self.sizes.total_bytes)}"
         group = max(self.sizes.groups, key=lambda group: group.columns, default=None)
         if step != "quantize" or group is None or not needs_hidden_states(self.recipe.quantization):

@@ -176,9 +176,15 @@ def experts_at_once(sizes: ModelSizes, hardware: Hardware) -> int:
 
 
 def validate_memory(
-    sizes: ModelSizes, window: int, hardware: Hardware, product_bytes: int, gpus: int = 1
+    sizes: ModelSizes,
+    window: int,
+    hardware: Hardware,
+    product_bytes: int,
+    gpus: int = 1,
+    *,
+    streamed: bool = False,
 ) -> Memory:
-    """About what vLLM takes with the original model, which is the larger of the two.
+    """About what vLLM takes with the larger of the two models that it holds.
 
     Args:
         sizes: The model's.
@@ -186,10 +192,14 @@ def validate_memory(
         hardware: What it runs on.
         product_bytes: Bytes of a number in matrix products.
         gpus: GPUs that share the model; the peak is that of each.
+        streamed: Whether the original is read block by block, so that vLLM holds the quantized one
+            alone.
     """
     loaded = sizes.total_bytes * max(1, product_bytes // sizes.stored_bytes)
+    if streamed:
+        loaded = sizes.quantized_bytes
     if hardware.is_gpu:
-        host = _VLLM_HOST * gpus + sizes.total_bytes // 4 + 8 * GIB
+        host = _VLLM_HOST * gpus + loaded // 4 + 8 * GIB
         return Memory(host, loaded // gpus + 4 * GIB)
     vocabulary = sizes.embedding_bytes // max(1, sizes.hidden_size * sizes.stored_bytes)
     logits = 4 * window * vocabulary

@@ -41,11 +41,13 @@ class StepNeeds:
         memory: Peaks; that of the GPU is of each one.
         cpus: CPUs.
         gpus: GPUs.
+        streams: Of validate: whether it reads the original block by block.
     """
 
     memory: Memory
     cpus: int
     gpus: int
+    streams: bool = False
 
 
 def calibration_tokens(recipe: Recipe) -> int:
@@ -108,8 +110,11 @@ def _validate_needs(
     node_gpus: int,
 ) -> StepNeeds:
     window = recipe.validation.sequence_length
+    reference = recipe.validation.reference
     if not hardware.is_gpu:
-        return StepNeeds(validate_memory(sizes, window, hardware, product_bytes), _CPUS, 0)
+        streams = reference == "streamed"
+        memory = validate_memory(sizes, window, hardware, product_bytes, streamed=streams)
+        return StepNeeds(memory, _CPUS, 0, streams)
     # At least as many as will serve it: a checkpoint that cannot be cut so is to fail here. And
     # transformers judges on one.
     sizes_that_serve = [
@@ -119,11 +124,18 @@ def _validate_needs(
     ]
     if not sizes_that_serve or recipe.validation.engine == "transformers":
         sizes_that_serve = [1]
-    for gpus in sizes_that_serve:
-        memory = validate_memory(sizes, window, hardware, product_bytes, gpus)
-        if vllm_fits(memory, hardware):
-            break
-    return StepNeeds(memory, _VLLM_CPUS + 2 * gpus, gpus)
+    ways = {"auto": (False, True), "engine": (False,), "streamed": (True,)}[reference]
+    if reference == "auto" and adapter.layout.obstacles:
+        ways = (False,)
+    refused = []
+    for streams in ways:
+        for gpus in sizes_that_serve:
+            memory = validate_memory(sizes, window, hardware, product_bytes, gpus, streamed=streams)
+            needs = StepNeeds(memory, _VLLM_CPUS + 2 * gpus, gpus, streams)
+            if vllm_fits(memory, hardware):
+                return needs
+        refused.append(needs)
+    return refused[-1]
 
 
 def vllm_fits(memory: Memory, hardware: Hardware) -> bool:

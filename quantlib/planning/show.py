@@ -46,12 +46,15 @@ def step_rows(option: RangeEstimate) -> Iterator[tuple[str, str]]:
         yield step, duration(seconds)
 
 
-def disk_lines(estimate: RunEstimate) -> tuple[str, str]:
-    """What a run takes of the scratch disk and of the store."""
-    return (
-        f"scratch disk of a step: {estimate.scratch_bytes / 1e9:.2f} GB",
-        f"store: {estimate.store_bytes / 1e9:.2f} GB",
-    )
+def closing_lines(estimate: RunEstimate) -> Iterator[str]:
+    """What a run takes of the scratch disk and of the store, and how the original is judged."""
+    yield f"scratch disk of a step: {estimate.scratch_bytes / 1e9:.2f} GB"
+    yield f"store: {estimate.store_bytes / 1e9:.2f} GB"
+    if estimate.needs["validate"].streams:
+        yield (
+            "the original is judged block by block, by transformers' modules: vLLM holds the "
+            "quantized model alone"
+        )
 
 
 def markdown(estimate: RunEstimate) -> str:
@@ -69,7 +72,7 @@ def markdown(estimate: RunEstimate) -> str:
             ("ranges", "calibrate", "longest range", "whole run", "device hours", ""),
             range_rows(estimate),
         ),
-        *disk_lines(estimate),
+        *closing_lines(estimate),
     ]
     return "\n".join(lines) + "\n"
 

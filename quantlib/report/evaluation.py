@@ -15,10 +15,10 @@ class Performance(Part):
 
 
 class Generation(Part):
-    """A prompt and its greedy completions by both models."""
+    """A prompt and its greedy completions by both models, or by the quantized one alone."""
 
     prompt: str
-    original: str
+    original: str | None
     quantized: str
 
 
@@ -142,6 +142,8 @@ class Evaluation(Part):
         checkpoint_dequantized_reason: The same of the quantized model, and what that leaves open.
         checkpoint_emulated_reason: Why the quantized model was computed by emulation, without a
             figure for speed; None where it was not.
+        original_streamed: In which dtypes the original was read block by block; None where the
+            engine held it.
         kl_mean: Mean KL divergence of the quantized from the original model, in nats.
         kl_method: Which positions and which part of the vocabulary ``kl_mean`` covers.
         top1_agreement: Share of positions whose most likely token is the same.
@@ -159,6 +161,7 @@ class Evaluation(Part):
     dequantized_reason: str | None = None
     checkpoint_dequantized_reason: str | None = None
     checkpoint_emulated_reason: str | None = None
+    original_streamed: str | None = None
     text: EvaluationText
     original: Performance
     quantized: Performance

@@ -71,12 +71,17 @@ class ExpertRow:
 
 @dataclass(frozen=True)
 class GenerationRow:
-    """Two completions of a prompt, each split where they part."""
+    """Two completions of a prompt, each split where they part.
+
+    Attributes:
+        alone: Whether there is only the quantized model's, as what they have in common.
+    """
 
     prompt: str
     same: str
     original_rest: str
     quantized_rest: str
+    alone: bool = False
 
 
 def render_html(report: Report) -> str:
@@ -192,6 +197,8 @@ def check_row(check: Check) -> CheckRow:
 
 def generation_row(pair: Generation) -> GenerationRow:
     """Splits two completions after the words that they begin with in common."""
+    if pair.original is None:
+        return GenerationRow(pair.prompt, pair.quantized.lstrip(" "), "", "", alone=True)
     original, quantized = pair.original.lstrip(" "), pair.quantized.lstrip(" ")
     pairs = enumerate(zip(original, quantized, strict=False))
     length = next((at for at, (a, b) in pairs if a != b), min(len(original), len(quantized)))

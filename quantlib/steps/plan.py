@@ -294,6 +294,12 @@ def _require_steps_of_search(asked: AskedRecipe, searches: bool) -> None:
         )
 
 
+def _streaming(recipe: Recipe) -> Recipe:
+    """A recipe by which the original is read block by block."""
+    validation = recipe.validation.model_copy(update={"reference": "streamed"})
+    return recipe.model_copy(update={"validation": validation})
+
+
 def main(call: StepCall) -> None:
     store, asked = call.store(), asked_from_text(call.text("recipe"))
     model, num_ranges = call.receipt("model"), call.integer("num_ranges")
@@ -317,7 +323,10 @@ def main(call: StepCall) -> None:
         settled.recipe, opened, hardware, parallel, limits, len(ranges), images=images
     )
     call.write_receipt("plan", store, receipt)
-    call.write_parameter("settled_recipe", settled.recipe.canonical_json())
+    recipe = settled.recipe
+    if estimate.needs["validate"].streams:
+        recipe = _streaming(recipe)
+    call.write_parameter("settled_recipe", recipe.canonical_json())
     said = f"\n- {settled.said}\n" if settled.said else ""
     call.write_summary(markdown(estimate) + said)
     call.write_parameter("ranges", ranges)

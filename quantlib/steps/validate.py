@@ -177,6 +177,7 @@ def _setting(
     dtype = checkpoint.facts["serve"]["dtype"]
     original, adapter = open_receipt(store, model)
     engine = choose_engine(section.engine, gpus=gpus)
+    streamed = section.reference == "streamed"
     return Setting(
         engine=engine,
         device=device,
@@ -188,7 +189,7 @@ def _setting(
         max_new_tokens=section.max_new_tokens,
         numerics=numerics(resolve_device(device), getattr(torch, dtype)),
         tensor_parallel_size=gpus,
-        dequantized=dequantized_source_reason(source, engine.name, device),
+        dequantized=dequantized_source_reason(source, engine.name, device, streamed=streamed),
         checkpoint_dequantized=_not_as_served(recipe, checkpoint, adapter, engine.name, device),
         checkpoint_emulated=None
         if _MADE_ELSEWHERE in checkpoint.facts
@@ -196,7 +197,8 @@ def _setting(
         cached=recipe.quantization.cache is not None
         and cache_cpu_problem(recipe.quantization, adapter) is None,
         renamed=adapter.layout.renamed,
-        drafts=adapter.drafts,
+        drafts=adapter.drafts and not streamed,
+        streamed=adapter.layout.model_dump_json() if streamed else None,
         original_head=_original_head(original, adapter, checkpoint),
     )
 

@@ -221,12 +221,48 @@ def test_a_model_that_one_gpu_cannot_hold_is_validated_on_several(
     folder = make_model(tmp_path, hidden_size=128, num_attention_heads=64, num_key_value_heads=8)
     _, adapter = open_model(FolderSource(folder))
     adapter.config["intermediate_size"] = 28672
-    recipe = small_recipe(serving={"tensor_parallel_size": serving})
+    served = {"tensor_parallel_size": serving}
+    recipe = small_recipe(serving=served, validation={"reference": "engine"})
     sizes = dataclasses.replace(SIZES, total_bytes=billions * 2 * 10**9)
     needs = step_needs(recipe, sizes, adapter, find_hardware(gpu), 2)["validate"]
     assert needs.gpus == gpus
     assert needs.cpus == 2 + 2 * gpus
     assert needs.memory.device == billions * 2 * 10**9 // gpus + 4 * GIB
+
+
+@pytest.mark.parametrize(
+    ("reference", "gpu", "streams", "gpus"),
+    [
+        ("auto", "h100-80g", True, 4),
+        ("auto", "h200-141g", False, 8),
+        ("streamed", "h200-141g", True, 2),
+        ("streamed", "cpu", True, 0),
+        ("auto", "cpu", False, 0),
+    ],
+)
+def test_an_original_that_no_node_holds_is_streamed(
+    small_recipe: Callable[..., Recipe],
+    make_model: Callable[..., Path],
+    tmp_path: Path,
+    reference: str,
+    gpu: str,
+    streams: bool,
+    gpus: int,
+) -> None:
+    folder = make_model(tmp_path, hidden_size=128, num_attention_heads=64, num_key_value_heads=8)
+    _, adapter = open_model(FolderSource(folder))
+    adapter.config["intermediate_size"] = 28672
+    recipe = small_recipe(validation={"reference": reference})
+    sizes = dataclasses.replace(
+        SIZES, total_bytes=810 * 10**9, quantized_bytes=220 * 10**9, block_elements=405 * 10**9
+    )
+    needs = step_needs(recipe, sizes, adapter, find_hardware(gpu), 2)["validate"]
+    assert (needs.streams, needs.gpus) == (streams, gpus)
+    held = sizes.quantized_bytes if streams else sizes.total_bytes
+    if gpus:
+        assert needs.memory.device == held // gpus + 4 * GIB
+    else:
+        assert (needs.memory.host < sizes.total_bytes) is streams
 
 
 def test_transformers_judges_on_one_gpu(

@@ -124,7 +124,8 @@ def problems(
 
 def test_405b_on_h100s(llama_405b: Path) -> None:
     assert sum(path.stat().st_size for path in llama_405b.iterdir()) > 811e9
-    found = problems(llama_405b, "h100-80g", Limits(8, 400 * GIB))
+    held = {"validation": {"reference": "engine"}}
+    found = problems(llama_405b, "h100-80g", Limits(8, 400 * GIB), **held)
     quantize = found.pop("quantize on h100-80g")
     # Eight float32 matrices of 53248 squared are 84.5 GiB; the block, the tokens and so on besides.
     assert "and there are 80.0 GiB" in quantize.what
@@ -139,6 +140,14 @@ def test_405b_on_h100s(llama_405b: Path) -> None:
     assert "and the profile gives 400.0 GiB" in scratch.what
     assert scratch.remedy.startswith("give 957Gi")
     assert not found
+
+
+def test_an_original_that_no_node_holds_is_streamed(llama_405b: Path) -> None:
+    """Then validate holds, on its GPUs and its disk, the quantized model alone."""
+    streamed = problems(llama_405b, "h100-80g", Limits(8, 400 * GIB))
+    assert [where.partition(" ")[0] for where in streamed] == ["quantize"]
+    held = problems(llama_405b, "l40s-48g", Limits(4))["validate on l40s-48g"]
+    assert "; those of the quantized model are" in held.what
 
 
 def test_what_would_work_does(llama_405b: Path) -> None:
@@ -179,7 +188,9 @@ def test_fewer_tokens_are_named_where_they_help(llama_70b: Path) -> None:
 def test_a_nodes_gpus(llama_70b: Path) -> None:
     few = {"calibration": {"num_samples": 64, "sequence_length": 512}}
     assert problems(llama_70b, "h100-80g", **few) == {}
-    one = problems(llama_70b, "h100-80g", Limits(1), **few)
+    assert problems(llama_70b, "h100-80g", Limits(1), **few) == {}  # streamed
+    held = {"validation": {"reference": "engine"}}
+    one = problems(llama_70b, "h100-80g", Limits(1), **few | held)
     assert one["validate on h100-80g"].remedy == (
         "what would work: 1 of b200-180g in one node; or nodes with 2 of h100-80g"
     )
@@ -207,7 +218,8 @@ def test_the_command_refuses(llama_405b: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, InvalidInputError)
     assert "scratch disk of a step" in result.output  # the tables come all the same
     wheres = [problem.where for problem in result.exception.problems]
-    assert wheres == ["quantize on h100-80g", "validate on h100-80g", "scratch.size"]
+    assert wheres == ["quantize on h100-80g"]
+    assert "the original is judged block by block" in result.output
     fits = [*arguments[:-1], "h200-141g"]
     assert CliRunner().invoke(cli, fits).exit_code == 0
 

@@ -10,7 +10,9 @@ import pytest
 
 from quantlib.errors import InvalidInputError, QuantlibError
 from quantlib.evaluation.runs import LOG_NAME
+from quantlib.report.build import build_report
 from quantlib.report.evaluation import Evaluation
+from quantlib.report.html import render_html
 from quantlib.report.model import Report
 from quantlib.steps.contract import StepCall
 from quantlib.steps.rounding import round_model, rounding_recipe
@@ -246,3 +248,25 @@ def test_transformers_is_refused_for_several_gpus(made: Any) -> None:
     ):
         validate(made.store, made.recipe, made.model, made.plan, made.checkpoint, "cpu", gpus=2)
     assert references() == before
+
+
+def test_an_original_that_is_read_block_by_block_gives_the_same_figures(
+    made: Any, passed: Any, small_recipe: Any
+) -> None:
+    recipe = recipe_with(small_recipe, LENIENT)
+    section = recipe.validation.model_copy(update={"reference": "streamed"})
+    recipe = recipe.model_copy(update={"validation": section})
+    receipt = validate(made.store, recipe, made.model, made.plan, made.checkpoint, "cpu")
+    evaluation = read_evaluation(made.store, receipt)
+    for name in ("kl_mean", "perplexity_original", "perplexity_quantized"):
+        # transformers runs whole models in float32, and the walk in what this CPU multiplies.
+        assert receipt.facts[name] == pytest.approx(passed.facts[name], rel=0.02)
+    assert [each["original"] for each in evaluation["generations"]] == [None, None]
+    assert all(each["quantized"] for each in evaluation["generations"])
+    assert evaluation["original"]["tokens_per_second"] is None
+    assert "one block in memory at a time" in evaluation["original_streamed"]
+    page = render_html(
+        build_report(made.store, recipe, made.checkpoint, evaluation, receipt, made.plan)
+    )
+    assert "read block by block, which completes nothing" in page
+    assert '<p class="label">Original</p>' not in page
