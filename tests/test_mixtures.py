@@ -37,9 +37,9 @@ Fixture = Callable[..., Any]
 CT = {"format": "compressed-tensors"}
 W8 = {"weights": {"bits": 8, "group_size": -1}}
 MIXTRAL = {"num_local_experts": 4}
-BLOCKS_OF_128 = MIXTRAL | {
-    "hidden_size": 128,
-    "intermediate_size": 128,
+BLOCKS_OF_256 = MIXTRAL | {
+    "hidden_size": 256,
+    "intermediate_size": 256,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "num_hidden_layers": 2,
@@ -159,7 +159,7 @@ def test_experts_are_what_compressed_tensors_unpacks(
     name: str, make_model: Fixture, small_recipe: Fixture, run_steps: Fixture, tmp_path: Path
 ) -> None:
     """By the package's own decompression, in every scheme."""
-    source = make_model(tmp_path / "source", "mixtral", **BLOCKS_OF_128)
+    source = make_model(tmp_path / "source", "mixtral", **BLOCKS_OF_256)
     store, rule = LocalStore(tmp_path / "store"), {"scheme": name}
     if "group_size" not in SCHEMES[name]["weights"]:
         rule["group_size"] = 32

@@ -7,23 +7,21 @@ from collections.abc import Iterator, Mapping
 from quantlib.checkpoint.checkpoint import FLOAT_DTYPES, WHOLE_DTYPES, Checkpoint
 from quantlib.checks.cache import cache_cpu_problem, cache_problems
 from quantlib.checks.linears import (
-    deciding_rule,
     exact_linears,
     linear_schemes,
-    quantized_shapes,
     rounded_drafts,
     unsuited_linears,
 )
 from quantlib.checks.outer import KERNEL_MULTIPLE, outer_problems, outer_schemes
 from quantlib.checks.patterns import pattern_problems
 from quantlib.checks.scheme import (
-    Slot,
     is_size_supported,
     needs_calibration,
     resolve_format,
     with_size,
     with_sizes,
 )
+from quantlib.checks.shapes import shape_problems
 from quantlib.checks.sharding import Sharding, joined, sharding_of
 from quantlib.errors import Problem
 from quantlib.formats import format_registry
@@ -64,7 +62,7 @@ def model_problems(
     problems += _expert_problems(recipe.quantization, adapter)
     problems += cache_problems(recipe.quantization, adapter)
     problems += _draft_problems(recipe.quantization, adapter)
-    problems += _shape_problems(recipe.quantization, adapter)
+    problems += shape_problems(recipe.quantization, adapter)
     problems += outer_problems(recipe.quantization, adapter)
     if recipe.outlier_suppression is not None:
         suppression = recipe.outlier_suppression
@@ -325,41 +323,3 @@ def sharing_problems(
     return [
         Problem(setting, f"{gpus} GPUs cannot share the model: {what}", remedy) for what in problems
     ]
-
-
-def _shape_problems(section: QuantizationSection, adapter: BaseModelAdapter) -> list[Problem]:
-    shapes: dict[tuple[Slot, LinearScheme], dict[str, int]] = {}
-    for block, linear, scheme in quantized_shapes(section, adapter):
-        slot = deciding_rule(section.schemes, adapter, block, linear)
-        of_scheme = shapes.setdefault((slot, scheme), {})
-        of_scheme.setdefault(without_expert(linear), adapter.linear_shape(block, linear)[1])
-    problems = []
-    for (slot, scheme), inputs in shapes.items():
-        size = scheme.weights.group_size
-        ragged = {name: columns for name, columns in inputs.items() if size > 0 and columns % size}
-        if not ragged:
-            continue
-        supported = quantizer_registry.get_quantizer(section.method).get_supported_group_sizes()
-        is_open = slot is None or section.schemes[slot].leaves_size_open
-        fitting = [
-            str(other)
-            for other in supported
-            if is_open
-            and is_size_supported(section, with_size(scheme, other))
-            and (other == -1 or all(columns % other == 0 for columns in inputs.values()))
-        ]
-        named = ", ".join(f"{name} ({columns} columns)" for name, columns in ragged.items())
-        remedies = [f"sizes that fit: {', '.join(fitting)}"] if fitting else []
-        if not set(fitting) - {"-1"}:
-            remedies.append(
-                "name them in quantization.ignore, or choose another scheme"
-                if slot is None
-                else "give them another scheme, or exact, by a rule before"
-            )
-        where = "quantization.weights" if slot is None else f"quantization.schemes.{slot}"
-        problems.append(
-            Problem(
-                f"{where}.group_size", f"{size} does not divide {named}", ", or ".join(remedies)
-            )
-        )
-    return problems

@@ -96,6 +96,10 @@ class BaseFormat(ABC):
         """Why vLLM cannot serve experts in a scheme that it serves otherwise; None where it can."""
         return None
 
+    def experts_multiple(self, weights: WeightScheme, activations: Activations) -> int:
+        """Of what the sides of experts' linears have to be multiples, for vLLM to read them."""
+        return 1
+
     def experts_cpu_problem(self, weights: WeightScheme, activations: Activations) -> str | None:
         """Why vLLM cannot serve experts in the scheme on a CPU; None where it can."""
         return "vLLM's CPU kernels for quantized experts need AMX instructions"

@@ -146,6 +146,10 @@ class CompressedTensorsFormat(BaseFormat):
             return "vLLM has no kernel for experts with asymmetric 8-bit weights"
         return None
 
+    def experts_multiple(self, weights: WeightScheme, activations: Activations) -> int:
+        """Of what the sides of experts' linears have to be multiples, for vLLM to read them."""
+        return 256 if weights.bits == 4 and activations == "fp8" else 1
+
     def head_problem(self, scheme: LinearScheme, rows: int) -> str | None:
         """Why vLLM cannot read a head in a scheme that it serves otherwise; None where it can."""
         weights = scheme.weights

@@ -11,6 +11,7 @@ from quantlib.checkpoint.header import DTYPE_BYTES
 from quantlib.checks.linears import deciding_rule, is_unsuited, linear_schemes
 from quantlib.checks.model import sharing_problems
 from quantlib.checks.scheme import AUTOMATIC_SIZES, is_size_supported, resolve_format
+from quantlib.checks.shapes import unread
 from quantlib.formats import format_registry
 from quantlib.formats.stored_bytes import stored_bytes
 from quantlib.models import BaseModelAdapter
@@ -217,9 +218,11 @@ def _goes(
         return False
     if any(is_unsuited(scheme, shape) for shape in shapes):
         return False
+    written = format_registry.get_format(resolve_format(section))
+    if unread(written, scheme, dict(zip(linears, shapes, strict=True))) is not None:
+        return False
     if without_expert(linears[0]) == linears[0]:
         return True
-    written = format_registry.get_format(resolve_format(section))
     return written.experts_problem(scheme.weights, scheme.activations) is None
 
 
