@@ -31,84 +31,91 @@ for ``weights``."""
 def scheme_problems(recipe: AskedRecipe) -> list[Problem]:
     """What does not go together within a recipe, whatever the model."""
     section = provisional_section(recipe.quantization)
-    problems: list[Problem] = []
+    return [
+        *_method_problems(section),
+        *_format_problems(resolve_format(section), section),
+        *_cache_problems(section),
+        *_draft_problems(section),
+        *_suppression_problems(recipe),
+    ]
+
+
+def _method_problems(section: QuantizationSection) -> Iterator[Problem]:
+    """Schemes and options that the method does not have."""
     try:
         quantizer = quantizer_registry.get_quantizer(section.method)
     except UnknownNameError as error:
-        problems += [replace(each, where="quantization.method") for each in error.problems]
-    else:
-        for where, scheme in section.stated_schemes().items():
-            problems += _unsupported(section.method, quantizer, where, scheme.weights)
-        problems += _option_problems(
-            "quantization.options", quantizer.options_type, section.options
-        )
-    name = resolve_format(section)
+        yield from (replace(each, where="quantization.method") for each in error.problems)
+        return
+    for where, scheme in section.stated_schemes().items():
+        yield from _unsupported(section.method, quantizer, where, scheme.weights)
+    yield from _option_problems("quantization.options", quantizer.options_type, section.options)
+
+
+def _format_problems(name: str, section: QuantizationSection) -> Iterator[Problem]:
+    """What the format cannot hold."""
     try:
-        reasons = _format_problems(name, section)
+        reasons = _not_held(name, section)
     except UnknownNameError as error:
-        problems += [replace(each, where="quantization.format") for each in error.problems]
-    else:
-        problems += [
-            Problem("quantization.format", f"{name} cannot hold this: {reason}")
-            for reason in reasons
-        ]
+        yield from (replace(each, where="quantization.format") for each in error.problems)
+        return
+    for reason in reasons:
+        yield Problem("quantization.format", f"{name} cannot hold this: {reason}")
+
+
+def _cache_problems(section: QuantizationSection) -> Iterator[Problem]:
     if section.attention != "none" and section.cache is None:
-        problems.append(
-            Problem(
-                "quantization.attention",
-                "queries are rounded where keys and values are, and kv_cache is none",
-                "set quantization.kv_cache to fp8 or fp8-head, or leave it out",
-            )
+        yield Problem(
+            "quantization.attention",
+            "queries are rounded where keys and values are, and kv_cache is none",
+            "set quantization.kv_cache to fp8 or fp8-head, or leave it out",
         )
-    if section.draft_layers and name != "compressed-tensors":
-        problems.append(
-            Problem(
-                "quantization.draft_layers",
-                f"{name} is not known to be served with rounded draft layers",
-                "set quantization.format to compressed-tensors, or leave it out",
-            )
+
+
+def _draft_problems(section: QuantizationSection) -> Iterator[Problem]:
+    """Why layers that draft tokens cannot be rounded, where they are to be."""
+    where, name = "quantization.draft_layers", resolve_format(section)
+    if not section.draft_layers:
+        return
+    if name != _ANY_SCHEME:
+        yield Problem(
+            where,
+            f"{name} is not known to be served with rounded draft layers",
+            f"set quantization.format to {_ANY_SCHEME}, or leave it out",
         )
-    if section.budget is not None and section.draft_layers:
-        problems.append(
-            Problem(
-                "quantization.draft_layers",
-                "a search has no figures of layers that draft tokens",
-                "leave it out, or quantization.budget",
-            )
+    if section.budget is not None:
+        yield Problem(
+            where,
+            "a search has no figures of layers that draft tokens",
+            "leave it out, or quantization.budget",
         )
-    if section.budget is not None and recipe.outlier_suppression is not None:
-        problems.append(
-            Problem(
-                "outlier_suppression",
-                "a search measures blocks as the model has them, not smoothed",
-                "leave it out, or quantization.budget",
-            )
+    if section.rest is not None and section.rest.is_static:
+        yield Problem(
+            where,
+            f"{section.rest.activations} activations need calibration, which does not run "
+            "through draft layers",
+            "use activations with dynamic scales, or leave it out",
         )
-    if section.draft_layers and section.rest is not None and section.rest.is_static:
-        problems.append(
-            Problem(
-                "quantization.draft_layers",
-                f"{section.rest.activations} activations need calibration, which does not run "
-                "through draft layers",
-                "use activations with dynamic scales, or leave it out",
-            )
+
+
+def _suppression_problems(recipe: AskedRecipe) -> Iterator[Problem]:
+    suppression = recipe.outlier_suppression
+    if suppression is None:
+        return
+    if recipe.quantization.budget is not None:
+        yield Problem(
+            "outlier_suppression",
+            "a search measures blocks as the model has them, not smoothed",
+            "leave it out, or quantization.budget",
         )
-    if recipe.outlier_suppression is not None:
-        try:
-            suppressor = outlier_suppression_registry.get_suppressor(
-                recipe.outlier_suppression.method
-            )
-        except UnknownNameError as error:
-            problems += [
-                replace(each, where="outlier_suppression.method") for each in error.problems
-            ]
-        else:
-            problems += _option_problems(
-                "outlier_suppression.options",
-                suppressor.options_type,
-                recipe.outlier_suppression.options,
-            )
-    return problems
+    try:
+        suppressor = outlier_suppression_registry.get_suppressor(suppression.method)
+    except UnknownNameError as error:
+        yield from (replace(each, where="outlier_suppression.method") for each in error.problems)
+        return
+    yield from _option_problems(
+        "outlier_suppression.options", suppressor.options_type, suppression.options
+    )
 
 
 def _unsupported(
@@ -133,7 +140,7 @@ def _unsupported(
                 yield Problem(f"{where}.scheme", problem.format(f"{field} "))
 
 
-def _format_problems(name: str, section: QuantizationSection) -> list[str]:
+def _not_held(name: str, section: QuantizationSection) -> list[str]:
     """Why a format cannot hold the schemes of a section, or not in one checkpoint.
 
     Raises:
@@ -213,7 +220,7 @@ def resolve_format(section: QuantizationSection) -> str:
         return _ANY_SCHEME
     named_alike = (section.method,) if section.method in format_registry else ()
     for name in (*named_alike, _ANY_SCHEME, *format_registry):
-        if not _format_problems(name, section):
+        if not _not_held(name, section):
             return format_registry.get_format(name).name
     return _ANY_SCHEME
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from quantlib.evaluation.job import Job
     from quantlib.models.names import Names
     from quantlib.models.skeleton import Skeleton
+    from quantlib.schemes import LinearScheme
 
 
 _OF_EXPERT = re.compile(r"experts\.(\d+)\.")
@@ -142,14 +143,11 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     from quantlib.checkpoint.checkpoint import Checkpoint
     from quantlib.checkpoint.quantized import quantized_modules
     from quantlib.checkpoint.source import FolderSource
-    from quantlib.checkpoint.tensors import read_tensor
-    from quantlib.evaluation.rounded_experts import ROUNDED_EXPERTS, round_inputs
+    from quantlib.evaluation.rounded_experts import ROUNDED_EXPERTS
     from quantlib.formats import format_registry
-    from quantlib.formats.compressed_tensors import input_scale_name
     from quantlib.formats.dequantize import dequantized_state
     from quantlib.models.names import Names
     from quantlib.models.skeleton import Skeleton
-    from quantlib.numbers.inputs import round_input
 
     checkpoint = Checkpoint.open(FolderSource(folder))
     skeleton = Skeleton(checkpoint.config)
@@ -174,6 +172,31 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     if any(map(_OF_EXPERT.search, rounded)):
         settings["experts_implementation"] = ROUNDED_EXPERTS
     model = model_class.from_pretrained(None, state_dict=state, **settings)
+    _round_linears(model, checkpoint, names, rounded)
+    if made_by.read_cache(quantization) is not None:
+        _round_cached(model, checkpoint)
+    return model
+
+
+def _round_linears(
+    model: Any, checkpoint: Checkpoint, names: Names, rounded: Mapping[str, LinearScheme]
+) -> None:
+    """Lets linears round their inputs as they are served.
+
+    Args:
+        model: Of transformers.
+        checkpoint: The quantized one.
+        names: What transformers calls its tensors.
+        rounded: The schemes of such linears, by full name.
+
+    Raises:
+        QuantlibError: Inputs of experts that transformers computes in its own way alone.
+    """
+    from quantlib.checkpoint.tensors import read_tensor
+    from quantlib.evaluation.rounded_experts import round_inputs
+    from quantlib.formats.compressed_tensors import input_scale_name
+    from quantlib.numbers.inputs import round_input
+
     for name, scheme in rounded.items():
         scale = None
         if scheme.is_static:
@@ -190,9 +213,6 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
             continue
         module = model.get_submodule(target.removesuffix(".weight"))
         module.register_forward_pre_hook(lambda _, inputs, rounding=rounding: (rounding(*inputs),))
-    if made_by.read_cache(quantization) is not None:
-        _round_cached(model, checkpoint)
-    return model
 
 
 def _round_cached(model: Any, checkpoint: Checkpoint) -> None:
