@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from quantlib.checks.linears import checkpoint_scheme
-from quantlib.checks.model import cpu_problem
+from quantlib.checks.model import cpu_problem, is_emulated
 from quantlib.checks.outer import unties
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.choose_engine import installed_vllm
@@ -51,6 +51,8 @@ class DryLoadJob(BaseModel):
         layout: What the model is made of.
         without_kernels: Whether vLLM lacks kernels for some of it here, which then only has to be
             built and loaded.
+        emulated: Whether our emulation then stands in for them, so that what vLLM refuses is the
+            model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +62,7 @@ class DryLoadJob(BaseModel):
     dtype: str
     layout: Layout
     without_kernels: bool = False
+    emulated: bool = False
 
 
 class DryLoadOutcome(BaseModel):
@@ -138,6 +141,7 @@ def dry_load(
         dtype=serving_dtype(adapter.config),
         layout=adapter.layout,
         without_kernels=missing is not None,
+        emulated=missing is not None and is_emulated(section, adapter),
     )
 
     def work(output: StepOutput) -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import struct
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -83,7 +84,12 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
     except Exception as error:
         raise NotPossibleError(f"vLLM cannot be imported: {in_words(error)}") from error
     lacking = "the device" if device == NO_DEVICE else None
-    if job.without_kernels:
+    if job.emulated:
+        from quantlib.evaluation import emulated_experts, emulated_linears
+
+        emulated_linears.put_in_place()
+        emulated_experts.put_in_place()
+    elif job.without_kernels:
         from quantlib.evaluation import stand_in_kernels
 
         stand_in_kernels.put_in_place()
@@ -156,13 +162,24 @@ def _device() -> str:
 
 @contextmanager
 def _judging(lacking: str | None) -> Iterator[None]:
-    """What vLLM says where something is lacking may be about the stand-in, and refuses no model."""
+    """What vLLM says where something is lacking may be about the stand-in, and refuses no model.
+
+    Nor does what our emulation says.
+    """
     try:
         yield
     except Exception as error:
+        if lacking is None and _is_ours(error):
+            lacking = "kernels"
         if lacking is not None:
             raise NotPossibleError(f"not without {lacking}: {in_words(error)}") from error
         raise
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error was raised by code of quantlib."""
+    (*_, last) = traceback.walk_tb(error.__traceback__)
+    return str(last[0].f_globals.get("__name__", "")).startswith("quantlib.")
 
 
 def final_tensors(folder: Path, job: DryLoadJob) -> Iterator[tuple[str, Tensor]]:

@@ -29,6 +29,7 @@ from quantlib.models.fusion import vllm_version
 from quantlib.quantizers import quantizer_registry
 from quantlib.quantizers.minmax import MinMaxQuantizer
 from quantlib.recipe import Recipe
+from quantlib.schemes import SCHEMES
 from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import plan
 from quantlib.steps.texts import bring_texts
@@ -324,6 +325,7 @@ def test_a_machine_without_the_device_stands_in_for_one() -> None:
 
 W8A8 = {"method": "minmax", "weights": W8}
 PACKED = {"format": "compressed-tensors"}
+W4_IN_128 = {"bits": 4, "group_size": 128}
 
 
 @pytest.mark.slow
@@ -340,6 +342,18 @@ PACKED = {"format": "compressed-tensors"}
         ("mixtral", {**W8A8, "weights": W8 | {"type": "float"}, "activations": "fp8"}, None),
         ("llama", {"weights": W8, **PACKED}, None),
         ("mixtral", {"method": "other_size", "format": "gptq"}, r"when it gets model\.layers\.0"),
+        ("llama", {"method": "minmax", **SCHEMES["NVFP4"]}, None),
+        (
+            "mixtral",
+            {"method": "minmax", **SCHEMES["FP8_BLOCK"]},
+            "output_partition_size = 64 is not",
+        ),
+        ("llama", {"method": "minmax", "weights": W4_IN_128, "activations": "fp8"}, None),
+        (
+            "mixtral",
+            {"method": "minmax", "weights": W4_IN_128, "activations": "fp8"},
+            "hidden_size=128 must be divisible by 256",
+        ),
     ],
 )
 def test_what_has_no_kernel_on_a_cpu_is_built_and_loaded_all_the_same(
