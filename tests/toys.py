@@ -97,6 +97,7 @@ def run_toy(
     width: int = 64,
     grace: float = 2.0,
     retries: int = 0,
+    gpus: tuple[str, ...] = (),
     **settings: Any,
 ) -> RunResult:
     """Runs a toy, with no wait before an attempt."""
@@ -106,6 +107,7 @@ def run_toy(
         parallel,
         Retries(count=retries, delay=0, factor=1, limit=60),
         Images("toy", "toy", "toy"),
+        gpus,
     )
     constants = Constants(recipes={}, node_gpus=1, parallel=width, scratch="")
     with pytest.MonkeyPatch.context() as patch:

@@ -28,6 +28,7 @@ from pipelines.commands.options import (
 from pipelines.compiling import Compilation, CompileOptions, graph_of, prepare
 from pipelines.kubeflow.client import Kubeflow, Server
 from pipelines.local.containers import DockerRunner
+from pipelines.local.gpus import find_gpus
 from pipelines.local.processes import ProcessRunner, Runner
 from pipelines.local.run import RESULT_NAME, RunResult, run_graph
 from pipelines.local.scheduler import Execution
@@ -140,6 +141,7 @@ def run_command(
         parallel,
         compilation.profile.retries.model_copy(update={"count": retries}),
         compilation.images,
+        find_gpus(),
     )
     settings = {"publish_to": "", "gpu": "cpu"} | job.settings()
     settings["recipe"] = recipe.canonical_json()

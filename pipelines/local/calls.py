@@ -53,6 +53,8 @@ class Call:
         folder: The folder of its log and its outputs.
         inputs: What it is given; artifacts lie in the folders of earlier steps.
         outputs: What it is to write.
+        gpus: Those that it may use, as ``CUDA_VISIBLE_DEVICES`` names them; of a machine without
+            any, none.
     """
 
     step: str
@@ -63,6 +65,7 @@ class Call:
     folder: Path
     inputs: Values
     outputs: Interface
+    gpus: tuple[str, ...] = ()
 
     @property
     def log(self) -> Path:

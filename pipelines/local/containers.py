@@ -47,7 +47,6 @@ def docker_arguments(
     scratch: Path,
     network: str,
     grace: float,
-    gpus: bool,
     environment: Mapping[str, str],
 ) -> list[str]:
     """The arguments of ``docker`` that create the container of a step.
@@ -60,7 +59,6 @@ def docker_arguments(
         scratch: Folder that is its ``/scratch``.
         network: Network of steps that need one.
         grace: Seconds between SIGTERM and SIGKILL.
-        gpus: Whether it gets the GPUs.
         environment: The caller's environment. Credentials are passed on by name: docker takes the
             value itself, and no list of processes shows it.
     """
@@ -88,7 +86,8 @@ def docker_arguments(
         *("--security-opt", "no-new-privileges"),
         *("--network", network if access.network else "none"),
         *("--cpus", str(call.threads), "--shm-size", _SHARED_MEMORY),
-        *(("--gpus", "all") if gpus else ()),
+        # In quotes of its own: docker reads the value as CSV.
+        *(("--gpus", f'"device={",".join(call.gpus)}"') if call.gpus else ()),
         *("--stop-timeout", str(round(grace)), "--log-driver", "none"),
         *("--tmpfs", "/tmp", "--mount", _mount(scratch, Path("/scratch"))),
         *(word for path in sorted(mounts) for word in ("--mount", mounts[path])),
@@ -117,7 +116,6 @@ class DockerRunner:
         self.grace = grace
         self._user = (os.getuid(), os.getgid())
         self._prepared: set[Path] = set()
-        self._gpus: bool | None = None
 
     async def require(self, images: Collection[str]) -> None:
         """Checks that there is an engine that has the images.
@@ -155,8 +153,6 @@ class DockerRunner:
             scratch=scratch,
             network=self.network,
             grace=self.grace,
-            gpus=await self._has_gpus()
-            and call.inputs.parameters.get("device") in ("auto", "cuda"),
             environment=os.environ,
         )
         try:
@@ -232,12 +228,6 @@ class DockerRunner:
                 f"{folder} belongs to user {status.st_uid}, and the containers run as user {user}: "
                 f"run as its owner, or give another folder",
             )
-
-    async def _has_gpus(self) -> bool:
-        if self._gpus is None:
-            _, output, _ = await _docker("info", "--format", "{{json .Runtimes}}")
-            self._gpus = "nvidia" in output
-        return self._gpus
 
 
 async def _docker(*arguments: str) -> tuple[int, str, str]:

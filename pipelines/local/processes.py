@@ -10,6 +10,7 @@ import sys
 from typing import Protocol
 
 from pipelines.local.calls import Call
+from pipelines.local.gpus import VISIBLE_VARIABLE
 from quantlib.runtime.keeper import kept
 from quantlib.runtime.process_group import SECONDS_FOR_KEEPER, SECONDS_TO_END
 
@@ -86,4 +87,5 @@ def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None
 
 def _environment(call: Call) -> dict[str, str]:
     defaults = {"OMP_NUM_THREADS": str(call.threads), "PYTHONUNBUFFERED": "1"}
-    return {**defaults, **os.environ, **call.environment}
+    visible = {VISIBLE_VARIABLE: ",".join(call.gpus)} if call.gpus else {}
+    return {**defaults, **os.environ, **visible, **call.environment}

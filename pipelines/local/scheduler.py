@@ -15,6 +15,7 @@ from components._images import Images
 from pipelines.graph import Asked, Constant, Constants, Graph, Item, Output, Source, Step
 from pipelines.interface import interface_of
 from pipelines.local.calls import Artifact, Call, Values
+from pipelines.local.gpus import Gpus, wanted
 from pipelines.local.processes import Runner
 from pipelines.local.state import State, StepRun
 from pipelines.profiles import Retries
@@ -35,6 +36,7 @@ class Execution:
         retries: How often and when a step that failed is started again. Invalid input and a
             checkpoint that was refused (exit codes 2 and 3) stay what they are.
         images: What the steps run in, where the runner starts containers.
+        gpus: The GPUs that steps share, as ``CUDA_VISIBLE_DEVICES`` names them.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class Execution:
     parallel: int
     retries: Retries
     images: Images
+    gpus: tuple[str, ...] = ()
 
 
 class Scheduler:
@@ -66,6 +69,7 @@ class Scheduler:
         self._graph, self._settings, self._constants = graph, settings, constants
         self._execution, self._cpus, self._changed = execution, cpus, changed
         self._slots = asyncio.Semaphore(execution.parallel)
+        self._gpus = Gpus(execution.gpus)
         self._outputs: dict[str, list[Values]] = {}
 
     async def run(self) -> None:
@@ -107,29 +111,18 @@ class Scheduler:
         self, step: Step, run: StepRun, item: Any, slots: asyncio.Semaphore, width: int
     ) -> None:
         async with slots, self._slots:
-            if self.failure:
-                self._set_state(run, State.NOT_RUN)
-                return
-            run.folder.mkdir(parents=True, exist_ok=True)
-            call = Call(
-                step.name,
-                run.name,
-                self._execution.images.of(step.name),
-                {
-                    CODE_VARIABLE: code_version(),
-                    RUN_VARIABLE: self._execution.folder.name,
-                    NOTIFY_VARIABLE: "",  # the runner tells
-                },
-                max(1, self._cpus // min(self._execution.parallel, width)),
-                run.folder,
-                self._inputs(step, item),
-                interface_of(step.name),
-            )
-            run.started = time.monotonic()
-            self._set_state(run, State.RUNNING)
+            inputs = self._inputs(step, item)
             try:
-                call.log.unlink(missing_ok=True)
-                await self._attempt(step, run, call)
+                async with self._gpus.lend(run.name, wanted(inputs)) as gpus:
+                    if self.failure:
+                        self._set_state(run, State.NOT_RUN)
+                        return
+                    run.folder.mkdir(parents=True, exist_ok=True)
+                    run.started = time.monotonic()
+                    self._set_state(run, State.RUNNING)
+                    call = self._call(step, run, inputs, width, gpus)
+                    call.log.unlink(missing_ok=True)
+                    await self._attempt(step, run, call)
             except asyncio.CancelledError:
                 self._set_state(run, State.INTERRUPTED)
                 raise
@@ -138,6 +131,25 @@ class Scheduler:
             except OSError as error:
                 run.error = f"step {run.name}: {os_error_line(error, run.folder)}"
             self._set_state(run, State.FAILED if run.error else State.SUCCEEDED)
+
+    def _call(
+        self, step: Step, run: StepRun, inputs: Values, width: int, gpus: tuple[str, ...]
+    ) -> Call:
+        return Call(
+            step.name,
+            run.name,
+            self._execution.images.of(step.name),
+            {
+                CODE_VARIABLE: code_version(),
+                RUN_VARIABLE: self._execution.folder.name,
+                NOTIFY_VARIABLE: "",  # the runner tells
+            },
+            max(1, self._cpus // min(self._execution.parallel, width)),
+            run.folder,
+            inputs,
+            interface_of(step.name),
+            gpus,
+        )
 
     async def _attempt(self, step: Step, run: StepRun, call: Call) -> None:
         retries = self._execution.retries

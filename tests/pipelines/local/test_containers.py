@@ -34,7 +34,6 @@ def arguments_of(call: Call, access: Access = NOTHING, **changes: Any) -> list[s
         "scratch": call.folder / "scratch",
         "network": "bridge",
         "grace": 10.0,
-        "gpus": False,
         "environment": {},
     }
     return docker_arguments(call, access, "name", **given | changes)
@@ -129,7 +128,8 @@ def test_folders_are_mounted_where_they_are(call: Call, tmp_path: Path) -> None:
 
 
 def test_gpus_when_there_are_some(call: Call) -> None:
-    assert values_of(arguments_of(call, gpus=True), "--gpus") == ["all"]
+    with_two = replace(call, gpus=("0", "3"))
+    assert values_of(arguments_of(with_two), "--gpus") == ['"device=0,3"']
     assert "--gpus" not in arguments_of(call)
 
 
