@@ -38,7 +38,8 @@ def recipe_of(scheme: str, method: str) -> dict[str, Any]:
     weights = asked["weights"]
     if (size := group_size_of(scheme)) is not None:
         weights = weights | {"group_size": size}
-    recipe: dict[str, Any] = {"quantization": {**asked, "weights": weights, "method": method}}
+    section = {**asked, "weights": weights, "method": method}
+    recipe: dict[str, Any] = {"quantization": section, "outlier_suppression": None}
     if method == "smoothed":
         recipe["quantization"]["method"] = "gptq"
         recipe["outlier_suppression"] = {"method": "smooth_quant", "options": {"alpha": "auto"}}

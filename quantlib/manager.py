@@ -10,6 +10,7 @@ from quantlib.checks.group_size import settle
 from quantlib.checks.model import sharing_problems
 from quantlib.checks.recipe import parse_recipe
 from quantlib.checks.scheme import provisional_section, resolve_format
+from quantlib.checks.suppression import possible_suppression
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.judging import not_by_kernels
 from quantlib.formats import format_registry
@@ -79,7 +80,7 @@ class QuantizationManager:
         section = provisional_section(self.recipe.quantization)
         quantizer_registry.get_quantizer(section.method)(section)
         format_registry.get_format(resolve_format(section))
-        suppression = self.recipe.outlier_suppression
+        suppression = possible_suppression(self.recipe)
         if suppression is not None:
             outlier_suppression_registry.get_suppressor(suppression.method)(suppression.options)
 

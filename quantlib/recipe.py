@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from quantlib.quantization import AskedQuantization, QuantizationSection
 from quantlib.section import Section
@@ -218,8 +219,13 @@ class AskedRecipe(Section):
     quantization: AskedQuantization = AskedQuantization()
     calibration: CalibrationSection = CalibrationSection()
     outlier_suppression: Annotated[
-        OutlierSuppressionSection | None, Field(description="Default: none.")
-    ] = None
+        OutlierSuppressionSection | Literal["auto"] | None,
+        Field(
+            description="auto: smooth_quant with alpha auto where a method that calibrates rounds "
+            "inputs to FP4 and the model has a place for the scales, without a budget; otherwise "
+            "none. null: none."
+        ),
+    ] = "auto"
     num_ranges: Annotated[
         int,
         Field(ge=1, le=64, description="Ranges of blocks that are quantized independently."),
@@ -227,6 +233,16 @@ class AskedRecipe(Section):
     validation: ValidationSection = ValidationSection()
     serving: ServingSection = ServingSection()
     publish: PublishSection = PublishSection()
+
+    @field_validator("outlier_suppression", mode="wrap")
+    @classmethod
+    def _one_fault(cls, value: object, handler: ValidatorFunctionWrapHandler) -> object:
+        if isinstance(value, Mapping):  # its faults alone, not one of each type that it may have
+            return OutlierSuppressionSection.model_validate(value)
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError("must be auto, null or a section") from None
 
     def canonical_json(self) -> str:
         """The recipe with every default filled in; equal recipes give equal text."""
@@ -244,3 +260,4 @@ class Recipe(AskedRecipe):
     """
 
     quantization: QuantizationSection = QuantizationSection()
+    outlier_suppression: OutlierSuppressionSection | None = None

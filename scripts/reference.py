@@ -84,6 +84,8 @@ def _table(model: type[BaseModel], path: str) -> Iterator[str]:
         if _inner_section(field.annotation) is not None:
             full = f"{path}.{name}" if path else name
             kind, default = "section", "none" if field.default is None else f"see `{full}`"
+            if isinstance(field.default, str):
+                kind, default = f"`{field.default}` or section", f"`{field.default}`"
             if entry.get("type") == "array":
                 kind, default = f"list of `{full}`", "none"
         else:

@@ -1,4 +1,4 @@
-"""Settles ``group_size: auto``, once the shapes of a model are known. Imports no torch."""
+"""Settles what a recipe leaves to the model: group sizes above all. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from quantlib.checks.scheme import (
     provisional_section,
     with_sizes,
 )
+from quantlib.checks.suppression import settled_suppression
 from quantlib.models.adapter import BaseModelAdapter
 from quantlib.quantization import QuantizationSection
-from quantlib.recipe import AskedRecipe, Recipe
+from quantlib.recipe import AskedRecipe, OutlierSuppressionSection, Recipe
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class Settled:
 
 
 def settle(asked: AskedRecipe, adapter: BaseModelAdapter) -> Settled:
-    """Chooses the group sizes that a recipe leaves open: of its weights, and of each rule's.
+    """Chooses what a recipe leaves open: group sizes, and whether outliers are suppressed.
 
-    Each is the largest of ``AUTOMATIC_SIZES`` that the method can produce, the format can hold, and
-    that divides the input of every linear that it is for, on each of the GPUs that will share the
-    model. Where there is none it is the smallest, which
-    :func:`quantlib.checks.model.model_problems` then refuses with everything else.
+    Each size, of its weights and of each rule, is the largest of ``AUTOMATIC_SIZES`` that the
+    method can produce, the format can hold, and that divides the input of every linear that it is
+    for, on each of the GPUs that will share the model. Where there is none it is the smallest,
+    which :func:`quantlib.checks.model.model_problems` then refuses with everything else.
 
     Args:
         asked: A valid recipe.
@@ -65,7 +66,8 @@ def settle(asked: AskedRecipe, adapter: BaseModelAdapter) -> Settled:
                     lines.append(_line(section, slot, size, sizes, obstacle))
                 break
             obstacle = found
-    return Settled(settled_as(asked, section), "; ".join(lines))
+    suppression = settled_suppression(asked, adapter)
+    return Settled(settled_as(asked, section, suppression), "; ".join(lines))
 
 
 def why(recipe: Recipe, adapter: BaseModelAdapter) -> str:
@@ -90,9 +92,17 @@ def why(recipe: Recipe, adapter: BaseModelAdapter) -> str:
     return settled.said if settled.recipe == recipe else ""
 
 
-def settled_as(asked: AskedRecipe, section: QuantizationSection) -> Recipe:
-    """What is asked for, with a section whose sizes are settled."""
-    return Recipe.model_validate(asked.model_dump() | {"quantization": section.model_dump()})
+def settled_as(
+    asked: AskedRecipe,
+    section: QuantizationSection,
+    suppression: OutlierSuppressionSection | None,
+) -> Recipe:
+    """What is asked for, with sections that are settled."""
+    settled = {
+        "quantization": section.model_dump(),
+        "outlier_suppression": None if suppression is None else suppression.model_dump(),
+    }
+    return Recipe.model_validate(asked.model_dump() | settled)
 
 
 def _columns(section: QuantizationSection, adapter: BaseModelAdapter) -> dict[Slot, dict[int, str]]:

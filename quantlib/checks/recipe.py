@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from quantlib.checks.scheme import open_sizes, scheme_problems
+from quantlib.checks.suppression import possible_suppression
 from quantlib.config import YamlFormat, load_config, named_file
 from quantlib.errors import InvalidInputError, Problem, collected
 from quantlib.recipe import SHIPPED_RECIPES, AskedRecipe, Recipe
@@ -151,4 +152,12 @@ def recipe_from_text(text: str) -> Recipe:
             "auto is settled by the plan step, whose recipe the steps after it take",
             "give that one, or a number",
         )
-    return Recipe.model_validate(recipe.model_dump())
+    suppression = possible_suppression(recipe)
+    if suppression is not None and recipe.outlier_suppression == "auto":
+        raise InvalidInputError.one(
+            "recipe: outlier_suppression",
+            "auto is settled by the plan step, whose recipe the steps after it take",
+            "give that one, null, or a section",
+        )
+    settled = None if suppression is None else suppression.model_dump()
+    return Recipe.model_validate(recipe.model_dump() | {"outlier_suppression": settled})

@@ -11,6 +11,7 @@ from quantlib.checks.machine import destination_problems, space_problems, store_
 from quantlib.checks.model import model_problems, sharing_problems
 from quantlib.checks.places import local_path
 from quantlib.checks.scheme import needs_calibration
+from quantlib.checks.suppression import possible_suppression
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.judging import writes_plain_model
 from quantlib.models import BaseModelAdapter, open_model
@@ -53,7 +54,7 @@ def input_problems(
         if wanted_texts(asked, validated=validated):
             faults = tokenizer_problems(files)
         try:
-            checkpoint, adapter = open_model(files, folds=asked.outlier_suppression is not None)
+            checkpoint, adapter = open_model(files, folds=possible_suppression(asked) is not None)
         except InvalidInputError as error:
             return [*problems, *faults, *error.problems]
         recipe = settle(asked, adapter).recipe

@@ -14,7 +14,7 @@ from quantlib.grids import number_types
 from quantlib.outlier_suppression import outlier_suppression_registry
 from quantlib.quantization import AskedQuantization, QuantizationSection
 from quantlib.quantizers import BaseQuantizer, BatchQuantizer, quantizer_registry
-from quantlib.recipe import AskedRecipe, Recipe
+from quantlib.recipe import AskedRecipe, OutlierSuppressionSection, Recipe
 from quantlib.schemes import ACTIVATIONS, EXACT_INPUTS, SCHEMES, LinearScheme, WeightScheme
 
 AUTOMATIC_SIZES = (128, 64, 32)
@@ -100,7 +100,7 @@ def _draft_problems(section: QuantizationSection) -> Iterator[Problem]:
 
 def _suppression_problems(recipe: AskedRecipe) -> Iterator[Problem]:
     suppression = recipe.outlier_suppression
-    if suppression is None:
+    if not isinstance(suppression, OutlierSuppressionSection):
         return
     if recipe.quantization.budget is not None:
         yield Problem(
@@ -312,5 +312,5 @@ def needs_calibration(recipe: AskedRecipe) -> bool:
     return (
         needs_hidden_states(recipe.quantization)
         or recipe.quantization.cache is not None
-        or recipe.outlier_suppression is not None
+        or isinstance(recipe.outlier_suppression, OutlierSuppressionSection)
     )

@@ -82,6 +82,7 @@ def plan(
     from quantlib.checks.model import exact_in_words
     from quantlib.checks.recipe import load_recipe
     from quantlib.checks.run import opened_problems
+    from quantlib.checks.suppression import possible_suppression
     from quantlib.errors import InvalidInputError, Problem, collected
     from quantlib.models import open_model
     from quantlib.models.fusion import not_served
@@ -104,7 +105,7 @@ def plan(
         raise InvalidInputError(problems)
     with progress(quiet=quiet):
         source = open_source(model)
-        checkpoint, adapter = open_model(source, folds=asked.outlier_suppression is not None)
+        checkpoint, adapter = open_model(source, folds=possible_suppression(asked) is not None)
         settled = settle(asked, adapter)
         recipe, searched = settled.recipe, None
         if problems := opened_problems(recipe, checkpoint, adapter):

@@ -109,7 +109,7 @@ Examples:
 @click.option("--format", "format_", help="awq, gptq or compressed-tensors. Default: by method.")
 @click.option("--layer-wise", is_flag=True, help="Quantize only the blocks of --layers.")
 @click.option("--layers", callback=_layers, help="Block indices: 0,1,2. The rest stays exact.")
-@click.option("--outlier-suppression", help="smooth_quant.")
+@click.option("--outlier-suppression", help="smooth_quant, none, or auto.")
 @click.option("--calibration-dataset", help="File or folder of text, s3://…, hf://datasets/….")
 @click.option("--num-samples", type=int, help="Calibration windows. Default: 128.")
 @click.option("--sequence-length", type=int, help="Tokens in a window. Default: 512.")
@@ -315,6 +315,9 @@ def build_recipe(config: str | None, options: dict[str, Any]) -> AskedRecipe:
     data, problems = with_scheme(data, options.pop("scheme"), "--scheme")
     for name, value in options.items():
         if value is None:
+            continue
+        if name == "outlier_suppression" and value in ("none", "auto"):
+            data[name] = None if value == "none" else value
             continue
         *path, last = _PATHS[name]
         section = data

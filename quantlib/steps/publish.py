@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from quantlib.checks.group_size import settled_as
 from quantlib.checks.recipe import recipe_from_text
+from quantlib.checks.suppression import possible_suppression
 from quantlib.errors import GateFailedError, InvalidInputError, StoreError
 from quantlib.publishing.destination import Destination, Draft, record_of
 from quantlib.publishing.opening import open_destination
@@ -185,11 +186,12 @@ def sign_published(
 
 
 def _as_made(asked: AskedRecipe, lineage: Iterable[Receipt]) -> Recipe:
-    """What was done where this was asked for: the sizes of groups are those of the receipts."""
-    made = next(each for each in lineage if each.step == "quantize").parameters["quantization"]
+    """What was done where this was asked for: what it leaves to the model is of the receipts."""
+    parameters = next(each for each in lineage if each.step == "quantize").parameters
+    made, suppressed = parameters["quantization"], parameters["outlier_suppression"] is not None
     sized = {field: made[field] for field in ("weights", "schemes")}
     section = QuantizationSection.model_validate(asked.quantization.model_dump() | sized)
-    return settled_as(asked, section)
+    return settled_as(asked, section, possible_suppression(asked) if suppressed else None)
 
 
 def _draft(

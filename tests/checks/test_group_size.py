@@ -171,7 +171,8 @@ def test_a_settled_recipe_is_the_one_with_the_number(tiny_llama: Path) -> None:
         number = load_recipe(name, group_size=64)
         assert settle(number, adapter).said == ""
         assert settle(number, adapter).recipe == settle(load_recipe(name), adapter).recipe
-        assert settle(number, adapter).recipe.canonical_json() == number.canonical_json()
+        settled_number = number.model_dump() | {"outlier_suppression": None}
+        assert settle(number, adapter).recipe.model_dump() == settled_number
 
 
 def test_the_steps_after_the_plan_take_a_number() -> None:
