@@ -1,7 +1,8 @@
-"""Which tool has which method for which scheme, and by what names."""
+"""Which tool has which method for which scheme, by what names, and what it chose in ours."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from quantlib.quantizers import quantizer_registry
@@ -74,3 +75,18 @@ def job_of(tool: str, scheme: str, method: str) -> dict[str, Any]:
         case "auto-round":
             return job | {"scheme": AUTO_ROUND[scheme], "steps": STEPS[method]}
     return job | {"scheme": MODELOPT[scheme, method]}
+
+
+def rules_of(chosen: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
+    """Rules of a recipe for linears by name.
+
+    Args:
+        chosen: Bits and size of groups of each.
+    """
+    alike: dict[tuple[int, int], list[str]] = {}
+    for name, (bits, size) in chosen.items():
+        alike.setdefault((bits, size), []).append(name)
+    return [
+        {"scheme": f"W{bits}A16", "group_size": size, "linears": sorted(names)}
+        for (bits, size), names in sorted(alike.items())
+    ]

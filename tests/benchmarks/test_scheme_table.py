@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from benchmarks.scheme_table import Cell, Measured, markdown
-from benchmarks.scheme_tools import METHODS, can, group_size_of, job_of, recipe_of
+from benchmarks.scheme_tools import METHODS, can, group_size_of, job_of, recipe_of, rules_of
 from quantlib.checks.recipe import parse_recipe
 from quantlib.schemes import SCHEMES
 
@@ -64,3 +64,14 @@ def test_tools_are_told_of_schemes_in_their_words() -> None:
     assert not can("modelopt", "NVFP4", "minmax")
     assert job_of("modelopt", "W4A16", "awq")["scheme"] == "INT4_AWQ_CFG"
     assert not can("llm-compressor", "FP8_DYNAMIC", "awq")
+
+
+def test_what_a_tool_chose_is_a_recipe_of_ours() -> None:
+    up, down = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
+    rules = rules_of({up: (4, 32), down: (8, 64), "model.layers.1.mlp.up_proj": (4, 32)})
+    assert rules == [
+        {"scheme": "W4A16", "group_size": 32, "linears": [up, "model.layers.1.mlp.up_proj"]},
+        {"scheme": "W8A16", "group_size": 64, "linears": [down]},
+    ]
+    section = parse_recipe({"quantization": {"schemes": rules}}).quantization
+    assert [rule.scheme for rule in section.schemes] == ["W4A16", "W8A16"]
