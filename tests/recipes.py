@@ -32,5 +32,11 @@ def quick_recipe(model: Path | str, **changes: Any) -> Recipe:
 
 
 def settled_recipe(data: Mapping[str, Any]) -> Recipe:
-    """A recipe that gives every group size as a number, or leaves it at the default's."""
-    return Recipe.model_validate(parse_recipe(data).model_dump())
+    """A recipe that gives every group size as a number, or leaves it at the default's.
+
+    Outliers are suppressed only where it says so.
+    """
+    asked = parse_recipe(data).model_dump()
+    if asked["outlier_suppression"] == "auto":
+        asked["outlier_suppression"] = None
+    return Recipe.model_validate(asked)
