@@ -26,7 +26,6 @@ from quantlib.evaluation.transformers_engine import load_model
 from quantlib.formats.dequantize import dequantized_state
 from quantlib.models import open_model
 from quantlib.quantizers import InputStatistics, quantizer_registry
-from quantlib.schemes import SCHEMES
 from quantlib.steps.fetch import fetch
 from quantlib.steps.texts import input_of
 from quantlib.steps.validate import validate
@@ -129,15 +128,14 @@ def test_the_head_is_calibrated_on_what_the_quantized_model_gives_it(
 
 
 def judged(
-    engine: str, scheme: str, tools: tuple[Fixture, Fixture, Fixture], folder: Path
+    engine: str, rules: list[dict[str, Any]], tools: tuple[Fixture, Fixture, Fixture], folder: Path
 ) -> tuple[float, float]:
-    """The KL divergence of a model with such a head as it is judged, and by transformers alone."""
+    """The KL divergence of a model with such rules as it is judged, and by transformers alone."""
     make_model, small_recipe, run_steps = tools
     source, store = llama(make_model, folder / "source", True), LocalStore(folder / "store")
-    size = {} if "group_size" in SCHEMES[scheme]["weights"] else {"group_size": 32}
     recipe = small_recipe(
-        quantization={"schemes": [head(scheme, **size)]},
-        validation={"engine": engine, "prompts": ["A prompt"], "max_new_tokens": 4},
+        quantization={"schemes": rules},
+        validation={"engine": engine, "prompts": ["A"], "max_new_tokens": 4, "max_samples": 4},
     )
     made = run_steps(store, recipe, source)
     validation = validate(store, recipe, made.model, made.plan, made.checkpoint, "cpu")
@@ -155,25 +153,37 @@ def judged(
 def test_a_quantized_head_is_judged_against_the_original_one(
     make_model: Fixture, small_recipe: Fixture, run_steps: Fixture, tmp_path: Path
 ) -> None:
-    found, expected = judged(
-        "transformers", "W2A16", (make_model, small_recipe, run_steps), tmp_path
-    )
+    tools = make_model, small_recipe, run_steps
+    found, expected = judged("transformers", [head("W2A16", group_size=32)], tools, tmp_path)
     assert found == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.vllm
 @VLLM
-@pytest.mark.parametrize("scheme", ["W4A16", "W8A16", "FP8", "FP8_DYNAMIC", "NVFP4"])
+@pytest.mark.usefixtures("shared_engines")
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [head("W4A16", group_size=32)],
+        [head("W8A16", group_size=32)],
+        [head("FP8")],
+        [head("FP8_DYNAMIC")],
+        [head("NVFP4")],
+        [EMBEDDINGS],
+        [head("FP8"), {**EMBEDDINGS, "scheme": "W4A16"}],
+    ],
+    ids=lambda rules: "-".join(rule["scheme"] for rule in rules),
+)
 def test_vllm_judges_a_quantized_head(
-    scheme: str,
+    rules: list[dict[str, Any]],
     make_model: Fixture,
     small_recipe: Fixture,
     run_steps: Fixture,
     tmp_path: Path,
 ) -> None:
     """By its kernel, or by emulation where there is none; products in bfloat16."""
-    found, expected = judged("vllm", scheme, (make_model, small_recipe, run_steps), tmp_path)
+    found, expected = judged("vllm", rules, (make_model, small_recipe, run_steps), tmp_path)
     assert found == pytest.approx(expected, rel=0.1)
 
 
