@@ -29,6 +29,25 @@ _TextField = Annotated[
 ]
 
 
+Content = Literal["auto", "text", "conversations"]
+_Content = Annotated[
+    Content,
+    Field(
+        description="How documents are written: conversations through the model's chat "
+        "template, and no other rows; text without it, messages one below the other; auto: "
+        "conversations through the template where the model has one, text as it is."
+    ),
+]
+_DocumentEnd = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="The token behind each document: auto for the one that the model was "
+        "trained to read there, none, or a token.",
+    ),
+]
+
+
 class CalibrationSection(Section):
     """The text that the model is calibrated on."""
 
@@ -43,6 +62,8 @@ class CalibrationSection(Section):
     ] = None
     split: _Split = "train"
     text_field: _TextField = None
+    content: _Content = "auto"
+    document_end: _DocumentEnd = "auto"
     num_samples: Annotated[int, Field(ge=1, description="Token windows to calibrate on.")] = 128
     sequence_length: Annotated[int, Field(ge=8, description="Tokens in a window.")] = 512
     seed: Annotated[int, Field(ge=0, description="Decides which windows are taken.")] = 0
@@ -134,6 +155,8 @@ class ValidationSection(Section):
     ] = None
     split: _Split = "test"
     text_field: _TextField = None
+    content: _Content = "auto"
+    document_end: _DocumentEnd = "auto"
     num_samples: Annotated[
         int,
         Field(

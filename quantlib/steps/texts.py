@@ -33,6 +33,7 @@ from quantlib.text.processor import OpenImage
 from quantlib.text.tokenizer import load_tokenizer
 from quantlib.text.wanted import Section, wanted_texts
 from quantlib.text.windows import Windowing, Windows, require_documents, require_known
+from quantlib.text.writing import Writing
 
 STEP = "texts"
 TEXT_STEP = "text"
@@ -143,8 +144,8 @@ def make_all_windows(
         facts = made[purpose].facts
         opening = f"; every window begins with {' '.join(facts['opening'])}"
         _say(
-            f"{purpose} text: {text.parameters['name']}: {facts['read']['in_words']}"
-            f"{opening if facts['opening'] else ''}"
+            f"{purpose} text: {text.parameters['name']}: {facts['read']['in_words']}; "
+            f"{Writing(**facts['writing']).in_words()}{opening if facts['opening'] else ''}"
         )
     return made, problems
 
@@ -162,16 +163,18 @@ def _windows(
 
     def work(output: StepOutput) -> None:
         content, files = text.parameters["content"], files_of(store, text)
-        made = make_windows(
+        made, writing = make_windows(
             Text.of(section).name, content, files, source, windowing, vocabulary, open_image
         )
-        write_tokens(output, made.tokens)
+        write_tokens(output, made.tokens, made.kinds)
         output.facts = {
             "source": name,
             "content": content,
             "shipped": text.parameters["origin"]["kind"] == "shipped",
             "read": made.tally.to_json(),
             "opening": list(made.opening),
+            "writing": asdict(writing),
+            "kind_names": list(made.kind_names),
         }
         if made.illustrated and open_image is not None:
             samples = make_samples(files, source, windowing, open_image, made)
@@ -237,10 +240,22 @@ def _windows_of(
     with gather(found, images_of(section)) as gathered:
         content, files = digest_of_files(gathered.paths), gathered.files
         open_image = gathered.open_image if gathered.images.met else None
-        made = make_windows(name, content, files, source, windowing, vocabulary, open_image)
+        made, writing = make_windows(
+            name, content, files, source, windowing, vocabulary, open_image
+        )
     shipped = found.origin["kind"] == "shipped"
     read = made.tally.to_json()
-    return Windows(made.tokens, found.name, shipped, content, read, made.opening)
+    return Windows(
+        made.tokens,
+        found.name,
+        shipped,
+        content,
+        read,
+        made.opening,
+        writing,
+        made.kinds,
+        made.kind_names,
+    )
 
 
 def is_illustrated(recipe: AskedRecipe) -> bool:
@@ -288,9 +303,10 @@ def prompt_problems(
 def windowing_of(section: Section) -> Windowing:
     """The windows that a section of a recipe asks for."""
     wanted = section.num_samples, section.sequence_length
+    how = section.text_field, section.content, section.document_end
     if isinstance(section, CalibrationSection):
-        return Windowing(*wanted, section.seed, section.text_field)
-    return Windowing(*wanted, EVALUATION_SEED, section.text_field, section.max_samples)
+        return Windowing(*wanted, section.seed, *how)
+    return Windowing(*wanted, EVALUATION_SEED, *how, section.max_samples)
 
 
 def vocabulary_of(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> int | None:

@@ -12,21 +12,23 @@ from quantlib.checkpoint.writer import SafetensorsWriter
 from quantlib.store import Receipt, StepOutput, Store
 from quantlib.text.processor import Sample
 from quantlib.text.windows import IllustratedWindows, Windows
+from quantlib.text.writing import Writing
 
 TOKENS_NAME = "tokens.safetensors"
 SAMPLES_NAME = "samples.safetensors"
 ILLUSTRATED = "illustrated"
 """The fact, of a text and of its windows, that says what there is with images."""
 
-_TENSOR = "tokens"
+_TENSOR, _KINDS = "tokens", "kinds"
 _DTYPES = {"I64": "<i8", "I32": "<i4", "F32": "<f4", "BOOL": "?", "U8": "u1"}
 """Of what processors give, by safetensors' names for them; any other becomes float32."""
 
 
-def write_tokens(output: StepOutput, tokens: np.ndarray) -> None:
-    """Writes windows of tokens, int64 ``[samples, sequence]``."""
+def write_tokens(output: StepOutput, tokens: np.ndarray, kinds: np.ndarray) -> None:
+    """Writes windows of tokens, int64 ``[samples, sequence]``, and the kinds of these, int32."""
     with SafetensorsWriter(output.local(TOKENS_NAME)) as writer:
         writer.add(_TENSOR, "I64", tokens.shape, tokens.astype("<i8").tobytes())
+        writer.add(_KINDS, "I32", kinds.shape, kinds.astype("<i4").tobytes())
         digest, count = writer.finish()
     output.add(TOKENS_NAME, sha256=digest, tensors=count)
 
@@ -38,13 +40,17 @@ def read_windows(store: Store, receipt: Receipt) -> Windows:
         StoreError: They are missing or damaged.
     """
     source = ReceiptSource(store, receipt)
-    info = read_header(source, TOKENS_NAME)[_TENSOR]
-    data = source.read(TOKENS_NAME, info.start, info.bytes)
-    tokens = np.frombuffer(data, "<i8").reshape(info.shape).astype(np.int64, copy=False)
-    facts = receipt.facts
+    header = read_header(source, TOKENS_NAME)
+    tokens, kinds = (
+        np.frombuffer(source.read(TOKENS_NAME, info.start, info.bytes), _DTYPES[info.dtype])
+        .reshape(info.shape)
+        .astype(dtype, copy=False)
+        for info, dtype in ((header[_TENSOR], np.int64), (header[_KINDS], np.int32))
+    )
+    facts = receipt.facts | {"writing": Writing(**receipt.facts["writing"])}
     if with_images(receipt):
         facts = facts | {ILLUSTRATED: IllustratedWindows(**facts[ILLUSTRATED])}
-    return Windows(tokens, **facts)
+    return Windows(tokens, kinds=kinds, **facts)
 
 
 def with_images(windowed: Receipt) -> bool:

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from quantlib.text.conversations import ChatTemplate, Conversation, plain_text
+from quantlib.errors import InvalidInputError
+from quantlib.recipe import Content
+from quantlib.text.chat_template import BrokenTemplateError, ChatTemplate
+from quantlib.text.conversations import Conversation, plain_text
 from quantlib.text.files import TextFile
 from quantlib.text.formats import (
     NOT_UNICODE,
@@ -24,6 +27,8 @@ from quantlib.text.rows import recognize
 
 _SHOWN = 3
 _EMPTY = Fault("empty")
+_NO_CONVERSATION = Fault("no conversation, which alone is asked for")
+_PLAIN_KIND = "plain text"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Piece:
         opens: The document begins here.
         closes: It ends here.
         plain: The tokenizer is to add its special tokens: a chat template has written them itself.
+        kind: What kind of document it is: as its row says, else what that was recognized as.
     """
 
     where: str
@@ -43,6 +49,7 @@ class Piece:
     opens: bool = True
     closes: bool = True
     plain: bool = True
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Tally:
         left_out: Rows that were not used, by the reason.
         examples: The first of those, with file, row and reason.
         templated: Conversations that the model's chat template wrote.
-        joined: Conversations of a model without one: their messages follow on each other.
+        joined: Conversations that none wrote: their messages follow on each other.
     """
 
     used: Counter[str] = field(default_factory=Counter)
@@ -120,10 +127,7 @@ class Tally:
         if self.templated:
             words.append("conversations written by the model's chat template")
         if self.joined:
-            words.append(
-                "the model has no chat template, so the messages of a conversation stand one "
-                "below the other, without roles"
-            )
+            words.append("messages of conversations one below the other, without roles")
         if self.left_out:
             words.append(self.left_out_in_words())
         return "; ".join(words)
@@ -145,6 +149,7 @@ def read_documents(
     template: ChatTemplate | None = None,
     tally: Tally | None = None,
     place: str | Fault | None = None,
+    content: Content = "auto",
 ) -> Iterator[Piece | Illustrated]:
     """The documents of files, in order; rows that are none are left out and counted.
 
@@ -155,14 +160,20 @@ def read_documents(
         tally: Where it is counted; documents with images only where they are left out.
         place: What the model's text has where an image goes, or why rows with images are left out;
             None where nobody will read the text of such rows.
+        content: What is written: ``conversations`` alone; ``text``, with the messages of
+            conversations one below the other; else both, conversations by the template.
 
     Raises:
-        InvalidInputError: A file cannot be read at all.
+        InvalidInputError: A file cannot be read at all, or the chat template fails on a row.
     """
     tally = Tally() if tally is None else tally
+    writer = None if content == "text" else template
     for file in files:
         if kind_of(file.name) == PLAIN:
-            yield from _plain(file, tally)
+            if content == "conversations":
+                tally.leave_out(file.name, _NO_CONVERSATION)
+            else:
+                yield from _plain(file, tally)
             continue
         for number, row in read_rows(file):
             where = f"{file.name} row {number}"
@@ -175,10 +186,24 @@ def read_documents(
                     kind = f"{found[0]} with images"
                     yield Illustrated(where, file.name, kind, text, plain, pictures)
                 else:
-                    text, plain = _written(*found, template, tally)
-                    yield from _pieces(where, text, plain)
+                    if content == "conversations" and isinstance(found[1], str):
+                        raise RowError(_NO_CONVERSATION.reason)
+                    text, plain = _written(*found, writer, tally)
+                    yield from _pieces(where, text, plain, _label(row, found[0]))
             except RowError as error:
                 tally.leave_out(where, error.fault)
+            except BrokenTemplateError as error:
+                raise InvalidInputError.one(
+                    where,
+                    f"the model's chat template fails on it: {error}",
+                    "mend the template or the row, or let the text be read without a template: "
+                    "content: text",
+                ) from None
+
+
+def _label(row: Any, recognized: str) -> str:
+    said = row.get("kind") if isinstance(row, dict) else None
+    return said if isinstance(said, str) and said else recognized
 
 
 def _pictures(held: str | TextWithImages | Conversation) -> tuple[Picture, ...]:
@@ -238,10 +263,10 @@ def _written(
     return text, plain
 
 
-def _pieces(where: str, text: str, plain: bool) -> Iterator[Piece]:
+def _pieces(where: str, text: str, plain: bool, kind: str) -> Iterator[Piece]:
     pieces = list(in_pieces(iter((text,))))
     for index, piece in enumerate(pieces):
-        yield Piece(where, piece, index == 0, index == len(pieces) - 1, plain)
+        yield Piece(where, piece, index == 0, index == len(pieces) - 1, plain, kind)
 
 
 def _plain(file: TextFile, tally: Tally) -> Iterator[Piece]:
@@ -254,13 +279,13 @@ def _plain(file: TextFile, tally: Tally) -> Iterator[Piece]:
             tally.leave_out(where, NOT_UNICODE)
         elif opened or held or text.strip():
             if held:
-                yield Piece(*held, opens=not opened, closes=False)
+                yield Piece(*held, opens=not opened, closes=False, kind=_PLAIN_KIND)
                 opened = True
             else:
-                tally.used["plain text"] += 1
+                tally.used[_PLAIN_KIND] += 1
             held = (where, text)
     if held:
-        yield Piece(*held, opens=not opened)
+        yield Piece(*held, opens=not opened, kind=_PLAIN_KIND)
     elif not tally.left_out:
         tally.leave_out(file.name, _EMPTY)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantlib.checkpoint.source import FileSource
 from quantlib.store.receipt import digest_of
-from quantlib.text.conversations import ChatTemplate
+from quantlib.text.chat_template import ChatTemplate
 from quantlib.text.files import TextFile
 from quantlib.text.formats import Fault
 from quantlib.text.processor import (
@@ -21,8 +21,9 @@ from quantlib.text.processor import (
 )
 from quantlib.text.tokenizer import load_tokenizer, tokenizer_digests
 from quantlib.text.windows import Cut, Windowing, illustrated_samples, token_windows
+from quantlib.text.writing import Writing, writing_for
 
-_made: dict[str, Cut] = {}
+_made: dict[str, tuple[Cut, Writing]] = {}
 """The command line looks at texts before anything is written, and a step then writes them."""
 
 
@@ -53,8 +54,10 @@ def make_windows(
     windowing: Windowing,
     vocabulary: int | None,
     open_image: OpenImage | None = None,
-) -> Cut:
+) -> tuple[Cut, Writing]:
     """The windows of a text, as :func:`quantlib.text.windows.token_windows` makes them.
+
+    How documents are written and kept apart follows from what is asked for and from the model.
 
     Args:
         name: What to call the text.
@@ -66,18 +69,23 @@ def make_windows(
         open_image: Opens the images of the text; None where none are looked at.
 
     Raises:
-        InvalidInputError: The text cannot be read or has too few tokens.
+        InvalidInputError: The text cannot be read or has too few tokens, or conversations are asked
+            for and the model has no chat template, or it fails.
     """
     illustrated = open_image is not None
     key = digest_of([content, windows_key(source, windowing, vocabulary, illustrated=illustrated)])
     if key not in _made:
         template = ChatTemplate.of_model(source)
+        tokenizer = load_tokenizer(source)
+        writing = writing_for(
+            name, windowing.content, windowing.document_end, source, tokenizer, template
+        )
         processor: Processor | Fault = NOT_JUDGED
         if open_image is not None:
             processor = processor_of(source, template, open_image)
-        _made[key] = token_windows(
-            name, files, load_tokenizer(source), template, windowing, vocabulary, processor
-        )
+        end = tokenizer.token_to_id(writing.document_end) if writing.document_end else None
+        cut = token_windows(name, files, tokenizer, template, windowing, vocabulary, processor, end)
+        _made[key] = cut, writing
     return _made[key]
 
 
@@ -100,5 +108,4 @@ def make_samples(
     template = ChatTemplate.of_model(source)
     processor = processor_of(source, template, open_image)
     assert isinstance(processor, Processor)
-    field, most = windowing.text_field, windowing.sequence_length
-    return illustrated_samples(files, template, field, processor, cut, most)
+    return illustrated_samples(files, template, windowing, processor, cut)

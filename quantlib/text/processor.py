@@ -16,7 +16,8 @@ import numpy as np
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError
 from quantlib.runtime.distribution import pip_install
-from quantlib.text.conversations import ChatTemplate, Conversation
+from quantlib.text.chat_template import BrokenTemplateError, ChatTemplate
+from quantlib.text.conversations import Conversation
 from quantlib.text.documents import Illustrated
 from quantlib.text.formats import Fault, RowError
 from quantlib.text.pictures import Picture
@@ -208,7 +209,7 @@ def _place_of(template: ChatTemplate, tokenizer: Any) -> str:
             template.render(Conversation([{"role": "user", "content": content}]))
             for content in contents
         )
-    except RowError:
+    except (RowError, BrokenTemplateError):
         raise RowError(_NO_PLACE.reason) from None
     pairs = zip(shown, bare, strict=False)
     before = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError
-from quantlib.text.conversations import TEMPLATE_FILES
+from quantlib.text.chat_template import TEMPLATE_FILES
 
 _WHOLE = "tokenizer.json"
 TOKENIZER_FILES = frozenset(

@@ -11,16 +11,17 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from quantlib.errors import InvalidInputError
-from quantlib.text.conversations import ChatTemplate
-from quantlib.text.documents import Illustrated, Piece, Tally, read_documents
+from quantlib.text.chat_template import ChatTemplate
+from quantlib.text.documents import Illustrated, Tally, read_documents
+from quantlib.text.encoder import Encoder
 from quantlib.text.files import TextFile
-from quantlib.text.formats import Fault, RowError, cut_before
+from quantlib.text.formats import Fault, RowError
 from quantlib.text.processor import NOT_JUDGED, NOT_THERE, Processor, Sample
+from quantlib.text.stream import BETWEEN, Stream, count_by_kind
+from quantlib.text.writing import PLAIN_WRITING, Content, Writing
 
 POOL_FACTOR = 4
 """Windows are chosen among up to this many times as many as are wanted."""
-
-_CUT_CHARACTERS = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Windowing:
         sequence_length: Tokens in each.
         seed: Decides which ones are chosen.
         text_field: The field of a row to take; None for the one that is recognized.
+        content: How rows are written; ``auto`` by whether the model has a chat template.
+        document_end: What stands behind a document: ``auto``, ``none`` or a token.
         most: How many where the text goes so far, if that is more. They are in no order then, so
             that the first of them are a sample of the text too.
     """
@@ -40,6 +43,8 @@ class Windowing:
     sequence_length: int
     seed: int
     text_field: str | None = None
+    content: Content = "auto"
+    document_end: str = "auto"
     most: int = 0
 
     @property
@@ -56,6 +61,9 @@ class Cut:
         tokens: int64 ``[samples, sequence]``.
         tally: What was read.
         opening: The special tokens that every window begins with.
+        kinds: Of which kind of document each token is, int32 ``[samples, sequence]``: an index of
+            ``kind_names``, or :data:`BETWEEN`.
+        kind_names: Kinds by what rows call theirs, else by what they were recognized as.
         illustrated: Which of the text's documents with images were chosen, counted from 0; each is
             a window of its own, which :func:`illustrated_samples` gives.
     """
@@ -63,6 +71,8 @@ class Cut:
     tokens: np.ndarray
     tally: Tally
     opening: tuple[str, ...]
+    kinds: np.ndarray
+    kind_names: tuple[str, ...]
     illustrated: tuple[int, ...] = ()
 
 
@@ -92,6 +102,9 @@ class Windows:
         content: Digest of the text's files.
         read: What was read of it, as :meth:`quantlib.text.documents.Tally.to_json` says it.
         opening: The special tokens that every window begins with, as the tokenizer has it.
+        writing: How documents were written and kept apart.
+        kinds: Of which kind of document each token is, as :class:`Cut` has it.
+        kind_names: The kinds.
         illustrated: What there is beside ``tokens``: documents with images.
     """
 
@@ -101,6 +114,9 @@ class Windows:
     content: str
     read: dict[str, Any]
     opening: Sequence[str] = ()
+    writing: Writing = PLAIN_WRITING
+    kinds: np.ndarray | None = None
+    kind_names: Sequence[str] = ()
     illustrated: IllustratedWindows | None = None
 
     @property
@@ -117,10 +133,17 @@ class Windows:
     def predicted(self) -> np.ndarray:
         """Which positions are followed by a token that a model may be held to, bool.
 
-        ``[samples, sequence - 1]``. What documents are opened with is put there, never said.
+        ``[samples, sequence - 1]``. What documents are opened with, and what stands between them,
+        is put there, never said.
         """
         opening = self.tokens[0, : len(self.opening)]
-        return ~np.isin(self.tokens[:, 1:], opening)
+        said = ~np.isin(self.tokens[:, 1:], opening)
+        return said if self.kinds is None else said & (self.kinds[:, 1:] != BETWEEN)
+
+    @property
+    def tokens_by_kind(self) -> dict[str, int]:
+        """How many tokens of the windows are of documents of each kind, most first."""
+        return {} if self.kinds is None else count_by_kind(self.kinds, self.kind_names)
 
     @property
     def digest(self) -> str:
@@ -139,6 +162,7 @@ def token_windows(
     windowing: Windowing,
     vocabulary: int | None = None,
     processor: Processor | Fault = NOT_JUDGED,
+    document_end: int | None = None,
 ) -> Cut:
     """Packs documents one behind the other and cuts them into windows.
 
@@ -157,6 +181,8 @@ def token_windows(
         windowing: Which windows are wanted.
         vocabulary: Rows of the model's embedding.
         processor: The model's; or why documents with images are left out.
+        document_end: The token that is put behind a document, unless it ends with it, or is a
+            conversation that begins with BOS: the next one's BOS follows there.
 
     Raises:
         InvalidInputError: The text cannot be read, has fewer tokens than wanted (the message says
@@ -165,15 +191,18 @@ def token_windows(
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tally = Tally()
-    parts: list[np.ndarray] = []
-    found = 0
-    encode = _Encoder(tokenizer)
+    stream = Stream()
+    encode = Encoder(tokenizer)
     opening = encode.opening
+    end = np.asarray([] if document_end is None else [document_end], dtype=np.int64)
+    has_bos = False
     require_known(opening, vocabulary, tokenizer, f"{name}: what its windows begin with")
     illustrated: list[int] = []
     place = processor.place if isinstance(processor, Processor) else processor
     met = tried = 0
-    for document in read_documents(files, windowing.text_field, template, tally, place):
+    for document in read_documents(
+        files, windowing.text_field, template, tally, place, windowing.content
+    ):
         if isinstance(document, Illustrated):
             assert isinstance(processor, Processor)
             try:
@@ -189,15 +218,19 @@ def token_windows(
             met += 1
         else:
             ids = encode(document)
-            parts.append(ids)
-            found += len(ids)
+            stream.add(ids, document.kind)
+            if document.opens:
+                has_bos = bool(len(opening)) and np.array_equal(ids[: len(opening)], opening)
+            separated = np.array_equal(ids[-1:], end) or (has_bos and not document.plain)
+            if document.closes and not separated:
+                stream.add(end, None)
         require_known(ids, vocabulary, tokenizer, f"{name}: {document.where}")
         # No more images are fetched than may be looked at here.
-        if found + tried * windowing.sequence_length >= windowing.pool:
+        if stream.length + tried * windowing.sequence_length >= windowing.pool:
             break
-    windows = _windows(parts, windowing.sequence_length, opening)
+    windows, kinds = stream.windows(windowing.sequence_length, opening)
     words = tuple(str(tokenizer.id_to_token(token)) for token in opening.tolist())
-    _require_enough(name, found, (len(windows), len(illustrated)), words, windowing, tally)
+    _require_enough(name, stream.length, (len(windows), len(illustrated)), words, windowing, tally)
     random = np.random.default_rng(windowing.seed)
     available = len(windows) + len(illustrated)
     if windowing.most > windowing.num_samples:
@@ -206,16 +239,16 @@ def token_windows(
         chosen = np.sort(random.choice(available, size=windowing.num_samples, replace=False))
     of_tokens = chosen[chosen < len(windows)]
     others = tuple(illustrated[each - len(windows)] for each in chosen[len(of_tokens) :])
-    return Cut(windows[of_tokens], tally, words, others)
+    names = tuple(stream.kinds)
+    return Cut(windows[of_tokens], tally, words, kinds[of_tokens], names, others)
 
 
 def illustrated_samples(
     files: Sequence[TextFile],
     template: ChatTemplate | None,
-    text_field: str | None,
+    windowing: Windowing,
     processor: Processor,
     cut: Cut,
-    most: int,
 ) -> Iterator[Sample]:
     """What the model is given of the chosen documents with images, one after the other.
 
@@ -224,45 +257,20 @@ def illustrated_samples(
     Args:
         files: The text's files, as :func:`token_windows` was given them.
         template: The same.
-        text_field: The same.
+        windowing: The same.
         processor: The same.
         cut: What it gave.
-        most: Tokens of a window.
     """
+    field, content = windowing.text_field, windowing.content
     documents = (
         document
-        for document in read_documents(files, text_field, template, Tally(), processor.place)
+        for document in read_documents(files, field, template, Tally(), processor.place, content)
         if isinstance(document, Illustrated)
     )
     last = max(cut.illustrated, default=-1)
     for number, document in zip(range(last + 1), documents, strict=False):
         if number in cut.illustrated:
-            yield processor(document, most)
-
-
-def _windows(parts: Sequence[np.ndarray], length: int, opening: np.ndarray) -> np.ndarray:
-    """Cuts a stream of tokens into windows ``[windows, length]`` that begin with ``opening``.
-
-    Where the stream goes on with it, or with its end, as at the start of a document, it is not put
-    there twice.
-    """
-    stream = np.concatenate([*parts, opening[:0]])
-    windows: list[np.ndarray] = []
-    at = 0
-    while True:
-        there = _shared(opening, stream[at : at + len(opening)])
-        added = opening[: len(opening) - there]
-        end = at + length - len(added)
-        if end > len(stream):
-            return np.array(windows, dtype=np.int64).reshape(-1, length)
-        windows.append(np.concatenate([added, stream[at:end]]))
-        at = end
-
-
-def _shared(first: np.ndarray, second: np.ndarray) -> int:
-    """How many of the last of one are the first of the other, at most."""
-    counts = range(min(len(first), len(second)), 0, -1)
-    return next((n for n in counts if np.array_equal(first[-n:], second[:n])), 0)
+            yield processor(document, windowing.sequence_length)
 
 
 def require_known(
@@ -331,57 +339,3 @@ def _require_enough(
         f"{samples * (length - len(opening))}",
         f"give more text, or at most {available} samples" if available else "give more text",
     )
-
-
-class _Encoder:
-    """Tokens of pieces, with a document's special tokens around its first and last one.
-
-    Libraries take more time for a character the longer a text is, so that pieces are cut further,
-    between words, where the tokens are the same.
-
-    Attributes:
-        opening: What the tokenizer puts before a text: BOS, or nothing.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        whole, bare = self._ids("a", special=True), self._ids("a")
-        before = _position(whole, bare)
-        self.opening = np.asarray(whole[:before], dtype=np.int64)
-        self._after = np.asarray(whole[before + len(bare) :], dtype=np.int64)
-        # Tokenizers that put a space before every text are not given that of the second word.
-        first, both = self._ids("word"), self._ids("word more")
-        self._left_out = int(first + self._ids(" more") != both)
-        self._cuts = first + self._ids(" more"[self._left_out :]) == both
-
-    def __call__(self, piece: Piece) -> np.ndarray:
-        text = piece.text
-        if not piece.opens and text.startswith(" "):
-            text = text[self._left_out :]
-        if piece.plain and piece.opens and piece.closes and len(text) <= _CUT_CHARACTERS:
-            return np.asarray(self._ids(text, special=True), dtype=np.int64)
-        parts = [np.asarray(self._ids(part), dtype=np.int64) for part in self._parts(text)]
-        if piece.plain and piece.opens:
-            parts.insert(0, self.opening)
-        if piece.plain and piece.closes:
-            parts.append(self._after)
-        return np.concatenate(parts)
-
-    def _parts(self, text: str) -> Iterator[str]:
-        at = 0
-        while self._cuts and len(text) - at > _CUT_CHARACTERS:
-            cut = cut_before(text, at + _CUT_CHARACTERS, _CUT_CHARACTERS // 2)
-            if cut == at + _CUT_CHARACTERS:
-                break
-            yield text[at:cut]
-            at = cut + self._left_out
-        yield text[at:]
-
-    def _ids(self, text: str, special: bool = False) -> list[int]:
-        # Without offsets, which take more time the longer a text is.
-        return self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
-
-
-def _position(whole: list[int], part: list[int]) -> int:
-    starts = range(len(whole) - len(part) + 1)
-    return next((at for at in starts if whole[at : at + len(part)] == part), 0)

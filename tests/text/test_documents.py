@@ -6,7 +6,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from quantlib.text.conversations import ChatTemplate
+from quantlib.checkpoint.source import FolderSource
+from quantlib.errors import InvalidInputError
+from quantlib.text.chat_template import ChatTemplate
 from quantlib.text.formats import PIECE_CHARACTERS
 
 from .conftest import Read
@@ -128,15 +130,58 @@ def test_without_a_template_messages_follow_on_each_other(tmp_path: Path, read: 
     pieces, tally = read(write_rows(tmp_path / "a.jsonl", rows))
     assert texts(pieces) == ["a\n\nb"]
     assert pieces[0].plain
-    assert "the model has no chat template" in tally.in_words()
+    assert "one below the other, without roles" in tally.in_words()
+
+
+CONTENTS = [{"text": GOOD[0]}, {"messages": [{"role": "user", "content": "a"}], "kind": "math"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("auto", [GOOD[0], "<user>a"]),
+        ("text", [GOOD[0], "a"]),
+        ("conversations", ["<user>a"]),
+    ],
+)
+def test_what_is_read_as_what(tmp_path: Path, read: Read, content: str, wanted: list) -> None:
+    path = write_rows(tmp_path / "a.jsonl", CONTENTS)
+    (tmp_path / "b.txt").write_text(GOOD[1])
+    pieces, tally = read(path, tmp_path / "b.txt", template=TEMPLATE, content=content)
+    if content == "conversations":
+        assert tally.left_out == {"no conversation, which alone is asked for": 2}
+    else:
+        wanted = [*wanted, GOOD[1]]
+    assert texts(pieces) == wanted
+
+
+def test_kinds_are_what_rows_call_theirs(tmp_path: Path, read: Read) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [*CONTENTS, {"text": GOOD[1], "kind": 3}])
+    assert [piece.kind for piece in read(path)[0]] == ["text", "math", "text"]
 
 
 def test_what_a_template_refuses_is_left_out(tmp_path: Path, read: Read) -> None:
-    refusing = ChatTemplate(jinja2.Template("{{ 1 / (messages | length - 1) }}"))
+    source = FolderSource(tmp_path)
+    refusing = "{% if messages | length == 1 %}{{ raise_exception('alone') }}{% endif %}two"
+    (tmp_path / "chat_template.jinja").write_text(refusing)
     rows = [{"messages": [{"role": "user", "content": "a"}] * count} for count in (1, 2)]
-    pieces, tally = read(write_rows(tmp_path / "a.jsonl", rows), template=refusing)
-    assert texts(pieces) == ["1.0"]
-    assert tally.examples == ["a.jsonl row 1: the chat template refuses it (division by zero)"]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    pieces, tally = read(path, template=ChatTemplate.of_model(source))
+    assert texts(pieces) == ["two"]
+    assert tally.examples == ["a.jsonl row 1: the chat template refuses it (alone)"]
+
+
+def test_a_template_that_fails_refuses_the_text(tmp_path: Path, read: Read) -> None:
+    failing = ChatTemplate(jinja2.Template("{{ 1 / (messages | length - 1) }}"))
+    rows = [{"messages": [{"role": "user", "content": "a"}] * count} for count in (2, 1)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(InvalidInputError) as refused:
+        read(path, template=failing)
+    (problem,) = refused.value.problems
+    assert problem.where == "a.jsonl row 2"
+    assert "line 1 of the chat template: ZeroDivisionError: division by zero" in problem.what
+    assert "content: text" in problem.remedy
+    assert texts(read(path, template=failing, content="text")[0]) == ["a\n\na", "a"]
 
 
 def test_a_plain_text_is_one_document_in_pieces(tmp_path: Path, read: Read) -> None:

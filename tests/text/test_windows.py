@@ -8,10 +8,10 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from quantlib.errors import InvalidInputError
-from quantlib.text.conversations import ChatTemplate
+from quantlib.text.chat_template import ChatTemplate
 from quantlib.text.files import local_file
 from quantlib.text.formats import PIECE_CHARACTERS
-from quantlib.text.windows import Windowing, token_windows
+from quantlib.text.windows import Windowing, Windows, token_windows
 
 DOCUMENTS = [f"Document {number} speaks of the number {number}. " * 40 for number in range(30)]
 FOUR = Windowing(4, 32, 0)
@@ -205,3 +205,51 @@ def test_a_token_beyond_the_embedding_is_named(tmp_path: Path, tokenizer: Tokeni
     ):
         windows(path, tokenizer, vocabulary=512)
     assert windows(path, tokenizer, vocabulary=513).shape == (4, 32)
+
+
+def test_documents_end_with_a_token_that_nobody_is_held_to(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {"text": DOCUMENTS[0], "kind": "zero"},
+        {"text": DOCUMENTS[1] + "</s>"},  # ends as documents do
+        {"text": DOCUMENTS[2], "kind": "two"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ids = [tokenizer.encode(row["text"]).ids for row in rows]
+    stream = [*ids[0], 1, *ids[1], *ids[2], 1]
+    kinds = [*[0] * len(ids[0]), -1, *[1] * len(ids[1]), *[2] * len(ids[2]), -1]
+    count = len(stream) // 32
+    made = token_windows(
+        "text", [local_file(path)], tokenizer, None, Windowing(count, 32, 0), document_end=1
+    )
+    assert made.tokens.ravel().tolist() == stream[: count * 32]
+    assert made.kinds.ravel().tolist() == kinds[: count * 32]
+    assert made.kind_names == ("zero", "text", "two")
+    found = Windows(made.tokens, "", False, "", {}, kinds=made.kinds, kind_names=made.kind_names)
+    assert np.array_equal(found.predicted, made.kinds[:, 1:] != -1)
+    assert found.tokens_by_kind["zero"] == len(ids[0])
+
+
+def test_conversations_end_so_where_no_bos_parts_them(
+    tmp_path: Path, tokenizer: Tokenizer, with_bos: Tokenizer
+) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in DOCUMENTS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for start, ends in (("", True), ("<s>", False)):
+        template = ChatTemplate(jinja2.Template(start + "{{ messages[0].content }}"))
+        cut = token_windows(
+            "text", [local_file(path)], with_bos, template, Windowing(40, 32, 0), document_end=1
+        )
+        assert (cut.tokens == 1).any() == ends
+
+
+def test_many_kinds_are_not_all_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": DOCUMENTS[0], "kind": str(number)} for number in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = token_windows("text", [local_file(path)], tokenizer, None, Windowing(100, 32, 0))
+    assert len(made.kind_names) == 33
+    assert made.kind_names[-1] == "others"
