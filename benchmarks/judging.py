@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from shipped_texts import EVALUATION_TEXT
 from torch import Tensor
 
 from quantlib.checkpoint.source import FolderSource
@@ -36,8 +39,14 @@ class Judge:
     """
 
     @torch.no_grad()
-    def __init__(self, original: Path, windows: int = WINDOWS) -> None:
-        recipe = parse_recipe({"validation": {"num_samples": windows, "max_samples": windows}})
+    def __init__(
+        self,
+        original: Path,
+        windows: int = WINDOWS,
+        text: Mapping[str, Any] = EVALUATION_TEXT,
+    ) -> None:
+        wanted = {"num_samples": windows, "max_samples": windows}
+        recipe = parse_recipe({"validation": {**text, **wanted}})
         text = windows_without_store(recipe.validation, FolderSource(original))
         self._windows = torch.from_numpy(text.tokens)
         self._predicted = text.predicted

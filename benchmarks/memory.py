@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from rich.console import Console
 from rich.table import Table
+from shipped_texts import CALIBRATION_TEXT, EVALUATION_TEXT
 from smollm2 import download_smollm2
 
 from quantlib.checkpoint.source import ReceiptSource
@@ -119,11 +120,14 @@ def measure(name: str, source: Path, samples: int) -> list[tuple[str, ...]]:
     shutil.rmtree(folder, ignore_errors=True)
     data = _recipe()
     if samples:
-        data["calibration"] = {"num_samples": samples, "sequence_length": SEQUENCE}
+        data["calibration"] = CALIBRATION_TEXT | {
+            "num_samples": samples,
+            "sequence_length": SEQUENCE,
+        }
         data["num_ranges"], blocks = 3, "0:2"
     else:  # of whole models, by a method that takes no time
         data["quantization"]["method"] = "minmax"
-        data["validation"] = {"num_samples": 3, "sequence_length": SEQUENCE}
+        data["validation"] = EVALUATION_TEXT | {"num_samples": 3, "sequence_length": SEQUENCE}
         blocks = f"0:{json.loads((source / 'config.json').read_text())['num_hidden_layers']}"
     shown = ("calibrate", "quantize") if samples else ("merge", "validate")
     steps = ["fetch", "plan", "calibrate", "smooth", "quantize"]

@@ -28,13 +28,14 @@ from models import model_folder
 from processes import ROOT, run
 from rich.console import Console
 from rich.table import Table
+from shipped_texts import CALIBRATION_TEXT
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checks.recipe import parse_recipe
 from quantlib.steps.texts import windows_without_store
 
 FOLDER = ROOT / "build" / "benchmarks"
-CALIBRATION = {"num_samples": 32, "sequence_length": 512}
+CALIBRATION = CALIBRATION_TEXT | {"num_samples": 32, "sequence_length": 512}
 W4 = {"weights": {"bits": 4, "group_size": 64, "symmetric": True}}
 W8A8 = {"weights": {"bits": 8, "group_size": -1}, "activations": "int8"}
 

@@ -30,6 +30,7 @@ from models import DOWNLOADS, off_lattice_folder
 from processes import ROOT, Usage, run
 from scheme_table import Cell, Measured, markdown
 from scheme_tools import METHODS, QUANTLIB, can, job_of, recipe_of
+from shipped_texts import CALIBRATION_TEXT
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FolderSource
@@ -67,7 +68,8 @@ def quantlib_command(cell: Cell, model: Path, output: Path, settings: Settings) 
 def calibration(cell: Cell, settings: Settings) -> dict[str, Any]:
     """The section of a recipe."""
     samples, sequence = settings.samples, settings.sequence
-    return {"num_samples": samples, "sequence_length": sequence, "seed": cell.seed}
+    windows = {"num_samples": samples, "sequence_length": sequence, "seed": cell.seed}
+    return CALIBRATION_TEXT | windows
 
 
 def peer_command(cell: Cell, model: Path, output: Path, settings: Settings) -> list[str]:

@@ -23,6 +23,7 @@ from environments import python_of
 from models import DOWNLOADS, off_lattice_folder
 from processes import ROOT, run
 from scheme_tools import rules_of
+from shipped_texts import CALIBRATION_TEXT, EVALUATION_TEXT
 
 from quantlib.checkpoint.source import FolderSource
 from quantlib.checks.recipe import parse_recipe
@@ -58,14 +59,12 @@ def row(
     folder.mkdir(parents=True, exist_ok=True)
     allowed = {"max_perplexity_increase": 10, "max_kl_mean": 20, "min_top1_agreement": 0.01}
     recipe = folder / "recipe.yaml"
-    recipe.write_text(
-        yaml.safe_dump(
-            {
-                "quantization": {"schemes": rules},
-                "validation": {"num_samples": windows, "thresholds": allowed},
-            }
-        )
-    )
+    asked = {
+        "quantization": {"schemes": rules},
+        "calibration": CALIBRATION_TEXT,
+        "validation": EVALUATION_TEXT | {"num_samples": windows, "thresholds": allowed},
+    }
+    recipe.write_text(yaml.safe_dump(asked))
     output = folder / "checkpoint"
     command = [sys.executable, "-m", "quantlib", "quantize", "--recipe", str(recipe)]
     command += ["--model", str(model), "--output", str(output), "--overwrite", "--validate"]
@@ -101,7 +100,7 @@ def auto_scheme(model: Path, bits: float, samples: int) -> list[dict[str, Any]]:
     folder = FOLDER / model.name / f"AutoScheme-{bits}"
     folder.mkdir(parents=True, exist_ok=True)
     tokens, chosen = folder / "tokens.npy", folder / "chosen.json"
-    section = parse_recipe({"calibration": {"num_samples": samples}}).calibration
+    section = parse_recipe({"calibration": CALIBRATION_TEXT | {"num_samples": samples}}).calibration
     np.save(tokens, windows_without_store(section, FolderSource(model)).tokens)
     job = {"model": str(model), "tokens": str(tokens), "output": str(chosen), "bits": bits}
     (folder / "job").write_text(json.dumps(job | {"options": list(CANDIDATES.values())}))

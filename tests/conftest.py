@@ -53,10 +53,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
-    """A byte-level BPE of 512 tokens, trained on the held-out text that ships."""
+    """A byte-level BPE of 512 tokens, trained on prose that ships."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    held_out = SHIPPED_TEXTS / "heldout.jsonl"
+    held_out = SHIPPED_TEXTS / "sqlite.jsonl"
     texts = [json.loads(line)["text"] for line in held_out.read_text(encoding="utf-8").splitlines()]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

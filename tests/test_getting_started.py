@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., P
     root = tmp_path_factory.mktemp("getting-started")
     sizes = {"max_position_embeddings": 1024, "initializer_range": 0.05}
     make_model(root / "my-model", "llama", **sizes)
-    text = (ROOT / "quantlib/text/data/calibration.jsonl").read_text(encoding="utf-8")
+    text = (ROOT / "quantlib/text/data/python-topics.jsonl").read_text(encoding="utf-8")
     (root / "prompts.jsonl").write_text(text, encoding="utf-8")
     page = ROOT / "docs" / "getting-started.md"
     yamls = [block.text for block in blocks(page) if block.language == "yaml"]

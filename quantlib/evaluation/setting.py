@@ -88,8 +88,7 @@ class Setting:
 
     def part(self, start: int, stop: int) -> Setting:
         """The same on some of the windows; prompts are completed with the first ones alone."""
-        tokens = self.windows.tokens[start:stop]
-        part = replace(self, windows=replace(self.windows, tokens=tokens), start=start)
+        part = replace(self, windows=self.windows.part(start, stop), start=start)
         return part if start == 0 else part.reading_alone()
 
     def reading_alone(self) -> Setting:

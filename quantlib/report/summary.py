@@ -110,6 +110,9 @@ def _calibrated(receipt: Receipt) -> Iterator[Row]:
     yield "read", text["read"]["in_words"]
     if text.get("opening"):
         yield "every window begins with", " ".join(text["opening"])
+    yield "written", text["written"]
+    if text["kinds"]:
+        yield "tokens by kind of document", counted(text["kinds"])
     yield "digest of its files", text["content"]
     yield "digest of its tokens", text["digest"]
     illustrated = text.get("with_images", 0)

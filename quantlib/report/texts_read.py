@@ -20,6 +20,19 @@ class TextRead(Part):
     in_words: str
 
 
+Written = Annotated[
+    str,
+    Field(
+        description="Whether conversations went through the model's chat template, why, and what "
+        "stands between documents."
+    ),
+]
+Kinds = Annotated[
+    dict[str, int],
+    Field(description="Tokens of the windows by what kind of document they are of, most first."),
+]
+
+
 class CalibrationText(Part):
     """The text that the model was calibrated on."""
 
@@ -34,6 +47,8 @@ class CalibrationText(Part):
     opening: Annotated[
         tuple[str, ...], Field(description="What every window begins with: BOS, or nothing.")
     ] = ()
+    written: Written = ""
+    kinds: Kinds = {}  # noqa: RUF012 - pydantic copies it
     with_images: Annotated[
         int, Field(description="Of the samples, those that are a row with images each.")
     ] = 0
@@ -50,3 +65,5 @@ class EvaluationText(Part):
     content: Digest | None = None
     read: TextRead | None = None
     opening: tuple[str, ...] = ()
+    written: Written = ""
+    kinds: Kinds = {}  # noqa: RUF012 - pydantic copies it

@@ -95,16 +95,11 @@ def calibrate(store: Store, recipe: Recipe, model: Receipt, plan: Receipt, devic
     on = resolve_device(device)
 
     def work(output: StepOutput) -> None:
-        output.facts["text"] = {
-            "source": windows.source,
-            "digest": windows.digest,
+        output.facts["text"] = windows.account | {
             "samples": windows.samples,
             "sequence_length": windows.tokens.shape[1],
             "tokens": windows.token_count,
             "shipped": windows.shipped,
-            "content": windows.content,
-            "read": windows.read,
-            "opening": list(windows.opening),
         }
         samples = None
         if windows.illustrated is not None:

@@ -21,21 +21,35 @@ ENOUGH_BYTES = 256 << 20
 _TOKEN_BYTES = 32
 """Windows are chosen among four times as many, and few tokens have more than eight bytes."""
 
+_SHIPPED_SCHEME = "shipped:"
+SHIPPED = {
+    "calibration": "calibration.jsonl",
+    "evaluation": "evaluation.jsonl",
+    "python-topics": "python-topics.jsonl",
+    "sqlite": "sqlite.jsonl",
+}
+"""The texts that ship, by name: ``shipped:NAME``. What a purpose is called is its default."""
+
 _DATASET = re.compile(
     r"hf://datasets/(?P<repo>[\w.-]+(?:/[\w.-]+)?)"
     r"(?:@(?P<revision>refs/(?:convert|pr)/[^/@\s]+|[^/@\s]+))?(?:/(?P<path>.+))?"
 )
 _NAME = re.compile(r"(?P<repo>[\w-][\w.-]*(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
 _FORMS = (
-    "give a file, a folder of files, s3://bucket/prefix, or hf://datasets/org/name@revision/path"
+    "give a file, a folder of files, s3://bucket/prefix, hf://datasets/org/name@revision/path, or "
+    f"{_SHIPPED_SCHEME}NAME"
 )
 
 
 @dataclass(frozen=True)
 class ShippedText:
-    """The text that ships with quantlib."""
+    """A text that ships with quantlib.
 
-    purpose: Purpose
+    Attributes:
+        name: One of :data:`SHIPPED`.
+    """
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,14 @@ def parse_text(text: Text) -> TextAddress:
     dataset = text.dataset
     if dataset is None:
         return ShippedText(text.purpose)
+    if dataset.startswith(_SHIPPED_SCHEME):
+        name = dataset.removeprefix(_SHIPPED_SCHEME)
+        if name not in SHIPPED:
+            known = ", ".join(f"{_SHIPPED_SCHEME}{each}" for each in SHIPPED)
+            raise InvalidInputError.one(
+                dataset, "no such text ships with quantlib", f"give {known}"
+            )
+        return ShippedText(name)
     if dataset.startswith("s3://"):
         return ObjectText(dataset.rstrip("/"))
     if dataset.startswith("hf://"):

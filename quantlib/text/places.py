@@ -17,13 +17,21 @@ from quantlib.sources.pinned import content_digest
 from quantlib.store import Store, open_store
 from quantlib.store.hashing import hash_file
 from quantlib.store.receipt import digest_of
-from quantlib.text.addresses import HubText, LocalText, ObjectText, ShippedText, Text, parse_text
+from quantlib.text.addresses import (
+    SHIPPED,
+    HubText,
+    LocalText,
+    ObjectText,
+    ShippedText,
+    Text,
+    parse_text,
+)
 from quantlib.text.beside import ImagesBeside, images_beside
 from quantlib.text.formats import kind_of
 from quantlib.text.found import FoundText, Gathered, take_enough
 from quantlib.text.windows import Windowing
 
-_SHIPPED = {"calibration": "calibration.jsonl", "evaluation": "heldout.jsonl"}
+SHIPPED_TEXTS = Path(__file__).parent / "data"
 
 
 def find_text(text: Text) -> FoundText:
@@ -35,10 +43,9 @@ def find_text(text: Text) -> FoundText:
         StoreError: Object storage cannot be read.
     """
     match parse_text(text):
-        case ShippedText(purpose):
-            name = _SHIPPED[purpose]
-            origin = {"kind": "shipped", "purpose": purpose}
-            return _local(text.name, origin, Path(__file__).parent / "data", [name], 0)
+        case ShippedText(name):
+            origin = {"kind": "shipped", "name": name}
+            return _local(text.name, origin, SHIPPED_TEXTS, [SHIPPED[name]], 0)
         case LocalText(path):
             return _find_local(text, path)
         case ObjectText(address):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -129,6 +129,11 @@ class Windows:
         """Tokens of both kinds."""
         return self.tokens.size + (self.illustrated.tokens if self.illustrated else 0)
 
+    def part(self, start: int, stop: int) -> Windows:
+        """Some of the windows of tokens."""
+        kinds = None if self.kinds is None else self.kinds[start:stop]
+        return replace(self, tokens=self.tokens[start:stop], kinds=kinds)
+
     @property
     def predicted(self) -> np.ndarray:
         """Which positions are followed by a token that a model may be held to, bool.
@@ -144,6 +149,19 @@ class Windows:
     def tokens_by_kind(self) -> dict[str, int]:
         """How many tokens of the windows are of documents of each kind, most first."""
         return {} if self.kinds is None else count_by_kind(self.kinds, self.kind_names)
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """What receipts and reports say of them, whatever they are for."""
+        return {
+            "source": self.source,
+            "digest": self.digest,
+            "content": self.content,
+            "read": self.read,
+            "opening": list(self.opening),
+            "written": self.writing.in_words(),
+            "kinds": self.tokens_by_kind,
+        }
 
     @property
     def digest(self) -> str:

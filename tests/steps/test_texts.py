@@ -168,6 +168,4 @@ def test_plan_refuses_tokens_that_the_model_has_no_embedding_of(
         plan(store, recipe, model, texts, 0)
     said = str(refused.value)
     assert "but the model's embedding has 500 rows" in said
-    assert (
-        "the evaluation text that ships with quantlib: heldout.jsonl row 1: holds the token" in said
-    )
+    assert "the evaluation text that ships with quantlib: evaluation.jsonl row 1: holds" in said

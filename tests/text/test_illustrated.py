@@ -59,7 +59,10 @@ class Text:
 
     def cut(self) -> Cut:
         key = f"{self._path.parent} {self._path.read_text()}"
-        return make_windows("t", key, self._files, self._source, self._windowing, None, self._open)
+        cut, _ = make_windows(
+            "t", key, self._files, self._source, self._windowing, None, self._open
+        )
+        return cut
 
     def samples(self) -> Iterator[dict[str, np.ndarray]]:
         return make_samples(self._files, self._source, self._windowing, self._open, self.cut())

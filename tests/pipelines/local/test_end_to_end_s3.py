@@ -41,7 +41,7 @@ def test_everything_in_a_bucket(
     models = open_store(f"{s3_address}/models/tiny")
     for path in tiny_llama.iterdir():
         models.import_file(path, path.name)
-    text = gzip.compress((SHIPPED_TEXTS / "calibration.jsonl").read_bytes())
+    text = gzip.compress((SHIPPED_TEXTS / "python-topics.jsonl").read_bytes())
     open_store(f"{s3_address}/texts").put_bytes(text, "prompts.jsonl.gz")
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.commands.run.ProcessRunner", InProcess)
