@@ -56,8 +56,8 @@ class CalibrationSection(Section):
         Field(
             description="A .jsonl, .json, .parquet, .csv or .txt file, each also .gz or .zst, a "
             "folder of them, s3://bucket/prefix, hf://datasets/org/name@revision/path, or the name "
-            "of a data set on the hub (name, or name:config). Default: the text that ships with "
-            "quantlib."
+            "of a data set on the hub (name, or name:config), or shipped:NAME. Default: "
+            "shipped:calibration, text and conversations that come with quantlib."
         ),
     ] = None
     split: _Split = "train"
@@ -149,8 +149,8 @@ class ValidationSection(Section):
     dataset: Annotated[
         str | None,
         Field(
-            description="Held-out text, named as calibration.dataset is. Default: the held-out "
-            "text that ships with quantlib, which shares no source with the calibration text."
+            description="Held-out text, named as calibration.dataset is. Default: "
+            "shipped:evaluation, which shares no source with shipped:calibration."
         ),
     ] = None
     split: _Split = "test"

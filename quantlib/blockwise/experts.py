@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _MOST_NAMED = 20
@@ -17,10 +18,12 @@ class Experts:
         tokens: Calibration tokens that were routed to each expert, by block and index; empty where
             there are no experts, or they were quantized without calibration.
         undercalibrated: Those that were calibrated on all tokens, since too few came to them.
+        kinds: How many tokens of each kind of document came to these together.
     """
 
     tokens: Mapping[tuple[int, int], int]
     undercalibrated: tuple[tuple[int, int], ...]
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, linears: Iterable[Mapping[str, Any]]) -> Experts:
@@ -30,15 +33,16 @@ class Experts:
             linears: What the quantizer recorded of each linear.
         """
         tokens = {}
-        undercalibrated = {}
+        undercalibrated: dict[tuple[int, int], dict[str, int]] = {}
         for record in linears:
             if record.get("expert_tokens") is None:
                 continue
             expert = (record["block"], record["expert"])
             tokens[expert] = record["expert_tokens"]
             if record["calibrated_on"] == "all":
-                undercalibrated[expert] = True
-        return cls(tokens, tuple(undercalibrated))
+                undercalibrated[expert] = record.get("expert_kinds") or {}
+        kinds = sum(map(Counter, undercalibrated.values()), Counter[str]())
+        return cls(tokens, tuple(undercalibrated), kinds)
 
     @property
     def undercalibrated_share(self) -> float:
@@ -55,6 +59,19 @@ class Experts:
     def undercalibrated_of(self, block: int) -> list[int]:
         """The experts of a block that too few tokens came to."""
         return [expert for of, expert in self.undercalibrated if of == block]
+
+    def reached_by(self, tokens: Mapping[str, int]) -> list[tuple[str, float]]:
+        """How often text of each kind reaches the experts that too few tokens came to.
+
+        Args:
+            tokens: Calibration tokens of each kind.
+
+        Returns:
+            Of each kind, how many of a thousand of its tokens come to one of those experts, in
+            whichever block; most first. Empty where that is not known.
+        """
+        rates = {kind: 1000 * self.kinds.get(kind, 0) / count for kind, count in tokens.items()}
+        return sorted(rates.items(), key=lambda each: -each[1]) if self.kinds else []
 
     def undercalibrated_in_words(self) -> str:
         """Blocks and experts, as ``block 0: 3, 5; block 2: 1``; many are not all named."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from quantlib.blockwise.statistics import SeenInputs, energy_ratio
+from quantlib.blockwise.statistics import SeenInputs, TokenKinds, energy_ratio
 from quantlib.errors import QuantizationError
 from quantlib.models.folding import Fold
 from quantlib.models.layout import SharedInput
@@ -38,6 +38,7 @@ class LinearError:
             and without calibration.
         calibrated_on: Whether those tokens were looked at, or all that enter the mixture, since
             they are too few; None where there is no such number.
+        expert_kinds: Where they are too few, how many of them are of each kind of document.
     """
 
     block: int
@@ -49,6 +50,7 @@ class LinearError:
     expert: int | None = None
     expert_tokens: int | None = None
     calibrated_on: Literal["routed", "all"] | None = None
+    expert_kinds: dict[str, int] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The record of the report."""
@@ -89,6 +91,7 @@ def quantize_block(
     *,
     smooth: Smooth | None = None,
     min_expert_tokens: int = 1,
+    kinds: TokenKinds | None = None,
 ) -> QuantizedBlock:
     """Quantizes a block and moves the calibration tokens through it.
 
@@ -104,6 +107,7 @@ def quantize_block(
         smooth: Folds scales into the block before it is quantized.
         min_expert_tokens: An expert that fewer tokens are routed to is calibrated on all tokens
             that enter its mixture.
+        kinds: Of which kind of document each token is; None where that is not known.
 
     Raises:
         QuantizationError: A linear could not be quantized.
@@ -143,11 +147,12 @@ def quantize_block(
             for x in standing.inputs:
                 seen.add(x)
             calibrated_on: Literal["routed", "all"] | None = None
-            expert_tokens = None
+            expert_tokens = expert_kinds = None
             if walk is not None and shared.expert is not None:
                 expert_tokens, calibrated_on = seen.tokens, "routed"
                 if expert_tokens < min_expert_tokens:
                     calibrated_on = "all"
+                    expert_kinds = None if kinds is None else kinds.count(standing.rows)
                     seen = SeenInputs(needs_hessian, needs_scale)
                     for everyone in standing.everyone:
                         seen.add(everyone())
@@ -161,6 +166,7 @@ def quantize_block(
                     static_scale(quantizer, seen.largest),
                     expert_tokens,
                     calibrated_on,
+                    expert_kinds,
                 )
                 for quantizer, names in by_quantizer.items()
             ]
@@ -214,6 +220,7 @@ class _Waiting:
         input_scale: What it is rounded by, if that has to be known.
         expert_tokens: As of :class:`LinearError`.
         calibrated_on: The same.
+        expert_kinds: The same.
     """
 
     shared: SharedInput
@@ -223,6 +230,7 @@ class _Waiting:
     input_scale: Tensor | None
     expert_tokens: int | None
     calibrated_on: Literal["routed", "all"] | None
+    expert_kinds: dict[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -320,6 +328,7 @@ class _Job:
                     expert=waiting.shared.expert,
                     expert_tokens=waiting.expert_tokens,
                     calibrated_on=waiting.calibrated_on,
+                    expert_kinds=waiting.expert_kinds,
                 )
             )
             block.tensors[f"{name}.weight"] = restored

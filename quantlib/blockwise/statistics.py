@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,6 +46,29 @@ class HessianAccumulator:
         """The Hessian divided by the number of tokens, float32 ``[in_features, in_features]``."""
         upper = self._sum.triu() / max(self.tokens, 1)
         return upper + upper.triu(1).t()
+
+
+@dataclass(frozen=True)
+class TokenKinds:
+    """Of which kind of document each calibration token is.
+
+    Attributes:
+        of_tokens: An index of the kinds for each token of all windows, one window behind the other,
+            negative for what was put between documents; int32 ``[tokens]``.
+        names: The kinds.
+    """
+
+    of_tokens: Tensor
+    names: Sequence[str]
+
+    def count(self, rows: Iterable[Tensor]) -> dict[str, int]:
+        """How many of some tokens, given by their places, are of each kind; none of the others."""
+        counts = torch.zeros(len(self.names), dtype=torch.int64)
+        for each in rows:
+            found = self.of_tokens[each.cpu()]
+            counts += torch.bincount(found[found >= 0], minlength=len(self.names))
+        counted = zip(self.names, counts.tolist(), strict=True)
+        return {name: count for name, count in counted if count}
 
 
 class SeenInputs:

@@ -21,9 +21,10 @@ EXPERTS_FUNCTION = "quantlib_walked"
 
 _LLAMA4 = "Llama4TextExperts"
 
-Halt = Callable[[nn.Module, int, bool, Tensor, Callable[[], Tensor]], None]
+Halt = Callable[[nn.Module, int, bool, Tensor, Callable[[], Tensor], Tensor], None]
 """Called at an input of an expert: the experts' module, the expert, whether it is the input of what
-leads back, the tokens, and what gives those that there would be if all came to the expert."""
+leads back, the tokens, what gives those that there would be if all came to the expert, and which of
+all came."""
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -157,11 +158,11 @@ def _outputs(
         together = experts[start : start + module.walked_at_once]
         for expert in together:
             everyone = partial(tokens, expert)
-            halt(module, expert, False, everyone()[routed[expert]], everyone)
+            halt(module, expert, False, everyone()[routed[expert]], everyone, routed[expert])
         held = {}
         for expert in together:
             y = inner(expert, tokens(expert)[routed[expert]])
-            halt(module, expert, True, y, partial(inner_of_all, expert))
+            halt(module, expert, True, y, partial(inner_of_all, expert), routed[expert])
             held[expert] = y
         for expert in together:
             yield expert, expert_output(module, _weights(module, expert), held.pop(expert))

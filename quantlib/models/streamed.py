@@ -80,11 +80,14 @@ class Standing:
         shared: The linears.
         inputs: What they read, ``[..., in_features]``, of each batch.
         everyone: What gives the same if all tokens came to the expert; empty outside of experts.
+        rows: Which tokens came to the expert, of those of all windows without images, one behind
+            the other; of each batch of them.
     """
 
     shared: SharedInput
     inputs: list[Tensor]
     everyone: list[Callable[[], Tensor]]
+    rows: Sequence[Tensor] = ()
 
 
 class StreamedModel:
@@ -232,6 +235,7 @@ class BlockWalk:
             }
             boundaries = split(cast, samples, layout.axes, model.device)
         self._of_tokens = len(batches)
+        self._batch_tokens = samples * tokens.shape[1]
         given = chain(batches, one_by_one(illustrated or (), model.device, model.dtype))
         try:
             self._walk = Walk(model.reader, given, blocks, boundaries, to_head=to_head)
@@ -302,6 +306,11 @@ class BlockWalk:
                 shared,
                 [stop.value for stop in stops],
                 [stop.everyone for stop in stops if stop.everyone is not None],
+                [
+                    stop.rows + number * self._batch_tokens
+                    for number, stop in enumerate(stops[: self._of_tokens])
+                    if stop.rows is not None
+                ],
             )
 
     def tried(self, block: Block) -> list[Tensor]:

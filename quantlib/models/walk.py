@@ -40,6 +40,7 @@ class Stop:
         expert: Which expert.
         down: Whether it is the input of the expert's down projection.
         everyone: What gives the expert's input if all tokens came to it.
+        rows: Which of the batch's tokens came to the expert.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Stop:
     expert: int | None = None
     down: bool = False
     everyone: Callable[[], Tensor] | None = None
+    rows: Tensor | None = None
 
 
 def halt(stop: Stop) -> Any:
@@ -154,7 +156,12 @@ def _at_head(index: int) -> Callable[..., Any]:
 
 
 def _at_expert(
-    module: Any, expert: int, down: bool, x: Tensor, everyone: Callable[[], Tensor]
+    module: Any,
+    expert: int,
+    down: bool,
+    x: Tensor,
+    everyone: Callable[[], Tensor],
+    rows: Tensor,
 ) -> None:
     halt(
         Stop(
@@ -165,6 +172,7 @@ def _at_expert(
             expert=expert,
             down=down,
             everyone=everyone,
+            rows=rows,
         )
     )
 

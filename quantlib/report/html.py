@@ -148,6 +148,7 @@ def _render(
             measure=measure_of(report.linears),
             summaries=summarize(report.linears),
             expert_rows=expert_rows(report),
+            expert_kinds=expert_kinds(report),
             single=[record for record in report.linears if record.expert is None],
             raised=[record for record in report.linears if record.damping_rose],
             dampings=sorted({r.damping for r in report.linears if r.damping is not None}),
@@ -175,6 +176,15 @@ def expert_rows(report: Report) -> list[ExpertRow]:
         )
         for block, tokens in experts.by_block().items()
     ]
+
+
+def expert_kinds(report: Report) -> str:
+    """How often text of each kind reaches the experts that too few tokens came to, in words."""
+    if report.calibration is None:
+        return ""
+    experts = Experts.of(record.model_dump() for record in report.linears)
+    rates = experts.reached_by(report.calibration.kinds)
+    return ", ".join(f"{significant(rate, 2)} of {kind}" for kind, rate in rates)
 
 
 def check_row(check: Check) -> CheckRow:

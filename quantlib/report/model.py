@@ -130,6 +130,7 @@ class LinearError(Part):
         expert_tokens: Calibration tokens that were routed to the expert; None outside of experts
             and where the method looks at no inputs.
         calibrated_on: Those tokens, or all that enter the mixture, since they are too few.
+        expert_kinds: Where they are too few, how many of them are of each kind of document.
     """
 
     block: int
@@ -141,6 +142,7 @@ class LinearError(Part):
     expert: int | None = None
     expert_tokens: int | None = None
     calibrated_on: Literal["routed", "all"] | None = None
+    expert_kinds: dict[str, int] | None = None
 
     @property
     def line(self) -> str:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from quantlib.blockwise.quantize_block import QuantizedBlock
+    from quantlib.blockwise.statistics import TokenKinds
     from quantlib.models import SharedInput
     from quantlib.models.streamed import Block, StreamedModel
     from quantlib.numbers.cached import CacheScales
@@ -98,14 +99,19 @@ def quantize(
     calibrated = needs_hidden_states(recipe.quantization)
 
     def work(output: StepOutput) -> None:
-        tokens, illustrated = None, None
+        tokens, illustrated, kinds = None, None, None
         if calibrated:
             windowed = input_of(store, calibration, "windows")
             if with_images(windowed):
                 illustrated = as_tensors(read_samples(store, windowed))
+            windows = read_windows(store, windowed)
             if start == 0 or adapter.layout.embeds_cross or illustrated is not None:
-                tokens = torch.from_numpy(read_windows(store, windowed).tokens)
-        blocks, given = range(start, stop), (tokens, illustrated)
+                tokens = torch.from_numpy(windows.tokens)
+            if windows.kinds is not None:
+                from quantlib.blockwise.statistics import TokenKinds
+
+                kinds = TokenKinds(torch.from_numpy(windows.kinds).flatten(), windows.kind_names)
+        blocks, given = range(start, stop), _Given(tokens, illustrated, kinds)
         streamed = adapter.load_model(checkpoint, on)  # imports transformers
         with torch.no_grad():
             _quantize_blocks(store, recipe, blocks, streamed, given, calibration, smoothing, output)
@@ -115,12 +121,27 @@ def quantize(
     return commit_step(store, "quantize", parameters, inputs, work, rounding)
 
 
+@dataclass(frozen=True)
+class _Given:
+    """The windows that a range is calibrated on.
+
+    Attributes:
+        tokens: int64 ``[samples, sequence]``; None where their hidden states say enough.
+        illustrated: What the model is given of windows with images; None where there are none.
+        kinds: Of which kind of document each token is.
+    """
+
+    tokens: Tensor | None
+    illustrated: Iterator[dict[str, Tensor]] | None
+    kinds: TokenKinds | None
+
+
 def _quantize_blocks(
     store: Store,
     recipe: Recipe,
     blocks: range,
     streamed: StreamedModel,
-    given: tuple[Tensor | None, Iterator[dict[str, Tensor]] | None],
+    given: _Given,
     calibration: Receipt,
     smoothing: Receipt,
     output: StepOutput,
@@ -151,10 +172,9 @@ def _quantize_blocks(
             boundary = read_tensors(FolderSource(kept.folder), hidden_name(first))
         elif first:
             boundary = read_tensors(ReceiptSource(store, calibration), hidden_name(first))
-        tokens, illustrated = given
         to_head = is_last and calibrates_head(section, streamed.adapter)
         rest = range(first, blocks.stop)
-        walk = streamed.walk(tokens, rest, boundary, illustrated, to_head=to_head)
+        walk = streamed.walk(given.tokens, rest, boundary, given.illustrated, to_head=to_head)
     with progress_bar(f"quantize {blocks.start}:{blocks.stop}", len(blocks), "blocks") as advance:
         if first > blocks.start:
             note = f"{first - blocks.start} of {len(blocks)} blocks were kept by an earlier run."
@@ -169,6 +189,7 @@ def _quantize_blocks(
                 streamed.stored_dtype,
                 smooth=smooth,
                 min_expert_tokens=recipe.calibration.min_expert_tokens,
+                kinds=given.kinds,
             )
             errors += [error.as_json() for error in quantized.errors]
             file = kept.path(_block(index))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from walking import forward, hidden_states, inputs_of, of_all, opened, quantized, walk_of
 
+from quantlib.blockwise.experts import Experts
 from quantlib.blockwise.quantize_block import LinearError, quantize_block
-from quantlib.blockwise.statistics import HessianAccumulator
+from quantlib.blockwise.statistics import HessianAccumulator, TokenKinds
 from quantlib.models.streamed import Block, StreamedModel
 from quantlib.quantization import QuantizationSection
 from quantlib.quantizers import (
@@ -137,6 +138,44 @@ def test_experts_with_too_few_tokens_see_all(model: StreamedModel, hidden: Tenso
                 )
     again = forward(model, hidden, written=result)
     torch.testing.assert_close(outputs, again, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 8])
+def test_tokens_of_experts_with_too_few_are_counted_by_kind(
+    model: StreamedModel, hidden: Tensor, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    """By what every batch brings on its own: each sample is a kind, but for the last one."""
+    monkeypatch.setattr("quantlib.models.streamed.batch_samples", lambda device, length: samples)
+    labels = torch.arange(8, dtype=torch.int32).repeat_interleave(64)
+    labels[labels == 7] = -1
+    kinds = TokenKinds(labels, [f"kind {number}" for number in range(7)])
+    result, _ = quantized(model, hidden, Recorder(SECTION), min_expert_tokens=10_000, kinds=kinds)
+    errors = by_expert(result.errors)
+    alone = [run(model, hidden[at : at + 1], Recorder(SECTION), 1)[0] for at in range(8)]
+    for expert, error in errors.items():
+        counts = [by_expert(each.errors)[expert].expert_tokens for each in alone]
+        assert error.expert_kinds == {
+            f"kind {at}": count for at, count in enumerate(counts[:7]) if count
+        }
+    enough, _ = quantized(model, hidden, Recorder(SECTION), min_expert_tokens=1, kinds=kinds)
+    assert all(error.expert_kinds is None for error in enough.errors)
+
+
+def test_which_kinds_reach_experts_with_too_few() -> None:
+    records = [
+        {"block": 0, "expert": expert, "expert_tokens": 9, "calibrated_on": on, "expert_kinds": of}
+        for expert, on, of in (
+            (0, "all", {"code": 6, "prose": 1}),
+            (0, "all", {"code": 6, "prose": 1}),  # another linear of the same expert
+            (1, "routed", None),
+            (2, "all", {"prose": 3}),
+        )
+    ]
+    experts = Experts.of(records)
+    assert experts.kinds == {"code": 6, "prose": 4}
+    rates = experts.reached_by({"prose": 8000, "math": 50, "code": 2000})
+    assert rates == [("code", 3.0), ("prose", 0.5), ("math", 0.0)]
+    assert not Experts.of(records[2:3]).reached_by({"prose": 8000})
 
 
 def test_batches_do_not_matter(
