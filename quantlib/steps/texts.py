@@ -302,11 +302,19 @@ def prompt_problems(
 
 def windowing_of(section: Section) -> Windowing:
     """The windows that a section of a recipe asks for."""
-    wanted = section.num_samples, section.sequence_length
-    how = section.text_field, section.content, section.document_end
     if isinstance(section, CalibrationSection):
-        return Windowing(*wanted, section.seed, *how)
-    return Windowing(*wanted, EVALUATION_SEED, *how, section.max_samples)
+        seed, most = section.seed, 0
+    else:
+        seed, most = EVALUATION_SEED, section.max_samples
+    return Windowing(
+        section.num_samples,
+        section.sequence_length,
+        seed,
+        section.text_field,
+        section.content,
+        section.document_end,
+        most,
+    )
 
 
 def vocabulary_of(checkpoint: Checkpoint, adapter: BaseModelAdapter) -> int | None:

@@ -140,7 +140,9 @@ def test_probes_are_asked_with_what_is_before_them(
     text = evaluation.text
 
     def windows(digest: str) -> Any:
-        return lambda *_: SimpleNamespace(tokens=tokens, digest=digest, source=text.source)
+        found = SimpleNamespace(tokens=tokens, digest=digest, source=text.source)
+        found.part = lambda start, stop: found
+        return lambda *_: found
 
     class Tokenizer:
         def encode(self, text: str) -> Any:
