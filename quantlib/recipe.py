@@ -184,6 +184,17 @@ class ValidationSection(Section):
     max_new_tokens: Annotated[
         int, Field(ge=1, le=4096, description="Tokens that a prompt is completed with.")
     ] = 32
+    answer_tokens: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=32768,
+            description="Tokens of an answer at most. Both models answer four questions, rendered "
+            "by the chat template; answers that say nothing, go round in circles or leave "
+            "thinking open, where the original's do not, break a checkpoint. 0: none are asked "
+            "for.",
+        ),
+    ] = 256
     thresholds: Thresholds = Thresholds()
 
 

@@ -110,7 +110,7 @@ def tiny_llama(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) 
 SMALL = {
     "quantization": {"weights": {"bits": 4, "group_size": 32}},
     "calibration": {"num_samples": 8, "sequence_length": 64},
-    "validation": {"num_samples": 4, "sequence_length": 64},
+    "validation": {"num_samples": 4, "sequence_length": 64, "answer_tokens": 8},
 }
 
 

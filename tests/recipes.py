@@ -17,6 +17,7 @@ QUICK: dict[str, Any] = {
         "sequence_length": 64,
         "prompts": ["The engine"],
         "max_new_tokens": 4,
+        "answer_tokens": 4,
         "thresholds": {
             "max_perplexity_increase": 10,
             "max_kl_mean": 20,

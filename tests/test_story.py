@@ -219,6 +219,7 @@ def test_from_release_to_production_and_back(
         validation={
             "engine": "vllm",
             "max_new_tokens": 8,
+            "answer_tokens": 8,
             "thresholds": QUICK["validation"]["thresholds"],
         },
     )

@@ -43,7 +43,9 @@ def let_draft(
         return Drafted(refused=f"{job.engine} judges, which does not draft")
     windows = np.load(job.tokens)[:, :_BEGINNING].tolist()
     log = Path(job.output) / LOG_NAME
-    drafting = replace(job, prompts=[*job.prompts, *windows], reference=None, drafts=True)
+    drafting = replace(
+        job, prompts=[*job.prompts, *windows], questions=[], reference=None, drafts=True
+    )
     try:
         workers.run(drafting, f"{label}, drafting", log, LOG_NAME, lambda: None)
     except QuantlibError as error:

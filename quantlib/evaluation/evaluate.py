@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from quantlib.evaluation.answers import Answer
 from quantlib.evaluation.drafting import drafting_of
 from quantlib.evaluation.figures import Compared, Figures, summarize
 from quantlib.evaluation.gate import Gate
 from quantlib.evaluation.job import Drafted
 from quantlib.evaluation.process import Workers
 from quantlib.evaluation.runs import (
+    ANSWERS_NAME,
     COMPLETIONS_NAME,
     PROBES_NAME,
     read_comparison,
@@ -88,7 +90,7 @@ def judge_in_rounds(
     models: Models,
     workers: Workers,
     first: int,
-    verdict: Callable[[Figures], Gate],
+    verdict: Callable[[Figures, Sequence[Answer]], Gate],
 ) -> Judgement:
     """Judges on some windows, and on twice as many while they do not tell.
 
@@ -100,7 +102,7 @@ def judge_in_rounds(
         models: What is compared.
         workers: Of the setting's engine.
         first: Windows of the first round.
-        verdict: Holds figures against limits.
+        verdict: Holds figures against limits, and looks at answers.
 
     Raises:
         QuantlibError: An engine failed.
@@ -123,7 +125,8 @@ def judge_in_rounds(
         compared = new if compared is None else compared + new
         read = setting.part(0, stop)
         figures = summarize(compared, read.windows.predicted, rounding)
-        gate = verdict(figures)
+        answers = _answers(store, setting, references[0], comparisons[0])
+        gate = verdict(figures, answers)
         if gate.outcome != "inconclusive":
             break
     assert compared is not None
@@ -136,6 +139,19 @@ def judge_in_rounds(
         tuple(comparisons),
         tuple(roundings),
     )
+
+
+def _answers(
+    store: Store, setting: Setting, reference: Receipt, comparison: Receipt
+) -> list[Answer]:
+    """What both models answered in the first round."""
+    if not setting.questions:
+        return []
+    answered = (_read(store, receipt, ANSWERS_NAME) for receipt in (reference, comparison))
+    return [
+        Answer(question, original, quantized, setting.answer_tokens)
+        for question, original, quantized in zip(setting.questions, *answered, strict=True)
+    ]
 
 
 def rounds(first: int, most: int) -> Iterator[tuple[int, int]]:

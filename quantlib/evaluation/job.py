@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 STREAMED = "streamed"
@@ -39,6 +39,8 @@ class Job:
         tokens: A .npy file, int64 ``[windows, sequence]``.
         prompts: Token sequences to continue.
         max_new_tokens: At most so many tokens per prompt.
+        questions: Token sequences to answer.
+        answer_tokens: At most so many tokens per answer.
         reference: :data:`REFERENCE_NAME` of the original model, to compare with; None for the
             original model itself, whose file is then written.
         output: Folder for what the worker writes.
@@ -61,6 +63,8 @@ class Job:
     tensor_parallel_size: int = 1
     drafts: bool = False
     original_head: str | None = None
+    questions: list[list[int]] = field(default_factory=list)
+    answer_tokens: int = 0
 
     def write(self, path: Path) -> None:
         """Writes the job as JSON."""
@@ -113,6 +117,7 @@ class Outcome:
         probes: ``(window, position, token)`` as :func:`quantlib.evaluation.probes.pick` picks
             them; none of the original.
         completions: The new tokens of each prompt.
+        answers: The new tokens of each answer.
         seconds: What the completions took, together.
         throughput_method: What tokens per second mean, in words.
     """
@@ -122,6 +127,7 @@ class Outcome:
     vocabulary: int | None
     probes: list[tuple[int, int, int]]
     completions: list[list[int]]
+    answers: list[list[int]]
     seconds: float
     throughput_method: str
 

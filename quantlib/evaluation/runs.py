@@ -38,6 +38,7 @@ COMPARISON_STEP = "comparison"
 ROUNDING_STEP = "rounding"
 
 COMPLETIONS_NAME = "completions.json"
+ANSWERS_NAME = "answers.json"
 PROBES_NAME = "probes.json"
 THROUGHPUT_NAME = "throughput.json"
 """Tokens per second of the run that committed a step; no part of the receipt."""
@@ -65,6 +66,7 @@ def run_original(store: Store, setting: Setting, model: Receipt, workers: Worker
         (output.scratch / REFERENCE_NAME).rename(output.local(REFERENCE_NAME))
         output.add(REFERENCE_NAME, tensors=2)
         output.add_json(COMPLETIONS_NAME, outcome.completions)
+        output.add_json(ANSWERS_NAME, outcome.answers)
         output.facts = {"device": outcome.device, "numerics": outcome.numerics}
         if drafted is not None:
             output.facts["drafted"] = asdict(drafted)
@@ -104,6 +106,7 @@ def run_checkpoint(
         outcome, drafted = _run(store, setting, ran, reference, output, workers)
         _keep_comparison(output)
         output.add_json(COMPLETIONS_NAME, outcome.completions)
+        output.add_json(ANSWERS_NAME, outcome.answers)
         output.add_json(PROBES_NAME, outcome.probes)
         output.facts = {
             "device": outcome.device,
@@ -226,6 +229,11 @@ def _run(
         output=str(output.scratch),
         original_head=None if head_file is None else str(head_file),
         tensor_parallel_size=setting.tensor_parallel_size,
+        questions=[
+            setting.tokenizer.encode(question, add_special_tokens=False).ids
+            for question in setting.questions
+        ],
+        answer_tokens=setting.answer_tokens,
     )
     label = f"{name} by {setting.engine.name}"
     output.gpus = setting.tensor_parallel_size

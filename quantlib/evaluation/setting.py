@@ -49,6 +49,8 @@ class Setting:
         windowed: Receipt of the windows.
         tokenizer: Of the models.
         prompts: To be completed by both.
+        questions: To be answered by both, as the model is asked them.
+        answer_tokens: At most so many tokens per answer.
         max_new_tokens: At most so many tokens per prompt.
         numerics: What decides how their predictions are rounded, besides the engine.
         tensor_parallel_size: Devices that share a model.
@@ -84,6 +86,8 @@ class Setting:
     drafts: bool = False
     streamed: str | None = None
     original_head: OriginalHead | None = None
+    questions: tuple[str, ...] = ()
+    answer_tokens: int = 0
     start: int = 0
 
     def part(self, start: int, stop: int) -> Setting:
@@ -93,7 +97,7 @@ class Setting:
 
     def reading_alone(self) -> Setting:
         """The same without anything that a model has to say of itself."""
-        return replace(self, prompts=(), drafts=False)
+        return replace(self, prompts=(), questions=(), drafts=False)
 
     @property
     def read(self) -> dict[str, Any]:
@@ -112,5 +116,7 @@ class Setting:
             "device": self.device,
             "dtype": self.dtype,
             "prompts": list(self.prompts),
+            "questions": list(self.questions),
+            "answer_tokens": self.answer_tokens,
             "max_new_tokens": self.max_new_tokens,
         }

@@ -52,6 +52,7 @@ def stream_original(job: StreamedJob, block_done: Callable[[], None]) -> None:
         vocabulary=None,
         probes=[],
         completions=[],
+        answers=[],
         seconds=0.0,
         throughput_method="",
     ).write(output / OUTCOME_NAME)

@@ -105,7 +105,7 @@ class VllmEngine:
             options["disable_log_stats"] = False  # who asks for metrics has to have them counted
         # With room for a last draft, without which vLLM's linear attention for CPUs fails.
         sequence = _sequence_length(job) + job.drafts
-        sequences = max(1, len(job.prompts))
+        sequences = max(1, len(job.prompts), len(job.questions))
         self._llm = LLM(
             model=job.model,
             dtype=job.dtype,
@@ -218,7 +218,10 @@ def _share_processors(workers: int) -> None:
 def _sequence_length(job: Job) -> int:
     window = np.load(job.tokens, mmap_mode="r").shape[1]
     longest_prompt = max(map(len, job.prompts), default=0)
-    return max(window + 1, longest_prompt + job.max_new_tokens)
+    longest_question = max(map(len, job.questions), default=0)
+    return max(
+        window + 1, longest_prompt + job.max_new_tokens, longest_question + job.answer_tokens
+    )
 
 
 def _kv_cache_bytes(config: dict[str, Any], sequence: int, sequences: int, job: Job) -> int:

@@ -73,13 +73,16 @@ def run(job: Job, engine: Engine, window_done: Callable[[], None]) -> None:
         np.savez(output / COMPARISON_NAME, **vars(comparison))
     started = time.monotonic()
     completions = engine.complete(job.prompts, job.max_new_tokens) if job.prompts else []
+    seconds = time.monotonic() - started
+    answers = engine.complete(job.questions, job.answer_tokens) if job.questions else []
     Outcome(
         device=engine.device,
         numerics=engine.numerics,
         vocabulary=vocabulary,
         probes=probes.pick(leads),
         completions=completions,
-        seconds=time.monotonic() - started,
+        answers=answers,
+        seconds=seconds,
         throughput_method=engine.throughput_method,
     ).write(output / OUTCOME_NAME)
 

@@ -14,7 +14,8 @@ from quantlib.runtime.foreign_json import parse_json
 MOST_RUNS = 7
 """As many as there are colours and markers."""
 
-_BESIDE = ("plan", "reference", "rounding", "comparison", "validate", "publish", "gate")
+_JUDGING = ("likeness", "reference", "rounding", "comparison", "validate")
+_BESIDE = ("plan", *_JUDGING, "publish", "gate")
 """Steps that check, judge and deliver, and make nothing of the checkpoint."""
 
 _PLACES = (JSON_NAME, f"validate/artifacts/{JSON_NAME}")

@@ -7,15 +7,20 @@ does that.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checks.cache import cache_cpu_problem
 from quantlib.checks.recipe import recipe_from_text
 from quantlib.errors import InvalidInputError
+from quantlib.evaluation.answers import Answer, answer_findings, rendered_questions
 from quantlib.evaluation.choose_engine import choose_engine
 from quantlib.evaluation.evaluate import Models, evaluation_of, judge_in_rounds
 from quantlib.evaluation.figures import Figures
@@ -27,12 +32,14 @@ from quantlib.evaluation.judging import (
     emulated_checkpoint_reason,
     in_words,
 )
+from quantlib.evaluation.likeness import file_findings
 from quantlib.evaluation.limits import Limits, limits_for, precision_of, usual_factor
 from quantlib.evaluation.process import Workers
 from quantlib.evaluation.runs import with_throughput
 from quantlib.evaluation.setting import OriginalHead, Setting
+from quantlib.evaluation.weight_likeness import weight_findings
 from quantlib.models import BaseModelAdapter
-from quantlib.recipe import Recipe
+from quantlib.recipe import Recipe, ValidationSection
 from quantlib.report.build import LINEARS_NAME, build_report, read_json
 from quantlib.report.html import render_brief_html, render_html
 from quantlib.report.model import HTML_NAME, JSON_NAME
@@ -40,12 +47,13 @@ from quantlib.steps.contract import ARTIFACT_BYTES, StepCall
 from quantlib.steps.delivery import deliver
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.rounding import NOT_WITHOUT_TEXT, round_model
-from quantlib.steps.texts import input_of
+from quantlib.steps.texts import input_of, vocabulary_of
 from quantlib.steps.windows import read_windows
 from quantlib.store import Receipt, StepOutput, Store, commit_step
 from quantlib.text.tokenizer import load_tokenizer
 
 STEP = "validate"
+LIKENESS_STEP = "likeness"
 EVALUATION_NAME = "evaluation.json"
 _MADE_ELSEWHERE = "cpu_problem"
 """What a checkpoint's facts hold if it was made elsewhere."""
@@ -85,8 +93,12 @@ def validate(
     linears = read_json(store, checkpoint, LINEARS_NAME)
     how = in_words(setting.checkpoint_dequantized, setting.checkpoint_emulated)
 
-    def verdict(figures: Figures) -> Gate:
-        gate = judge(figures, limits, linears)
+    likeness = _likeness(store, model, checkpoint)
+    decode = partial(setting.tokenizer.decode, skip_special_tokens=False)
+
+    def verdict(figures: Figures, answers: Sequence[Answer]) -> Gate:
+        broken = likeness.facts["findings"] + answer_findings(answers, decode)
+        gate = judge(figures, limits, linears, broken)
         return gate if how is None else replace(gate, reason=f"{gate.reason}; {how}")
 
     with Workers(setting.engine.name) as workers:
@@ -113,8 +125,27 @@ def validate(
         "no_rounding": models.no_rounding,
         "how": how,
     }
-    inputs = {"model": model, "checkpoint": checkpoint, **judgement.inputs()}
+    inputs = {"model": model, "checkpoint": checkpoint, LIKENESS_STEP: likeness}
+    inputs |= judgement.inputs()
     return commit_step(store, STEP, parameters, inputs, work, setting.numerics)
+
+
+def _likeness(store: Store, model: Receipt, checkpoint: Receipt) -> Receipt:
+    """Looks at what needs no engine, before one starts: files around the weights, and weights."""
+
+    def work(output: StepOutput) -> None:
+        original, published = (ReceiptSource(store, each) for each in (model, checkpoint))
+        findings = file_findings(original, published)
+        elsewhere = _MADE_ELSEWHERE in checkpoint.facts
+        opened = open_receipt(store, model)[0]
+        findings += weight_findings(opened, Checkpoint.open(published), rotated=elsewhere)
+        output.facts["findings"] = findings
+
+    inputs = {"model": model, "checkpoint": checkpoint}
+    receipt = commit_step(store, LIKENESS_STEP, {}, inputs, work)
+    for finding in receipt.facts["findings"]:
+        print(f"broken: {finding}", file=sys.stderr, flush=True)
+    return receipt
 
 
 def read_evaluation(store: Store, validation: Receipt) -> dict[str, Any]:
@@ -178,14 +209,16 @@ def _setting(
     original, adapter = open_receipt(store, model)
     engine = choose_engine(section.engine, gpus=gpus)
     streamed = section.reference == "streamed"
+    tokenizer = load_tokenizer(source)
     return Setting(
         engine=engine,
         device=device,
         dtype=dtype,
         windows=read_windows(store, windowed),
         windowed=windowed,
-        tokenizer=load_tokenizer(source),
+        tokenizer=tokenizer,
         prompts=section.prompts,
+        **_questions(section, source, adapter, tokenizer, original),
         max_new_tokens=section.max_new_tokens,
         numerics=numerics(resolve_device(device), getattr(torch, dtype)),
         tensor_parallel_size=gpus,
@@ -201,6 +234,30 @@ def _setting(
         streamed=adapter.layout.model_dump_json() if streamed else None,
         original_head=_original_head(original, adapter, checkpoint),
     )
+
+
+def _questions(
+    section: ValidationSection,
+    source: ReceiptSource,
+    adapter: BaseModelAdapter,
+    tokenizer: Tokenizer,
+    original: Checkpoint,
+) -> dict[str, Any]:
+    """The questions that the model has an embedding and positions for, and how long answers are.
+
+    None where the original is read block by block, which does not answer.
+    """
+    tokens = 0 if section.reference == "streamed" else section.answer_tokens
+    questions = rendered_questions(source) if tokens else ()
+    ids = [tokenizer.encode(question, add_special_tokens=False).ids for question in questions]
+    vocabulary = vocabulary_of(original, adapter)
+    known = vocabulary is None or all(max(each) < vocabulary for each in ids)
+    longest = max(map(len, ids), default=0)
+    positions = adapter.text_config.get("max_position_embeddings") or longest + tokens
+    tokens = min(tokens, positions - longest)
+    if not known or tokens <= 0:
+        return {}
+    return {"questions": questions, "answer_tokens": tokens}
 
 
 def _limits(store: Store, recipe: Recipe, model: Receipt, checkpoint: Receipt) -> Limits:

@@ -26,6 +26,7 @@ VALIDATION = {
     "sequence_length": 64,
     "prompts": ["The engine"],
     "max_new_tokens": 4,
+    "answer_tokens": 4,
     "thresholds": THRESHOLDS,
 }
 

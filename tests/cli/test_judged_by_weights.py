@@ -45,6 +45,7 @@ def test_quantized_experts_pass_the_gate_of_a_cpu(
             "calibration: {num_samples: 8, sequence_length: 64}\n"
             "validation:\n"
             f"  {{engine: {engine}, num_samples: 4, sequence_length: 64, max_new_tokens: 4,\n"
+            "   answer_tokens: 4,\n"
             "   thresholds: {max_kl_mean: 9, max_perplexity_increase: 9,\n"
             "                min_top1_agreement: 0.01, max_undercalibrated_experts: 1}}\n"
         )

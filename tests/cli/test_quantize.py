@@ -156,6 +156,7 @@ def test_validate_judges_and_still_writes(
         "sequence_length": 64,
         "prompts": ["The engine"],
         "max_new_tokens": 4,
+        "answer_tokens": 4,
         "thresholds": {"max_kl_mean": 1e-9},
     }
     recipe = tmp_path / "recipe.json"

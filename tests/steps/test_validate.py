@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.evaluation.runs import LOG_NAME
+from quantlib.evaluation.answers import QUESTIONS
+from quantlib.evaluation.runs import ANSWERS_NAME, LOG_NAME
 from quantlib.report.build import build_report
 from quantlib.report.evaluation import Evaluation
 from quantlib.report.html import render_html
@@ -18,7 +19,7 @@ from quantlib.steps.contract import StepCall
 from quantlib.steps.rounding import round_model, rounding_recipe
 from quantlib.steps.texts import input_of
 from quantlib.steps.validate import EVALUATION_NAME, main, read_evaluation, validate
-from quantlib.store import LocalStore, read_lineage, run_facts
+from quantlib.store import LocalStore, commit_step, read_lineage, run_facts
 
 pytestmark = pytest.mark.slow
 
@@ -159,6 +160,36 @@ def test_rounding_is_left_out_where_scales_come_from_text(made: Any, small_recip
         }
     )
     assert round_model(made.store, static, made.model, made.plan, "cpu") is None
+
+
+def test_a_config_that_is_not_the_originals_breaks_a_checkpoint(
+    made: Any, passed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads(bytes(made.store.read(made.checkpoint.path("config.json"))))
+
+    def work(output: Any) -> None:
+        for name, record in made.checkpoint.files.items():
+            output.add_reference(name, record)
+        scaling = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+        output.add_json("config.json", {**config, "rope_parameters": None, **scaling})
+        output.facts = dict(made.checkpoint.facts)
+
+    altered = commit_step(made.store, "merge", {"altered": True}, {"model": made.model}, work)
+    receipt = validate(made.store, made.recipe, made.model, made.plan, altered, "cpu")
+    assert receipt.facts["verdict"] == "broken"
+    assert "config.json: rope_" in receipt.facts["reason"]
+    assert "broken: config.json: rope_" in capsys.readouterr().err
+    assert receipt.facts["kl_mean"] > passed.facts["kl_mean"]
+    gate = read_evaluation(made.store, receipt)["gate"]
+    assert (gate["outcome"], len(gate["broken"]) > 0) == ("broken", True)
+
+
+def test_both_models_answer_questions(made: Any, passed: Any) -> None:
+    for name in ("reference", "comparison"):
+        half = input_of(made.store, passed, name)
+        answers = json.loads(bytes(made.store.read(half.path(ANSWERS_NAME))))
+        assert len(answers) == len(QUESTIONS)
+        assert all(0 < len(each) <= 8 for each in answers)
 
 
 def test_a_validation_is_not_repeated(made: Any, passed: Any) -> None:
