@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from model_sizes import LLAMA_8B
 from tomorrow import disguise
 
 from quantlib.checkpoint.source import FolderSource
@@ -18,17 +19,8 @@ from quantlib.errors import InvalidInputError
 from quantlib.models import open_model
 from quantlib.models.fusion import vllm_version
 from quantlib.planning import HARDWARE, RunEstimate, estimate_run, find_hardware, quantity
-from quantlib.planning.memory import (
-    BASE,
-    Memory,
-    calibrate_memory,
-    quantize_memory,
-    validate_memory,
-)
-from quantlib.planning.model import GroupSize, ModelSizes, model_sizes
 from quantlib.planning.needs import step_needs
 from quantlib.planning.show import markdown
-from quantlib.quantizers.batches import experts_at_once
 from quantlib.recipe import Recipe
 from quantlib.steps.contract import StepCall
 from quantlib.steps.fetch import fetch
@@ -36,43 +28,7 @@ from quantlib.steps.plan import main, plan
 from quantlib.steps.texts import bring_texts
 from quantlib.store import LocalStore
 
-MIB, GIB = 1 << 20, 1 << 30
-SIZES = ModelSizes(
-    blocks=32,
-    quantized_blocks=32,
-    hidden_size=4096,
-    stored_bytes=2,
-    groups=(
-        GroupSize(4096, (4096, 1024, 1024)),
-        GroupSize(4096, (4096,)),
-        GroupSize(4096, (14336, 14336)),
-        GroupSize(14336, (4096,)),
-    ),
-    largest_block_elements=218_112_000,
-    block_elements=32 * 218_112_000,
-    embedding_bytes=128256 * 4096 * 2,
-    total_bytes=16_060_000_000,
-    quantized_bytes=5_700_000_000,
-)
-SMOLLM2 = ModelSizes(
-    blocks=30,
-    quantized_blocks=30,
-    hidden_size=576,
-    stored_bytes=2,
-    groups=(
-        GroupSize(576, (576, 192, 192)),
-        GroupSize(576, (576,)),
-        GroupSize(576, (1536, 1536)),
-        GroupSize(1536, (576,)),
-    ),
-    largest_block_elements=3_540_096,
-    block_elements=30 * 3_540_096,
-    embedding_bytes=49152 * 576 * 2,
-    total_bytes=269_060_552,
-    quantized_bytes=114_619_416,
-)
-MORE_WEIGHTS = dataclasses.replace(SMOLLM2, total_bytes=2_208_525_696)
-NO_WEIGHTS = dataclasses.replace(SMOLLM2, total_bytes=0, embedding_bytes=0)
+GIB = 1 << 30
 CPU = HARDWARE["cpu"]
 H100 = HARDWARE["h100-80g"]
 
@@ -81,83 +37,10 @@ def estimate(recipe: Recipe, folder: Path, gpu: str = "h100-80g", parallel: int 
     return estimate_run(recipe, *open_model(FolderSource(folder)), find_hardware(gpu), parallel)
 
 
-@pytest.mark.parametrize(
-    ("step", "planned", "measured"),
-    [
-        ("calibrate", calibrate_memory(SMOLLM2, 16_384, CPU, 2), 859),
-        ("quantize", quantize_memory(SMOLLM2, 16_384, CPU, 2), 1066),
-        ("validate", validate_memory(SMOLLM2, 512, CPU, 2), 2387),
-        ("validate", validate_memory(MORE_WEIGHTS, 512, CPU, 2), 5120),
-        ("validate", validate_memory(NO_WEIGHTS, 64, CPU, 2), 1671),
-    ],
-)
-def test_memory_is_as_measured(step: str, planned: Memory, measured: int) -> None:
-    assert planned.host / MIB == pytest.approx(measured, rel=0.2), step
-
-
-def test_memory_grows_with_tokens_and_not_with_blocks() -> None:
-    tokens = 65536
-    few = quantize_memory(SIZES, tokens, CPU, 4).host
-    many = quantize_memory(SIZES, 2 * tokens, CPU, 4).host
-    # Three times the residual stream in float32, and the input of the widest linear.
-    assert many - few == tokens * (12 * 4096 + 4 * 14336)
-    unread = quantize_memory(SIZES, 0, CPU, 4).host
-    # The block in float32 and its codes, and what quantizing the largest linear takes.
-    assert unread == BASE + 5 * SIZES.largest_block_elements + 5 * 4 * 4096 * 14336
-    assert calibrate_memory(SIZES, 0, CPU, 4).host < BASE  # not even torch is imported
-    assert BASE > 530 * MIB  # what importing the build with CUDA's libraries takes
-    boundary = 4 * 4096 + 2 * 2 * 4096
-    expected = BASE + tokens * boundary + 4 * SIZES.largest_block_elements
-    assert calibrate_memory(SIZES, tokens, CPU, 4).host == expected
-
-
-def test_a_gpu_worker_holds_one_block_and_its_tokens() -> None:
-    memory = quantize_memory(SIZES, 65536, H100, 2)
-    hessians = 8 * 4 * 14336**2
-    assert hessians < memory.device < hessians + 12 * GIB
-    assert memory.host < 8 * GIB
-
-
-@pytest.mark.parametrize(
-    ("bytes_needed", "limit"), [(1, "1Gi"), (GIB, "2Gi"), (10 * GIB, "12Gi"), (100 * GIB, "120Gi")]
-)
-def test_limits_have_headroom(bytes_needed: int, limit: str) -> None:
-    assert quantity(bytes_needed) == limit
-
-
-def test_experts_that_are_quantized_together_are_counted(
-    small_recipe: Callable[..., Recipe], make_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    sizes = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-    checkpoint, adapter = open_model(FolderSource(make_model(tmp_path, "qwen3_moe", **sizes)))
-    (mixture,) = adapter.layout.kind(0).experts
-    assert mixture.chosen == 2
-    shapes = adapter.layout.kind(0).expert_shapes
-    assert shapes == ((128, 64), (64, 64))
-
-    def held(tokens: int, **quantization: Any) -> int:
-        found = model_sizes(small_recipe(quantization=quantization), checkpoint, adapter)
-        rest = BASE + 12 * tokens * 64 + 5 * found.largest_block_elements
-        return quantize_memory(found, tokens, CPU, 4).host - rest
-
-    assert experts_at_once(shapes, "cpu") > 8
-    gate_up = 8 * 4 * (8 * 64**2 + 5 * 128 * 64)
-    assert held(16) == 4 * 16 * 64 + gate_up
-    # Each token is held by two experts that wait at their down projections.
-    assert held(10**6) == 4 * 10**6 * 64 * 2 + 8 * 4 * (8 * 64**2 + 5 * 64 * 64)
-    assert held(0, method="minmax") == 5 * 4 * 64 * 64  # one by one
-    together, alone = (
-        model_sizes(small_recipe(quantization={"method": method}), checkpoint, adapter)
-        for method in ("gptq", "minmax")
-    )
-    assert {group.experts for group in together.groups} == {0, 8}
-    assert {group.experts for group in alone.groups} == {0}
-
-
 def test_more_ranges_end_sooner_until_there_is_no_worker_for_them(
     small_recipe: Callable[..., Recipe], tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantlib.planning.estimate.model_sizes", lambda *_, **__: SIZES)
+    monkeypatch.setattr("quantlib.planning.estimate.model_sizes", lambda *_, **__: LLAMA_8B)
     recipe = small_recipe(calibration={"num_samples": 512, "sequence_length": 2048})
     found = estimate(recipe, tiny_llama, parallel=4)
     spans = [option.makespan for option in found.options]
@@ -223,7 +106,7 @@ def test_a_model_that_one_gpu_cannot_hold_is_validated_on_several(
     adapter.config["intermediate_size"] = 28672
     served = {"tensor_parallel_size": serving}
     recipe = small_recipe(serving=served, validation={"reference": "engine"})
-    sizes = dataclasses.replace(SIZES, total_bytes=billions * 2 * 10**9)
+    sizes = dataclasses.replace(LLAMA_8B, total_bytes=billions * 2 * 10**9)
     needs = step_needs(recipe, sizes, adapter, find_hardware(gpu), 2)["validate"]
     assert needs.gpus == gpus
     assert needs.cpus == 2 + 2 * gpus
@@ -254,7 +137,7 @@ def test_an_original_that_no_node_holds_is_streamed(
     adapter.config["intermediate_size"] = 28672
     recipe = small_recipe(validation={"reference": reference})
     sizes = dataclasses.replace(
-        SIZES, total_bytes=810 * 10**9, quantized_bytes=220 * 10**9, block_elements=405 * 10**9
+        LLAMA_8B, total_bytes=810 * 10**9, quantized_bytes=220 * 10**9, block_elements=405 * 10**9
     )
     needs = step_needs(recipe, sizes, adapter, find_hardware(gpu), 2)["validate"]
     assert (needs.streams, needs.gpus) == (streams, gpus)
