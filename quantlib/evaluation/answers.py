@@ -14,7 +14,7 @@ from typing import Any
 
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import QuantlibError
-from quantlib.text.conversations import ChatTemplate
+from quantlib.text.chat_template import ChatTemplate
 
 QUESTIONS = (
     "Explain in a few sentences why the sky is blue.",

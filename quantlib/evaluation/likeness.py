@@ -13,7 +13,8 @@ from typing import Any
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, read_config
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.text.conversations import TEMPLATE_FILES, ChatTemplate, Conversation
+from quantlib.text.chat_template import TEMPLATE_FILES, ChatTemplate
+from quantlib.text.conversations import Conversation
 from quantlib.text.formats import RowError
 from quantlib.text.tokenizer import load_tokenizer, tokenizer_digests
 
