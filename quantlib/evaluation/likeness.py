@@ -13,7 +13,7 @@ from typing import Any
 from quantlib.checkpoint.checkpoint import CONFIG_NAME, read_config
 from quantlib.checkpoint.source import FileSource
 from quantlib.errors import InvalidInputError, QuantlibError
-from quantlib.text.chat_template import TEMPLATE_FILES, ChatTemplate
+from quantlib.text.chat_template import TEMPLATE_FILES, BrokenTemplateError, ChatTemplate
 from quantlib.text.conversations import Conversation
 from quantlib.text.formats import RowError
 from quantlib.text.tokenizer import load_tokenizer, tokenizer_digests
@@ -158,5 +158,5 @@ def _rendered(source: FileSource) -> str | Exception | None:
     try:
         template = ChatTemplate.of_model(source)
         return None if template is None else template.render(_CONVERSATION)
-    except (QuantlibError, RowError) as error:
+    except (QuantlibError, RowError, BrokenTemplateError) as error:
         return error
