@@ -1,9 +1,9 @@
 """The container images of the steps: the only place with an image name.
 
 The tag is the version of quantlib, so a compiled pipeline always runs the code that it was compiled
-from. Set ``QUANTLIB_IMAGE``, ``QUANTLIB_VALIDATE_IMAGE`` and ``QUANTLIB_WATCH_IMAGE`` when
-compiling to take the images from a registry of your own, best by digest; ``make push-images``
-writes a lock file that names them so.
+from. Set ``QUANTLIB_IMAGE``, ``QUANTLIB_VALIDATE_IMAGE``, ``QUANTLIB_TASKS_IMAGE`` and
+``QUANTLIB_WATCH_IMAGE`` when compiling to take the images from a registry of your own, best by
+digest; ``make push-images`` writes a lock file that names them so.
 """
 
 import dataclasses
@@ -21,6 +21,9 @@ QUANTLIB_IMAGE = os.environ.get("QUANTLIB_IMAGE", f"quantlib:{__version__}")
 
 VALIDATE_IMAGE = os.environ.get("QUANTLIB_VALIDATE_IMAGE", f"quantlib-validate:{__version__}")
 """Adds vLLM: validate judges with it, and plan lets it refuse a model before GPUs are spent."""
+
+TASKS_IMAGE = os.environ.get("QUANTLIB_TASKS_IMAGE", f"quantlib-tasks:{__version__}")
+"""Adds lm-eval to that: the step tasks asks served models with it."""
 
 WATCH_IMAGE = os.environ.get("QUANTLIB_WATCH_IMAGE", f"quantlib-watch:{__version__}")
 """The step resolve, ``quantlib watch`` and what verifies for a pod that serves: without torch."""
@@ -40,27 +43,34 @@ class Images:
     Attributes:
         quantlib: Of every step but those below.
         validate: Of plan and validate.
+        tasks: Of tasks.
         watch: Of resolve.
     """
 
     quantlib: str
     validate: str
+    tasks: str
     watch: str
 
     @property
-    def of_quantization(self) -> tuple[str, str]:
-        """What the steps that make a checkpoint run in."""
-        return self.quantlib, self.validate
+    def of_quantization(self) -> tuple[str, str, str]:
+        """What the steps that make and judge a checkpoint run in."""
+        return self.quantlib, self.validate, self.tasks
 
     def of(self, step: str) -> str:
         """The image that a step runs in."""
-        others = {"plan": self.validate, "validate": self.validate, "resolve": self.watch}
+        others = {
+            "plan": self.validate,
+            "validate": self.validate,
+            "tasks": self.tasks,
+            "resolve": self.watch,
+        }
         return others.get(step, self.quantlib)
 
 
 def named_images() -> Images:
     """The images as they are called where no lock file says so."""
-    return Images(QUANTLIB_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE)
+    return Images(QUANTLIB_IMAGE, VALIDATE_IMAGE, TASKS_IMAGE, WATCH_IMAGE)
 
 
 def is_floating(image: str) -> bool:

@@ -1,8 +1,8 @@
 """The workflows, as data: which step takes what from where.
 
-    fetch ── plan ── calibrate ── smooth ──┬─ quantize 0:8  ─┐
-                                           ├─ quantize 8:16 ─┼─ merge ── validate ── gate ── publish
-                                           └─ quantize 16:24 ┘
+    fetch ─ plan ─ calibrate ─ smooth ─┬─ quantize 0:8  ─┐         ┌─ validate ─┐
+                                       ├─ quantize 8:16 ─┼─ merge ─┤            ├─ gate ─ publish
+                                       └─ quantize 16:24 ┘         └─ tasks ────┘
 
 A recipe with a budget has its schemes searched on the way: behind calibrate, ``measure`` tries them
 on the blocks of each range, and ``choose`` writes the recipe that the steps behind it take.
@@ -277,10 +277,22 @@ QUANTIZE = Graph(
             },
         ),
         Step(
+            "tasks",
+            {
+                **_WORK,
+                "device": Asked("device"),
+                "gpus": Output("plan", "tasks_gpus"),
+                "texts": Output("fetch", "texts"),
+                "checkpoint": Output("merge", "checkpoint"),
+            },
+        ),
+        Step(
             "gate",
             {
                 "verdict": Output("validate", "verdict"),
                 "reason": Output("validate", "reason"),
+                "tasks_verdict": Output("tasks", "verdict"),
+                "tasks_reason": Output("tasks", "reason"),
                 "model": Asked("model"),
             },
             retried=False,
@@ -294,6 +306,7 @@ QUANTIZE = Graph(
                 "job": Constant("job"),
                 "checkpoint": Output("merge", "checkpoint"),
                 "validation": Output("validate", "validation"),
+                "tasks": Output("tasks", "tasks"),
             },
             after=("gate",),
         ),

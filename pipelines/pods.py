@@ -172,6 +172,6 @@ def _volumes(step: str, profile: Profile) -> tuple[Volume, ...]:
         volumes.append(Volume("signing", _SIGNING, secret=profile.signing_secret))
     if step in _LOOKS_AT_DESTINATION and profile.registry_secret is not None:
         volumes.append(Volume("registry", _REGISTRY, secret=profile.registry_secret))
-    if step == "validate":
+    if step in ("validate", "tasks"):
         volumes.append(Volume("shm", "/dev/shm", size=profile.shared_memory, medium="Memory"))
     return tuple(volumes)

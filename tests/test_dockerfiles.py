@@ -25,7 +25,7 @@ def test_hadolint_finds_nothing() -> None:
 def test_every_package_is_installed_by_its_hash() -> None:
     commands = re.sub(r"\\\n", " ", DOCKERFILE.read_text()).splitlines()
     installing = [line for line in commands if re.search(r"\b(uv )?pip install\b", line)]
-    assert len(installing) == 6
+    assert len(installing) == 7
     # Our own files, and torch from elsewhere than PyPI, have none in the lock.
     unhashed = [line for line in installing if "--require-hashes" not in line]
     assert [line for line in unhashed if "--target /opt/quantlib /source" in line] == unhashed

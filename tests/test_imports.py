@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("quantlib", "components", "pipelines")
 LEVELS = (
-    ("budget", "errors", "registry", "section", "verdicts"),
+    ("budget", "errors", "registry", "section", "task_section", "verdicts"),
     ("grids",),
     ("quantization", "recipe", "scheme_rules", "schemes"),
     ("numbers",),
@@ -37,6 +37,7 @@ LEVELS = (
             "search",
             "serving",
             "steps",
+            "tasks",
             "text",
         ),
         *("telemetry", "watching"),
@@ -134,7 +135,8 @@ def test_rooms_know_none_above_them() -> None:
 @pytest.mark.parametrize(
     ("module", "known"),
     [
-        ("recipe", {"quantization", "section"}),
+        ("recipe", {"quantization", "section", "task_section"}),
+        ("task_section", {"section"}),
         ("quantization", {"budget", "scheme_rules", "schemes", "section"}),
         ("scheme_rules", {"schemes", "section"}),
         ("schemes", {"errors", "grids", "section"}),

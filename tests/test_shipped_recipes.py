@@ -30,6 +30,7 @@ ATTENTION_AND_EXPERTS = {
     "mixed": ("FP8_DYNAMIC", W4),
     "nvfp4": ("NVFP4",) * 2,
     "nvfp4_experts": ("FP8_DYNAMIC", "NVFP4"),
+    "release": (W4, W4),
     "smooth_quant": ("W8A8",) * 2,
     "w4_experts": (None, W4),
 }

@@ -106,7 +106,7 @@ def run_toy(
         ToyRunner(toy, grace),
         parallel,
         Retries(count=retries, delay=0, factor=1, limit=60),
-        Images("toy", "toy", "toy"),
+        Images("toy", "toy", "toy", "toy"),
         gpus,
     )
     constants = Constants(recipes={}, node_gpus=1, parallel=width, scratch="")

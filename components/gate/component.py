@@ -9,6 +9,8 @@ from components._container import step_container
 def gate(
     verdict: str,
     reason: str,
+    tasks_verdict: str,
+    tasks_reason: str,
     model: str,
 ) -> dsl.ContainerSpec:
     """Fails the run of a checkpoint that was refused, before anything is published.
@@ -19,6 +21,8 @@ def gate(
     Args:
         verdict: passed, regression, inconclusive or broken.
         reason: Why the checkpoint was refused.
+        tasks_verdict: What the tasks step says: passed, regression, inconclusive or broken.
+        tasks_reason: Why it says so.
         model: What was asked for, for whoever is told.
     """
     return step_container("gate")

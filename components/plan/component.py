@@ -31,6 +31,9 @@ def plan(
     validate_memory: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
     validate_cpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
     validate_gpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    tasks_memory: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    tasks_cpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
+    tasks_gpus: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
 ) -> dsl.ContainerSpec:
     """Divides the model's blocks into ranges that are quantized in parallel.
 
@@ -62,5 +65,8 @@ def plan(
         validate_memory: Memory that the validate step needs.
         validate_cpus: CPUs that it needs.
         validate_gpus: GPUs that it needs, which share the model.
+        tasks_memory: Memory that the tasks step needs.
+        tasks_cpus: CPUs that it needs.
+        tasks_gpus: GPUs that it needs, which share the model; 0 where no tasks are asked for.
     """
     return step_container("plan", VALIDATE_IMAGE)

@@ -13,6 +13,7 @@ def publish(
     store: str,
     checkpoint: dsl.Input[dsl.Artifact],
     validation: dsl.Input[dsl.Artifact],
+    tasks: dsl.Input[dsl.Artifact],
     published: dsl.Output[dsl.Model],
     publish_summary: dsl.Output[dsl.Markdown],
     address: dsl.OutputPath(str),  # type: ignore[valid-type]  # kfp's notation
@@ -29,6 +30,7 @@ def publish(
         store: Address of the store that holds the bulk of every step: a folder or s3://bucket/prefix.
         checkpoint: Receipt of the checkpoint.
         validation: Receipt of the measurements; any verdict but passed is refused.
+        tasks: Receipt of what came of the tasks; without a passed verdict it is refused.
         published: Receipt of what was published.
         publish_summary: What the step did, for the run's page.
         address: Where the checkpoint was published.

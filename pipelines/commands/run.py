@@ -36,6 +36,7 @@ from pipelines.local.state import State
 from pipelines.local.status import log_tail
 from quantlib.checks.machine import place_problems
 from quantlib.checks.run import input_problems
+from quantlib.checks.tasks import uninstalled_problems
 from quantlib.cli.result_options import print_json, progress, result_options
 from quantlib.errors import InvalidInputError
 from quantlib.evaluation.choose_engine import choose_engine
@@ -130,6 +131,8 @@ def run_command(
     if runner == "process":
         options = replace(options, allow_floating=True)
         choose_engine(recipe.validation.engine)
+        if problems := uninstalled_problems(recipe):
+            raise InvalidInputError(problems)
     store = job.store or LOCAL_STORE
     job = replace(job, store=store)
     _require_possible(recipe, job, store)

@@ -14,6 +14,7 @@ from quantlib.publishing.oci.address import SCHEME as IMAGE
 from quantlib.publishing.oci.auth import credential_files
 from quantlib.recipe import AskedRecipe
 from quantlib.sources.pinned import split_pin
+from quantlib.tasks.items import given_items
 from quantlib.text.addresses import HubText, LocalText, ObjectText, Text, parse_text
 from quantlib.text.wanted import wanted_texts
 
@@ -52,6 +53,8 @@ def access_of(call: Call) -> Access:
     source, _ = split_pin(source)
     texts = wanted_texts(recipe).values() if step in _READS_TEXTS else ()
     addresses = [parse_text(Text.of(section)) for section in texts]
+    if step in _READS_TEXTS:
+        addresses += map(parse_text, given_items(recipe).values())
     local = [each.path.absolute() for each in addresses if isinstance(each, LocalText)]
     store = parameters.get("store", "")
     looked_at = destination = ""

@@ -96,7 +96,7 @@ class StepResources(Part):
     timeout: Annotated[int, Field(ge=60, description="Seconds that an attempt may take.")] = 3600
 
 
-PLANNED_STEPS = ("calibrate", "measure", "quantize", "validate")
+PLANNED_STEPS = ("calibrate", "measure", "quantize", "validate", "tasks")
 """The steps that compute on the model's weights."""
 
 _HOURS = 3600
@@ -114,6 +114,7 @@ def _default_steps() -> dict[str, StepResources]:
         "quantize": StepResources(cpu=None, memory=None, timeout=48 * _HOURS),
         "merge": StepResources(timeout=6 * _HOURS),
         "validate": StepResources(cpu=None, memory=None, timeout=12 * _HOURS),
+        "tasks": StepResources(cpu=None, memory=None, timeout=24 * _HOURS),
         "gate": StepResources(cpu="500m", memory="1Gi"),
         "publish": StepResources(timeout=6 * _HOURS),
     }

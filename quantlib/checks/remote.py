@@ -5,8 +5,15 @@ from __future__ import annotations
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.publishing.opening import open_destination
 from quantlib.recipe import AskedRecipe
+from quantlib.tasks.items import given_items
 from quantlib.text.addresses import LocalText, Text, parse_text
 from quantlib.text.wanted import wanted_texts
+
+_ON_THIS_MACHINE = (
+    "is on this machine",
+    "put it in object storage and give s3://bucket/prefix, or name it "
+    "hf://datasets/org/name@revision/path",
+)
 
 
 def require_reachable(recipe: AskedRecipe, model: str, store: str, publish_to: str) -> None:
@@ -33,13 +40,9 @@ def require_reachable(recipe: AskedRecipe, model: str, store: str, publish_to: s
         text = Text.of(section)
         if isinstance(parse_text(text), LocalText):
             part = "validation" if purpose == "evaluation" else purpose
-            problems.append(
-                Problem(
-                    f"{part}.dataset {text.dataset}",
-                    "is on this machine",
-                    "put it in object storage and give s3://bucket/prefix, or name it "
-                    "hf://datasets/org/name@revision/path",
-                )
-            )
+            problems.append(Problem(f"{part}.dataset {text.dataset}", *_ON_THIS_MACHINE))
+    for task, text in given_items(recipe).items():
+        if isinstance(parse_text(text), LocalText):
+            problems.append(Problem(f"tasks.{task}: dataset {text.dataset}", *_ON_THIS_MACHINE))
     if problems:
         raise InvalidInputError(problems)

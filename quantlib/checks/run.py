@@ -12,6 +12,7 @@ from quantlib.checks.model import model_problems, sharing_problems
 from quantlib.checks.places import local_path
 from quantlib.checks.scheme import needs_calibration
 from quantlib.checks.suppression import possible_suppression
+from quantlib.checks.tasks import task_problems
 from quantlib.errors import InvalidInputError, Problem
 from quantlib.evaluation.judging import writes_plain_model
 from quantlib.models import BaseModelAdapter, open_model
@@ -70,6 +71,7 @@ def input_problems(
                 problems += space_problems(recipe, checkpoint, adapter, folder, output, plain)
     else:
         faults += unread_problems(asked, validated=validated)
+        faults += task_problems(asked) if validated else []
     return problems + faults
 
 
@@ -89,6 +91,7 @@ def opened_problems(
         *problems,
         *model_problems(tried, checkpoint, adapter, validated=validated),
         *text_problems(recipe, checkpoint.source, checkpoint, adapter, validated=validated),
+        *(task_problems(recipe, checkpoint.source) if validated else ()),
     ]
 
 

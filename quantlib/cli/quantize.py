@@ -161,6 +161,7 @@ def quantize(
     """
     from quantlib.checks.machine import place_problems
     from quantlib.checks.run import input_problems
+    from quantlib.checks.tasks import uninstalled_problems
     from quantlib.evaluation.choose_engine import choose_engine
     from quantlib.manager import QuantizationManager
     from quantlib.output import WORK_NAME, output_problems, writing
@@ -181,6 +182,7 @@ def quantize(
     checks: list[Callable[[], object]] = [lambda: resolve_device(device)]
     if validate:
         checks.append(lambda: choose_engine(recipe.validation.engine, gpus=gpus))
+        problems += uninstalled_problems(recipe)
     elif gpus > 1:
         problems.append(Problem("--gpus", "is for validation only", "add --validate"))
     for check in checks:

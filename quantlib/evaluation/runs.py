@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from quantlib.evaluation.process import Workers
 from quantlib.evaluation.setting import Setting
 from quantlib.models import Layout
 from quantlib.runtime.progress import progress_bar
-from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
+from quantlib.store import Receipt, StepOutput, Store, commit_step, materialize
 
 REFERENCE_STEP = "reference"
 COMPARISON_STEP = "comparison"
@@ -202,7 +201,7 @@ def _run(
     name, model, files = ran
     folder = output.scratch / "model"
     for file in files:
-        _materialize(store, model.path(file), folder / file)
+        materialize(store, model.path(file), folder / file)
     dequantized = setting.dequantized if reference is None else setting.checkpoint_dequantized
     if dequantized:
         make_plain(folder, cached=reference is not None and setting.cached)
@@ -214,7 +213,7 @@ def _run(
             head_file = output.scratch / HEAD_NAME
             setting.original_head.write(head_file)
         reference_file = output.scratch / REFERENCE_NAME
-        _materialize(store, reference.path(REFERENCE_NAME), reference_file)
+        materialize(store, reference.path(REFERENCE_NAME), reference_file)
     tokens = output.scratch / "tokens.npy"
     np.save(tokens, setting.windows.tokens)
     job = Job(
@@ -293,11 +292,3 @@ def _follow(
         if log.exists():
             store.put_file(log, kept_log)
     return Outcome.read(output.scratch / OUTCOME_NAME)
-
-
-def _materialize(store: Store, path: str, local: Path) -> None:
-    local.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(store, LocalStore):
-        local.symlink_to(store.local_path(path))
-    else:
-        store.export_file(path, local)

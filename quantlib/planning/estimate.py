@@ -19,6 +19,7 @@ from quantlib.planning.needs import (
     quantization_tokens,
     step_needs,
 )
+from quantlib.planning.tasks import tasks_seconds
 from quantlib.recipe import Recipe
 
 MOST_RANGES = 64
@@ -61,7 +62,7 @@ class RunEstimate:
         hardware: What it runs on.
         parallel: Ranges that are quantized at the same time.
         tokens: Of the calibration text.
-        needs: Of calibrate, of a quantize worker, and of validate, by the step's name.
+        needs: Of calibrate, of a quantize worker, of validate and of tasks, by the step's name.
         scratch_bytes: Largest local disk that a step takes.
         store_bytes: What the run adds to the store, the model itself included.
         options: One for each number of ranges.
@@ -172,14 +173,18 @@ def _estimate(
         + quantized_on * boundary / _STORE_BYTES_PER_SECOND,
         "merge": 5.0,
         "validate": 2 * vllm + whole + smaller + 2 * 3 * judged * forward,
+        "tasks": tasks_seconds(recipe.tasks, sizes, hardware, vllm, needs["tasks"].gpus),
         "publish": 5.0,
     }
     waves = math.ceil(ranges / parallel)
     makespan = sum(steps.values()) - steps["quantize"] + (len(steps) - 1) * pod
+    # These two run side by side.
+    makespan -= min(steps["validate"], steps["tasks"]) + pod
     makespan += waves * (steps["quantize"] + pod)
+    asked = ("tasks", int(bool(recipe.tasks.run)))
     held = sum(
         max(needs[step].gpus, not hardware.is_gpu) * count * (steps[step] + pod)
-        for step, count in (("calibrate", 1), ("quantize", ranges), ("validate", 1))
+        for step, count in (("calibrate", 1), ("quantize", ranges), ("validate", 1), asked)
     )
     return RangeEstimate(ranges, makespan, held, steps)
 

@@ -20,6 +20,10 @@ _PRODUCT_BYTES = 2
 """Of a number in matrix products on a GPU."""
 
 
+_SERVING = ("validate", "tasks")
+"""Steps in which vLLM holds a model."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What there is of what cannot be made more of.
@@ -54,6 +58,8 @@ def fit_problems(
     if estimate.hardware.is_gpu:
         problems += search.node_problems()
         for step, needs in estimate.needs.items():
+            if step == "tasks" and needs == estimate.needs["validate"]:
+                continue  # what is said of that holds for it
             if not _fits(step, needs, estimate.hardware):
                 problems.append(search.memory_problem(step, needs, estimate.hardware))
     if limits.scratch_bytes is not None and estimate.scratch_bytes > limits.scratch_bytes:
@@ -85,7 +91,7 @@ def parse_quantity(text: str) -> int:
 def _fits(step: str, needs: StepNeeds, hardware: Hardware) -> bool:
     if not needs.gpus:
         return True
-    if step == "validate":
+    if step in _SERVING:
         return vllm_fits(needs.memory, hardware)
     return needs.memory.device <= hardware.memory
 
@@ -128,15 +134,15 @@ class _Search:
     def memory_problem(self, step: str, needs: StepNeeds, hardware: Hardware) -> Problem:
         """That a step does not fit a GPU's memory."""
         remedies = list(
-            self._larger_node(hardware)
-            if step == "validate"
+            self._larger_node(step, hardware)
+            if step in _SERVING
             else self._smaller_need(step, hardware)
         )
         each = "of GPU memory"
-        if needs.gpus > 1 or step == "validate":
+        if needs.gpus > 1 or step in _SERVING:
             each = f"on each of {needs.gpus} GPUs" if needs.gpus > 1 else "on one GPU"
         usable = ""
-        if step == "validate":
+        if step in _SERVING:
             usable = f", of which vLLM takes {_gib(int(0.9 * hardware.memory))}"
         return Problem(
             f"{step} on {hardware.name}",
@@ -149,7 +155,7 @@ class _Search:
         )
 
     def _reason(self, step: str, needs: StepNeeds) -> str:
-        if step == "validate":
+        if step in _SERVING:
             if needs.streams:
                 return f"; those of the quantized model are {_gib(self.sizes.quantized_bytes)}"
             return f"; the original's weights are {_gib(self.sizes.total_bytes)}"
@@ -177,15 +183,15 @@ class _Search:
     def _works(self, step: str, hardware: Hardware, recipe: Recipe) -> bool:
         return _fits(step, self._needs(step, hardware, recipe), hardware)
 
-    def _larger_node(self, hardware: Hardware) -> Iterator[str]:
+    def _larger_node(self, step: str, hardware: Hardware) -> Iterator[str]:
         for other in _gpus():
-            needs = self._needs("validate", other)
-            if _fits("validate", needs, other):
+            needs = self._needs(step, other)
+            if _fits(step, needs, other):
                 yield f"{needs.gpus} of {other.name} in one node"
                 break
         if self.limits.node_gpus < NODE_GPUS:
-            needs = self._needs("validate", hardware, node_gpus=NODE_GPUS)
-            if _fits("validate", needs, hardware):
+            needs = self._needs(step, hardware, node_gpus=NODE_GPUS)
+            if _fits(step, needs, hardware):
                 yield f"nodes with {needs.gpus} of {hardware.name}"
 
     def _smaller_need(self, step: str, hardware: Hardware) -> Iterator[str]:

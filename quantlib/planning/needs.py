@@ -50,6 +50,10 @@ class StepNeeds:
     streams: bool = False
 
 
+_IDLE = StepNeeds(Memory(1 << 30), _CPUS_OF_AN_IDLE_STEP, 0)
+"""Of a step that is asked for nothing and ends at once."""
+
+
 def calibration_tokens(recipe: Recipe) -> int:
     """Tokens that the calibrate step runs the model over; 0 for a method that needs none."""
     calibration = recipe.calibration
@@ -70,7 +74,7 @@ def step_needs(
     product_bytes: int,
     node_gpus: int = NODE_GPUS,
 ) -> Mapping[str, StepNeeds]:
-    """What calibrate, a quantize worker and validate ask for, by the step's name.
+    """What calibrate, a quantize worker, validate and tasks ask for, by the step's name.
 
     With a budget a quantize worker's needs are those of one that measures as well.
 
@@ -92,12 +96,20 @@ def step_needs(
         # The same pods measure, before schemes are chosen.
         measure = measure_memory(sizes, hardware, product_bytes)
         quantize = Memory(max(quantize.host, measure.host), max(quantize.device, measure.device))
+    judged = _validate_needs(recipe, sizes, adapter, hardware, product_bytes, node_gpus)
+    tasks = _IDLE
+    if recipe.tasks.run:
+        # Both models are served, the original too where validate reads it block by block.
+        validation = recipe.validation.model_copy(update={"reference": "engine"})
+        served = recipe.model_copy(update={"validation": validation})
+        tasks = _validate_needs(served, sizes, adapter, hardware, product_bytes, node_gpus)
     return {
         "calibrate": StepNeeds(calibrate, _CPUS, one)
         if tokens
         else StepNeeds(calibrate, _CPUS_OF_AN_IDLE_STEP, 0),
         "quantize": StepNeeds(quantize, _CPUS, one),
-        "validate": _validate_needs(recipe, sizes, adapter, hardware, product_bytes, node_gpus),
+        "validate": judged,
+        "tasks": tasks,
     }
 
 

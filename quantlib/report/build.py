@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -31,9 +31,12 @@ from quantlib.runtime.surroundings import image, package_versions
 from quantlib.scheme_rules import EXACT
 from quantlib.search.outcome import Outcome
 from quantlib.store import Receipt, Store, read_lineage, run_facts
+from quantlib.tasks.outcome import TasksOutcome
 from quantlib.verdicts import Outcome as Judged
+from quantlib.verdicts import worst
 
 LINEARS_NAME = "linears.json"
+TASKS_NAME = "tasks.json"
 SEARCH_NAME = "search.json"
 NOT_VALIDATED = "The checkpoint was not compared with the original model."
 
@@ -45,6 +48,7 @@ def build_report(
     evaluation: Mapping[str, Any] | None,
     validation: Receipt | None = None,
     planned: Receipt | None = None,
+    tasks: Receipt | None = None,
 ) -> Report:
     """The report of a checkpoint.
 
@@ -55,12 +59,17 @@ def build_report(
         evaluation: Content of ``evaluation.json``; None where nobody compared the models.
         validation: The validate step's receipt, where that step is done.
         planned: The plan step's receipt, where it is at hand: the checkpoint does not rest on it.
+        tasks: The tasks step's receipt, where that step is done.
 
     Raises:
         InvalidInputError: A step recorded something that is no part of a report.
         StoreError: A receipt or a file of a step is missing or damaged.
     """
     lineage = read_lineage(store, validation or checkpoint)
+    outcome = None
+    if tasks is not None and tasks.facts["tasks"]:
+        outcome = TasksOutcome.model_validate(read_json(store, tasks, TASKS_NAME))
+        lineage = joined(read_lineage(store, tasks), lineage)
     steps = {receipt.step: receipt for receipt in lineage}
     ran = (
         lineage if planned is None or planned in lineage else [*lineage[:1], planned, *lineage[1:]]
@@ -72,7 +81,7 @@ def build_report(
         calibration = _calibration(steps.get("calibrate") or checkpoint)
         method = _method(recipe, steps.get("smooth"), checkpoint)
         return Report(
-            verdict=_verdict(judged),
+            verdict=_verdict(judged, outcome),
             model=_model(recipe, steps["fetch"], checkpoint),
             method=method,
             sizes=Sizes(
@@ -84,6 +93,7 @@ def build_report(
                 parts=tuple(checkpoint.facts.get("parts", ())),
             ),
             evaluation=judged,
+            tasks=outcome,
             calibration=calibration,
             linears=tuple(
                 LinearError.model_validate(record)
@@ -128,6 +138,11 @@ def build_report(
         ) from None
 
 
+def joined(receipts: Iterable[Receipt], others: Iterable[Receipt]) -> list[Receipt]:
+    """Two lineages as one, each receipt once and after what it rests on."""
+    return list({each.digest(): each for each in (*receipts, *others)}.values())
+
+
 def read_json(store: Store, receipt: Receipt, name: str) -> Any:
     """The content of a small JSON file of a step, verified against its receipt.
 
@@ -152,12 +167,15 @@ def model_name(fetched: Mapping[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or fetched["model_type"]
 
 
-def _verdict(evaluation: Evaluation | None) -> Verdict:
+def _verdict(evaluation: Evaluation | None, tasks: TasksOutcome | None) -> Verdict:
     if evaluation is None:
         return Verdict(outcome="not_validated", reason=NOT_VALIDATED)
     gate = evaluation.gate
     earlier: Judged = "passed" if gate.passed else "regression"
-    return Verdict(outcome=gate.outcome or earlier, reason=gate.reason)
+    outcome, reason = gate.outcome or earlier, gate.reason
+    if tasks is not None:
+        outcome, reason = worst((outcome, tasks.verdict)), f"{reason}; tasks: {tasks.reason}"
+    return Verdict(outcome=outcome, reason=reason)
 
 
 def _search(store: Store, chosen: Receipt | None) -> Outcome | None:

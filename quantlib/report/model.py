@@ -16,6 +16,7 @@ from quantlib.runtime.foreign_json import parse_json
 from quantlib.runtime.pydantic_faults import faults_of
 from quantlib.search.outcome import Outcome
 from quantlib.store.receipt import Digest, FileRecord
+from quantlib.tasks.outcome import TasksOutcome
 from quantlib.verdicts import Outcome as Judged
 
 SCHEMA: Final = "quantlib/report/1"
@@ -210,6 +211,7 @@ class Report(Part):
 
     Attributes:
         serve: The arguments of vLLM that serve the checkpoint well.
+        tasks: What came of the tasks that both models were given, where any were asked for.
         search: What a search found, where one chose the schemes.
         removed: What named code on a hub in the original's configs, and was left out.
         longest_path_seconds: Time of the slowest chain of steps: what the run takes when all that
@@ -222,6 +224,7 @@ class Report(Part):
     method: Method | ForeignMethod
     sizes: Sizes
     evaluation: Evaluation | None
+    tasks: TasksOutcome | None = None
     calibration: CalibrationText | None
     linears: tuple[LinearError, ...]
     steps: tuple[StepRun, ...]

@@ -15,7 +15,8 @@ MOST_RUNS = 7
 """As many as there are colours and markers."""
 
 _JUDGING = ("likeness", "reference", "rounding", "comparison", "validate")
-_BESIDE = ("plan", *_JUDGING, "publish", "gate")
+_BY_TASKS = ("answers", "loads", "tasks")
+_BESIDE = ("plan", *_JUDGING, *_BY_TASKS, "publish", "gate")
 """Steps that check, judge and deliver, and make nothing of the checkpoint."""
 
 _PLACES = (JSON_NAME, f"validate/artifacts/{JSON_NAME}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from quantlib.report.build import LINEARS_NAME, read_json
+from quantlib.report.build import LINEARS_NAME, TASKS_NAME, read_json
 from quantlib.report.model import LinearError
 from quantlib.report.text import (
     ABSENT,
@@ -24,6 +24,7 @@ from quantlib.report.text import (
 )
 from quantlib.store import Receipt, Store, read_lineage, run_facts
 from quantlib.store.transaction import was_reused
+from quantlib.tasks.outcome import TasksOutcome
 
 _SHOWN_LINEARS = 10
 
@@ -45,6 +46,8 @@ def step_summary(store: Store, receipt: Receipt) -> str:
     lines += markdown_list(_FACTS[receipt.step](receipt))
     if LINEARS_NAME in receipt.files:
         lines += _linears(store, receipt)
+    if TASKS_NAME in receipt.files:
+        lines += _scores(TasksOutcome.model_validate(read_json(store, receipt, TASKS_NAME)))
     run = run_facts(store, receipt)
     made_of = (f"{name} {read.digest}" for name, read in receipt.inputs.items())
     rows = [
@@ -196,6 +199,11 @@ def _validated(receipt: Receipt) -> Iterator[Row]:
     yield "judged by", f"{facts['engine']} {facts['engine_version']} on {facts['device']}"
 
 
+def _tasks(receipt: Receipt) -> Iterator[Row]:
+    yield "verdict", receipt.facts["verdict"]
+    yield "reason", receipt.facts["reason"]
+
+
 def _published(receipt: Receipt) -> Iterator[Row]:
     yield "published at", receipt.facts["address"]
     yield "checkpoint", receipt.facts["checkpoint_digest"]
@@ -220,6 +228,7 @@ _FACTS: dict[str, Callable[[Receipt], Iterator[Row]]] = {
     "quantize": _quantized,
     "merge": _merged,
     "validate": _validated,
+    "tasks": _tasks,
     "publish": _published,
 }
 
@@ -243,6 +252,21 @@ def _linears(store: Store, receipt: Receipt) -> list[str]:
             [(str(one.block), one.linear, significant(_error(one), 3)) for one in worst],
         ),
     ]
+
+
+def _scores(outcome: TasksOutcome) -> list[str]:
+    """What each task gave."""
+    rows = [
+        (
+            task.name,
+            integer(task.items),
+            *(percent(each.score) for each in (task.original, task.again, task.quantized)),
+            percent(task.recovery.value if task.recovery else None),
+        )
+        for task in outcome.tasks
+    ]
+    header = ("task", "items", "original", "original again", "quantized", "kept")
+    return [*markdown_table(header, rows), ""]
 
 
 def _error(linear: LinearError) -> float:

@@ -12,6 +12,7 @@ STEP_NAMES = (
     "quantize",
     "merge",
     "validate",
+    "tasks",
     "gate",
     "publish",
 )

@@ -128,6 +128,17 @@ class StepCall:
             raise InvalidInputError.one(f"parameter {name}", f"is no whole number: {value!r}")
         return int(value)
 
+    def gpus(self) -> int:
+        """GPUs that share a model. The plan's word for none is 0: one, on whatever there is.
+
+        Raises:
+            InvalidInputError: The parameter ``gpus`` is missing or no number.
+        """
+        text = self.text("gpus")
+        if not text.isdecimal():
+            raise InvalidInputError.one("parameter gpus", f"is no number of GPUs: {text!r}")
+        return max(1, int(text))
+
     def store(self) -> Store:
         """The store that the parameter ``store`` names."""
         return open_store(self.text("store"))

@@ -12,7 +12,7 @@ from quantlib.checks.linears import linear_schemes, rounded_draft_names
 from quantlib.checks.model import exact_in_words, model_problems, unsuited_in_words
 from quantlib.checks.outer import calibrates_head, outer_schemes
 from quantlib.checks.recipe import asked_from_text
-from quantlib.errors import InvalidInputError, Problem
+from quantlib.errors import InvalidInputError, Problem, collected
 from quantlib.evaluation.dry_load import dry_load
 from quantlib.evaluation.judging import not_by_kernels
 from quantlib.formats.gpus import cache_on_gpu, on_gpu
@@ -38,9 +38,10 @@ from quantlib.steps.contract import StepCall
 from quantlib.steps.layout import open_receipt
 from quantlib.steps.outer import separate_outer
 from quantlib.steps.resolved import resolved_quantization, resolved_suppression
-from quantlib.steps.texts import input_of, make_all_windows
+from quantlib.steps.texts import asked_items, input_of, make_all_windows
 from quantlib.steps.windows import with_images
 from quantlib.store import LocalStore, Receipt, StepOutput, Store, commit_step
+from quantlib.tasks.prepared import prepare
 
 AUTO = -1
 """Stands for as many ranges as end soonest."""
@@ -89,6 +90,10 @@ def plan(
     windows, problems = make_all_windows(
         store, recipe, texts, checkpoint, adapter, validated=validated
     )
+    if validated and recipe.tasks.run:
+        with collected(problems):
+            items = asked_items(store, recipe.tasks, texts)
+            prepare(recipe.tasks, items, checkpoint.source)
     images = "calibration" in windows and with_images(windows["calibration"])
     tried, unsuited = tried_recipe(recipe, checkpoint, adapter)
     unsuited += model_problems(tried, checkpoint, adapter, validated=validated)

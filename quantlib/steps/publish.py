@@ -20,7 +20,7 @@ from quantlib.publishing.signing import Signer, require_usable, signer_from_envi
 from quantlib.quantization import QuantizationSection
 from quantlib.recipe import AskedRecipe, Recipe
 from quantlib.registries.registering import register_everywhere
-from quantlib.report.build import build_report, model_name
+from quantlib.report.build import build_report, joined, model_name
 from quantlib.report.html import render_html
 from quantlib.report.manifest import (
     MANIFEST_NAME,
@@ -56,6 +56,7 @@ def publish(
     destination: str,
     checkpoint: Receipt,
     validation: Receipt,
+    tasks: Receipt | None = None,
     job: str = "",
     signer: Signer | None = None,
     replace_signature: bool = False,
@@ -77,6 +78,7 @@ def publish(
             the recipe's, else ``published`` beside the store.
         checkpoint: The merge step's receipt.
         validation: The validate step's receipt of this checkpoint.
+        tasks: The tasks step's receipt of this checkpoint, where that step is done.
         job: Digest of the watcher's job that asked for it, which is noted; empty for none.
         signer: Who signs; None for whom the environment configures, if it does.
         replace_signature: Whether somebody else's signature is replaced.
@@ -92,9 +94,13 @@ def publish(
         StoreError: A file of the store is missing or damaged, or a write failed.
     """
     _require_passed(checkpoint, validation)
+    if tasks is not None and not tasks.facts["tasks"]:
+        tasks = None
+    if tasks is not None:
+        _require_passed(checkpoint, tasks)
     signer = signer or signer_from_environment()
     place = _destination(store, recipe, destination)
-    draft = _draft(store, recipe, checkpoint, validation, place.address)
+    draft = _draft(store, recipe, checkpoint, validation, tasks, place.address)
     published = place.publish(draft, signer, replace_signature)
     if job:
         place.enter_job(job, published)
@@ -113,6 +119,8 @@ def publish(
     manifest = hashlib.sha256(published.manifest).hexdigest()
     parameters = {"address": published.address, "manifest": manifest}
     inputs = {"checkpoint": checkpoint, "validation": validation}
+    if tasks is not None:
+        inputs["tasks"] = tasks
     return commit_step(store, STEP, parameters, inputs, work), published.address
 
 
@@ -179,6 +187,7 @@ def sign_published(
         published.destination,
         checkpoint,
         validation,
+        next((each for each in lineage.values() if each.step == "tasks"), None),
         signer=signer,
         replace_signature=replace,
     )
@@ -195,22 +204,30 @@ def _as_made(asked: AskedRecipe, lineage: Iterable[Receipt]) -> Recipe:
 
 
 def _draft(
-    store: Store, recipe: Recipe, checkpoint: Receipt, validation: Receipt, destination: str
+    store: Store,
+    recipe: Recipe,
+    checkpoint: Receipt,
+    validation: Receipt,
+    tasks: Receipt | None,
+    destination: str,
 ) -> Draft:
     """What is to be published, built from the receipts."""
     evaluation = read_evaluation(store, validation)
-    report = build_report(store, recipe, checkpoint, evaluation, validation)
+    report = build_report(store, recipe, checkpoint, evaluation, validation, tasks=tasks)
     if checkpoint_digest(report.sizes.files) != report.provenance.checkpoint_digest:
         raise StoreError(
             store.full_address(checkpoint.address),
             "its files do not have the digest of its receipt",
         )
+    lineage = read_lineage(store, validation)
+    if tasks is not None:
+        lineage = joined(read_lineage(store, tasks), lineage)
     texts = {
         JSON_NAME: report.to_json(),
         HTML_NAME: render_html(report).encode(),
         CARD_NAME: render_model_card(report).encode(),
         PROVENANCE_NAME: json.dumps(provenance_of(report), indent=1).encode() + b"\n",
-        RECEIPTS_NAME: render_receipts(read_lineage(store, validation)),
+        RECEIPTS_NAME: render_receipts(lineage),
     }
     files = dict(report.sizes.files) | {name: record_of(text) for name, text in texts.items()}
     assert report.evaluation is not None  # it was given
@@ -253,6 +270,7 @@ def main(call: StepCall) -> None:
         call.text("destination"),
         checkpoint,
         call.receipt("validation"),
+        call.receipt("tasks"),
         call.text("job"),
     )
     about = published_metadata(store, recipe, checkpoint, receipt)
@@ -263,7 +281,7 @@ def main(call: StepCall) -> None:
 def _require_passed(checkpoint: Receipt, validation: Receipt) -> None:
     if validation.inputs.get("checkpoint") != checkpoint.reference():
         raise InvalidInputError.one(
-            f"validation {validation.key[:12]}",
+            f"{validation.step} {validation.key[:12]}",
             f"is not of the checkpoint {checkpoint.key[:12]}",
             "validate this checkpoint first",
         )

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import BinaryIO
+from functools import partial
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import FileSource
-from quantlib.errors import InvalidInputError, Problem, StepError, StoreError
+from quantlib.errors import InvalidInputError, Problem, StepError, StoreError, collected
 from quantlib.models import BaseModelAdapter
 from quantlib.recipe import AskedRecipe, CalibrationSection
 from quantlib.report.text import plural
 from quantlib.sources.pinned import content_digest
 from quantlib.steps.windows import ILLUSTRATED, write_samples, write_tokens
 from quantlib.store import FileRecord, Receipt, StepOutput, Store, commit_step, read_lineage
+from quantlib.task_section import TaskSection, TasksSection
+from quantlib.tasks.items import find_items, purpose_of, read_items
 from quantlib.text.addresses import Purpose, Text
 from quantlib.text.files import TextFile, stored_file
 from quantlib.text.formats import kind_of
@@ -67,17 +70,33 @@ def bring_texts(store: Store, recipe: AskedRecipe, *, validated: bool = True) ->
             found[purpose] = find_text(Text.of(section))
         except InvalidInputError as error:
             problems += error.problems
+    items: dict[str, tuple[TaskSection, FoundText]] = {}
+    for task in recipe.tasks.run if validated else ():
+        with collected(problems):
+            items[purpose_of(task)] = task, find_items(task)
     if problems:
         raise InvalidInputError(problems)
-    texts: dict[str, Receipt] = {
-        purpose: _bring(store, purpose, text, images_of(sections[purpose]))
-        for purpose, text in found.items()
-    }
+    texts: dict[str, Receipt] = {}
+    for called, (task, text) in items.items():
+        with collected(problems):
+            texts[called] = _bring(store, called, text, None, partial(read_items, task))
+    if problems:
+        raise InvalidInputError(problems)
+    for purpose, text in found.items():
+        texts[purpose] = _bring(store, purpose, text, images_of(sections[purpose]))
     return commit_step(store, STEP, {}, texts, lambda output: None)
 
 
-def _bring(store: Store, purpose: str, text: FoundText, images: Windowing | None) -> Receipt:
+def _bring(
+    store: Store,
+    purpose: str,
+    text: FoundText,
+    images: Windowing | None,
+    check: Callable[[list[TextFile]], object] | None = None,
+) -> Receipt:
     with gather(text, images) as gathered:
+        if check is not None:
+            check(gathered.files)
         paths, beside = gathered.paths, gathered.images
         content = digest_of_files(paths)
 
@@ -106,7 +125,8 @@ def _bring(store: Store, purpose: str, text: FoundText, images: Windowing | None
         files += f", {named} of {plural(beside.rows, 'row')} among them"
     if missing := beside.missing:
         more += f"; images of {plural(len(missing), 'row')} are not there ({missing[0]})"
-    _say(f"{purpose} text: {text.name}: {files}, {size:,} bytes{more}")
+    kind = "items" if check else "text"
+    _say(f"{purpose} {kind}: {text.name}: {files}, {size:,} bytes{more}")
     return receipt
 
 
@@ -195,6 +215,20 @@ def input_of(store: Store, receipt: Receipt, name: str) -> Receipt:
         raise InvalidInputError.one(f"{receipt.step} {receipt.key[:12]}", f"has no {name}")
     wanted = receipt.inputs[name]
     return next(each for each in read_lineage(store, receipt) if each.reference() == wanted)
+
+
+def asked_items(
+    store: Store, section: TasksSection, texts: Receipt
+) -> dict[str, list[dict[str, Any]]]:
+    """The items of each task, from the store.
+
+    Raises:
+        InvalidInputError: A row is no item of its task.
+    """
+    return {
+        task.name: read_items(task, files_of(store, input_of(store, texts, purpose_of(task))))
+        for task in section.run
+    }
 
 
 def text_problems(

@@ -19,7 +19,6 @@ from quantlib.checkpoint.checkpoint import Checkpoint
 from quantlib.checkpoint.source import ReceiptSource
 from quantlib.checks.cache import cache_cpu_problem
 from quantlib.checks.recipe import recipe_from_text
-from quantlib.errors import InvalidInputError
 from quantlib.evaluation.answers import Answer, answer_findings, rendered_questions
 from quantlib.evaluation.choose_engine import choose_engine
 from quantlib.evaluation.evaluate import Models, evaluation_of, judge_in_rounds
@@ -164,7 +163,7 @@ def main(call: StepCall) -> None:
     recipe = recipe_from_text(call.text("recipe"))
     model, checkpoint = call.receipt("model"), call.receipt("checkpoint")
     planned = call.receipt("plan")
-    receipt = validate(store, recipe, model, planned, checkpoint, call.text("device"), _gpus(call))
+    receipt = validate(store, recipe, model, planned, checkpoint, call.text("device"), call.gpus())
     evaluation = read_evaluation(store, receipt)
     report = build_report(store, recipe, checkpoint, evaluation, receipt, planned)
     deliver(call, "validation", store, receipt)
@@ -179,14 +178,6 @@ def main(call: StepCall) -> None:
     call.write_beside("report", JSON_NAME, report.to_json())
     call.write_parameter("verdict", receipt.facts["verdict"])
     call.write_parameter("reason", receipt.facts["reason"])
-
-
-def _gpus(call: StepCall) -> int:
-    """GPUs that share the model. The plan's word for none is 0: one model, on whatever there is."""
-    text = call.text("gpus")
-    if not text.isdecimal():
-        raise InvalidInputError.one("parameter gpus", f"is no number of GPUs: {text!r}")
-    return max(1, int(text))
 
 
 def _setting(

@@ -3,6 +3,7 @@
 from quantlib.store.base import Store, StoredFile
 from quantlib.store.leases import lease
 from quantlib.store.local import LocalStore
+from quantlib.store.materialize import materialize
 from quantlib.store.receipt import FileRecord, Receipt
 from quantlib.store.transaction import StepOutput, commit_step, read_lineage, run_facts
 from quantlib.store.transfer import transfer
@@ -16,6 +17,7 @@ __all__ = [
     "StoredFile",
     "commit_step",
     "lease",
+    "materialize",
     "open_store",
     "read_lineage",
     "run_facts",

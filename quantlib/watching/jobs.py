@@ -18,6 +18,7 @@ from quantlib.sources.pinned import content_digest, pin
 from quantlib.store import open_store
 from quantlib.store.hashing import hash_file
 from quantlib.store.receipt import digest_of
+from quantlib.tasks.items import find_items, purpose_of
 from quantlib.text.addresses import Text
 from quantlib.text.places import find_text
 from quantlib.text.wanted import wanted_texts
@@ -132,10 +133,11 @@ def find_job(
             "model", "the recipe names none, so there is none to watch", "set it in the recipe"
         )
     release = resolve_release(address)
-    texts = {
+    texts: dict[str, str] = {
         purpose: find_text(Text.of(section)).version
         for purpose, section in wanted_texts(recipe).items()
     }
+    texts |= {purpose_of(task): find_items(task).version for task in recipe.tasks.run}
     # However the model and the number of ranges were given, it is the same job.
     asked = recipe.model_copy(
         update={"model": None, "num_ranges": 1, "publish": PublishSection(name=recipe.publish.name)}

@@ -32,7 +32,8 @@ INTERFACES = {
         "model texts",
         "plan plan_summary",
         "settled_recipe ranges calibrate_memory calibrate_cpus calibrate_gpus quantize_memory "
-        "quantize_cpus quantize_gpus validate_memory validate_cpus validate_gpus",
+        "quantize_cpus quantize_gpus validate_memory validate_cpus validate_gpus tasks_memory "
+        "tasks_cpus tasks_gpus",
     ),
     "calibrate": ("recipe store device", "model plan", "calibration calibrate_summary", ""),
     "measure": (
@@ -56,10 +57,16 @@ INTERFACES = {
         "validation validate_summary metrics report",
         "verdict reason",
     ),
-    "gate": ("verdict reason model", "", "", ""),
+    "tasks": (
+        "recipe store device gpus",
+        "model texts checkpoint",
+        "tasks tasks_summary",
+        "verdict reason",
+    ),
+    "gate": ("verdict reason tasks_verdict tasks_reason model", "", "", ""),
     "publish": (
         "recipe destination job store",
-        "checkpoint validation",
+        "checkpoint validation tasks",
         "published publish_summary",
         "address",
     ),

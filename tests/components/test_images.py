@@ -10,6 +10,7 @@ import pytest
 
 from components._images import (
     QUANTLIB_IMAGE,
+    TASKS_IMAGE,
     VALIDATE_IMAGE,
     WATCH_IMAGE,
     Images,
@@ -49,6 +50,7 @@ def test_names_that_may_change_their_meaning(image: str) -> None:
     [
         QUANTLIB_IMAGE,
         VALIDATE_IMAGE,
+        TASKS_IMAGE,
         WATCH_IMAGE,
         "quantlib:1.2.3",
         "quantlib:v1.2.3",
@@ -66,7 +68,10 @@ def test_names_that_keep_their_meaning(image: str) -> None:
 
 def test_a_lock_names_every_image(tmp_path: Path) -> None:
     images = Images(
-        f"localhost:5000/quantlib@{DIGEST}", "quantlib-validate:0.2.0", "quantlib-watch:0.2.0"
+        f"localhost:5000/quantlib@{DIGEST}",
+        "quantlib-validate:0.2.0",
+        "quantlib-tasks:0.2.0",
+        "quantlib-watch:0.2.0",
     )
     path = tmp_path / "images.lock.json"
     path.write_text(json.dumps(dataclasses.asdict(images)))
@@ -78,7 +83,7 @@ def test_a_lock_names_every_image(tmp_path: Path) -> None:
     [
         ("{", ["is no JSON"]),
         ("[]", ["is no mapping"]),
-        ('{"quantlib": "q:1"}', ["validate: is missing", "watch: is missing"]),
+        ('{"quantlib": "q:1"}', ["validate: is missing", "tasks: is missing", "watch: is missing"]),
         (
             '{"quantlib": 1, "validate": "has space", "other": "x"}',
             ["other: is unknown", "quantlib: is no name", "validate: is no name"],

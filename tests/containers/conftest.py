@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE
+from components._images import QUANTLIB_IMAGE, TASKS_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE
 from pipelines.local.containers import RUN_LABEL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ def containers_of(run: Path) -> list[str]:
 
 def _missing() -> str:
     try:
-        for image in (QUANTLIB_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE):
+        for image in (QUANTLIB_IMAGE, TASKS_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE):
             if subprocess.run(
                 ["docker", "image", "inspect", image], capture_output=True
             ).returncode:

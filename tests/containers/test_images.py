@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from containers.conftest import docker
 
-from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE
+from components._images import QUANTLIB_IMAGE, TASKS_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE
 from quantlib import __version__
 from quantlib.steps import STEP_NAMES
 
-IMAGES = (QUANTLIB_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE)
+IMAGES = (QUANTLIB_IMAGE, TASKS_IMAGE, VALIDATE_IMAGE, WATCH_IMAGE)
 ON_PATH = 'for tool in "$@"; do command -v "$tool"; done; true'
 
 

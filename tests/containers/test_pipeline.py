@@ -11,7 +11,7 @@ from pathlib import Path
 
 from containers.conftest import ROOT, Watched, containers_of, pipeline_command
 
-from components._images import QUANTLIB_IMAGE, VALIDATE_IMAGE
+from components._images import QUANTLIB_IMAGE, named_images
 from quantlib.report.manifest import verify_published
 from quantlib.steps import STEP_NAMES
 from quantlib.store import LocalStore
@@ -41,8 +41,7 @@ def test_every_container_was_locked_down(watched: Watched) -> None:
             assert host["SecurityOpt"] == ["no-new-privileges"]
             assert host["Privileged"] is False
             assert host["NetworkMode"] == "none"  # the model and the store are folders here
-            image = VALIDATE_IMAGE if step in ("plan", "validate") else QUANTLIB_IMAGE
-            assert container["Config"]["Image"] == image
+            assert container["Config"]["Image"] == named_images().of(step)
 
 
 def test_containers_write_to_their_own_folders_and_the_store(watched: Watched) -> None:

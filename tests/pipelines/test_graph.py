@@ -83,7 +83,7 @@ def test_data_flows_as_designed() -> None:
     settled = [name for name in flow if flow[name] == "plan.settled_recipe"]
     assert settled == [
         f"{step}.recipe"
-        for step in ("calibrate", "smooth", "quantize", "merge", "validate", "publish")
+        for step in ("calibrate", "smooth", "quantize", "merge", "validate", "tasks", "publish")
     ]
     assert QUANTIZE.step("plan").inputs["recipe"] == Output("fetch", "checked_recipe")
     for name in settled:
@@ -100,10 +100,15 @@ def test_data_flows_as_designed() -> None:
         "validate.plan": "plan.plan",
         "validate.checkpoint": "merge.checkpoint",
         "validate.gpus": "plan.validate_gpus",
+        "tasks.checkpoint": "merge.checkpoint",
+        "tasks.gpus": "plan.tasks_gpus",
         "gate.verdict": "validate.verdict",
         "gate.reason": "validate.reason",
+        "gate.tasks_verdict": "tasks.verdict",
+        "gate.tasks_reason": "tasks.reason",
         "publish.checkpoint": "merge.checkpoint",
         "publish.validation": "validate.validation",
+        "publish.tasks": "tasks.tasks",
     }
     assert QUANTIZE.step("quantize").each == Output("plan", "ranges")
     assert [step.name for step in QUANTIZE.steps if step.each] == ["quantize"]

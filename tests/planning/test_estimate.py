@@ -21,12 +21,14 @@ from quantlib.models.fusion import vllm_version
 from quantlib.planning import HARDWARE, RunEstimate, estimate_run, find_hardware, quantity
 from quantlib.planning.needs import step_needs
 from quantlib.planning.show import markdown
+from quantlib.planning.tasks import items_of
 from quantlib.recipe import Recipe
 from quantlib.steps.contract import StepCall
 from quantlib.steps.fetch import fetch
 from quantlib.steps.plan import main, plan
 from quantlib.steps.texts import bring_texts
 from quantlib.store import LocalStore
+from quantlib.task_section import TaskSection
 
 GIB = 1 << 30
 CPU = HARDWARE["cpu"]
@@ -165,8 +167,13 @@ def test_what_looks_at_no_activations_calibrates_on_no_gpu(
 ) -> None:
     calibrated = estimate(small_recipe(), tiny_llama).needs
     rounded = estimate(small_recipe(quantization={"method": "minmax"}), tiny_llama).needs
-    assert [calibrated[step].gpus for step in calibrated] == [1, 1, 1]
-    assert [rounded[step].gpus for step in rounded] == [0, 1, 1]
+    assert {step: needs.gpus for step, needs in calibrated.items()} == {
+        "calibrate": 1,
+        "quantize": 1,
+        "validate": 1,
+        "tasks": 0,  # none are asked for
+    }
+    assert [rounded[step].gpus for step in rounded] == [0, 1, 1, 0]
     assert rounded["calibrate"].cpus < calibrated["calibrate"].cpus
 
 
@@ -216,6 +223,30 @@ def test_the_command_says_that_vllm_does_not_serve_it(tiny_llama: Path, tmp_path
     assert lines == [False, True]
 
 
+def test_tasks_take_time_and_gpus_where_they_are_asked_for(
+    small_recipe: Callable[..., Recipe], tiny_llama: Path
+) -> None:
+    none = estimate(small_recipe(), tiny_llama)
+    few = estimate(small_recipe(tasks={"run": ["gsm8k"]}), tiny_llama)
+    more = estimate(small_recipe(tasks={"run": ["gsm8k"], "repeats": 3}), tiny_llama)
+    assert none.chosen.steps["tasks"] == 0
+    assert few.needs["tasks"] == few.needs["validate"]
+    # vLLM starts twice; the original is asked twice as often as the checkpoint.
+    assert few.chosen.steps["tasks"] > 2 * 120
+    assert more.chosen.steps["tasks"] > few.chosen.steps["tasks"]
+    assert few.chosen.makespan > none.chosen.makespan
+    assert few.chosen.device_seconds > none.chosen.device_seconds + 2 * 120
+
+
+def test_as_many_items_as_there_are_or_are_asked_for() -> None:
+    public = {"name": "gsm8k", "dataset": "hf://datasets/openai/gsm8k"}
+    found = [
+        items_of(TaskSection.model_validate(each))
+        for each in ({"name": "gsm8k"}, {"name": "gsm8k", "samples": 5}, public)
+    ]
+    assert found == [24, 5, 1319]
+
+
 def test_the_step_goes_by_the_same_numbers(
     small_recipe: Callable[..., Recipe], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -234,7 +265,7 @@ def test_the_step_goes_by_the_same_numbers(
         "searches": "no",
         "store": store.address,
     }
-    steps, needs = ("calibrate", "quantize", "validate"), ("memory", "cpus", "gpus")
+    steps, needs = ("calibrate", "quantize", "validate", "tasks"), ("memory", "cpus", "gpus")
     outputs = ("settled_recipe", "ranges", *(f"{step}_{need}" for step in steps for need in needs))
     call = StepCall.parse(
         json.dumps(
@@ -289,7 +320,7 @@ def test_the_step_goes_by_the_same_numbers(
     assert (tmp_path / "quantize_memory").read_text() == quantity(
         found.needs["quantize"].memory.host
     )
-    assert [(tmp_path / f"{step}_gpus").read_text() for step in steps] == ["0", "0", "0"]
+    assert [(tmp_path / f"{step}_gpus").read_text() for step in steps] == ["0"] * 4
     assert (tmp_path / "quantize_cpus").read_text() == str(found.needs["quantize"].cpus)
     assert (tmp_path / "plan_summary").read_text() == markdown(found)
     assert (tmp_path / "settled_recipe").read_text() == small_recipe().canonical_json()

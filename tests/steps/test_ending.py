@@ -16,11 +16,18 @@ from prometheus_client.parser import text_string_to_metric_families as parsed
 from quantlib.steps import ending
 from quantlib.steps.ending import tell_ending
 
+NO_TASKS = {"tasks_verdict": "passed", "tasks_reason": "the recipe asks for no tasks"}
+
 
 def end_gate(
     folder: Path, environment: Mapping[str, str], verdict: str = "regression"
 ) -> subprocess.CompletedProcess[str]:
-    parameters = {"verdict": verdict, "reason": "kl_mean is 0.3", "model": "hf://org/name@main"}
+    parameters = {
+        "verdict": verdict,
+        "reason": "kl_mean is 0.3",
+        **NO_TASKS,
+        "model": "hf://org/name@main",
+    }
     executor_input = {
         "inputs": {"parameterValues": parameters},
         "outputs": {"outputFile": str(folder / "output.json")},

@@ -43,7 +43,7 @@ def test_every_pod_is_restricted(template_of: TemplateOf, graph: str, cluster: s
 def test_the_plan_says_what_the_steps_that_compute_ask_for(template_of: TemplateOf) -> None:
     known = containers(template_of("quantize", "gpu"))
     patched = {name for name, template in known.items() if "podSpecPatch" in template}
-    assert patched == {"calibrate", "quantize", "validate"}
+    assert patched == {"calibrate", "quantize", "validate", "tasks"}
     for name, cpus, memory, gpus in (
         ("calibrate", "calibrate_cpus", "calibrate_memory", "calibrate_gpus"),
         ("quantize", "cpus", "memory", "gpus"),
@@ -93,7 +93,9 @@ def test_steps_on_gpus_go_where_the_profile_says(template_of: TemplateOf) -> Non
     known = containers(template_of("quantize", "own"))
     for name, template in known.items():
         placed = template.keys() & {"nodeSelector", "affinity", "tolerations"}
-        assert len(placed) == (3 if name in ("calibrate", "quantize", "validate") else 0), name
+        assert len(placed) == (
+            3 if name in ("calibrate", "quantize", "validate", "tasks") else 0
+        ), name
     template = known["calibrate"]
     assert template["nodeSelector"] == {"pool": "a"}
     (term,) = template["affinity"]["nodeAffinity"][

@@ -89,9 +89,9 @@ def test_so_many_pods_are_a_run_as_the_decision_counts(compiled: Compiled, tmp_p
     watch = Compiled(tmp_path / "watch.yaml", WATCH)
     argo = len(STEP_NAMES) - 1 + 3 + 1  # three ranges, and the exit handler
     told = (compiled.pods_of_a_run(3), watch.pods_of_a_run(3), argo)
-    assert told == (27, 30, 12)
-    assert compiled.pods_of_a_run(16) == 66
-    assert "| as it is | 27 | 30, and 4 where nothing is to be done | 12 |" in counted
+    assert told == (29, 32, 13)
+    assert compiled.pods_of_a_run(16) == 68
+    assert "| as it is | 29 | 32, and 4 where nothing is to be done | 13 |" in counted
 
 
 def test_the_loop_is_called_what_it_runs_over(compiled: Compiled) -> None:
@@ -110,7 +110,7 @@ def test_the_loop_is_called_what_it_runs_over(compiled: Compiled) -> None:
 
 def test_nothing_is_published_before_the_gate(compiled: Compiled) -> None:
     assert "gate" in compiled.tasks["publish"]["dependentTasks"]
-    assert compiled.tasks["gate"]["dependentTasks"] == ["validate"]
+    assert compiled.tasks["gate"]["dependentTasks"] == ["tasks", "validate"]
     assert not any("triggerPolicy" in task for task in compiled.tasks.values())
 
 
@@ -205,7 +205,9 @@ def test_steps_know_their_run_by_the_label_that_kubeflow_gives_their_pods(
 def test_vllm_has_shared_memory(compiled: Compiled) -> None:
     for step, pod in compiled.pods.items():
         shared = [mount for mount in pod["emptyDirMounts"] if mount["mountPath"] == "/dev/shm"]
-        assert [mount["medium"] for mount in shared] == (["Memory"] if step == "validate" else [])
+        assert [mount["medium"] for mount in shared] == (
+            ["Memory"] if step in ("validate", "tasks") else []
+        )
 
 
 def test_a_step_that_fails_after_a_day_is_still_retried(compiled: Compiled) -> None:

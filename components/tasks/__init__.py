@@ -1,0 +1,5 @@
+"""The tasks step as a component."""
+
+from components.tasks.component import tasks
+
+__all__ = ["tasks"]
