@@ -64,6 +64,11 @@ _OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "longcat_flash": {"num_layers": 2, "expert_ffn_hidden_size": 128, "zero_expert_num": 2},
     "mamba2": {"num_heads": 8, "head_dim": 64, "n_groups": 2},
+    "whisper": {
+        **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+        **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+        **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 512),
+    },
     "xmod": {"default_language": "en_XX"},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
@@ -93,7 +98,8 @@ def model_names() -> list[str]:
     known = {config["model_type"] for config in FAMILIES.values()}
     types = [
         *auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        *auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        *auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+        *auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     ]
     others = {name for name in types if name in CONFIG_MAPPING} - known - set(FAMILIES)
     return [*FAMILIES, *sorted(others)]
@@ -108,15 +114,21 @@ def write(name: str, folder: Path) -> Path:
     if name in FAMILIES:
         return make(name, folder)
     import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import (
+        CONFIG_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForMultimodalLM,
+        AutoModelForSpeechSeq2Seq,
+    )
 
     config = _small(CONFIG_MAPPING[name])
-    if getattr(config, "is_encoder_decoder", False):
-        raise NotImplementedError("an encoder and a decoder")
     if hasattr(config, "is_decoder"):
         config.is_decoder = True
-    of_images = type(config) in AutoModelForImageTextToText._model_mapping
-    auto = AutoModelForImageTextToText if of_images else AutoModelForCausalLM
+    auto = next(
+        each
+        for each in (AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoModelForCausalLM)
+        if type(config) in each._model_mapping
+    )
     with torch.device("meta"):
         count = sum(each.numel() for each in auto.from_config(config).parameters())
     if count > _MOST_PARAMETERS:
@@ -124,12 +136,27 @@ def write(name: str, folder: Path) -> Path:
     config.dtype = torch.bfloat16
     auto.from_config(config).to(torch.bfloat16).save_pretrained(folder)
     name_towers_as_on_hub(folder)
+    _name_language_model_as_on_hub(folder)
     path = folder / "config.json"
     written = json.loads(path.read_text(encoding="utf-8"))
     for field, value in _HUB_FIELDS.get(name, {}).items():
         written[field] = written[field] | value if isinstance(value, dict) else value
     path.write_text(json.dumps(written), encoding="utf-8")
     return folder
+
+
+def _name_language_model_as_on_hub(folder: Path) -> None:
+    """Gives that of wrappers of sound the hub's name, from which transformers makes another."""
+    from safetensors.torch import load_file, save_file
+
+    path, written = folder / "model.safetensors", "language_model.model.model."
+    tensors = load_file(path)
+    if any(name.startswith(written) for name in tensors):
+        named = {
+            name.replace(written, "language_model.model.", 1): tensor
+            for name, tensor in tensors.items()
+        }
+        save_file(named, path, {"format": "pt"})
 
 
 def untie(folder: Path) -> None:

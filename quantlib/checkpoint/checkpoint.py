@@ -38,12 +38,15 @@ class Checkpoint:
         config: The parsed ``config.json``.
         tensors: Every tensor by the name that it goes by; it may be stored by another.
         copies: Where tensors lie once more, of which the index says that they do not count.
+        quantized_bytes: Of all tensors as they are stored, where these are what quantized ones
+            stand for; None where they lie there like this.
     """
 
     source: FileSource
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     copies: tuple[TensorInfo, ...] = ()
+    quantized_bytes: int | None = None
 
     @classmethod
     def open(cls, source: FileSource) -> Checkpoint:

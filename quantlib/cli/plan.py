@@ -87,6 +87,7 @@ def plan(
     from quantlib.models import open_model
     from quantlib.models.fusion import not_served
     from quantlib.planning import Limits, estimate_run, find_hardware, fit_problems, show
+    from quantlib.planning.model import growth_line
     from quantlib.report.text import plural
     from quantlib.search.candidates import search_space
     from quantlib.search.choosing import space_line, tried_recipe
@@ -123,13 +124,14 @@ def plan(
             node_gpus=node_gpus,
             images=is_illustrated(recipe),
         )
+        grows = growth_line(recipe, checkpoint, adapter)
     chosen = estimate.chosen
     limits = Limits(node_gpus, _bytes(scratch))
     unfit = fit_problems(recipe, checkpoint, adapter, estimate, limits)
     if as_json:
         chosen_size = {"size": settled.size, "reason": settled.said or None}
         told = {"group_size": chosen_size, "problems": [str(problem) for problem in unfit]}
-        print_json("plan", asdict(estimate) | told | {"search": searched})
+        print_json("plan", asdict(estimate) | told | {"search": searched, "growth": grows})
         if unfit:
             raise InvalidInputError(unfit)
         return
@@ -155,6 +157,8 @@ def plan(
     console.print()
     for line in show.closing_lines(estimate):
         console.print(line)
+    if grows:
+        console.print(grows)
     if exact := exact_in_words(adapter):
         console.print(exact)
     if judged := judging_line(recipe, adapter, hardware):

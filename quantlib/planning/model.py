@@ -14,6 +14,7 @@ from quantlib.models import BaseModelAdapter
 from quantlib.models.layout import BlockKind, SharedInput, of_expert, without_expert
 from quantlib.models.naming import VISION
 from quantlib.recipe import Recipe
+from quantlib.report.text import size
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,20 @@ def model_sizes(
             if images and not VISION.isdisjoint(name.split("."))
         ),
         outer=tuple(map(adapter.outer_shape, outer)),
+    )
+
+
+def growth_line(recipe: Recipe, checkpoint: Checkpoint, adapter: BaseModelAdapter) -> str | None:
+    """That the checkpoint will be larger than its source, in words; None where it will not."""
+    source = checkpoint.quantized_bytes
+    if source is None:
+        return None
+    made = model_sizes(recipe, checkpoint, adapter).quantized_bytes
+    if made <= source:
+        return None
+    return (
+        f"The checkpoint will be larger than its source, which is quantized already: about "
+        f"{size(made)} in the place of {size(source)}; what is not quantized anew is written whole"
     )
 
 

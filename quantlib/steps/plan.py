@@ -29,6 +29,7 @@ from quantlib.planning import (
     quantity,
 )
 from quantlib.planning.estimate import MOST_RANGES
+from quantlib.planning.model import growth_line
 from quantlib.planning.show import markdown
 from quantlib.quantization import QuantizationSection
 from quantlib.recipe import AskedRecipe, Recipe
@@ -117,6 +118,8 @@ def plan(
         f"The blocks are those that names and shapes show: {obstacle.where}: {obstacle.what}."
         for obstacle in adapter.layout.obstacles
     ]
+    if grows := growth_line(tried, checkpoint, adapter):
+        remarks.append(f"{grows}.")
     for line in remarks:
         print(line, file=sys.stderr, flush=True)
 

@@ -244,3 +244,50 @@ def test_transformers_cannot_judge_it(
     (line,) = done.stderr.splitlines()
     assert "validation.engine: transformers cannot judge it: config.json: model_type: tr" in line
     assert line.endswith("let vllm judge, or quantize without --validate")
+
+
+def write_whisper(folder: Path) -> Path:
+    """A tiny Whisper, without a tokenizer."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    config = WhisperConfig(
+        vocab_size=512,
+        d_model=64,
+        num_mel_bins=32,
+        max_source_positions=64,
+        max_target_positions=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        **{f"{part}_layers": 2 for part in ("encoder", "decoder")},
+        **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder")},
+        **{f"{part}_ffn_dim": 128 for part in ("encoder", "decoder")},
+    )
+    torch.manual_seed(0)
+    WhisperForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM wheel for this platform")
+def test_the_decoder_of_whisper_is_quantized_and_vllm_takes_its_encoder_for_exact(
+    quantize: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("QUANTLIB_DRY_LOAD")
+    model = write_whisper(tmp_path / "whisper")
+    done = quantize(model, "out", RECIPES["minmax"])
+    assert done.returncode == 0, done.stderr
+    assert "model_type: 'whisper' is an encoder and a decoder, which cannot be" in done.stderr
+    report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
+    (planned,) = (step for step in report["steps"] if step["step"] == "plan")
+    assert " loaded the model with dummy weights on cpu" in planned["remarks"][-1]
+    before, after = state_of(model), state_of(tmp_path / "out")
+    packed = {name for name in after if name.endswith("_packed")}
+    assert len(packed) == 2 * 10
+    assert all(name.startswith("model.decoder.layers.") for name in packed)
+    for name in before.keys() & after.keys():
+        assert torch.equal(before[name], after[name]), name
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "re:^\\.encoder\\.layers\\." in config["quantization_config"]["ignore"]

@@ -70,7 +70,14 @@ def plain(checkpoint: Checkpoint) -> Checkpoint:
             tensors[name] = info
     config = without_quantization(checkpoint.config)
     copies = tuple(info for info in checkpoint.copies if info.name in tensors)
-    return replace(checkpoint, source=view, config=config, tensors=tensors, copies=copies)
+    return replace(
+        checkpoint,
+        source=view,
+        config=config,
+        tensors=tensors,
+        copies=copies,
+        quantized_bytes=sum(info.bytes for info in checkpoint.tensors.values()),
+    )
 
 
 def stored(checkpoint: Checkpoint) -> Found | None:
