@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 from environments import PACKAGES, python_of
 from models import DOWNLOADS, off_lattice_folder
-from processes import ROOT, Usage, run
+from processes import ROOT, Usage, judged, last_line, run
 from scheme_table import Cell, Measured, markdown
 from scheme_tools import METHODS, QUANTLIB, can, job_of, recipe_of
 from shipped_texts import CALIBRATION_TEXT
@@ -103,21 +103,10 @@ def bits_per_weight(checkpoint: Path, original: Path) -> float | None:
 
 def judge(cell: Cell, model: Path, output: Path, settings: Settings) -> Mapping[str, float]:
     """A checkpoint against its original, in a process of its own."""
-    command = [sys.executable, str(Path(__file__).with_name("judging.py")), str(model), str(output)]
-    command += ["--windows", str(settings.windows)]
+    more = []
     if cell.tool == "modelopt":
-        command += ["--activations", SCHEMES[cell.scheme]["activations"]]
-    log = output.with_suffix(".judged")
-    if run(command, log).status:
-        sys.exit(f"{output} cannot be judged: {last_line(log)}")
-    figures: Mapping[str, float] = json.loads(last_line(log))
-    return figures
-
-
-def last_line(log: Path) -> str:
-    """What a process said last."""
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+        more = ["--activations", SCHEMES[cell.scheme]["activations"]]
+    return judged(model, output, settings.windows, *more)
 
 
 def measure(cell: Cell, model: Path, settings: Settings) -> Measured:
