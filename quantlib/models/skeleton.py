@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
@@ -14,6 +15,7 @@ from quantlib.models.config_fields import field_problems
 from quantlib.models.experts import EXPERTS_FUNCTION, is_experts, prepare_experts
 
 _REMOTE = "its code is not part of transformers"
+_CLASSIFIES = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoice)$")
 
 
 class NotWalkableError(InvalidInputError):
@@ -183,6 +185,10 @@ def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
         raise NotWalkableError.one(
             "config.json: model_type",
             f"{model_type!r} is an encoder and a decoder, which cannot be walked",
+        )
+    if classifier := next(filter(_CLASSIFIES.search, names), None):
+        raise NotWalkableError.one(
+            "config.json: architectures", f"{classifier} classifies and gives no logits of tokens"
         )
     for mapping in (
         modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

@@ -136,6 +136,10 @@ WITHOUT_TEXT = (
             {"model_type": "vit", "architectures": ["ViTModel"]},
             "transformers has no class of 'vit' that gives logits (looked at ViTModel)",
         ),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "architectures: LlamaForSequenceClassification classifies and gives no logits of token",
+        ),
         ({"rope_scaling": [1]}, "config.json: transformers refuses it: "),
         ({"hidden_act": "relu7"}, "config.json: transformers cannot build LlamaForCausalLM: "),
     ],
