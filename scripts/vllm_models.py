@@ -122,13 +122,15 @@ def write(name: str, folder: Path) -> Path:
     )
 
     config = _small(CONFIG_MAPPING[name])
-    if hasattr(config, "is_decoder"):
-        config.is_decoder = True
     auto = next(
         each
         for each in (AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoModelForCausalLM)
         if type(config) in each._model_mapping
     )
+    if getattr(config, "is_encoder_decoder", False) and auto is not AutoModelForSpeechSeq2Seq:
+        raise NotImplementedError("an encoder and a decoder of text")
+    if hasattr(config, "is_decoder"):
+        config.is_decoder = True
     with torch.device("meta"):
         count = sum(each.numel() for each in auto.from_config(config).parameters())
     if count > _MOST_PARAMETERS:
