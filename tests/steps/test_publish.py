@@ -22,7 +22,7 @@ from quantlib.report.provenance import provenance_of
 from quantlib.steps import publish as step
 from quantlib.steps.contract import StepCall
 from quantlib.steps.publish import publish
-from quantlib.store import LocalStore
+from quantlib.store import LocalStore, StepOutput, commit_step
 
 
 def _load_runs() -> Any:
@@ -290,8 +290,17 @@ def test_a_manifest_that_points_elsewhere_is_refused(run, name: str) -> None:
         read_manifest(LocalStore(folder))
 
 
+def no_tasks(output: StepOutput) -> None:
+    output.facts = {"verdict": "passed", "reason": "the recipe asks for no tasks", "tasks": []}
+
+
 def test_the_step_reads_and_writes_what_kubeflow_passes(run, tmp_path) -> None:
-    for name, receipt in (("checkpoint", run.checkpoint), ("validation", run.validation)):
+    given = {
+        "checkpoint": run.checkpoint,
+        "validation": run.validation,
+        "tasks": commit_step(run.store, "tasks", {}, {}, no_tasks),
+    }
+    for name, receipt in given.items():
         (tmp_path / name).write_bytes(receipt.to_json())
     call = StepCall.parse(
         json.dumps(
@@ -305,7 +314,7 @@ def test_the_step_reads_and_writes_what_kubeflow_passes(run, tmp_path) -> None:
                     },
                     "artifacts": {
                         name: {"artifacts": [{"name": name, "uri": str(tmp_path / name)}]}
-                        for name in ("checkpoint", "validation")
+                        for name in given
                     },
                 },
                 "outputs": {
