@@ -220,7 +220,11 @@ def commit_run(
     parts = {
         f"quantized-{index}": commit(
             "quantize",
-            {"range": text, "quantization": recipe.quantization.model_dump(mode="json")},
+            {
+                "range": text,
+                "quantization": recipe.quantization.model_dump(mode="json"),
+                "outlier_suppression": None,
+            },
             {"model": fetched, "calibration": calibration, "smoothing": smoothing},
             seconds=seconds,
             peak_mib=600,
