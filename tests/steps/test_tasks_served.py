@@ -29,7 +29,7 @@ def test_both_models_are_served_and_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("lm_eval", reason="needs the extra tasks")
-    source = make_model(tmp_path / "model", "llama", max_position_embeddings=1024)
+    source = make_model(tmp_path / "model", "llama", max_position_embeddings=2048)
     (source / "chat_template.jinja").write_text(TEMPLATE)
     store = LocalStore(tmp_path / "store")
     asked = [{"name": name, "samples": 2, "max_tokens": 8} for name in ("gsm8k", "retrieval")]
