@@ -37,6 +37,7 @@ OUTCOME_NAME = "outcome.json"
 SWITCH_VARIABLE = "QUANTLIB_DRY_LOAD"
 """Environment variable: ``never`` leaves the dry load out, as where another vLLM will serve."""
 
+_QUANTIZATION = "quantization_config"
 _SECONDS = 600
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
@@ -53,6 +54,7 @@ class DryLoadJob(BaseModel):
             built and loaded.
         emulated: Whether our emulation then stands in for them, so that what vLLM refuses is the
             model.
+        original: Whether the original is loaded, as it is, and no quantized model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +65,7 @@ class DryLoadJob(BaseModel):
     layout: Layout
     without_kernels: bool = False
     emulated: bool = False
+    original: bool = False
 
 
 class DryLoadOutcome(BaseModel):
@@ -131,10 +134,9 @@ def dry_load(
     missing = cpu_problem(section, adapter) if vllm.on_cpu else None
     scheme = checkpoint_scheme(section, adapter)
     quantizer = quantizer_registry.get_quantizer(section.method)(section)
-    config = with_causal_architecture(adapter.config)
-    if unties(section, adapter):
-        config = untied(config)
-    config["quantization_config"] = quantizer._add_vllm_compatibility(scheme)
+    plain = with_causal_architecture(adapter.config)
+    config = untied(plain) if unties(section, adapter) else dict(plain)
+    config[_QUANTIZATION] = quantizer._add_vllm_compatibility(scheme)
     job = DryLoadJob(
         quantization=section.model_dump(mode="json"),
         tensors={name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()},
@@ -151,6 +153,14 @@ def dry_load(
         if outcome.result == "unknown":
             raise _UnknownError(outcome.detail)
         if outcome.result == "refused":
+            changes = {"original": True, "without_kernels": False, "emulated": False}
+            original = _run(output.scratch / "original", plain, job.model_copy(update=changes))
+            if original.result == "refused":
+                raise InvalidInputError.one(
+                    f"vLLM {vllm.version}",
+                    f"refuses the original, and so what any recipe makes of it: {original.detail}",
+                    f"set {SWITCH_VARIABLE}=never if another vLLM will serve it",
+                )
             raise InvalidInputError.one(
                 f"vLLM {vllm.version}",
                 f"refuses the model that this recipe makes: {outcome.detail}",
@@ -161,7 +171,7 @@ def dry_load(
 
     parameters = {
         "vllm": f"{vllm.distribution} {vllm.version}",
-        "quantization_config": config["quantization_config"],
+        _QUANTIZATION: config[_QUANTIZATION],
         "dtype": job.dtype,
     }
     try:

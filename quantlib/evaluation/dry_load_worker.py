@@ -94,7 +94,7 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
 
         stand_in_kernels.put_in_place()
         lacking = lacking or "kernels"
-    tensors = dict(final_tensors(folder, job))
+    tensors = dict(_original_tensors(job) if job.original else final_tensors(folder, job))
     _write_header(folder / _HEADER_NAME, tensors)
     register_without_subprocess(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
     if job.layout.obstacles:
@@ -121,7 +121,8 @@ def attempt(folder: Path, job: DryLoadJob) -> str:
             with _judging(lacking):
                 model = initialize_model(config)
             loaded = _load(model, tensors)
-        _require_all(model, loaded, job.quantization.get("kv_cache", "none") != "none")
+        cached = not job.original and job.quantization.get("kv_cache", "none") != "none"
+        _require_all(model, loaded, cached)
         if device == NO_DEVICE:
             return device
         # Linears of a scheme without a kernel cannot be prepared; the others may come first.
@@ -180,6 +181,12 @@ def _is_ours(error: Exception) -> bool:
     """Whether an error was raised by code of quantlib."""
     (*_, last) = traceback.walk_tb(error.__traceback__)
     return str(last[0].f_globals.get("__name__", "")).startswith("quantlib.")
+
+
+def _original_tensors(job: DryLoadJob) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the original, without its content: on the meta device."""
+    for name, (dtype, shape) in job.tensors.items():
+        yield name, torch.empty(shape, dtype=TORCH_DTYPES[dtype], device="meta")
 
 
 def final_tensors(folder: Path, job: DryLoadJob) -> Iterator[tuple[str, Tensor]]:

@@ -76,11 +76,26 @@ def test_a_refusal_is_quoted_and_not_remembered(
 ) -> None:
     outcomes += [
         DryLoadOutcome(result="refused", detail="no such bits"),
+        DryLoadOutcome(result="loaded", detail="cpu"),  # the original
         DryLoadOutcome(result="loaded", detail="cpu"),
     ]
     with pytest.raises(InvalidInputError, match="that this recipe makes: no such bits"):
         load(store, small_recipe(), tiny_llama)
     assert "loaded" in load(store, small_recipe(), tiny_llama)
+
+
+def test_an_original_that_is_refused_is_no_fault_of_the_recipe(
+    store: LocalStore,
+    tiny_llama: Path,
+    small_recipe: MakeRecipe,
+    outcomes: list[DryLoadOutcome],
+) -> None:
+    outcomes += [
+        DryLoadOutcome(result="refused", detail=f"no such {what}") for what in ("codes", "field")
+    ]
+    said = "refuses the original, and so what any recipe makes of it: no such field; set QUANT"
+    with pytest.raises(InvalidInputError, match=said):
+        load(store, small_recipe(), tiny_llama)
 
 
 def test_what_vllm_does_not_serve_is_no_fault_of_the_recipe(
@@ -90,7 +105,8 @@ def test_what_vllm_does_not_serve_is_no_fault_of_the_recipe(
     outcomes: list[DryLoadOutcome],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    outcomes += [DryLoadOutcome(result="refused", detail="no such layer")] * 2
+    refused = DryLoadOutcome(result="refused", detail="no such layer")
+    outcomes += [refused, DryLoadOutcome(result="loaded", detail="cpu")] * 2
     with pytest.raises(InvalidInputError, match="no such layer; change the recipe, or set"):
         load(store, small_recipe(), tiny_llama)
     monkeypatch.setattr(fusion, "vllm_serves", lambda _: None)
