@@ -136,6 +136,58 @@ def test_what_windows_begin_with_is_in_receipts_and_said(
         assert calibration.facts["text"]["opening"] == opening
 
 
+CHATML = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+
+
+def test_what_is_written_follows_the_template_and_is_said(
+    store: LocalStore,
+    make_model: Any,
+    small_recipe: MakeRecipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base, chat = (make_model(tmp_path / name, num_hidden_layers=1) for name in ("base", "chat"))
+    (chat / "chat_template.jinja").write_text(CHATML)
+    recipe = small_recipe()
+    texts, digests = bring_texts(store, recipe), set()
+    for folder, words in (
+        (base, "text, for the model has no chat template; documents end with </s>"),
+        (chat, "conversations as the model's chat template writes them; documents end with </s>"),
+    ):
+        model = fetch(store, str(folder))
+        capsys.readouterr()
+        planned = plan(store, recipe, model, texts, 0)
+        assert capsys.readouterr().err.count(words) == 2
+        text = calibrate(store, recipe, model, planned, "cpu").facts["text"]
+        assert text["written"] == words
+        assert 0 < sum(text["kinds"].values()) <= text["tokens"]
+        digests.add(text["digest"])
+    assert len(digests) == 2
+
+
+def test_plan_refuses_what_no_template_writes(
+    store: LocalStore, make_model: Any, small_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    base, broken = (make_model(tmp_path / name, num_hidden_layers=1) for name in ("base", "broken"))
+    (broken / "chat_template.jinja").write_text(CHATML + "\n{{ persona.name }}")
+    for folder, content, said in (
+        (base, "conversations", "the model has no chat template to write them by"),
+        (
+            broken,
+            "auto",
+            "calibration.jsonl row 1: the model's chat template fails on it: line 2 of the chat "
+            "template: UndefinedError: 'persona' is undefined",
+        ),
+    ):
+        recipe = small_recipe(calibration={"content": content})
+        model = fetch(store, str(folder))
+        with pytest.raises(InvalidInputError) as refused:
+            plan(store, recipe, model, bring_texts(store, recipe), 0)
+        assert said in str(refused.value)
+        as_text = small_recipe(calibration={"content": "text"}, validation={"content": "text"})
+        plan(store, as_text, model, bring_texts(store, as_text), 0)
+
+
 def test_a_method_that_reads_no_text_needs_none(
     store: LocalStore, small_recipe: MakeRecipe
 ) -> None:
