@@ -52,8 +52,8 @@ def main() -> None:
         for calibrated, folder in made.items():
             figures = judge.judge(folder)
             print(
-                f"| {calibrated} | {judged} | {figures.kl_mean:.4f} | "
-                f"{figures.kl_standard_error:.4f} | {figures.top1_agreement:.4f} | "
+                f"| {calibrated} | {judged} | {figures.kl.value:.4f} | "
+                f"{figures.kl.error:.4f} | {figures.top1.value:.4f} | "
                 f"{figures.perplexity_quantized:.2f} | {figures.perplexity_original:.2f} |",
                 flush=True,
             )
