@@ -175,7 +175,7 @@ def test_plan_refuses_what_no_template_writes(
         (
             broken,
             "auto",
-            "calibration.jsonl row 1: the model's chat template fails on it: line 2 of the chat "
+            "calibration.jsonl row 1: the model's chat template fails on it: line 3 of the chat "
             "template: UndefinedError: 'persona' is undefined",
         ),
     ):
