@@ -154,12 +154,14 @@ def _write(report: Report, output: Path) -> Path:
 
 
 def _print(report: Report, page: Path | None) -> None:
+    from quantlib.report.explain import remedies
     from quantlib.report.text import evaluation_line
 
     assert report.evaluation is not None
-    if report.verdict.outcome == "passed":
-        click.echo(f"passed: {report.verdict.reason}")
+    click.echo(f"{report.verdict.outcome}: {report.verdict.reason}")
     click.echo(evaluation_line(report.evaluation))
+    for remedy in remedies(report):
+        click.echo(f"try: {remedy}")
     text = report.evaluation.text
     click.echo(
         f"judged by {report.evaluation.engine} {report.evaluation.engine_version} on "

@@ -32,6 +32,7 @@ from quantlib.errors import (
     os_error_line,
 )
 from quantlib.recipe import AskedRecipe
+from quantlib.report.explain import remedies
 from quantlib.report.text import evaluation_line
 from quantlib.schemes import KVCache
 from quantlib.sources.naming import named
@@ -252,10 +253,11 @@ def _kept(store: Path) -> str:
 def _print_outcome(report: Report, model_path: str, output: Path, page: Path) -> None:
     """The verdict first; how to serve it last, and not at all where it was refused."""
     sizes, outcome = report.sizes, report.verdict.outcome
-    if outcome == "passed":
-        click.echo(f"passed: {report.verdict.reason}")
     if report.evaluation is not None:
+        click.echo(f"{outcome}: {report.verdict.reason}")
         click.echo(evaluation_line(report.evaluation))
+    for remedy in remedies(report):
+        click.echo(f"try:    {remedy}")
     size = f"{sizes.bytes_original / 1e6:.0f} MB -> {sizes.bytes_quantized / 1e6:.0f} MB"
     if report.model.source.get("kind") == "gguf":
         size += f" (the .gguf file has {Path(model_path).stat().st_size / 1e6:.0f} MB)"

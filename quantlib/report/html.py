@@ -11,9 +11,11 @@ import yaml
 from quantlib.blockwise.experts import Experts
 from quantlib.report.chart import error_chart, measure_of, summarize
 from quantlib.report.evaluation import Check, Generation
+from quantlib.report.explain import meaning, remedies
 from quantlib.report.jinja_environment import environment
 from quantlib.report.model import Report
 from quantlib.report.search_chart import search_chart
+from quantlib.report.spread_chart import spread_chart
 from quantlib.report.text import percent, significant
 from quantlib.serving.options import serve_line
 
@@ -139,6 +141,11 @@ def _render(
             left_out=left_out,
             whole_address=whole_address,
             checks=[check_row(check) for check in evaluation.gate.checks] if evaluation else [],
+            meaning=meaning(evaluation) if evaluation else "",
+            remedies=remedies(report),
+            spread=spread_chart(evaluation.spread)
+            if evaluation and evaluation.spread and not brief
+            else None,
             charts=[
                 (name, chart)
                 for name, chart in charts

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from quantlib.report.explain import meaning
 from quantlib.report.html import check_row
 from quantlib.report.jinja_environment import environment
 from quantlib.report.method import Method
@@ -25,6 +26,7 @@ def render_model_card(report: Report) -> str:
         .render(
             report=report,
             front_matter=yaml.safe_dump(_front_matter(report), sort_keys=False, allow_unicode=True),
+            meaning=meaning(evaluation) if evaluation else "",
             checks=[check_row(check) for check in evaluation.gate.checks] if evaluation else [],
             serve_line=serve_line(".", report.serve),
             raised=sum(record.damping_rose for record in report.linears),

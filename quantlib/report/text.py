@@ -147,8 +147,11 @@ def figures_of(evaluation: Evaluation) -> dict[str, float]:
 
 
 def evaluation_line(evaluation: Evaluation) -> str:
-    """:func:`figures_line` of an evaluation."""
-    return figures_line(*figures_of(evaluation).values())
+    """:func:`figures_line` of an evaluation, with what plain rounding costs beside."""
+    line, rounding = figures_line(*figures_of(evaluation).values()), evaluation.rounding
+    if rounding is None or rounding.kl_mean is None:
+        return line
+    return f"{line}; plain rounding: KL divergence {significant(rounding.kl_mean)} nats"
 
 
 def markdown_list(rows: Iterable[tuple[str, str]]) -> list[str]:
