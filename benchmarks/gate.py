@@ -125,6 +125,11 @@ def damaged(
         yield name, mend, share
 
 
+def _told(share: float) -> str:
+    told = "broken" if share < LEAST_EXPLAINED else "not told by its weights"
+    return f"{told} (explained {share:.3f})"
+
+
 def main() -> None:
     """Parses the arguments and prints what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -133,8 +138,15 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--weights-alone", action="store_true", help="read no text")
     asked = parser.parse_args()
     original = load_model(asked.original, torch.bfloat16).eval()
+    if asked.weights_alone:
+        good = load_model(asked.checkpoint, torch.bfloat16).eval()
+        for name, mend, share in damaged(good, original, asked.times):
+            print(f"{name}: {_told(share)}")
+            mend()
+        return
     text = Text.read(original, asked.original, asked.windows)
     parameters = sum(each.numel() for each in original.parameters())
     good = load_model(asked.checkpoint, torch.bfloat16).eval()
@@ -157,9 +169,8 @@ def main() -> None:
     for name, mend, share in damaged(good, original, asked.times):
         harmed = text.compared(good, FIRST)
         gate, _ = gate_in_rounds(harmed, text.predicted[:FIRST], rounding[:FIRST], parameters)
-        told = "broken" if share < LEAST_EXPLAINED else "not told by its weights"
         print(
-            f"{name}: {told} (explained {share:.3f}); by figures alone {gate.outcome}, "
+            f"{name}: {_told(share)}; by figures alone {gate.outcome}, "
             f"KL {float(harmed.kl.mean()):.4f}",
             flush=True,
         )
