@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -42,6 +43,7 @@ from quantlib.evaluation.refusals import in_words
 from quantlib.runtime.process_group import end_others
 
 _Columns = TypeVar("_Columns", Comparison, Leads)
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LOGITS_BYTES_AT_ONCE = 1 << 28
 _CHECKED_POSITIONS = 64
 _NOT_OWN = (
@@ -195,6 +197,19 @@ def draft(job: Job) -> None:
     drafted.write(Path(job.output) / DRAFTED_NAME)
 
 
+def on_one_device(job: Job) -> Job:
+    """Lets this process see the one CUDA device that a job names by its number, and no other.
+
+    vLLM takes whole kinds of devices. No device may have been touched before.
+    """
+    kind, _, number = job.device.partition(":")
+    if not number:
+        return job
+    seen = os.environ.get(_VISIBLE, "").split(",")
+    os.environ[_VISIBLE] = seen[int(number)] if int(number) < len(seen) and seen[0] else number
+    return replace(job, device=kind)
+
+
 def load_engine(job: Job) -> Engine:
     """Loads the job's model with the job's engine."""
     if job.engine == "vllm":
@@ -238,7 +253,7 @@ def _run_forked(engine_name: str, job_file: str, log: str, progress: TextIO) -> 
             from quantlib.evaluation.streamed_original import stream_original
 
             stream_original(StreamedJob.read(Path(job_file)), lambda: print("block", file=progress))
-        elif (job := Job.read(Path(job_file))).drafts:
+        elif (job := on_one_device(Job.read(Path(job_file)))).drafts:
             draft(job)
         else:
             engine = load_engine(job)  # kept until the end: taking it apart would take a second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from quantlib.checkpoint.source import FolderSource
 from quantlib.errors import QuantlibError
 from quantlib.evaluation.job import COMPARISON_NAME, OUTCOME_NAME, REFERENCE_NAME, Job, Outcome
 from quantlib.evaluation.transformers_engine import load_model
-from quantlib.evaluation.worker import load_engine, run
+from quantlib.evaluation.worker import load_engine, on_one_device, run
 from quantlib.formats.dequantize import dequantized_state
 
 MakeJob = Callable[..., Job]
@@ -188,3 +189,20 @@ def test_a_quantized_checkpoint_is_what_its_codes_say(
         assert 1.2 * by_weights["kl"].mean() < by_codes["kl"].mean() < 0.1
     else:
         np.testing.assert_array_equal(by_codes["kl"], by_weights["kl"])
+
+
+@pytest.mark.parametrize(
+    ("seen", "device", "left", "kind"),
+    [
+        ("", "cuda:1", "1", "cuda"),
+        ("4,6,7", "cuda:1", "6", "cuda"),
+        ("4,6,7", "cuda", "4,6,7", "cuda"),
+        ("", "cpu", "", "cpu"),
+    ],
+)
+def test_a_device_by_its_number_is_the_only_one_that_is_seen(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch, seen: str, device: str, left: str, kind: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    job = on_one_device(make_job(Path("model"), device=device))
+    assert (job.device, os.environ["CUDA_VISIBLE_DEVICES"]) == (kind, left)
