@@ -102,6 +102,7 @@ def validate(
 
     with Workers(setting.engine.name) as workers:
         first = recipe.validation.num_samples
+        setting = setting.part(0, max(first, recipe.validation.max_samples))
         judgement = judge_in_rounds(store, setting, models, workers, first, verdict)
     gate, figures = judgement.gate, judgement.figures
 
