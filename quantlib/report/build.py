@@ -250,10 +250,29 @@ def _in_order(receipts: list[Receipt]) -> list[Receipt]:
     return sorted(receipts, key=place)
 
 
+def _part(receipt: Receipt) -> str:
+    """What a step that runs several times ran for, where that is no range."""
+    parameters = receipt.parameters
+    match receipt.step:
+        case "answers":
+            return f"{parameters['task']}, {_whose(receipt)}, seed {parameters['seed']}"
+        case "loads":
+            return _whose(receipt)
+        case "text":
+            return str(parameters["name"])
+        case _:
+            return ""
+
+
+def _whose(receipt: Receipt) -> str:
+    return "original" if receipt.inputs["model"].step == "fetch" else "quantized"
+
+
 def _step_run(receipt: Receipt, run: Mapping[str, Any]) -> StepRun:
     return StepRun(
         step=receipt.step,
         range=receipt.parameters.get("range"),
+        part=_part(receipt),
         seconds=run.get("seconds"),
         peak_mib=run.get("peak_mib"),
         remarks=tuple(run.get("remarks", ())),

@@ -161,6 +161,7 @@ class StepRun(Part):
 
     Attributes:
         range: The blocks of a quantize step, such as ``8:16``.
+        part: What else a step that runs several times ran for: a task and whose answers, a text.
         seconds: Wall-clock time of the run that committed it; None where it was not recorded.
         peak_mib: Largest resident memory of its process; None where it was not recorded.
         remarks: Sentences on that run.
@@ -168,6 +169,7 @@ class StepRun(Part):
 
     step: str
     range: str | None
+    part: str = ""
     seconds: float | None
     peak_mib: float | None
     remarks: tuple[str, ...] = ()

@@ -137,7 +137,10 @@ def _verdict(
         f"{percent(overall.value)} of the original's score is kept ({percent(overall.low)} to "
         f"{percent(overall.high)})"
     )
-    held = f"{percent(limit)}, which is {percent(section.min_recovery)} less what it varies itself"
+    held = (
+        f"{percent(limit)}: {percent(section.min_recovery)}, less the "
+        f"{percent(section.min_recovery - limit)} by which the original's own varies"
+    )
     lost = [
         f"{outcome.name}: {percent(outcome.recovery.value)} (at most "
         f"{percent(outcome.recovery.high)})"

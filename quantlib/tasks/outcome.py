@@ -163,3 +163,8 @@ class TasksOutcome(Part):
     served: str
     notes: tuple[str, ...] = ()
     serving: BeforeAndAfter | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model thinks before it answers."""
+        return any(task.original.closed is not None for task in self.tasks)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from quantlib.errors import InvalidInputError, StoreError
-from quantlib.report.build import _in_order, build_report, model_name
+from quantlib.report.build import _in_order, _part, build_report, model_name
 from quantlib.report.model import Report
 
 
@@ -30,6 +30,19 @@ def test_report_holds_what_the_steps_recorded(run) -> None:
     assert report.calibration is not None and report.calibration.shipped
     assert report.recipe["quantization"]["weights"]["group_size"] == 64
     assert report.versions["quantlib"]
+
+
+def test_what_a_step_that_runs_several_times_ran_for() -> None:
+    def part(step: str, model: str = "merge", **parameters: object) -> str:
+        inputs = {"model": SimpleNamespace(step=model)}
+        return _part(SimpleNamespace(step=step, parameters=parameters, inputs=inputs))
+
+    asked = {"task": "ifeval", "seed": 1}
+    assert part("answers", "fetch", **asked) == "ifeval, original, seed 1"
+    assert part("answers", **asked) == "ifeval, quantized, seed 1"
+    assert (part("loads", "fetch"), part("loads")) == ("original", "quantized")
+    assert part("text", name="prompts.jsonl") == "prompts.jsonl"
+    assert part("calibrate") == ""
 
 
 def test_steps_carry_time_memory_and_range(run) -> None:
