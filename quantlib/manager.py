@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,52 +155,62 @@ class QuantizationManager:
         write_checkpoint(self.store, result.checkpoint, result.report, output)
 
 
-def judge_checkpoint(
+def judge_checkpoints(
     section: ValidationSection,
-    checkpoint: str,
+    checkpoints: Sequence[str],
     original: str,
     store: Store,
     device: str = "auto",
     gpus: int = 1,
-) -> Report:
-    """Judges a quantized checkpoint that is there already, as the validate step judges.
+) -> tuple[Report, ...]:
+    """Judges quantized checkpoints that are there already, as the validate step judges.
+
+    All are held against one original on one text. None is judged before all were found to be
+    checkpoints of it.
 
     Args:
         section: What to judge by.
-        checkpoint: A folder, ``hf://org/name@revision``, or ``s3://bucket/prefix``.
-        original: What it was made of, as :func:`quantlib.steps.fetch.fetch` takes it.
+        checkpoints: Folders, ``hf://org/name@revision``, or ``s3://bucket/prefix``.
+        original: What they were made of, as :func:`quantlib.steps.fetch.fetch` takes it.
         store: Where the steps' files go. The original's half is found there by the next
             checkpoint of it.
         device: auto, cpu or cuda.
-        gpus: What each of the two models is spread over.
+        gpus: What each model is spread over.
+
+    Returns:
+        A report of each checkpoint, in their order.
 
     Raises:
         QuantlibError: Input was refused, or an engine failed.
     """
     # minmax looks at no text, so that no other than the held-out one is asked for.
     quantization = QuantizationSection(method="minmax")
-    recipe = named(Recipe(quantization=quantization, validation=section), original)
-    texts = bring_texts(store, recipe)
+    plain = named(Recipe(quantization=quantization, validation=section), original)
+    texts = bring_texts(store, plain)
     model = fetch(store, original)
     opened = open_receipt(store, model)
-    windows, problems = make_all_windows(store, recipe, texts, *opened)
+    windows, problems = make_all_windows(store, plain, texts, *opened)
     if problems:
         raise InvalidInputError(problems)
     windowed = commit_step(store, "windowed", {}, windows, lambda output: None)
-    adopted, made = adopt(store, checkpoint, model)
-    if made is not None:
-        asked = parse_recipe(made.recipe | {"validation": section.model_dump(mode="json")})
-        recipe = settle(asked, opened[1]).recipe
-        _say_whether_made_of(made, model)
-    validation = validate(store, recipe, model, windowed, adopted, device, gpus)
-    evaluation = read_evaluation(store, validation)
-    return build_report(store, recipe, adopted, evaluation, validation)
+    found = [(checkpoint, *adopt(store, checkpoint, model)) for checkpoint in checkpoints]
+    reports = []
+    for checkpoint, adopted, made in found:
+        recipe = plain
+        if made is not None:
+            asked = parse_recipe(made.recipe | {"validation": section.model_dump(mode="json")})
+            recipe = settle(asked, opened[1]).recipe
+            _say_whether_made_of(checkpoint, made, model)
+        validation = validate(store, recipe, model, windowed, adopted, device, gpus)
+        evaluation = read_evaluation(store, validation)
+        reports.append(build_report(store, recipe, adopted, evaluation, validation))
+    return tuple(reports)
 
 
-def _say_whether_made_of(made: Report, model: Receipt) -> None:
+def _say_whether_made_of(checkpoint: str, made: Report, model: Receipt) -> None:
     if made.provenance.model_digest != model.facts["digest"]:
         print(
-            f"note: the checkpoint's report says that it was made of "
+            f"note: the report of {checkpoint} says that it was made of "
             f"{made.provenance.model_digest}; what it is judged against is "
             f"{model.facts['digest']}",
             file=sys.stderr,

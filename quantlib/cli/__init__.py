@@ -20,7 +20,7 @@ from quantlib.errors import (
 _EXAMPLES = """\b
 Examples:
   quantlib quantize --model ./SmolLM2 --output ./SmolLM2-W4 --group-size 64
-  quantlib evaluate --model ./SmolLM2-W4 --original ./SmolLM2
+  quantlib evaluate ./SmolLM2 ./SmolLM2-W4
   quantlib inspect ./SmolLM2
   quantlib plan ./SmolLM2 --gpu h100-80g
   quantlib deploy --model ./SmolLM2-W4

@@ -180,7 +180,7 @@ def quantize(
     problems += input_problems(
         recipe, model_path, str(folder), gpus, output_path, validated_on, validated=validate
     )
-    checks: list[Callable[[], object]] = [lambda: resolve_device(device)]
+    checks: list[Callable[[], object]] = [lambda: resolve_device(device, gpus if validate else 1)]
     if validate:
         checks.append(lambda: choose_engine(recipe.validation.engine, gpus=gpus))
         problems += uninstalled_problems(recipe)

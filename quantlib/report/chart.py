@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quantlib.report.model import LinearError
-from quantlib.report.plot import Plot, Tick
-from quantlib.report.text import power_of_ten, significant
+from quantlib.report.plot import MANTISSAS, Plot, Tick, log_domain, log_ticks
+from quantlib.report.text import significant
 
-_MANTISSAS = (1, 2, 5)
-_LEAST_SPAN = 5.0  # holds two of 1, 2, 5, 10, ... wherever it starts
-_MOST_DECADES_SUBDIVIDED = 2.2
 _MARGIN = {"left": 56.0, "right": 12.0, "top": 28.0, "bottom": 44.0}
 _PIXELS_PER_X_TICK = 42
 
@@ -135,7 +132,7 @@ def lay_out(
     positive = [mark.error for mark in marks if math.isfinite(mark.error) and mark.error > 0]
     if not positive:
         return None
-    lowest, highest = _domain(positive)
+    lowest, highest = log_domain(positive)
     left, right = _MARGIN["left"], width - _MARGIN["right"]
     top, bottom = _MARGIN["top"], height - _MARGIN["bottom"]
     band = (right - left) / blocks
@@ -168,7 +165,7 @@ def lay_out(
             Tick(x_of(block), str(block))
             for block in range(0, blocks, _block_step(blocks, right - left))
         ),
-        y_ticks=tuple(Tick(y_of(value), text) for value, text in _error_ticks(lowest, highest)),
+        y_ticks=tuple(Tick(y_of(value), text) for value, text in log_ticks(lowest, highest)),
         bands=tuple(
             Band(round(left + first * band, 2), round((last - first + 1) * band, 2), text)
             for first, last, text in _exact_runs(blocks, quantized_blocks)
@@ -229,36 +226,12 @@ def summarize(linears: Sequence[LinearError]) -> tuple[LinearSummary, ...]:
     return tuple(rows)
 
 
-def _domain(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of the error axis: a little wider than the values, never narrower than a factor of 5."""
-    lowest, highest = min(values) / 1.2, max(values) * 1.2
-    widen = math.sqrt(max(_LEAST_SPAN * lowest / highest, 1.0))
-    return lowest / widen, highest * widen
-
-
-def _error_ticks(lowest: float, highest: float) -> list[tuple[float, str]]:
-    few_decades = math.log10(highest / lowest) <= _MOST_DECADES_SUBDIVIDED
-    ticks = []
-    for power in range(math.floor(math.log10(lowest)), math.ceil(math.log10(highest)) + 1):
-        for mantissa in _MANTISSAS if few_decades else (1,):
-            value = mantissa * 10.0**power
-            if lowest <= value <= highest:
-                ticks.append((value, _error_text(mantissa, power)))
-    return ticks
-
-
-def _error_text(mantissa: int, power: int) -> str:
-    if -4 <= power < 4:
-        return f"{mantissa * 10.0**power:.{max(-power, 0)}f}"
-    return power_of_ten(power) if mantissa == 1 else f"{mantissa}·{power_of_ten(power)}"
-
-
 def _block_step(blocks: int, pixels: float) -> int:
     """Blocks between two labels of the block axis: 1, 2, 5, 10, ..."""
     most = max(pixels / _PIXELS_PER_X_TICK, 1)
     power = 0
     while True:
-        for mantissa in _MANTISSAS:
+        for mantissa in MANTISSAS:
             if blocks / (step := mantissa * 10**power) <= most:
                 return step
         power += 1

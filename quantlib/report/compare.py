@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quantlib.report.chart import measure_of
+from quantlib.report.conclusion import Conclusion, conclude
 from quantlib.report.method import ForeignMethod
 from quantlib.report.model import LinearError, Report
 from quantlib.report.run_reports import Run, short_digest
@@ -31,6 +33,14 @@ class Figure:
         first, value = self.values[0], self.values[index]
         return None if index == 0 or not first or value is None else value / first - 1
 
+    def factor(self, index: int) -> float | None:
+        """Over the least of the runs; None where fewer than two values are known."""
+        known = [value for value in self.values if value is not None]
+        value = self.values[index]
+        if value is None or len(known) < 2 or not min(known):
+            return None
+        return value / min(known)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -45,6 +55,7 @@ class Comparison:
         measure: Which error that is: relative_error or relative_weight_error.
         left_out: Linears that not all runs have quantized, which the errors leave out.
         changes: Recipe fields that differ, with the value in each run.
+        conclusion: Which checkpoint to take, and why.
     """
 
     runs: tuple[Run, ...]
@@ -55,6 +66,7 @@ class Comparison:
     measure: str
     left_out: int
     changes: Mapping[str, tuple[Any, ...]]
+    conclusion: Conclusion
 
     @property
     def all_validated(self) -> bool:
@@ -82,6 +94,8 @@ class Comparison:
             "unfair": self.unfair,
             "unlike_errors": self.unlike_errors,
             "changes": self.changes,
+            "take": self.conclusion.take,
+            "conclusion": self.conclusion.sentences,
         }
 
 
@@ -92,18 +106,20 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         runs: What :func:`quantlib.report.run_reports.read_runs` gave.
     """
     measure, common, left_out = _common_linears(runs)
+    unfair = tuple(_unfair(runs))
     return Comparison(
         runs=tuple(runs),
         figures={
             name: Figure(name, tuple(value(run) for run in runs))
             for name, value in _FIGURES.items()
         },
-        unfair=tuple(_unfair(runs)),
+        unfair=unfair,
         unlike_errors=tuple(_unlike_errors(runs, measure)),
         block_errors=tuple(_block_errors(run.report.linears, measure, common) for run in runs),
         measure=measure,
         left_out=left_out,
         changes=_changes(runs),
+        conclusion=conclude(runs, fair=not unfair),
     )
 
 
@@ -147,8 +163,26 @@ def _unfair(runs: Sequence[Run]) -> list[str]:
 
 
 def _unlike_errors(runs: Sequence[Run], measure: str) -> list[str]:
-    """Output errors depend on the calibration text, weight errors on what was done to weights."""
+    """What errors are of: a model, outputs or weights, on a text, of weights as they were or not.
+
+    A method that looks at inputs gives up some of the weights' error for less of the outputs': next
+    to one that does not, its weights look worse than they are.
+    """
     runs = [run for run in runs if run.report.linears]
+    if other := _parting(
+        runs,
+        lambda r: r.model.digest,
+        "Errors of linears cannot be compared, the original models differ",
+        _model_of,
+    ):
+        return [other]
+    if other := _parting(
+        runs,
+        lambda r: measure_of(r.linears),
+        "Errors of linears cannot be compared, not every method knows those of outputs",
+        lambda r: "of outputs" if measure_of(r.linears) == "relative_error" else "of weights",
+    ):
+        return [other]
     if measure == "relative_error":
         found = _parting(
             runs,

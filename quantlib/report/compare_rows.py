@@ -70,6 +70,12 @@ def figure_rows(comparison: Comparison) -> list[Row]:
         value = figures["linear_bits"].values[index]
         return "" if value is None else f"{_three_digits(value)} of quantized linears"
 
+    def of_fastest(index: int) -> str:
+        factor = figures["seconds"].factor(index)
+        if factor is None:
+            return ""
+        return "the fastest" if factor == 1 else f"{factor:.2f} times the fastest's"
+
     return [
         Row("Verdict", tuple(Cell(_verdict(run)) for run in comparison.runs)),
         _row("Perplexity", figures["perplexity"], significant, original),
@@ -83,7 +89,7 @@ def figure_rows(comparison: Comparison) -> list[Row]:
         ),
         _row("Weights", figures["bytes"], lambda v: size(int(v)), ratio),
         _row("Bits per weight", figures["bits"], _three_digits, of_linears, relative=False),
-        _row("Time to quantize", figures["seconds"], duration),
+        _row("Time to quantize", figures["seconds"], duration, of_fastest, relative=False),
         _row("Peak memory", figures["peak_mib"], mebibytes),
         _row("Tokens per second", figures["tokens_per_second"], _three_digits),
     ]

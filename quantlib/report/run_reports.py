@@ -8,16 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantlib.errors import InvalidInputError, Problem
-from quantlib.report.model import JSON_NAME, SCHEMA, Report
+from quantlib.report.model import JSON_NAME, SCHEMA, Report, StepRun
 from quantlib.runtime.foreign_json import parse_json
 
-MOST_RUNS = 7
+LETTERS = "ABCDEFG"
+"""What runs are called."""
+
+MOST_RUNS = len(LETTERS)
 """As many as there are colours and markers."""
 
 _JUDGING = ("likeness", "reference", "rounding", "comparison", "validate")
 _BY_TASKS = ("answers", "loads", "tasks")
 _BESIDE = ("plan", *_JUDGING, *_BY_TASKS, "publish", "gate")
 """Steps that check, judge and deliver, and make nothing of the checkpoint."""
+
+_ADOPTING = "adopt"
+"""The step that takes a checkpoint that is there already, in the place of those that make one."""
 
 _PLACES = (JSON_NAME, f"validate/artifacts/{JSON_NAME}")
 _ADDRESS = "publish/parameters/address"
@@ -42,14 +48,20 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """Time of the steps that make the checkpoint; None where one was not recorded."""
-        taken = [step.seconds for step in self.report.steps if step.step not in _BESIDE]
-        return None if None in taken else sum(filter(None, taken))
+        taken = [step.seconds for step in self._making]
+        return None if not taken or None in taken else sum(filter(None, taken))
 
     @property
     def peak_mib(self) -> float | None:
         """Largest memory of such a step; None where none was recorded."""
+        peaks = (step.peak_mib for step in self._making)
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+    @property
+    def _making(self) -> list[StepRun]:
+        """The steps that make the checkpoint; none where it was there already, and was judged."""
         steps = [step for step in self.report.steps if step.step not in _BESIDE]
-        return max((step.peak_mib for step in steps if step.peak_mib is not None), default=None)
+        return [] if any(step.step == _ADOPTING for step in steps) else steps
 
 
 def find_report(path: Path) -> Path:
@@ -91,7 +103,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[Run, ...]:
         )
     runs: list[Run] = []
     problems: list[Problem] = []
-    for letter, path in zip("ABCDEFG", paths, strict=False):
+    for letter, path in zip(LETTERS, paths, strict=False):
         try:
             runs.append(Run(letter, _name(path), _read(find_report(path))))
         except InvalidInputError as error:

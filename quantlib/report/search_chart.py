@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from quantlib.report.plot import Plot, Tick
+from quantlib.report.plot import Plot, Tick, names_apart
 from quantlib.report.text import power_of_ten, significant
 from quantlib.search.outcome import Outcome, Point
 
@@ -107,12 +107,5 @@ def search_chart(outcome: Outcome) -> SearchChart | None:
 
 
 def _with_names_apart(dots: Sequence[Dot]) -> tuple[Dot, ...]:
-    """Names beside their dots, from the top down, each below those that it would cover."""
-    placed: list[Dot] = []
-    for dot in sorted(dots, key=lambda each: (each.y, each.x)):
-        name_y = dot.y - _LINE / 2
-        for other in placed:
-            if abs(other.x - dot.x) < _NAME and name_y < other.name_y + _LINE:
-                name_y = other.name_y + _LINE
-        placed.append(replace(dot, name_y=round(name_y, 1)))
-    return tuple(placed)
+    heights = names_apart([(dot.x, dot.y) for dot in dots], _NAME, _LINE)
+    return tuple(replace(dot, name_y=y) for dot, y in zip(dots, heights, strict=True))

@@ -15,15 +15,22 @@ _BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 glibc to reuse freed memory instead of mapping it anew."""
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, gpus: int = 1) -> torch.device:
     """The device that a step runs on.
 
     Args:
         name: auto (an accelerator where there is one), cpu, cuda or cuda:1.
+        gpus: What a model is to be spread over. A device with a number is one GPU.
 
     Raises:
-        InvalidInputError: The device is unknown or not there.
+        InvalidInputError: The device is unknown or not there, or fewer than the GPUs asked for.
     """
+    if gpus > 1 and name.startswith("cuda:"):
+        raise InvalidInputError.one(
+            f"device {name!r}",
+            f"is one GPU, and models are to be spread over {gpus}",
+            f"use cuda, of which CUDA_VISIBLE_DEVICES says which, or {name} with one GPU",
+        )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind = name.partition(":")[0]

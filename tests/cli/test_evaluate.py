@@ -68,7 +68,7 @@ def evaluate(
 ) -> Callable[..., Any]:
     def run(checkpoint: Path, *options: object, original: Path = tiny_llama) -> Any:
         return quantlib(
-            "evaluate", "--model", checkpoint, "--original", original, "--recipe", recipe,
+            "evaluate", original, checkpoint, "--recipe", recipe,
             "--device", "cpu", "--store", tmp_path / "store", *map(str, options),
         )  # fmt: skip
 
@@ -136,16 +136,60 @@ def test_a_checkpoint_of_others_is_judged_by_what_its_config_says(
     assert "made elsewhere" in done.stdout
 
 
-def test_a_worse_checkpoint_is_refused_with_3(
-    evaluate: Callable[..., Any], checkpoint: Path, tmp_path: Path
-) -> None:
-    worse = shutil.copytree(checkpoint, tmp_path / "worse")
-    for path in worse.glob("*.safetensors"):
+@pytest.fixture
+def worse(checkpoint: Path, tmp_path: Path) -> Path:
+    """The checkpoint, with the scales of rows exchanged."""
+    folder = shutil.copytree(checkpoint, tmp_path / "worse")
+    for path in folder.glob("*.safetensors"):
         tensors = load_file(path)
         for name, tensor in tensors.items():
             if name.endswith("weight_scale"):
                 tensors[name] = torch.flip(tensor, [0])
         save_file(tensors, path)
+    return folder
+
+
+def test_several_are_judged_on_one_text_and_the_first_decides(
+    evaluate: Callable[..., Any], checkpoint: Path, worse: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "judged"
+    done = evaluate(checkpoint, "--baseline", worse, "--output", output, "--json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["verdict"] == "passed"
+    first, second = found["comparison"]["runs"]
+    assert (first["name"], second["name"]) == (checkpoint.name, "worse")
+    assert (first["verdict"], second["verdict"]) == ("passed", "regression")
+    assert first["kl_mean"] == found["figures"]["kl_mean"] < second["kl_mean"]
+    assert first["perplexity_original"] == second["perplexity_original"]
+    assert found["comparison"]["unfair"] == []
+    assert found["comparison"]["take"] == ["A"]
+    assert first["seconds"] is None  # nothing was quantized
+    assert read(output).provenance.checkpoint_digest == found["checkpoint"]
+    page = (output / "comparison.html").read_text()
+    assert found["comparison"]["page"] == str(output / "comparison.html")
+    assert "it alone passed the gate" in page
+
+    done = evaluate(worse, "--baseline", checkpoint)
+    assert done.returncode == 3
+    assert f"A {worse.name}" in done.stdout and f"B {checkpoint.name}" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith(
+        f"conclusion: Take B ({checkpoint.name}): it alone passed the gate, with "
+    )
+
+
+def test_a_baseline_that_is_no_checkpoint_is_refused_before_anything_is_judged(
+    evaluate: Callable[..., Any], checkpoint: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    done = evaluate(checkpoint, "--baseline", tiny_llama)
+    assert done.returncode == 2
+    assert f"{tiny_llama}: is not quantized" in done.stderr
+    assert not list((tmp_path / "store").glob("**/reference*"))
+
+
+def test_a_worse_checkpoint_is_refused_with_3(
+    evaluate: Callable[..., Any], checkpoint: Path, worse: Path
+) -> None:
     done = evaluate(worse, "--json")
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].startswith("error: refused by the gate: ")

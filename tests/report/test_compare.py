@@ -174,6 +174,49 @@ def test_errors_of_smoothed_weights_cannot_be_compared_with_others(save: Save) -
     assert [cell.beside for cell in rows["Weight error of linears, mean"]] == ["", ""]
 
 
+def test_errors_of_outputs_and_of_weights_cannot_be_compared(save: Save) -> None:
+    (sentence,) = compared(save("a"), save("b"), save("c", rounded)).unlike_errors
+    assert sentence == (
+        "Errors of linears cannot be compared, not every method knows those of outputs: A, B: of "
+        "outputs; C: of weights."
+    )
+
+
+def test_errors_of_other_models_cannot_be_compared(save: Save) -> None:
+    (sentence,) = compared(
+        save("a"), save("b", set_path("model", "digest", to=OTHER_DIGEST))
+    ).unlike_errors
+    assert sentence.startswith(
+        "Errors of linears cannot be compared, the original models differ: A: Tiny-Llama-6"
+    )
+
+
+def test_times_are_factors_of_the_fastest(save: Save) -> None:
+    def slower(data: dict[str, Any]) -> None:
+        for step in data["steps"]:
+            step["seconds"] *= 1.5
+
+    comparison = compared(save("a", slower), save("b"))
+    assert comparison.figures["seconds"].factor(0) == pytest.approx(1.5)
+    rows = {row.name: row.cells for row in figure_rows(comparison)}
+    assert [cell.beside for cell in rows["Time to quantize"]] == [
+        "1.50 times the fastest's",
+        "the fastest",
+    ]
+
+
+def test_a_checkpoint_that_was_there_already_took_no_time_that_is_known(save: Save) -> None:
+    def adopted(data: dict[str, Any]) -> None:
+        data["steps"] = [step for step in data["steps"] if step["step"] in ("fetch", "validate")]
+        data["steps"].append({"step": "adopt", "range": None, "seconds": 2.0, "peak_mib": 90})
+
+    comparison = compared(save("a", adopted), save("b"))
+    assert comparison.figures["seconds"].values == (None, 99.25)
+    assert comparison.figures["peak_mib"].values == (None, 640)
+    rows = {row.name: row.cells for row in figure_rows(comparison)}
+    assert [cell.beside for cell in rows["Time to quantize"]] == ["", ""]
+
+
 def test_errors_are_of_linears_that_all_have_quantized(save: Save) -> None:
     def without_down_proj(data: dict[str, Any]) -> None:
         data["linears"] = [r for r in data["linears"] if r["linear"] != "mlp.down_proj"]
@@ -193,6 +236,8 @@ def test_json_holds_every_figure(save: Save) -> None:
     assert [run["kl_mean"] for run in found["runs"]] == [0.108, None]
     assert found["runs"][0]["model_digest"] == "sha256:" + "5a" * 32
     assert found["runs"][0]["letter"] == "A"
+    assert found["take"] == ("A",)
+    assert found["conclusion"][1] == "B (b) was not judged."
 
 
 def test_places_of_a_report(save: Save, tmp_path: Path) -> None:

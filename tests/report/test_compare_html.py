@@ -99,3 +99,29 @@ def test_runs_without_a_common_linear_have_no_chart(reports) -> None:
 def test_ids_are_unique(reports, tmp_path: Path) -> None:
     ids = re.findall(r' id="(.*?)"', render_comparison(comparison_of(reports)))
     assert len(ids) == len(set(ids)) > 7
+
+
+def test_errors_that_cannot_be_compared_are_not_drawn(reports) -> None:
+    for record in reports[1]["linears"]:
+        record["relative_error"] = None
+    html = render_comparison(comparison_of(reports))
+    assert not charts_of(html)
+    assert "not every method knows those of outputs: A: of outputs; B: of weights." in html
+    assert "No linear is quantized in every run." not in html
+
+
+def test_the_conclusion_and_a_mark_for_every_checkpoint(reports) -> None:
+    reports[1]["sizes"]["bytes_quantized"] //= 2
+    html = render_comparison(comparison_of(reports))
+    assert "<strong>Take B (second): it is the smallest of the 2 that passed the gate" in html
+    found = re.findall(r'(<svg class="chart (\w+) sizes".*?</svg>)', html, re.DOTALL)
+    assert [name for _, name in found] == ["wide", "narrow"]
+    for svg, _ in found:
+        chart = ElementTree.fromstring(svg)
+        _, _, width, height = map(float, chart.attrib["viewBox"].split())
+        first, second = chart.findall("g/use")
+        assert (first.attrib["href"], second.attrib["href"]) == ("#marker0", "#marker1")
+        assert 0 < float(second.attrib["x"]) < float(first.attrib["x"]) < width - 14
+        assert 0 < float(first.attrib["y"]) == float(second.attrib["y"]) < height - 14
+    reports[1]["evaluation"] = None
+    assert "sizes-wide-title" not in render_comparison(comparison_of(reports))
