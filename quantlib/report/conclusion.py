@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from quantlib.report.evaluation import Evaluation
 from quantlib.report.run_reports import Run
-from quantlib.report.text import change, significant, size
+from quantlib.report.text import percent, significant, size
 
 _ALIKE = 1.01
 """Sizes within that factor are one size: formats lay the same numbers out with other headers."""
@@ -128,12 +128,13 @@ def _choice(take: Sequence[Run], smallest: Sequence[Run], passed: Sequence[Run])
 def _beside(run: Run, taken: Run) -> str:
     """What another checkpoint that passed is next to the one to take."""
     larger = _bytes(run) / _bytes(taken)
-    how_large = "of the same size" if larger <= _ALIKE else f"{change(larger - 1)} in size"
+    how_large = "of the same size" if larger <= _ALIKE else f"{percent(larger - 1)} larger"
     apart = difference(run, taken)
     if apart.tied:
         how_close = "no closer to the original: the two are a tie, within two standard errors"
     else:
-        how_close = "closer to the original" if apart.value < 0 else "further from the original"
+        way = "closer to" if apart.value < 0 else "further from"
+        how_close = f"{way} the original by {_figure(abs(apart.value), apart.error)}"
     return f"{_name(run)} passed too, is {how_large} and {how_close} (KL divergence {_kl(run)})."
 
 
@@ -159,8 +160,11 @@ def _bytes(run: Run) -> int:
 
 def _kl(run: Run) -> str:
     made = _evaluation(run)
-    error = significant(made.kl_standard_error, 2)
-    return f"{significant(made.kl_mean, 3)} \N{PLUS-MINUS SIGN} {error}"
+    return _figure(made.kl_mean, made.kl_standard_error)
+
+
+def _figure(value: float, error: float) -> str:
+    return f"{significant(value, 3)} \N{PLUS-MINUS SIGN} {significant(error, 2)}"
 
 
 def _evaluation(run: Run) -> Evaluation:

@@ -58,12 +58,12 @@ def test_the_smallest_that_passed_is_taken_and_the_others_are_told_from_it(make:
     assert found.sentences == (
         "Take B (run-B): it is the smallest of the 4 that passed the gate, with 60.0 MiB and KL "
         "divergence 0.0500 ± 0.0010.",
-        "A (run-A) passed too, is +66.7% in size and closer to the original (KL divergence "
-        "0.0200 ± 0.0010).",
-        "D (run-D) passed too, is +33.3% in size and no closer to the original: the two are a tie, "
+        "A (run-A) passed too, is 66.7% larger and closer to the original by 0.0300 ± 0.0014 (KL "
+        "divergence 0.0200 ± 0.0010).",
+        "D (run-D) passed too, is 33.3% larger and no closer to the original: the two are a tie, "
         "within two standard errors (KL divergence 0.0490 ± 0.0010).",
-        "E (run-E) passed too, is +100.0% in size and further from the original (KL divergence "
-        "0.0800 ± 0.0010).",
+        "E (run-E) passed too, is 100.0% larger and further from the original by 0.0300 ± 0.0014 "
+        "(KL divergence 0.0800 ± 0.0010).",
         "C (run-C) was refused: regression.",
         "F (run-F) was not judged.",
     )
