@@ -168,7 +168,9 @@ def test_validate_judges_and_still_writes(
     )  # fmt: skip
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].startswith("error: refused by the gate: regression: ")
-    assert done.stdout.startswith("perplexity ")
+    verdict, figures = done.stdout.splitlines()[:2]
+    assert verdict.startswith("regression: mean KL divergence is ")
+    assert figures.startswith("perplexity ")
     assert "serve:" not in done.stdout
     report = json.loads((output / "quantization_report.json").read_text())
     assert report["verdict"]["outcome"] == "regression"

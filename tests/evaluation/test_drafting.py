@@ -22,6 +22,7 @@ from quantlib.report.build import build_report
 from quantlib.report.html import render_html
 from quantlib.report.model_card import render_model_card
 from quantlib.report.summary import step_summary
+from quantlib.steps.texts import input_of
 from quantlib.steps.validate import read_evaluation, validate
 from quantlib.store import LocalStore
 
@@ -145,7 +146,8 @@ class TestByVllm:
         assert found["refused"] and "\n" not in found["refused"]
         assert receipt.facts["verdict"] == "passed"
         assert receipt.facts["drafting_refused"] == found["refused"]
-        assert (made.store.root / receipt.aside / LOG_NAME).exists()
+        comparison = input_of(made.store, receipt, "comparison")
+        assert (made.store.root / comparison.aside / LOG_NAME).exists()
         report = build_report(made.store, made.recipe, made.checkpoint, evaluation, receipt)
         assert f"was not measured:</strong> {found['refused']}" in render_html(report)
 
