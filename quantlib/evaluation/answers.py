@@ -109,6 +109,13 @@ def _says_nothing(answer: Answer, decode: Decode) -> bool:
 
 
 def _goes_round(answer: Answer, decode: Decode) -> bool:
+    """Whether an answer goes round that the original's does not.
+
+    A model without a chat template goes on with a text, where the likeliest words come round by
+    nature, of the one model sooner than of the other.
+    """
+    if answer.question in QUESTIONS:
+        return False
     return _is_cycle(answer.quantized) and not _is_cycle(answer.original)
 
 

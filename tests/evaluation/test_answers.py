@@ -94,3 +94,10 @@ def test_questions_are_rendered_by_the_template(tmp_path) -> None:
     (tmp_path / "chat_template.jinja").write_text(template)
     (first, *_) = rendered_questions(FolderSource(tmp_path))
     assert first == f"<user>{QUESTIONS[0]}<assistant>"
+
+
+def test_text_that_is_gone_on_with_may_go_round() -> None:
+    """So do base models, which have no chat template, by themselves."""
+    turning = (*FLUENT[:100], *[7] * 156)
+    given = [Answer(question, FLUENT, turning, MOST) for question in QUESTIONS]
+    assert answer_findings(given, decode) == []
