@@ -39,7 +39,7 @@ def launch(folder: Path, program: str, command: str = "python") -> Program:
     task.mkdir(exist_ok=True)
     inputs, outputs = Values({"store": str(folder / "store")}), Interface({}, (), {}, {})
     argv = (command, "-c", program)
-    return Program("task", "task[0:8]", QUANTLIB_IMAGE, {}, 1, task, inputs, outputs, argv)
+    return Program("task", "task[0:8]", QUANTLIB_IMAGE, {}, 1, task, inputs, outputs, program=argv)
 
 
 def run(folder: Path, program: str) -> int:
