@@ -74,7 +74,7 @@ def test_the_default_errs_as_documented(smollm2: ReceiptSource) -> None:
     # What the bounds were measured on.
     windows = {"num_samples": 16, "sequence_length": 512}
     calibrated = {"dataset": "shipped:python-topics", "document_end": "none"}
-    held_out = {"dataset": "shipped:sqlite", "document_end": "none"}
+    held_out = {"dataset": "shipped:sqlite", "document_end": "none", "max_samples": 8}
     recipe = parse_recipe({"calibration": calibrated | windows, "validation": held_out})
     calibration, held_out = (
         torch.from_numpy(windows_without_store(section, smollm2).tokens)
